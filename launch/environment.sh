@@ -1,0 +1,13 @@
+# Sourced by the launch scripts: goes to the checkout, makes .venv, installs.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python3}
+if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "launch: $PYTHON is older than Python 3.11; set PYTHON to a newer one" >&2
+  exit 2
+fi
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+# Only when the requirements changed since the last time.
+if [ setup.py -nt .venv/installed ]; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+  touch .venv/installed
+fi

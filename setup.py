@@ -1,0 +1,51 @@
+"""Installs vatt_jax: pip install -e '.[test]'."""
+
+import setuptools
+
+# Lower bounds are what we test with; upper bounds stand where a new release has
+# broken its users before, so that an install next month still works.
+REQUIREMENTS = [
+    'absl-py>=2.1',
+    'array-record>=0.8; platform_system == "Linux"',
+    'av>=16,<19',                        # decodes and writes media (FFmpeg)
+    'clu>=0.0.12',
+    'flax>=0.12.0,<0.13',
+    'jax>=0.8,<0.12',
+    'jinja2>=3.1',                       # report.html
+    'matplotlib>=3.9',                   # its curves
+    'ml_collections>=1.0,<2',
+    'numpy>=2.0,<3',
+    'optax>=0.2.5,<0.3',
+    'orbax-checkpoint>=0.11.20,<0.13',
+    'pillow>=10.4',                      # crops and resizes pictures
+    'scikit-learn>=1.6,<2',              # linear probes
+    'sentencepiece>=0.2',
+    'soxr>=0.5',                         # resamples sound
+    'tensorboard>=2.18',                 # clu's writer needs it
+    # tf.data only. The CPU build, for it cannot take the accelerator; where there
+    # is none of it, the only build.
+    'tensorflow-cpu>=2.19,<2.23; platform_system == "Linux" '
+    'and platform_machine == "x86_64"',
+    'tensorflow>=2.19,<2.23; platform_system != "Linux" '
+    'or platform_machine != "x86_64"',
+    'tensorflow-datasets>=4.9.9',
+]
+
+EXTRAS = {
+    'tpu': ['jax[tpu]'],
+    'cuda': ['jax[cuda13]'],
+    'plan': ['libtpu'],                  # the TPU's compiler, on any machine
+    'test': ['pytest>=8.3,<10', 'ruff>=0.9,<0.18'],
+}
+
+setuptools.setup(
+    name='vatt_jax',
+    version='0.1.0',
+    description='Video-Audio-Text Transformers in JAX: training from raw media.',
+    license='Apache-2.0',
+    packages=setuptools.find_packages(include=['vatt_jax', 'vatt_jax.*']),
+    package_data={'vatt_jax.evaluators': ['*.jinja']},
+    python_requires='>=3.11',
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

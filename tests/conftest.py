@@ -1,0 +1,31 @@
+"""What the tests share: a small toy world, the outside material, two fake devices."""
+
+import pathlib
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))    # data/ and configs/ are not installed
+
+# The batch is split over these everywhere but in the commands that tests start.
+jax.config.update('jax_num_cpu_devices', 2)
+
+
+@pytest.fixture(scope='session')
+def toy_world(tmp_path_factory):
+  """Folder of a toy world of 24 clips to train on and 16 to test on."""
+  from data import toy_world
+  folder = tmp_path_factory.mktemp('data') / 'toy_world'
+  toy_world.build(folder, seed=1, train_clips=24, test_clips=16)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def shared():
+  """Folder of real media and reference outputs, which the project doesn't ship."""
+  folder = ROOT.parent / 'shared'
+  if not folder.is_dir():
+    pytest.skip(f'{folder} is absent: it holds what this test compares with')
+  return folder
