@@ -1,0 +1,80 @@
+"""vatt_jax/inputs/sources.py"""
+
+import math
+
+import pytest
+
+from vatt_jax.errors import UserError
+from vatt_jax.inputs.sources import Caption
+from vatt_jax.inputs.sources import Clip
+from vatt_jax.inputs.sources import open_source
+
+
+def test_a_folder_gives_its_media_files_in_order(tmp_path):
+  for name in ('b.mp4', 'a/c.MKV', 'a/notes.txt', 'README.md', 'd.ogg'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  assert [c.path for c in open_source(str(tmp_path))] == [
+      str(tmp_path / name) for name in ('a/c.MKV', 'b.mp4', 'd.ogg')]
+
+
+def test_csv_and_jsonl_say_the_same(tmp_path):
+  (tmp_path / 'm.csv').write_text(
+      'path,start,end,text,colour\n"a, b.mp4",1.5,4,hello,red\n/x/c.mp4,,,,\n')
+  (tmp_path / 'm.jsonl').write_text(
+      '{"path": "a, b.mp4", "start": 1.5, "end": 4, "text": "hello", "colour": "red"}\n'
+      '\n{"path": "/x/c.mp4", "colour": ""}\n')
+  expected = [
+      Clip(str(tmp_path / 'a, b.mp4'), 1.5, 4.0, (Caption(1.5, 4.0, 'hello'),),
+           {'colour': 'red'}),
+      Clip('/x/c.mp4', 0.0, math.inf, (), {'colour': ''})]
+  assert open_source(str(tmp_path / 'm.csv')) == expected
+  assert open_source(str(tmp_path / 'm.jsonl')) == expected
+
+
+def test_captions_come_from_a_jsonl_line_or_from_a_file_beside(tmp_path):
+  (tmp_path / 'm.jsonl').write_text(
+      '{"path": "a.mp4", "captions": [{"start": 1, "end": 2, "text": "one"}]}\n'
+      '{"path": "b.mp4"}\n')
+  (tmp_path / 'c.csv').write_text('path,start,end,text\na.mp4,3,4,two\nz.mp4,0,1,no\n')
+  a, b = open_source(str(tmp_path / 'm.jsonl'), 'c.csv')
+  assert a.captions == (Caption(1, 2, 'one'), Caption(3, 4, 'two'))
+  assert b.captions == ()
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('m.csv', 'file,text\na.mp4,hi\n', r"m\.csv: no column 'path' .* found file, text"),
+    ('m.csv', '', r"m\.csv: no column 'path' .* found nothing"),
+    ('m.csv', 'path\n', r'm\.csv: holds no clips'),
+    ('m.csv', 'path,start\na.mp4,soon\n', r"m\.csv:2: start='soon': expected seconds"),
+    ('m.csv', 'path,start,end\na.mp4,3,2\n', r'm\.csv:2: end=2\.0 is not after'),
+    ('m.jsonl', '{"path": "a"\n', r'm\.jsonl:1: not JSON'),
+    ('m.jsonl', '[1]\n', r'm\.jsonl:1: expected a JSON object'),
+    ('m.jsonl', '{"path": "a"}\n{"file": "b"}\n', r"m\.jsonl:2: no key 'path'"),
+    ('m.jsonl', '{"path": 3}\n', r'm\.jsonl:1: path=3: expected text'),
+    ('m.jsonl', '{"path": "a", "captions": ["x"]}\n', r'm\.jsonl:1: expected a cap'),
+    ('m.txt', 'a.mp4\n', r'm\.txt: expected a folder, a \.csv or a \.jsonl'),
+])
+def test_a_bad_manifest_is_one_clear_line(tmp_path, name, content, message):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(UserError, match=message) as error:
+    open_source(str(tmp_path / name))
+  assert '\n' not in str(error.value)
+
+
+def test_nothing_to_read_is_one_clear_line(tmp_path):
+  with pytest.raises(UserError, match='holds no clips'):
+    open_source(str(tmp_path))
+  with pytest.raises(UserError, match='no such folder or file'):
+    open_source(str(tmp_path / 'absent'))
+  (tmp_path / 'a.mp4').touch()
+  with pytest.raises(UserError, match='no such captions file'):
+    open_source(str(tmp_path), 'absent.csv')
+  (tmp_path / 'c.csv').write_text('path,text\nother.mp4,hi\n')
+  with pytest.raises(UserError, match='none of its paths is in the manifest'):
+    open_source(str(tmp_path), 'c.csv')
+
+
+def test_a_published_list_of_other_columns_is_told_which_it_has(shared):
+  with pytest.raises(UserError, match=r"no column 'path'.*vid_key, video_id"):
+    open_source(str(shared / 'captions' / 'msrvtt_test.csv'))
