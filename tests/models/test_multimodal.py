@@ -1,0 +1,153 @@
+"""vatt_jax/models/multimodal.py and heads.py"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vatt_jax.models import heads
+from vatt_jax.models import multimodal
+
+SIZE = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
+HEAD = dict(video_audio_dim=12, video_text_dim=10)
+SPECIFIC = dict(
+    video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **SIZE),
+    audio=dict(patch=16, drop_token_rate=0.5, **SIZE),
+    text=dict(vocabulary_size=32, width=8, depth=1, num_heads=2, mlp_dim=16),
+    head=HEAD)
+AGNOSTIC = dict(
+    video=dict(patch=(2, 4, 4), drop_token_rate=0.5),
+    audio=dict(patch=16, drop_token_rate=0.5),
+    text=dict(vocabulary_size=32, max_words=5), head=HEAD, shared=SIZE)
+
+
+def _apply(model, variables, batch):
+  return jax.jit(model.apply)(variables, batch)
+
+
+def _batch(b=4):
+  keys = jax.random.split(jax.random.key(0), 3)
+  return dict(
+      video=jax.random.uniform(keys[0], (b, 4, 8, 8, 3), minval=-1),
+      audio=jax.random.uniform(keys[1], (b, 128), minval=-1),
+      text=jax.random.randint(keys[2], (b, 3, 5), 1, 32),
+      has_audio=jnp.array([True, True, False, True][:b]))
+
+
+@pytest.fixture(scope='module', params=[SPECIFIC, AGNOSTIC],
+                ids=['specific', 'agnostic'])
+def model_and_variables(request):
+  model = multimodal.build(**request.param)
+  return model, jax.jit(model.init)(jax.random.key(1), _batch())
+
+
+def test_outputs_are_those_of_the_contract(model_and_variables):
+  model, variables = model_and_variables
+  out = _apply(model, variables, _batch())
+  shapes = jax.tree.map(jnp.shape, out)
+  text = model.tokenizers['text'].width
+  assert shapes == dict(
+      tokens=dict(video=(4, 8, 16), audio=(4, 8, 16), text=(4, 3, 5, text)),
+      pooled=dict(video=(4, 16), audio=(4, 16), text=(4, 3, text)),
+      embed=dict(video_audio=dict(video=(4, 12), audio=(4, 12)),
+                 video_text=dict(video=(4, 10), text=(4, 3, 10))))
+  for x in jax.tree.leaves(out['embed']):
+    np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, rtol=1e-5)
+
+
+def test_an_absent_modality_is_skipped_and_changes_no_other(model_and_variables):
+  model, variables = model_and_variables
+  batch = _batch()
+  whole = _apply(model, variables, batch)
+  alone = _apply(model, variables, {'video': batch['video']})
+  assert alone['pooled'].keys() == {'video'}
+  assert alone['embed']['video_audio'].keys() == {'video'}
+  np.testing.assert_allclose(alone['embed']['video_text']['video'],
+                             whole['embed']['video_text']['video'], atol=1e-6)
+
+
+def test_padding_words_change_nothing(model_and_variables):
+  model, variables = model_and_variables
+  text = jnp.zeros((1, 1, 5), int).at[0, 0, :2].set(jnp.array([7, 9]))
+  long = _apply(model, variables, {'text': text})['pooled']['text']
+  short = _apply(model, variables, {'text': text[..., :2]})['pooled']['text']
+  np.testing.assert_allclose(long, short, atol=1e-6)
+
+
+def test_word_order_matters(model_and_variables):
+  model, variables = model_and_variables
+  variables = jax.tree.map(     # tables begin too small to see
+      lambda x: x + 0.5 * jax.random.normal(jax.random.key(3), x.shape), variables)
+  pooled = [_apply(model, variables, {'text': jnp.array([[words]])})['pooled']['text']
+            for words in ([7, 9, 11], [11, 9, 7])]
+  assert abs(pooled[0] - pooled[1]).max() > 1e-3
+
+
+def test_one_backbone_or_three():
+  batch = _batch()
+  specific, agnostic = (
+      jax.eval_shape(multimodal.build(**kind).init, jax.random.key(0), batch)['params']
+      for kind in (SPECIFIC, AGNOSTIC))
+  assert {k for k in specific if 'backbone' in k} == {
+      'backbones_video', 'backbones_audio', 'backbones_text'}
+  assert {k for k in agnostic if 'backbone' in k} == {'backbones_shared'}
+
+
+def test_training_drops_tokens_and_evaluation_does_not(model_and_variables):
+  model, variables = model_and_variables
+  out, _ = jax.eval_shape(functools.partial(
+      model.apply, train=True, mutable=['batch_stats'],
+      rngs={'drop_token': jax.random.key(0)}), variables, _batch())
+  assert out['tokens']['video'].shape[1] == out['tokens']['audio'].shape[1] == 4
+  assert out['tokens']['text'].shape[2] == 5
+
+
+def test_rows_that_only_fill_the_batch_leave_the_statistics_alone():
+  """Of clips without sound nothing reaches the others' embeddings."""
+  head = heads.FacHead(**HEAD)
+  audio = jax.random.normal(jax.random.key(0), (4, 16))
+  present = dict(audio=jnp.array([True, True, False, True]))
+  variables = head.init(jax.random.key(1), dict(audio=audio), present)
+  results = [head.apply(variables, dict(audio=x), present, True,
+                        mutable=['batch_stats'])
+             for x in (audio, audio.at[2].set(100.0))]
+  kept = np.array([0, 1, 3])
+  a, b = (r[0]['video_audio']['audio'][kept] for r in results)
+  np.testing.assert_allclose(a, b, atol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
+
+
+def test_a_batch_without_any_sound_is_no_nan():
+  head = heads.FacHead(**HEAD)
+  pooled, present = dict(audio=jnp.ones((4, 16))), dict(audio=jnp.zeros(4, bool))
+  variables = head.init(jax.random.key(1), pooled, present)
+  out, updates = head.apply(variables, pooled, present, True, mutable=['batch_stats'])
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((out, updates)))
+
+
+def test_the_head_is_equation_3():
+  """Two layers with a ReLU to video-audio, one more to video-text; batch norms."""
+  head = heads.FacHead(**HEAD)
+  pooled = dict(video=jax.random.normal(jax.random.key(0), (6, 16)))
+  variables = head.init(jax.random.key(1), pooled, {})
+  out, _ = head.apply(variables, pooled, {}, True, mutable=['batch_stats'])
+  p = variables['params']
+
+  def layer(x, name):
+    x = x @ p[name]['kernel']
+    return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
+
+  hidden = jnp.maximum(layer(pooled['video'], 'video_hidden'), 0)
+  va = layer(hidden, 'video_to_video_audio')
+  vt = layer(va, 'video_audio_to_video_text')
+  for space, x in dict(video_audio=va, video_text=vt).items():
+    np.testing.assert_allclose(out[space]['video'],
+                               x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+                               atol=1e-5)
+
+
+def test_the_norm_of_zero_is_zero():
+  np.testing.assert_array_equal(heads.unit_norm(jnp.zeros((2, 3))), 0)
+  assert jnp.isfinite(jax.grad(lambda x: heads.unit_norm(x).sum())(jnp.zeros(3))).all()

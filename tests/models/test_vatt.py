@@ -1,0 +1,83 @@
+"""vatt_jax/models/vatt.py"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vatt_jax.models import vatt
+
+
+def test_a_video_patch_holds_its_voxels_in_order():
+  video = jnp.arange(2 * 4 * 4 * 6 * 3).reshape(2, 4, 4, 6, 3)
+  patches = vatt.video_patches(video, (2, 2, 3))
+  assert patches.shape == (2, 2 * 2 * 2, 2 * 2 * 3 * 3)
+  # Token 5 of a 2 x 2 x 2 grid is time 1, height 0, width 1.
+  np.testing.assert_array_equal(patches[1, 5], video[1, 2:4, 0:2, 3:6].reshape(-1))
+
+
+def test_what_does_not_fill_a_patch_is_padded_with_zeros():
+  patches = vatt.video_patches(jnp.ones((1, 3, 4, 5, 3)), (2, 2, 2))
+  assert patches.shape == (1, 2 * 2 * 3, 24)
+  assert patches.sum() == 3 * 4 * 5 * 3
+  audio = vatt.audio_patches(jnp.arange(1.0, 11.0)[None], 4)
+  np.testing.assert_array_equal(
+      audio[0], [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]])
+
+
+def test_dropping_keeps_what_it_says_in_order_and_uniformly():
+  kept = np.asarray(vatt.keep_tokens(jax.random.key(0), 4000, 10, 0.7))
+  assert kept.shape == (4000, 3)
+  assert (np.diff(kept, axis=1) > 0).all()
+  share = np.bincount(kept.ravel(), minlength=10) / 4000
+  np.testing.assert_allclose(share, 0.3, atol=0.03)
+  assert len({tuple(row) for row in kept}) > 100    # each example draws its own
+
+
+@pytest.mark.parametrize('tokenizer, x', [
+    (vatt.VideoTokenizer(width=8, patch=(2, 4, 4), drop_token_rate=0.5),
+     jax.random.normal(jax.random.key(1), (3, 4, 8, 12, 3))),
+    (vatt.AudioTokenizer(width=8, patch=16, drop_token_rate=0.5),
+     jax.random.normal(jax.random.key(1), (3, 190)))])
+def test_dropping_before_the_projection_is_dropping_after_it(tokenizer, x):
+  variables = tokenizer.init(jax.random.key(0), x)
+  every, _ = tokenizer.apply(variables, x)
+  some, _ = tokenizer.apply(variables, x, train=True,
+                            rngs={'drop_token': jax.random.key(2)})
+  assert some.shape == (3, 6, 8) and every.shape == (3, 12, 8)
+  for row in range(3):
+    distance = abs(some[row][:, None] - every[row][None]).max(-1)
+    matches = distance.argmin(axis=1)
+    assert distance.min(axis=1).max() < 1e-5
+    assert (np.diff(matches) > 0).all()
+
+
+def test_only_kept_patches_are_projected():
+  """Half of the tokens, half of the projection's multiplications."""
+  tokenizer = vatt.VideoTokenizer(width=64, patch=(2, 8, 8), drop_token_rate=0.5)
+  x = jnp.ones((2, 8, 64, 64, 3))
+  variables = tokenizer.init(jax.random.key(0), x)
+
+  def flops(train):
+    apply = lambda v, x: tokenizer.apply(v, x, train=train,
+                                         rngs={'drop_token': jax.random.key(0)})
+    return jax.jit(apply).lower(variables, x).compile().cost_analysis()['flops']
+
+  projection = 2 * 2 * 256 * 384 * 64
+  assert flops(False) > projection
+  assert flops(True) < 0.6 * flops(False)
+
+
+def test_positions_are_the_sum_of_three_tables():
+  tokenizer = vatt.VideoTokenizer(width=8, patch=(2, 4, 4))
+  x = jnp.zeros((1, 4, 8, 12, 3))
+  variables = tokenizer.init(jax.random.key(0), x)
+  p = variables['params']
+  assert [p[f'{n}_positions'].shape[0] for n in ('time', 'vertical', 'horizontal')] == [
+      2, 2, 3]
+  tokens, _ = tokenizer.apply(variables, x)
+  i, j, k = 1, 0, 2
+  np.testing.assert_allclose(
+      tokens[0, (i * 2 + j) * 3 + k],
+      p['time_positions'][i] + p['vertical_positions'][j]
+      + p['horizontal_positions'][k], atol=1e-6)

@@ -1,0 +1,112 @@
+"""VATT: a tokenizer for each modality, one Transformer each or one for all, a head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vatt_jax.models import heads
+from vatt_jax.models import layers
+from vatt_jax.models import vatt
+
+MODALITIES = ('video', 'audio', 'text')
+
+
+class Vatt(nn.Module):
+  """Video, audio and text in, embeddings in common spaces out.
+
+  Attributes:
+    tokenizers: modality -> module, raw input -> (tokens, mask).
+    backbones: modality -> Transformer, or 'shared' -> the one Transformer of the
+      modality-agnostic model.
+    head: pooled features -> embeddings.
+  """
+  tokenizers: Mapping[str, nn.Module]
+  backbones: Mapping[str, nn.Module]
+  head: nn.Module
+
+  def setup(self):
+    self.aggregators = {m: layers.Aggregator() for m in self.tokenizers}
+
+  def __call__(self, batch: Mapping[str, jax.Array], train: bool = False
+               ) -> dict[str, Any]:
+    """Runs every modality that the batch has.
+
+    Args:
+      batch: `video` [B, T, H, W, C] and `audio` [B, S], floats in [-1, 1], `text`
+        int [B, K, N], each optional; `has_audio` [B], where absent all true.
+      train: drop tokens (needs the `drop_token` generator), use the batch's
+        statistics in the head.
+
+    Returns:
+      `tokens[modality]` [B, N, D], `pooled[modality]` [B, D] (text: [B, K, D]),
+      `embed[space][modality]` of unit norm, [B, dim] (text: [B, K, dim]).
+    """
+    present = {}
+    if 'audio' in batch and 'has_audio' in batch:
+      present['audio'] = batch['has_audio']
+    if 'text' in batch:
+      present['text'] = candidates_present(batch['text'])
+    tokens, pooled = {}, {}
+    for modality in MODALITIES:
+      if modality not in batch or modality not in self.tokenizers:
+        continue
+      x = batch[modality]
+      lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
+      if modality == 'text':
+        x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
+      x, mask = self.tokenizers[modality](x, train)
+      x = self.aggregators[modality](x)
+      if mask is not None:
+        mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
+      x = self._backbone(modality)(x, mask)
+      x = x.reshape(*lead, *x.shape[1:])
+      pooled[modality], tokens[modality] = x[..., 0, :], x[..., 1:, :]
+    return dict(tokens=tokens, pooled=pooled,
+                embed=self.head(pooled, present, train))
+
+  def _backbone(self, modality: str) -> nn.Module:
+    return self.backbones['shared' if 'shared' in self.backbones else modality]
+
+
+def candidates_present(text: jax.Array) -> jax.Array:
+  """Which candidate sentences are more than padding.  int [..., N] -> bool [...]."""
+  return jnp.any(text != 0, axis=-1)
+
+
+def build(video: Mapping[str, Any], audio: Mapping[str, Any],
+          text: Mapping[str, Any], head: Mapping[str, Any],
+          shared: Mapping[str, Any] | None = None, dtype: str = 'float32') -> Vatt:
+  """Builds VATT.
+
+  Args:
+    video: `patch`, `drop_token_rate`, and the tower's size: `width`, `depth`,
+      `num_heads`, `mlp_dim`.
+    audio: likewise.
+    text: `vocabulary_size` and the tower's size.
+    head: arguments of `heads.FacHead`.
+    shared: the size of the one Transformer of the modality-agnostic model; then
+      the modalities give none, and text gives `max_words`.
+    dtype: compute type; parameters are always float32.
+  """
+  dtype = jnp.dtype(dtype)
+  kinds = dict(video=vatt.VideoTokenizer, audio=vatt.AudioTokenizer,
+               text=vatt.TextTokenizer)
+  sizes = dict(video=video, audio=audio, text=text)
+  tokenizers, backbones = {}, {}
+  for modality, kind in kinds.items():
+    size = dict(sizes[modality])
+    tower = None
+    if shared is None:
+      tower = {k: size.pop(k) for k in ('depth', 'num_heads', 'mlp_dim')}
+      backbones[modality] = layers.Transformer(
+          **tower, relative_bias=modality == 'text', dtype=dtype)
+    else:
+      size['width'] = shared['width']
+    tokenizers[modality] = kind(**size, dtype=dtype)
+  if shared is not None:
+    tower = {k: v for k, v in shared.items() if k != 'width'}
+    backbones['shared'] = layers.Transformer(**tower, dtype=dtype)
+  return Vatt(tokenizers, backbones, heads.FacHead(**head, dtype=dtype))
