@@ -1,0 +1,136 @@
+"""vatt_jax/objectives/contrastive.py"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vatt_jax.objectives import contrastive
+
+
+def _embeddings(b=5, k=3, d=8, seed=0):
+  keys = jax.random.split(jax.random.key(seed), 2)
+  video, text = (jax.random.normal(key, shape)
+                 for key, shape in zip(keys, ((b, d), (b, k, d)), strict=True))
+  return (video / jnp.linalg.norm(video, axis=-1, keepdims=True),
+          text / jnp.linalg.norm(text, axis=-1, keepdims=True))
+
+
+def _naive(video, text, present, tau, form):
+  """Equation 5 by loops, and its mirror."""
+  video, text = np.asarray(video, np.float64), np.asarray(text, np.float64)
+  b, k, _ = text.shape
+  similar = lambda i, j, n: np.exp(video[i] @ text[j, n] / tau) * present[j, n]
+  losses = []
+  for i in range(b):
+    if not present[i].any():
+      continue
+    hit = sum(similar(i, i, n) for n in range(k))
+    loss = -np.log(hit / sum(similar(i, j, n) for j in range(b) for n in range(k)))
+    if form == 'symmetric':
+      loss -= np.log(hit / sum(similar(j, i, n) for j in range(b) for n in range(k)))
+    losses.append(loss)
+  return np.mean(losses)
+
+
+@pytest.mark.parametrize('b', [2, 5])
+def test_nce_of_orthonormal_pairs_has_a_closed_form(b):
+  """One score of 1/tau, the others 0."""
+  x = jnp.eye(b)
+  expected = np.log(1 + (b - 1) * np.exp(-1 / 0.5))
+  there = jnp.ones(b, bool)
+  np.testing.assert_allclose(contrastive.nce(x, x, there, 0.5), expected, rtol=1e-6)
+  np.testing.assert_allclose(contrastive.nce(x, x, there, 0.5, 'symmetric'),
+                             2 * expected, rtol=1e-6)
+
+
+def test_mil_nce_of_equal_candidates_has_a_closed_form():
+  """All alike: K of B * K candidates are right, at any temperature."""
+  video = jnp.ones((4, 2)) / np.sqrt(2)
+  text = jnp.ones((4, 5, 2)) / np.sqrt(2)
+  loss = contrastive.mil_nce(video, text, jnp.ones((4, 5), bool), 0.07)
+  np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+def test_mil_nce_is_equation_5(form):
+  video, text = _embeddings()
+  present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
+  np.testing.assert_allclose(
+      contrastive.mil_nce(video, text, present, 0.2, form),
+      _naive(video, text, present, 0.2, form), rtol=1e-5)
+
+
+@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+def test_one_candidate_makes_mil_nce_nce(form):
+  video, text = _embeddings(k=1)
+  present = np.array([1, 1, 0, 1, 1], bool)
+  np.testing.assert_allclose(
+      contrastive.nce(video, text[:, 0], present, 0.07, form),
+      _naive(video, text, present[:, None], 0.07, form), rtol=1e-5)
+
+
+@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+def test_what_is_not_there_changes_nothing_and_learns_nothing(form):
+  video, text = _embeddings()
+  present = jnp.ones((5, 3), bool).at[1].set(False).at[3, 0].set(False)
+  loss = lambda v, t: contrastive.mil_nce(v, t, present, 0.07, form)
+  other = text.at[1].set(9.0).at[3, 0].set(-9.0)
+  assert loss(video, text) == loss(video, other)
+  gradient = jax.grad(loss, argnums=1)(video, text)
+  assert not gradient[1].any() and not gradient[3, 0].any()
+  assert abs(gradient[3, 1:]).min() > 0
+
+
+def test_rows_left_out_give_their_weight_to_the_rest():
+  """The loss of the rest, had it been a batch of its own (but for no negatives)."""
+  video, text = _embeddings(k=1)
+  present = jnp.array([True, True, False, True, False])
+  kept = np.flatnonzero(present)
+  np.testing.assert_allclose(
+      contrastive.nce(video, text[:, 0], present, 0.07),
+      contrastive.nce(video[kept], text[kept, 0], jnp.ones(3, bool), 0.07), rtol=1e-5)
+
+
+@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
+  video, text = _embeddings()
+  loss, gradients = jax.value_and_grad(contrastive.mil_nce, argnums=(0, 1))(
+      video, text, jnp.zeros((5, 3), bool), 0.07, form)
+  assert loss == 0
+  assert all((g == 0).all() for g in gradients)
+
+
+def test_the_loss_is_float32_even_of_bfloat16_embeddings():
+  video, text = _embeddings()
+  loss = contrastive.mil_nce(video.astype(jnp.bfloat16), text.astype(jnp.bfloat16),
+                             jnp.ones((5, 3), bool), 0.07)
+  assert loss.dtype == jnp.float32
+
+
+def test_an_unknown_form_is_named():
+  video, text = _embeddings()
+  with pytest.raises(ValueError, match="form='other': expected 'paper' or 'symm"):
+    contrastive.mil_nce(video, text, jnp.ones((5, 3), bool), 0.07, 'other')
+
+
+@pytest.mark.parametrize('model', ['tx_fac', 'ut_fac'])
+@pytest.mark.parametrize('case, weight_audio, weight_text', [
+    ('masked', 1, 1), ('allvalid', 1, 1), ('notext', 1, 1), ('weighted', 2, 0.5)])
+def test_the_symmetric_form_is_the_release_s(shared, model, case, weight_audio,
+                                             weight_text):
+  golden = np.load(shared / 'golden' / f'{model}_losses.npz')
+  tau = 0.2 if case == 'weighted' else 0.07
+  masks = 'masked' if case == 'weighted' else case
+  video_va, audio, video_vt, text = (
+      golden[k] / np.linalg.norm(golden[k], axis=-1, keepdims=True)
+      for k in ('video_to_va', 'audio_to_va', 'video_to_vat', 'text_to_vat'))
+  video_audio = contrastive.nce(video_va, audio, golden[f'{masks}/audio_mask'] > 0,
+                                tau, 'symmetric')
+  present = np.repeat(golden[f'{masks}/text_mask'][:, None] > 0, 5, axis=1)
+  video_text = contrastive.mil_nce(video_vt, text.reshape(3, 5, -1), present, tau,
+                                   'symmetric')
+  np.testing.assert_allclose(weight_audio * video_audio,
+                             golden[f'{case}/sym_vidaud_loss'], atol=5e-6)
+  np.testing.assert_allclose(weight_text * video_text,
+                             golden[f'{case}/sym_vidtxt_loss'], atol=5e-6)
