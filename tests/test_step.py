@@ -1,0 +1,151 @@
+"""vatt_jax/step.py and sharding.py"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vatt_jax import sharding
+from vatt_jax import step
+from vatt_jax.errors import UserError
+from vatt_jax.models import multimodal
+from vatt_jax.objectives import contrastive
+
+SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
+
+
+def make_task(seed=0, optimizer=None, **weights):
+  model = multimodal.build(
+      video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **SIZE),
+      audio=dict(patch=16, drop_token_rate=0.5, **SIZE),
+      text=dict(vocabulary_size=32, **SIZE),
+      head=dict(video_audio_dim=12, video_text_dim=10))
+  terms = {
+      space: step.Term(functools.partial(objective, temperature=0.1),
+                       weights.get(space, 1.0))
+      for space, objective in (('video_audio', contrastive.nce),
+                               ('video_text', contrastive.mil_nce))}
+  return step.Task(model, terms, optimizer or optax.adam(1e-2),
+                   optax.constant_schedule(1e-2), seed)
+
+
+def make_batch(b=8, seed=0):
+  rng = np.random.default_rng(seed)
+  return dict(
+      video=rng.integers(0, 256, (b, 4, 8, 8, 3), np.uint8),
+      audio=rng.integers(-2**15, 2**15, (b, 128)).astype(np.int16),
+      text=rng.integers(1, 32, (b, 3, 5)).astype(np.int32),
+      has_audio=np.arange(b) != 2, has_text=np.ones(b, bool),
+      id=np.arange(b, dtype=np.int32), mask=np.ones(b, bool))
+
+
+@pytest.fixture(scope='module')
+def task():
+  return make_task()
+
+
+def _flat(tree):
+  return {jax.tree_util.keystr(k): np.asarray(v)
+          for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_training_lowers_the_loss(task):
+  state, batch, losses = task.init(make_batch()), make_batch(), []
+  for _ in range(30):
+    state, metrics = task.train_step(state, batch)
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < 0.7 * losses[0]
+  assert int(state.step) == 30
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+  task = make_task(video_audio=2.0, video_text=0.5)
+  _, metrics = task.train_step(task.init(make_batch()), make_batch())
+  np.testing.assert_allclose(
+      metrics['loss'],
+      2 * metrics['loss_video_audio'] + 0.5 * metrics['loss_video_text'], rtol=1e-6)
+
+
+def test_the_same_seed_and_step_give_the_same_bits(task):
+  results = [task.train_step(task.init(make_batch()), make_batch()) for _ in (0, 1)]
+  jax.tree.map(np.testing.assert_array_equal, *results)
+  other = make_task(seed=1).init(make_batch()).params
+  kernels = [p['tokenizers_video']['projection']['kernel']
+             for p in (other, results[0][0].params)]
+  assert (kernels[0] != kernels[1]).all()
+
+
+def test_tokens_dropped_differ_from_step_to_step():
+  """With a learning rate of nothing only the draw can change the loss."""
+  task = make_task(optimizer=optax.sgd(0.0))
+  state, losses = task.init(make_batch()), []
+  for _ in range(3):
+    state, metrics = task.train_step(state, make_batch())
+    losses.append(float(metrics['loss']))
+  assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize('gone', ['audio', 'text'])
+def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
+  task = make_task(optimizer=optax.sgd(1.0))
+  batch = make_batch()
+  if gone == 'audio':
+    batch['has_audio'] = np.zeros(8, bool)
+  else:
+    batch['text'] = np.zeros_like(batch['text'])
+  before = _flat(task.init(batch).params)
+  state, metrics = task.train_step(task.init(batch), batch)
+  changed = {k for k, v in _flat(state.params).items() if (v != before[k]).any()}
+  assert metrics[f'loss_video_{gone}'] == 0
+  assert changed and not any(f's_{gone}' in k for k in changed)
+  assert any('backbones_video' in k for k in changed)
+
+
+def test_a_clip_without_sound_teaches_nothing_about_sound():
+  """Whatever stands in its place, every parameter ends up the same."""
+  task = make_task()
+  batch, other = make_batch(), make_batch()
+  other['audio'][2] = 1234
+  ours, theirs = (task.train_step(task.init(b), b)[0] for b in (batch, other))
+  for key, value in _flat(ours.params).items():
+    np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
+
+
+def test_two_devices_compute_what_one_does():
+  """The loss and its batch statistics are over the whole batch, not a share of it."""
+  assert jax.device_count() == 2
+  batch = make_batch()
+  task = make_task(optimizer=optax.sgd(0.01))
+  one, metrics_one = task.train_step(task.init(batch), batch)
+  mesh = sharding.make_mesh(8)
+  init = jax.jit(task.init, out_shardings=sharding.replicated(mesh))
+  two, metrics_two = task.train_step(init(batch), sharding.to_devices(batch, mesh))
+  assert len(jax.tree.leaves(two.params)[0].sharding.device_set) == 2
+  np.testing.assert_allclose(metrics_one['loss'], metrics_two['loss'], rtol=1e-6)
+  for key, value in _flat(one).items():
+    np.testing.assert_allclose(value, _flat(two)[key], rtol=1e-5, atol=1e-5,
+                               err_msg=key)
+
+
+def test_a_batch_that_does_not_split_is_refused():
+  with pytest.raises(UserError, match='batch_size=7: expected a multiple of the 2'):
+    sharding.make_mesh(7)
+
+
+def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
+  batch = make_batch()
+  sizes = dict(video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=16, **SIZE),
+               text=dict(vocabulary_size=32, **SIZE),
+               head=dict(video_audio_dim=12, video_text_dim=10))
+  embeds = []
+  for dtype in ('float32', 'bfloat16'):
+    task = step.Task(multimodal.build(**sizes, dtype=dtype), {}, optax.sgd(0.1),
+                     optax.constant_schedule(0.1), 0)
+    state = task.init(batch)
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {'float32'}
+    embeds.append(task.predict(state, batch)['embed'])
+  for a, b in zip(*map(jax.tree.leaves, embeds), strict=True):
+    assert jnp.sum(a * b, -1).min() > 0.98
