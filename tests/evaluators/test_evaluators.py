@@ -1,0 +1,137 @@
+"""vatt_jax/evaluators/retrieval.py, linear.py and report.py, on a made-up model"""
+
+import re
+
+import numpy as np
+import pytest
+
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import linear
+from vatt_jax.evaluators import report
+from vatt_jax.evaluators import retrieval
+from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
+
+COUNT = 16
+
+
+@pytest.fixture(scope='module')
+def reader(toy_world):
+  clips = sources.open_source(str(toy_world / 'test_segments.csv'))
+  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_words=8)
+  tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips], 256)
+  return pipeline.Reader(clips, window, tokenizer, pipeline.FileNotes(0.1))
+
+
+def _oracle(state, batch):
+  """Knows each clip by its number; `state` says whom it confuses with the next."""
+  ids = np.asarray(batch['id'])
+  truth = np.eye(COUNT, dtype=np.float32)
+  confused = ids + np.isin(ids, state)
+  embed = truth[confused % COUNT]
+  texts = np.stack([truth[ids], np.full_like(embed, 9.0)], axis=1)
+  return dict(embed=dict(video_audio=dict(video=embed, audio=truth[ids]),
+                         video_text=dict(video=embed, text=texts)))
+
+
+def test_retrieval_counts_what_the_model_confuses(reader):
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=5)
+  perfect = dict(evaluator.run([]))
+  for direction in retrieval.DIRECTIONS:
+    assert perfect[f'{direction}/R@1'] == 1 and perfect[f'{direction}/MedR'] == 1
+    assert perfect[f'{direction}/chance_R@5'] == 5 / COUNT
+  worse = dict(evaluator.run([3]))
+  # Of two equal videos neither is found first: a tie counts against the model.
+  assert worse['text_to_video/R@1'] == (COUNT - 2) / COUNT
+  assert worse['video_to_audio/R@1'] == (COUNT - 1) / COUNT
+
+
+def test_clips_without_sound_are_no_part_of_the_pool_of_sound(reader):
+  class Quiet(pipeline.Reader):
+    def read(self, index, rng):
+      return super().read(index, rng) | dict(has_audio=np.bool_(index > 3))
+
+  quiet = Quiet(reader.clips, reader.window, reader.tokenizer, reader.notes)
+  results = dict(retrieval.Retrieval(_oracle, quiet, 8).run([]))
+  assert results['audio_to_video/chance_R@1'] == 1 / (COUNT - 4)
+  assert results['text_to_video/chance_R@1'] == 1 / COUNT
+
+
+def test_the_gallery_shows_the_right_clip_first_and_marks_it(reader):
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
+  hits = evaluator.gallery([5], num_queries=COUNT, num_hits=3)
+  assert [h.query for h in hits] == list(range(COUNT))
+  assert all(h.found[0] == h.query for h in hits if h.query not in (5, 6))
+  assert hits[5].found[0] != 5
+  queries = report.draw_gallery(evaluator, hits[:2])
+  assert [s.right for s in queries[0].strips] == [True, False, False]
+  assert queries[0].text == reader.clips[0].captions[0].text
+  assert queries[0].strips[0].image.startswith('data:image/jpeg;base64,')
+
+
+def _features(state, batch):
+  """The first features tell the clips' colour apart, unless there is no state."""
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=(500, 12)).astype(np.float32)
+  ids = np.asarray(batch['id'])
+  video = noise[ids].copy()
+  if state is not None:
+    video[:, :8] = 0.1 * noise[ids, :8] + np.asarray(state)[ids]
+  return dict(pooled=dict(video=video, audio=video))
+
+
+def test_a_probe_reads_what_is_there_and_nothing_else(reader):
+  colours = sorted({c.labels['colour'] for c in reader.clips})
+  truth = np.asarray([np.eye(8)[colours.index(c.labels['colour'])]
+                      for c in reader.clips])
+  probe = linear.LinearProbe(_features, reader, reader, 8, dict(colour='video'))
+  assert dict(probe.run(truth))['colour/top1'] == 1
+  test_noise = linear.LinearProbe(
+      _features, reader, reader, 8, dict(colour='video'))
+  commonest = max(sum(c.labels['colour'] == x for c in reader.clips) for x in colours)
+  assert dict(test_noise.run(None))['colour/chance_top1'] == commonest / COUNT
+
+
+def test_a_probe_of_several_labels_at_once(reader):
+  events = sorted({e for c in reader.clips for e in c.labels['sound_event'].split('|')})
+  truth = np.asarray([[float(e in c.labels['sound_event'].split('|')) for e in events]
+                      for c in reader.clips])
+  truth = np.pad(truth, ((0, 0), (0, 8 - len(events))))
+  probe = linear.LinearProbe(_features, reader, reader, 8, dict(sound_event='audio'),
+                             ('sound_event',))
+  results = dict(probe.run(3 * truth))
+  assert results['sound_event/top1'] == 1 and results['sound_event/mAP'] == 1
+  assert results['sound_event/chance_top1'] == truth.mean(0).max()
+
+
+def test_a_label_that_no_column_holds_is_named(reader):
+  with pytest.raises(UserError, match=r"train manifest .* no column 'size'; found"):
+    linear.LinearProbe(_features, reader, reader, 8, dict(size='video'))
+
+
+RESULTS = {
+    'a/R@1': 0.5, 'a/chance_R@1': 0.01, 'a/R@1_random_init': 0.02, 'a/MedR': 2.0,
+    'a/chance_MedR': 128.5, 'train/loss': 1.23456, 'params/sha256': 'beef'}
+
+
+def test_the_table_puts_chance_and_random_init_beside_each_measure():
+  lines = report.as_text(RESULTS).splitlines()
+  assert [line.split() for line in lines] == [
+      ['trained', 'random', 'chance'], ['a/R@1', '0.500', '0.020', '0.010'],
+      ['a/MedR', '2.0', '-', '128.5'], ['train/loss', '1.235'],
+      ['params/sha256', 'beef']]
+
+
+def test_the_report_is_one_file_that_needs_no_other(tmp_path, reader):
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
+  gallery = report.draw_gallery(evaluator, evaluator.gallery([], 2, 2))
+  history = [{'step': s, 'train/loss': 5 / s, 'train/loss_video_text': 2 / s}
+             for s in (1, 2, 3)] + [{'step': 3, 'a/R@1': 0.5}]
+  report.write(tmp_path / 'r.html', 'runs <b>', RESULTS, history, dict(a=gallery))
+  page = (tmp_path / 'r.html').read_text()
+  assert '<h1>runs &lt;b&gt;</h1>' in page
+  assert page.count('class="right"') == 2 and page.count('<img') == 4
+  assert 'loss_video_text' in page and '0.500' in page and '128.5' in page
+  links = re.findall(r'(?:src|href)="([^"]*)"', page)
+  assert all(link.startswith(('data:', '#')) for link in links)

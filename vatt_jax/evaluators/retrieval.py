@@ -1,0 +1,92 @@
+"""Zero-shot retrieval: find the clip of a sentence or a sound, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import metrics
+from vatt_jax.inputs import pipeline
+
+# direction -> (space, query, candidate)
+DIRECTIONS = {
+    'text_to_video': ('video_text', 'text', 'video'),
+    'video_to_text': ('video_text', 'video', 'text'),
+    'audio_to_video': ('video_audio', 'audio', 'video'),
+    'video_to_audio': ('video_audio', 'video', 'audio')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+  """A query and the clips it found: numbers of clips, best first."""
+  query: int
+  found: list[int]
+
+
+class Retrieval:
+  """Ranks the clips of a source by similarity, from the middle of each.
+
+  A clip's text is the caption nearest to its middle. The pool of a direction is
+  every clip that has both modalities.
+  """
+
+  def __init__(self, predict: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
+               reader: pipeline.Reader, batch_size: int):
+    """Takes `predict(state, batch)`, which gives `embed` (`step.Task.predict`)."""
+    self._predict = predict
+    self._batch_size = batch_size
+    self.reader = reader
+
+  def run(self, state: Any) -> Iterator[tuple[str, float]]:
+    """Yields `DIRECTION/R@k`, `DIRECTION/MedR` and both by chance.
+
+    Directions for which no clip has both modalities are left out.
+    """
+    embed, present = self._embed(state)
+    for direction, (space, query, candidate) in DIRECTIONS.items():
+      there = present[query] & present[candidate]
+      if not there.any():
+        continue
+      queries, pool = (embed[space][m][there] for m in (query, candidate))
+      rank = metrics.rank_of_match(queries @ pool.T)
+      for name, value in metrics.retrieval(rank):
+        yield f'{direction}/{name}', value
+      for name, value in metrics.retrieval_by_chance(int(there.sum())):
+        yield f'{direction}/chance_{name}', value
+
+  def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
+    """The best clips for some sentences, taken evenly from the source."""
+    embed, present = self._embed(state)
+    there = np.flatnonzero(present['text'] & present['video'])
+    chosen = there[np.linspace(0, len(there) - 1, min(num_queries, len(there)),
+                               dtype=int)] if len(there) else there
+    text, video = embed['video_text']['text'], embed['video_text']['video'][there]
+    hits = []
+    for query in chosen:
+      best = np.argsort(-(video @ text[query]), kind='stable')[:num_hits]
+      hits.append(Hits(int(query), there[best].tolist()))
+    return hits
+
+  def _embed(self, state):
+    """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
+    rows = []
+    for batch in pipeline.eval_batches(self.reader, self._batch_size):
+      embed = jax.device_get(self._predict(state, batch)['embed'])
+      embed['video_text']['text'] = embed['video_text']['text'][:, 0]   # the nearest
+      has = dict(video=batch['mask'], audio=batch['has_audio'],
+                 text=np.any(batch['text'][:, 0] != 0, axis=-1))
+      rows.append((embed, has))
+    embed, present = jax.tree.map(lambda *x: np.concatenate(x), *rows)
+    count = len(self.reader.clips)
+    embed, present = jax.tree.map(lambda x: x[:count], (embed, present))
+    if not present['video'].any():
+      raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
+                      'retrieve from are broken')
+    return embed, present
