@@ -1,0 +1,56 @@
+"""vatt_jax/checkpoint.py"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vatt_jax import checkpoint
+
+
+def _state(value):
+  return dict(step=jnp.int32(value), params=dict(a=jnp.full((3, 2), value / 3)))
+
+
+def test_the_newest_state_comes_back_exactly(tmp_path):
+  with checkpoint.Checkpoints(tmp_path / 'c', keep=2, every_steps=10) as saved:
+    assert saved.latest() is None
+    for step in (10, 20, 30):
+      saved.save(step, _state(step))
+  with checkpoint.Checkpoints(tmp_path / 'c', keep=2, every_steps=10) as saved:
+    assert saved.latest() == 30
+    jax.tree.map(np.testing.assert_array_equal, saved.restore(_state(0)), _state(30))
+  assert sorted(p.name for p in (tmp_path / 'c').iterdir()) == ['20', '30']
+
+
+def test_a_checkpoint_is_due_every_so_often_and_once(tmp_path):
+  with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=10) as saved:
+    assert [s for s in range(31) if saved.due(s)] == [10, 20, 30]
+    saved.save(20, _state(20))
+    assert not saved.due(20)
+
+
+def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
+  """The next step writes over the very memory that is being saved."""
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  state = dict(step=jnp.int32(0), big=jnp.zeros(2_000_000))
+  with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
+    for i in range(1, 4):
+      state = step(state)
+      saved.save(i, state)
+      for _ in range(3):
+        state = step(state)
+      restored = saved.restore(state)
+      expected = 1 + 4 * (i - 1)
+      np.testing.assert_array_equal(restored['big'], expected)
+      assert restored['step'] == expected
+
+
+def test_the_digest_is_of_names_types_shapes_and_bits():
+  a = dict(x=jnp.ones((2, 3)), y=jnp.zeros(4))
+  same = checkpoint.digest(dict(y=jnp.zeros(4), x=jnp.ones((2, 3))))
+  assert checkpoint.digest(a) == same
+  for other in (dict(x=jnp.ones((3, 2)), y=jnp.zeros(4)),
+                dict(x=jnp.ones((2, 3)), z=jnp.zeros(4)),
+                dict(x=jnp.ones((2, 3), int), y=jnp.zeros(4)),
+                dict(x=jnp.ones((2, 3)), y=-jnp.zeros(4))):
+    assert checkpoint.digest(other) != same

@@ -1,0 +1,94 @@
+"""Every recipe of configs/ loads, and takes a shrunk step."""
+
+import importlib
+import itertools
+import json
+import pathlib
+import re
+
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from vatt_jax import train
+from vatt_jax.errors import UserError
+
+CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
+
+SHRUNK_TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
+
+
+def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
+  """The same recipe on a small toy world: fewer steps, smaller towers and inputs."""
+  config.total_steps, config.batch_size = 2, 4
+  config.optim.warmup_steps = 1
+  config.data.path = str(toy_world / 'train.csv')
+  config.data.captions = 'train_captions.csv'
+  config.window.update(num_frames=4, image_size=32, audio_hz=4000)
+  for modality in ('video', 'audio', 'text'):
+    config.model[modality].update(SHRUNK_TOWER)
+  for evaluation in config.evals.values():
+    for key, value in evaluation.items():
+      if isinstance(value, str) and value.endswith('.csv'):
+        evaluation[key] = str(toy_world / pathlib.Path(value).name)
+  return config
+
+
+def load(path: pathlib.Path) -> ConfigDict:
+  config = importlib.import_module(f'configs.{path.stem}').get_config()
+  config.lock()
+  return config
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_recipe_takes_a_shrunk_step(path, toy_world, tmp_path, capsys):
+  config = shrink(load(path), toy_world)
+  train.train(config.to_dict(), tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert np.isfinite(results['train/loss'])
+  assert results['input/skipped_files'] == 0
+  assert re.fullmatch('[0-9a-f]{64}', results['params/sha256'])
+  assert (tmp_path / 'report.html').stat().st_size > 10_000
+  assert 'params/sha256' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_recipe_says_what_it_is_and_how_to_run_it(path):
+  doc = importlib.import_module(f'configs.{path.stem}').__doc__
+  assert f'--config=configs/{path.name}' in doc
+
+
+def test_there_are_recipes():
+  assert {'quickstart', 'pretrain_folder'} <= {p.stem for p in CONFIGS}
+
+
+def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
+  train.train(shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict(),
+              tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  for a, b in itertools.permutations(('text', 'video', 'audio'), 2):
+    if 'video' in (a, b):
+      for measure in ('R@1', 'R@5', 'R@10', 'MedR'):
+        assert {f'retrieval/{a}_to_{b}/{measure}',
+                f'retrieval/{a}_to_{b}/chance_{measure}',
+                f'retrieval/{a}_to_{b}/{measure}_random_init'} <= results.keys()
+  for label in ('shape', 'motion', 'sound_event'):
+    assert {f'probe/{label}/top1', f'probe/{label}/top1_random_init'} <= results.keys()
+  assert {'input/skipped_files', 'input/soundless_files', 'train/loss',
+          'train/clips_per_second', 'params/sha256'} <= results.keys()
+  assert all(isinstance(v, (int, float)) for k, v in results.items()
+             if k != 'params/sha256')
+
+
+@pytest.mark.parametrize('section, key', [
+    (None, 'batchsize'), ('data', 'paths'), ('window', 'fps'), ('optim', 'lr'),
+    ('checkpoint', 'every'), ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
+def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  place = config
+  for name in (section or '').split('.'):
+    place = place[name] if name else place
+  place[key] = 1
+  where = f'{section}.{key}' if section else key
+  with pytest.raises(UserError, match=f'config.{where}: '):
+    train.train(config, tmp_path)

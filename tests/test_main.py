@@ -1,0 +1,175 @@
+"""The main command as a user gives it: resumed, killed, interrupted, mistyped."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 12
+
+
+def _command(toy_world, workdir, *overrides):
+  """Quickstart's recipe made small, by flags alone."""
+  flags = ['total_steps=12', 'batch_size=8', 'log_every_steps=4',
+           'checkpoint.every_steps=3', 'optim.warmup_steps=2',
+           'window.num_frames=4', 'window.image_size=32', 'window.audio_hz=4000',
+           f'data.path={toy_world}/train.csv',
+           f'evals.retrieval.path={toy_world}/test_segments.csv',
+           f'evals.probe.train={toy_world}/train_segments.csv',
+           f'evals.probe.test={toy_world}/test_segments.csv']
+  for tower in ('video', 'audio'):
+    flags += [f'model.{tower}.width=16', f'model.{tower}.depth=1',
+              f'model.{tower}.num_heads=2', f'model.{tower}.mlp_dim=16']
+  return [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',
+          f'--workdir={workdir}', *(f'--config.{f}' for f in (*flags, *overrides))]
+
+
+def _run(*args):
+  return subprocess.run(_command(*args), cwd=ROOT, capture_output=True, text=True)
+
+
+def _digest(workdir):
+  return json.loads((workdir / 'results.json').read_text())['params/sha256']
+
+
+def _wait_for(condition, process, seconds=180):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline, 'nothing came'
+    time.sleep(0.02)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(toy_world, tmp_path_factory):
+  """A run that nobody disturbed: its workdir and what it printed."""
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  done = _run(toy_world, workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_the_same_seed_twice_gives_the_same_bits(toy_world, tmp_path, undisturbed):
+  workdir, _ = undisturbed
+  assert _run(toy_world, tmp_path / 'again').returncode == 0
+  assert _digest(tmp_path / 'again') == _digest(workdir)
+
+
+@pytest.mark.parametrize('checkpoints', [0, 1, 3])
+def test_a_killed_run_started_again_ends_with_the_same_bits(
+    toy_world, tmp_path, undisturbed, checkpoints):
+  """SIGKILL before the first checkpoint, or whenever so many have been begun."""
+  workdir = tmp_path / 'killed'
+  process = subprocess.Popen(_command(toy_world, workdir), cwd=ROOT,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  saved = workdir / 'checkpoints'
+  begun = lambda: saved.is_dir() and any(
+      p.name.split('.')[0].isdigit() and int(p.name.split('.')[0]) >= 3 * checkpoints
+      for p in saved.iterdir())
+  _wait_for(begun if checkpoints else saved.is_dir, process)
+  process.kill()
+  process.communicate()
+  assert not (workdir / 'results.json').exists()
+  done = _run(toy_world, workdir)
+  assert done.returncode == 0, done.stderr
+  assert _digest(workdir) == _digest(undisturbed[0])
+  steps = [json.loads(line)['step']
+           for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, number):
+  workdir = tmp_path / 'stopped'
+  process = subprocess.Popen(
+      _command(toy_world, workdir), cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  metrics = workdir / 'metrics.jsonl'
+  _wait_for(lambda: metrics.exists() and metrics.read_text(), process)
+  process.send_signal(number)
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 128 + number, stderr
+  assert f'{number.name}: saved step' in stderr and 'Traceback' not in stderr
+  stopped_at = int(stderr.split('saved step ')[1].split()[0])
+  assert (workdir / 'checkpoints' / str(stopped_at)).is_dir()
+  assert _run(toy_world, workdir).returncode == 0
+  assert _digest(workdir) == _digest(undisturbed[0])
+
+
+def test_a_finished_run_started_again_only_evaluates(toy_world, undisturbed):
+  workdir, _ = undisturbed
+  before = json.loads((workdir / 'results.json').read_text())
+  done = _run(toy_world, workdir)
+  assert done.returncode == 0, done.stderr
+  assert f'Going on from step {STEPS}' in done.stderr
+  assert 'left' not in done.stderr
+  assert json.loads((workdir / 'results.json').read_text()) == before
+
+
+def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
+  """One line a report, no noise of the libraries, the table on standard output."""
+  workdir, done = undisturbed
+  lines = done.stderr.splitlines()
+  progress = [line for line in lines if 'clips/s' in line]
+  assert [line.split()[2] for line in progress] == ['1/12', '4/12', '8/12', '12/12']
+  assert all(' loss ' in line and line.endswith(' left') for line in progress)
+  assert len(lines) == len(progress) + 2, done.stderr
+  assert 'retrieval/text_to_video/R@10' in done.stdout
+  assert done.stdout.splitlines()[-1] == f'Report: {workdir / "report.html"}'
+
+
+@pytest.mark.parametrize('override, message', [
+    ('data.path=/nowhere', '/nowhere: no such folder or file'),
+    ('data.path=', 'data.path is empty'),
+    ('optim.warmup_steps=13', 'config.optim: warmup_steps=13: longer than the run'),
+    ('losses.video_text.name=nec', "config.losses.video_text: name='nec': expected"),
+    ('data.captions=none.csv', 'none.csv: no such captions file'),
+    ('optimizer.rate=1', 'optimizer'), ('optim.rate=1', 'rate')])
+def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
+                                                  message):
+  done = _run(toy_world, tmp_path / 'run', override)
+  assert done.returncode not in (0, None)
+  assert 'Traceback' not in done.stderr, done.stderr
+  assert message in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):
+  workdir, _ = undisturbed
+  before = (workdir / 'config.json').read_bytes()
+  done = _run(toy_world, workdir, 'seed=1')
+  assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+  assert 'another config, seed=0 where this one has 1' in done.stderr
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_without_a_config_the_flag_is_named(tmp_path):
+  done = subprocess.run([sys.executable, '-m', 'vatt_jax.main'], cwd=ROOT,
+                        capture_output=True, text=True)
+  assert done.returncode not in (0, None)
+  assert '--config' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_real_clips_train_as_they_are(shared, tmp_path):
+  """The folder holds sound without picture, a broken film and silent ones."""
+  flags = ['total_steps=3', 'batch_size=4', 'optim.warmup_steps=1',
+           'window.image_size=32', f'data.path={shared / "media"}']
+  for tower in ('video', 'audio', 'text'):
+    flags += [f'model.{tower}.width=16', f'model.{tower}.depth=1',
+              f'model.{tower}.num_heads=2', f'model.{tower}.mlp_dim=16']
+  workdir = tmp_path / 'run'
+  done = subprocess.run(
+      [sys.executable, '-m', 'vatt_jax.main', '--config=configs/pretrain_folder.py',
+       f'--workdir={workdir}', *(f'--config.{f}' for f in flags)],
+      cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  results = json.loads((workdir / 'results.json').read_text())
+  assert results['input/skipped_files'] == 3
+  assert results['input/soundless_files'] == 8
+  for name in ('robin.ogg', 'sine_mono_s16.wav', 'corrupted.mp4'):
+    assert done.stderr.count(f'{name}: ') == 1

@@ -1,0 +1,45 @@
+"""vatt_jax/recipe.py"""
+
+import pytest
+
+from vatt_jax import recipe
+from vatt_jax.errors import UserError
+
+
+def _takes(a, b=2):
+  if a < 0:
+    raise ValueError(f'a={a}: expected 0 or more')
+  return a, b
+
+
+def test_a_section_becomes_the_arguments_of_a_function():
+  assert recipe.call('x', _takes, dict(a=1)) == (1, 2)
+  assert recipe.call('x', _takes, dict(b=5), a=3) == (3, 5)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(a=1, c=3), r'config\.x\.c: nobody takes this key; expected one of a, b'),
+    (dict(b=3), r'config\.x\.a: missing'),
+    (dict(a=-1), r'config\.x: a=-1: expected 0 or more')])
+def test_a_section_that_does_not_fit_is_one_clear_line(settings, message):
+  with pytest.raises(UserError, match=message):
+    recipe.call('x', _takes, settings)
+
+
+def test_a_loss_of_another_name_is_named():
+  with pytest.raises(UserError, match=r"losses\.x: name='nec': expected one of nce"):
+    recipe.call('losses.x', recipe._term, dict(name='nec'), where='losses.x')
+
+
+def test_a_bug_keeps_its_trace():
+  with pytest.raises(TypeError):
+    recipe.call('x', _takes, dict(a='text'))
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  config = dict(seed=0, model=dict(patch=(2, 4)), evals=dict())
+  recipe._claim(config, tmp_path / 'run')
+  recipe._claim(config, tmp_path / 'run')
+  with pytest.raises(UserError, match=r'another config, model\.patch=\[2, 4\] where '
+                                      r'this one has \[2, 8\]; choose another'):
+    recipe._claim(config | dict(model=dict(patch=(2, 8))), tmp_path / 'run')

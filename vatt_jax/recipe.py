@@ -1,0 +1,259 @@
+"""From a config to the things it names: the only module that reads configs.
+
+Every section of a config becomes the keyword arguments of one function, so a
+key that nobody takes is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+import dataclasses
+import functools
+import inspect
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+
+from vatt_jax import optim
+from vatt_jax import sharding
+from vatt_jax import step
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import linear
+from vatt_jax.evaluators import retrieval
+from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
+from vatt_jax.models import multimodal
+from vatt_jax.objectives import contrastive
+
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What to train on.
+
+  Attributes:
+    path: a folder of media or a manifest (`inputs.sources`).
+    captions: a file of timed sentences beside it; empty for none.
+    builder: the module of `data/` that makes the folder of `path` where it is
+      missing; empty for none.
+    max_bad_fraction: the share of broken files that ends the run.
+  """
+  path: str
+  captions: str = ''
+  builder: str = ''
+  max_bad_fraction: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """An evaluator, and how often it runs during training (0: only at the end)."""
+  evaluator: Any
+  every_steps: int
+
+  def due(self, step_number: int) -> bool:
+    return (self.every_steps > 0 and step_number > 0
+            and step_number % self.every_steps == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All that a config says, built."""
+  seed: int
+  total_steps: int
+  batch_size: int
+  log_every_steps: int
+  checkpoint: dict[str, int]
+  mesh: Mesh
+  reader: pipeline.Reader
+  task: step.Task
+  evaluations: dict[str, Evaluation]
+
+
+def build(config: Settings, workdir: pathlib.Path,
+          check: Callable[[], None] = lambda: None) -> Recipe:
+  """Builds what a config says.
+
+  Args:
+    config: a recipe of `configs/`, as nested dicts.
+    workdir: of the run; keeps the config, the vocabulary and notes on bad files.
+    check: called before each batch of an evaluation, may raise to stop it.
+
+  Raises:
+    UserError: names the key or file that is wrong.
+  """
+  _claim(config, workdir)
+  return call('', _build, config, workdir=workdir, check=check)
+
+
+def call(where: str, function: Callable[..., Any], settings: Settings, /,
+         **given: Any) -> Any:
+  """Calls a function with a section of the config.
+
+  Args:
+    where: the section's name.
+    function: takes the section's keys as arguments.
+    settings: the section.
+    **given: arguments that are not the config's.
+
+  Raises:
+    UserError: a key that the function doesn't take, one that it needs and is
+      missing, or a ValueError of the function's.
+  """
+  _check_keys(where, function, settings, given)
+  try:
+    return function(**settings, **given)
+  except ValueError as e:
+    raise UserError(f'config.{where}: {e}') from e
+
+
+def _check_keys(where: str, function: Callable[..., Any], settings: Settings,
+                given: Collection[str]) -> None:
+  """Raises UserError unless the settings are just what else the function needs."""
+  dot = f'{where}.' if where else ''
+  parameters = inspect.signature(function).parameters.values()
+  takes = [p.name for p in parameters
+           if p.name not in given and p.kind is not p.VAR_KEYWORD]
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    for key in settings:
+      if key not in takes:
+        raise UserError(f'config.{dot}{key}: nobody takes this key; expected one of '
+                        f'{", ".join(takes)}')
+  for p in parameters:
+    if p.name in takes and p.name not in settings and p.default is p.empty:
+      raise UserError(f'config.{dot}{p.name}: missing')
+
+
+def _claim(config: Settings, workdir: pathlib.Path) -> None:
+  """Notes the config in a new workdir; in an old one it must be the same."""
+  path = workdir / 'config.json'
+  # Through JSON, so that tuples equal the lists they are read back as.
+  ours = _flat(json.loads(json.dumps(config)))
+  if path.exists():
+    theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
+    for key in sorted(ours.keys() | theirs.keys()):
+      if ours.get(key) != theirs.get(key):
+        raise UserError(
+            f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
+            f'where this one has {ours.get(key)!r}; choose another --workdir, or '
+            'the same config to go on with that run')
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+  partial.rename(path)
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, Mapping):
+    return {prefix: tree}
+  return {k: v for name, branch in tree.items()
+          for k, v in _flat(branch, f'{prefix}.{name}' if prefix else name).items()}
+
+
+def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
+           total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
+           window: Settings, model: Settings, losses: Mapping[str, Settings],
+           optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings
+           ) -> Recipe:
+  mesh = sharding.make_mesh(batch_size)
+  reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
+                   model, workdir)
+  task = _task(seed, total_steps, model, losses, optim)
+
+  def predict(state, batch):
+    check()
+    return task.predict(state, sharding.to_devices(batch, mesh))
+
+  evaluations = {
+      name: call(f'evals.{name}', _evaluation, section, where=f'evals.{name}',
+                 reader=reader, predict=predict, batch_size=batch_size)
+      for name, section in evals.items()}
+  return Recipe(seed, total_steps, batch_size, log_every_steps,
+                call('checkpoint', _checkpoint, checkpoint), mesh, reader, task,
+                evaluations)
+
+
+def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
+  return dict(every_steps=every_steps, keep=keep)
+
+
+def _reader(data: Data, window: pipeline.Window, model: Settings,
+            workdir: pathlib.Path) -> pipeline.Reader:
+  folder = pathlib.Path(data.path).parent
+  if data.builder and not folder.exists():
+    logging.info('Making %s (python -m %s --out=%s)', folder, data.builder, folder)
+    made = subprocess.run([sys.executable, '-m', data.builder, f'--out={folder}'])
+    if made.returncode:
+      raise UserError(f'config.data.builder={data.builder!r}: failed to make {folder}; '
+                      'its own words are above')
+  clips = sources.open_source(data.path, data.captions)
+  size = model['text']['vocabulary_size']
+  vocabulary = workdir / 'vocabulary.txt'
+  if vocabulary.exists():
+    tokenizer = text.WordTokenizer.load(vocabulary, size)
+  else:
+    tokenizer = text.WordTokenizer.build(
+        (caption.text for clip in clips for caption in clip.captions), size)
+    tokenizer.save(vocabulary)
+  notes = pipeline.FileNotes(data.max_bad_fraction, workdir / 'file_notes.jsonl')
+  return pipeline.Reader(clips, window, tokenizer, notes)
+
+
+def _task(seed: int, total_steps: int, model: Settings,
+          losses: Mapping[str, Settings], optim_settings: Settings) -> step.Task:
+  network = call('model', multimodal.build, model)
+  terms = {space: call(f'losses.{space}', _term, section, where=f'losses.{space}')
+           for space, section in losses.items()}
+  optimizer, schedule = call('optim', optim.adam, optim_settings,
+                             total_steps=total_steps)
+  return step.Task(network, terms, optimizer, schedule, seed)
+
+
+OBJECTIVES = {'nce': contrastive.nce, 'mil_nce': contrastive.mil_nce}
+
+
+def _term(name: str, where: str, weight: float = 1.0, **settings: Any) -> step.Term:
+  objective = _choose(OBJECTIVES, name)
+  _check_keys(where, objective, settings, ('anchors', 'others', 'present'))
+  return step.Term(functools.partial(objective, **settings), weight)
+
+
+def _choose(table: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
+  if name not in table:
+    raise ValueError(f'name={name!r}: expected one of {", ".join(table)}')
+  return table[name]
+
+
+def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+               path: str = '', captions: str = '') -> retrieval.Retrieval:
+  """Over the clips of `path`; empty: over those that the run trains on."""
+  clips = sources.open_source(path, captions) if path else reader.clips
+  return retrieval.Retrieval(predict, dataclasses.replace(reader, clips=clips),
+                             batch_size)
+
+
+def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],
+                  batch_size: int, train: str, test: str, labels: Mapping[str, str],
+                  multi_labels: tuple[str, ...] = ()) -> linear.LinearProbe:
+  sides = (dataclasses.replace(reader, clips=sources.open_source(path))
+           for path in (train, test))
+  return linear.LinearProbe(predict, *sides, batch_size, labels, multi_labels)
+
+
+EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe}
+
+
+def _evaluation(name: str, where: str, reader: pipeline.Reader,
+                predict: Callable[..., Any], batch_size: int, every_steps: int = 0,
+                **settings: Any) -> Evaluation:
+  return Evaluation(call(where, _choose(EVALUATORS, name), settings, reader=reader,
+                         predict=predict, batch_size=batch_size), every_steps)

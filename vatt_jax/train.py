@@ -1,0 +1,170 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from vatt_jax import checkpoint
+from vatt_jax import interrupt
+from vatt_jax import recipe
+from vatt_jax import sharding
+from vatt_jax import writers
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import report
+from vatt_jax.inputs import pipeline
+from vatt_jax.step import State
+
+
+def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Runs a recipe to its end, or on from its newest checkpoint.
+
+  Args:
+    config: a recipe of `configs/`, as nested dicts.
+    workdir: the run's folder; of it `results.json` and `report.html` are for you.
+
+  Raises:
+    UserError: bad input; names what is wrong.
+    interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
+  """
+  with interrupt.Interrupt() as stop:
+    run = recipe.build(config, workdir, stop.check)
+    with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
+      state = _first_state(run, saved)
+      first_step = int(state.step)
+      writer = writers.open_writers(workdir, first_step)
+      progress = _Progress(run, first_step)
+      batches = pipeline.train_batches(run.reader, run.batch_size, run.seed,
+                                       first_step, jax.process_index(),
+                                       jax.process_count())
+      try:
+        for step in range(first_step, run.total_steps):
+          stop.check()
+          for name, evaluation in run.evaluations.items():
+            if evaluation.due(step):
+              writer.write_scalars(step, {
+                  f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)})
+          if saved.due(step):
+            saved.save(step, state)
+          batch = sharding.to_devices(next(batches), run.mesh)
+          state, metrics = run.task.train_step(state, batch)
+          progress.add(metrics)
+          if progress.due(step + 1):
+            writer.write_scalars(step + 1, progress.report(step + 1))
+        saved.save(run.total_steps, state)
+        _finish(run, state, writer, workdir)
+      except interrupt.Interrupted as e:
+        saved.save(int(state.step), state)
+        logging.info('%s: saved step %d in %s; the same command goes on from there',
+                     e, int(state.step), workdir)
+        raise
+      finally:
+        writer.close()
+
+
+def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
+  state = _random_state(run)
+  logging.info('%s parameters, %d clips',
+               f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
+               len(run.reader.clips))
+  if saved.latest() is not None:
+    state = saved.restore(state)
+    logging.info('Going on from step %d', int(state.step))
+  return state
+
+
+def _random_state(run: recipe.Recipe) -> State:
+  """The state of step 0, made where it will live."""
+  shapes = {k: np.zeros((run.batch_size, *v.shape), v.dtype)
+            for k, v in run.reader.window.empty().items()}
+  init = jax.jit(run.task.init, out_shardings=sharding.replicated(run.mesh))
+  return init(shapes)
+
+
+class _Progress:
+  """Means of the metrics between two log lines, the speed, and the time left."""
+
+  def __init__(self, run: recipe.Recipe, first_step: int):
+    self._run = run
+    self._rows: list[dict[str, jax.Array]] = []
+    self._since = time.monotonic()
+    self._first_step = first_step
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    self._rows.append(metrics)     # not fetched: the device is still at work on them
+
+  def due(self, step: int) -> bool:
+    """At every multiple, at the end, and once early: is it running, how fast?"""
+    return (step % self._run.log_every_steps == 0 or step == self._run.total_steps
+            or step == self._first_step + 1)
+
+  def report(self, step: int) -> dict[str, float]:
+    """Logs a line and returns the metrics since the last one.
+
+    Raises:
+      UserError: the loss is no longer a number.
+    """
+    rows = jax.device_get(self._rows)
+    means = {f'train/{k}': float(np.mean([row[k] for row in rows])) for k in rows[0]}
+    now = time.monotonic()
+    seconds_per_step = (now - self._since) / len(rows)
+    means['train/clips_per_second'] = self._run.batch_size / seconds_per_step
+    loss = means['train/loss']
+    if not math.isfinite(loss):
+      raise UserError(f'train/loss={loss} at step {step}: expected a number; lower '
+                      'config.optim.peak_rate and start in another --workdir')
+    total = self._run.total_steps
+    logging.info(
+        'step %*d/%d  loss %.3f  %.1f clips/s  %s left', len(str(total)), step, total,
+        loss, means['train/clips_per_second'],
+        _duration((total - step) * seconds_per_step))
+    self._rows, self._since = [], now
+    return means
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (f'{hours} h {minutes:02d} min' if hours else
+          f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s')
+
+
+def _finish(run: recipe.Recipe, state: State, writer: Any,
+            workdir: pathlib.Path) -> None:
+  """Evaluates, beside a randomly initialised model; writes results and report."""
+  logging.info('Evaluating, and a randomly initialised model beside it')
+  random_state = _random_state(run)
+  results = {}
+  for name, evaluation in run.evaluations.items():
+    results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
+    results |= {f'{name}/{k}_random_init': v
+                for k, v in evaluation.evaluator.run(random_state)
+                if not report.is_chance(k)}
+  if results:
+    writer.write_scalars(run.total_steps, results)
+  history = writers.read_jsonl(workdir / writers.METRICS_FILE)
+  training = [row for row in history if 'train/loss' in row]
+  results |= {
+      'input/skipped_files': len(run.reader.notes.skipped),
+      'input/soundless_files': len(run.reader.notes.soundless),
+      'train/loss': training[-1]['train/loss'],
+      'train/clips_per_second': float(np.median(
+          [row['train/clips_per_second'] for row in training])),
+      'params/sha256': checkpoint.digest(state.params)}
+  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n',
+                                        encoding='utf-8')
+  galleries = {name: report.draw_gallery(e.evaluator, e.evaluator.gallery(state))
+               for name, e in run.evaluations.items()
+               if hasattr(e.evaluator, 'gallery')}
+  page = workdir / 'report.html'
+  report.write(page, workdir.name, results, history, galleries)
+  print(report.as_text(results))
+  print(f'Report: {page.resolve()}')
