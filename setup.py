@@ -2,33 +2,33 @@
 
 import setuptools
 
-# Lower bounds are what we test with; upper bounds stand where a new release has
-# broken its users before, so that an install next month still works.
+# Bounded on both sides, tightly where releases break their users, so that an
+# install next month still works.
 REQUIREMENTS = [
-    'absl-py>=2.1',
-    'array-record>=0.8; platform_system == "Linux"',
-    'av>=16,<19',                        # decodes and writes media (FFmpeg)
-    'clu>=0.0.12',
-    'flax>=0.12.0,<0.13',
-    'jax>=0.8,<0.12',
-    'jinja2>=3.1',                       # report.html
-    'matplotlib>=3.9',                   # its curves
-    'ml_collections>=1.0,<2',
+    'absl-py>=2.1,<3',
+    'array-record>=0.8,<0.9; platform_system == "Linux"',
+    'av>=17,<19',                        # decodes and writes media (FFmpeg)
+    'clu>=0.0.12,<0.1',
+    'flax>=0.12.6,<0.13',
+    'jax>=0.10.2,<0.11',
+    'jinja2>=3.1,<4',                    # report.html
+    'matplotlib>=3.9,<4',                # its curves
+    'ml_collections>=1.1,<2',
     'numpy>=2.0,<3',
-    'optax>=0.2.5,<0.3',
-    'orbax-checkpoint>=0.11.20,<0.13',
-    'pillow>=10.4',                      # crops and resizes pictures
+    'optax>=0.2.6,<0.3',
+    'orbax-checkpoint>=0.12.6,<0.13',
+    'pillow>=11',                        # crops and resizes pictures
     'scikit-learn>=1.6,<2',              # linear probes
-    'sentencepiece>=0.2',
-    'soxr>=0.5',                         # resamples sound
-    'tensorboard>=2.18',                 # clu's writer needs it
+    'sentencepiece>=0.2,<0.3',
+    'soxr>=0.5,<2',                      # resamples sound
+    'tensorboard>=2.19,<3',              # clu's writer needs it
     # tf.data only. The CPU build, for it cannot take the accelerator; where there
     # is none of it, the only build.
-    'tensorflow-cpu>=2.19,<2.23; platform_system == "Linux" '
+    'tensorflow-cpu>=2.20,<2.22; platform_system == "Linux" '
     'and platform_machine == "x86_64"',
-    'tensorflow>=2.19,<2.23; platform_system != "Linux" '
+    'tensorflow>=2.20,<2.22; platform_system != "Linux" '
     'or platform_machine != "x86_64"',
-    'tensorflow-datasets>=4.9.9',
+    'tensorflow-datasets>=4.9.9,<5',
 ]
 
 EXTRAS = {

@@ -1,13 +1,20 @@
 """What the tests share: a small toy world, the outside material, two fake devices."""
 
+import os
 import pathlib
 import sys
+import tempfile
 
-import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))    # data/ and configs/ are not installed
+
+# The commands that tests start compile the same few programs: once is enough.
+_COMPILED = tempfile.TemporaryDirectory(prefix='vatt_jax_compiled_')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+import jax  # noqa: E402 (reads the two lines above)
 
 # The batch is split over these everywhere but in the commands that tests start.
 jax.config.update('jax_num_cpu_devices', 2)

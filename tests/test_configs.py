@@ -13,7 +13,8 @@ import pytest
 from vatt_jax import train
 from vatt_jax.errors import UserError
 
-CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 
 SHRUNK_TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 
@@ -80,9 +81,27 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
              if k != 'params/sha256')
 
 
+@pytest.mark.parametrize('key, value, message', [
+    ('data.path', '', 'data.path is empty'),
+    ('data.captions', 'none.csv', r'none\.csv: no such captions file'),
+    ('total_steps', 0, 'config: total_steps=0: expected 1 or more'),
+    ('batch_size', 3, 'config.*batch_size=3: expected a multiple of the 2 devices'),
+    ('optim.warmup_steps', 13, r'config\.optim: warmup_steps=13: longer than the run'),
+    ('losses.video_text.name', 'nec', r"losses\.video_text: name='nec': expected"),
+    ('model.audio.num_heads', 3, r'model\.audio\.width=16: expected a multiple')])
+def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=message) as error:
+    train.train(config.to_dict(), tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('section, key', [
     (None, 'batchsize'), ('data', 'paths'), ('window', 'fps'), ('optim', 'lr'),
-    ('checkpoint', 'every'), ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
+    ('checkpoint', 'every'), ('model', 'dtypes'), ('model.text', 'heads'),
+    ('model.head', 'dim'), ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
 def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   place = config

@@ -16,6 +16,7 @@ STEPS = 12
 def _command(toy_world, workdir, *overrides):
   """Quickstart's recipe made small, by flags alone."""
   flags = ['total_steps=12', 'batch_size=8', 'log_every_steps=4',
+           'evals.retrieval.every_steps=6',
            'checkpoint.every_steps=3', 'optim.warmup_steps=2',
            'window.num_frames=4', 'window.image_size=32', 'window.audio_hz=4000',
            f'data.path={toy_world}/train.csv',
@@ -60,7 +61,7 @@ def test_the_same_seed_twice_gives_the_same_bits(toy_world, tmp_path, undisturbe
   assert _digest(tmp_path / 'again') == _digest(workdir)
 
 
-@pytest.mark.parametrize('checkpoints', [0, 1, 3])
+@pytest.mark.parametrize('checkpoints', [0, 2])
 def test_a_killed_run_started_again_ends_with_the_same_bits(
     toy_world, tmp_path, undisturbed, checkpoints):
   """SIGKILL before the first checkpoint, or whenever so many have been begun."""
@@ -115,21 +116,24 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
   """One line a report, no noise of the libraries, the table on standard output."""
   workdir, done = undisturbed
   lines = done.stderr.splitlines()
-  progress = [line for line in lines if 'clips/s' in line]
-  assert [line.split()[2] for line in progress] == ['1/12', '4/12', '8/12', '12/12']
-  assert all(' loss ' in line and line.endswith(' left') for line in progress)
+  progress = [line for line in lines if ' loss ' in line]
+  assert [line.split('/12')[0].split()[-1] for line in progress] == [
+      '1', '4', '8', '12']
+  assert 'compiled in' in progress[0]
+  assert all('clips/s' in line and line.endswith(' left') for line in progress[1:])
   assert len(lines) == len(progress) + 2, done.stderr
   assert 'retrieval/text_to_video/R@10' in done.stdout
+  rows = [json.loads(line) for line in
+          (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['step'] for row in rows if 'retrieval/text_to_video/R@1' in row] == [
+      6, 12]
   assert done.stdout.splitlines()[-1] == f'Report: {workdir / "report.html"}'
 
 
 @pytest.mark.parametrize('override, message', [
     ('data.path=/nowhere', '/nowhere: no such folder or file'),
-    ('data.path=', 'data.path is empty'),
-    ('optim.warmup_steps=13', 'config.optim: warmup_steps=13: longer than the run'),
-    ('losses.video_text.name=nec', "config.losses.video_text: name='nec': expected"),
-    ('data.captions=none.csv', 'none.csv: no such captions file'),
-    ('optimizer.rate=1', 'optimizer'), ('optim.rate=1', 'rate')])
+    ('total_steps=many', 'many'), ('optimizer.rate=1', 'optimizer'),
+    ('optim.rate=1', 'rate')])
 def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
                                                   message):
   done = _run(toy_world, tmp_path / 'run', override)
@@ -137,6 +141,7 @@ def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
   assert 'Traceback' not in done.stderr, done.stderr
   assert message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):

@@ -1,5 +1,7 @@
 """vatt_jax/recipe.py"""
 
+import json
+
 import pytest
 
 from vatt_jax import recipe
@@ -38,8 +40,9 @@ def test_a_bug_keeps_its_trace():
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
   config = dict(seed=0, model=dict(patch=(2, 4)), evals=dict())
-  recipe._claim(config, tmp_path / 'run')
-  recipe._claim(config, tmp_path / 'run')
+  recipe._compare(config, tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  recipe._compare(config, tmp_path)
   with pytest.raises(UserError, match=r'another config, model\.patch=\[2, 4\] where '
                                       r'this one has \[2, 8\]; choose another'):
-    recipe._claim(config | dict(model=dict(patch=(2, 8))), tmp_path / 'run')
+    recipe._compare(config | dict(model=dict(patch=(2, 8))), tmp_path)

@@ -8,17 +8,17 @@ import numpy as np
 import optax
 import pytest
 
+from vatt_jax import recipe
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax.errors import UserError
-from vatt_jax.models import multimodal
 from vatt_jax.objectives import contrastive
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
 def make_task(seed=0, optimizer=None, **weights):
-  model = multimodal.build(
+  model = recipe.build_model(
       video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **SIZE),
       audio=dict(patch=16, drop_token_rate=0.5, **SIZE),
       text=dict(vocabulary_size=32, **SIZE),
@@ -142,7 +142,7 @@ def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
                head=dict(video_audio_dim=12, video_text_dim=10))
   embeds = []
   for dtype in ('float32', 'bfloat16'):
-    task = step.Task(multimodal.build(**sizes, dtype=dtype), {}, optax.sgd(0.1),
+    task = step.Task(recipe.build_model(**sizes, dtype=dtype), {}, optax.sgd(0.1),
                      optax.constant_schedule(0.1), 0)
     state = task.init(batch)
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {'float32'}

@@ -19,6 +19,8 @@ import sys
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vatt_jax import optim
@@ -30,10 +32,15 @@ from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.models import heads
+from vatt_jax.models import layers
 from vatt_jax.models import multimodal
+from vatt_jax.models import vatt
 from vatt_jax.objectives import contrastive
 
 Settings = Mapping[str, Any]
+
+_CONFIG_FILE, _VOCABULARY_FILE = 'config.json', 'vocabulary.txt'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +97,10 @@ def build(config: Settings, workdir: pathlib.Path,
   Raises:
     UserError: names the key or file that is wrong.
   """
-  _claim(config, workdir)
-  return call('', _build, config, workdir=workdir, check=check)
+  _compare(config, workdir)
+  run = call('', _build, config, workdir=workdir, check=check)
+  _claim(config, workdir, run)    # last: a mistyped config leaves no trace
+  return run
 
 
 def call(where: str, function: Callable[..., Any], settings: Settings, /,
@@ -112,7 +121,7 @@ def call(where: str, function: Callable[..., Any], settings: Settings, /,
   try:
     return function(**settings, **given)
   except ValueError as e:
-    raise UserError(f'config.{where}: {e}') from e
+    raise UserError(f'config{where and "."}{where}: {e}') from e
 
 
 def _check_keys(where: str, function: Callable[..., Any], settings: Settings,
@@ -132,21 +141,29 @@ def _check_keys(where: str, function: Callable[..., Any], settings: Settings,
       raise UserError(f'config.{dot}{p.name}: missing')
 
 
-def _claim(config: Settings, workdir: pathlib.Path) -> None:
-  """Notes the config in a new workdir; in an old one it must be the same."""
-  path = workdir / 'config.json'
+def _compare(config: Settings, workdir: pathlib.Path) -> None:
+  """The config of a workdir that has one must be this one."""
+  path = workdir / _CONFIG_FILE
+  if not path.exists():
+    return
   # Through JSON, so that tuples equal the lists they are read back as.
   ours = _flat(json.loads(json.dumps(config)))
+  theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
+  for key in sorted(ours.keys() | theirs.keys()):
+    if ours.get(key) != theirs.get(key):
+      raise UserError(
+          f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
+          f'where this one has {ours.get(key)!r}; choose another --workdir, or '
+          'the same config to go on with that run')
+
+
+def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
+  """Notes vocabulary and config in a new workdir, the config last and whole."""
+  path = workdir / _CONFIG_FILE
   if path.exists():
-    theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
-    for key in sorted(ours.keys() | theirs.keys()):
-      if ours.get(key) != theirs.get(key):
-        raise UserError(
-            f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
-            f'where this one has {ours.get(key)!r}; choose another --workdir, or '
-            'the same config to go on with that run')
     return
   workdir.mkdir(parents=True, exist_ok=True)
+  run.reader.tokenizer.save(workdir / _VOCABULARY_FILE)
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
   partial.rename(path)
@@ -164,10 +181,14 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
            window: Settings, model: Settings, losses: Mapping[str, Settings],
            optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings
            ) -> Recipe:
+  for name, value in (('total_steps', total_steps), ('batch_size', batch_size),
+                      ('log_every_steps', log_every_steps)):
+    if value < 1:
+      raise ValueError(f'{name}={value}: expected 1 or more')
   mesh = sharding.make_mesh(batch_size)
-  reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
-                   model, workdir)
   task = _task(seed, total_steps, model, losses, optim)
+  reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
+                   model['text']['vocabulary_size'], workdir)
 
   def predict(state, batch):
     check()
@@ -186,7 +207,7 @@ def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
   return dict(every_steps=every_steps, keep=keep)
 
 
-def _reader(data: Data, window: pipeline.Window, model: Settings,
+def _reader(data: Data, window: pipeline.Window, vocabulary_size: int,
             workdir: pathlib.Path) -> pipeline.Reader:
   folder = pathlib.Path(data.path).parent
   if data.builder and not folder.exists():
@@ -196,26 +217,77 @@ def _reader(data: Data, window: pipeline.Window, model: Settings,
       raise UserError(f'config.data.builder={data.builder!r}: failed to make {folder}; '
                       'its own words are above')
   clips = sources.open_source(data.path, data.captions)
-  size = model['text']['vocabulary_size']
-  vocabulary = workdir / 'vocabulary.txt'
+  vocabulary = workdir / _VOCABULARY_FILE
   if vocabulary.exists():
-    tokenizer = text.WordTokenizer.load(vocabulary, size)
+    tokenizer = text.WordTokenizer.load(vocabulary, vocabulary_size)
   else:
     tokenizer = text.WordTokenizer.build(
-        (caption.text for clip in clips for caption in clip.captions), size)
-    tokenizer.save(vocabulary)
+        (caption.text for clip in clips for caption in clip.captions),
+        vocabulary_size)
   notes = pipeline.FileNotes(data.max_bad_fraction, workdir / 'file_notes.jsonl')
   return pipeline.Reader(clips, window, tokenizer, notes)
 
 
 def _task(seed: int, total_steps: int, model: Settings,
           losses: Mapping[str, Settings], optim_settings: Settings) -> step.Task:
-  network = call('model', multimodal.build, model)
+  network = call('model', build_model, model)
   terms = {space: call(f'losses.{space}', _term, section, where=f'losses.{space}')
            for space, section in losses.items()}
   optimizer, schedule = call('optim', optim.adam, optim_settings,
                              total_steps=total_steps)
   return step.Task(network, terms, optimizer, schedule, seed)
+
+
+def build_model(video: Settings, audio: Settings, text: Settings, head: Settings,
+                shared: Settings | None = None, dtype: str = 'float32'
+                ) -> multimodal.Vatt:
+  """VATT, modality-specific, or modality-agnostic where there is a `shared` tower.
+
+  Args:
+    video: of `vatt.VideoTokenizer`, and the tower's `depth`, `num_heads`, `mlp_dim`.
+    audio: of `vatt.AudioTokenizer`, likewise.
+    text: of `vatt.TextTokenizer`, likewise.
+    head: of `heads.FacHead`.
+    shared: `width` and size of the one Transformer for all; then the modalities
+      give neither, and text gives `max_words`.
+    dtype: compute type; parameters are always float32.
+
+  Raises:
+    UserError: names the key that is wrong.
+  """
+  dtype = jnp.dtype(dtype)
+  kinds = dict(video=(vatt.VideoTokenizer, video), audio=(vatt.AudioTokenizer, audio),
+               text=(vatt.TextTokenizer, text))
+  tokenizers, backbones = {}, {}
+  for modality, (kind, settings) in kinds.items():
+    where, settings = f'model.{modality}', dict(settings)
+    if shared is None:
+      tower = {k: settings.pop(k) for k in ('depth', 'num_heads', 'mlp_dim')
+               if k in settings}
+      backbones[modality] = _tower(where, tower, settings.get('width', 0),
+                                   relative_bias=modality == 'text', dtype=dtype)
+    else:
+      settings['width'] = shared['width']
+    tokenizers[modality] = _module(where, kind, settings, dtype=dtype)
+  if shared is not None:
+    tower = {k: v for k, v in shared.items() if k != 'width'}
+    backbones['shared'] = _tower('model.shared', tower, shared['width'], dtype=dtype)
+  return multimodal.Vatt(tokenizers, backbones,
+                         _module('model.head', heads.FacHead, head, dtype=dtype))
+
+
+def _tower(where: str, settings: Settings, width: int, **given: Any) -> nn.Module:
+  tower = _module(where, layers.Transformer, settings, **given)
+  if width % tower.num_heads:
+    raise UserError(f'config.{where}.width={width}: expected a multiple of num_heads='
+                    f'{tower.num_heads}')
+  return tower
+
+
+def _module(where: str, kind: Callable[..., nn.Module], settings: Settings,
+            **given: Any) -> nn.Module:
+  _check_keys(where, kind, settings, {*given, 'parent', 'name'})    # linen's own
+  return kind(**settings, **given)
 
 
 OBJECTIVES = {'nce': contrastive.nce, 'mil_nce': contrastive.mil_nce}
@@ -234,11 +306,12 @@ def _choose(table: Mapping[str, Callable[..., Any]], name: str) -> Callable[...,
 
 
 def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
-               path: str = '', captions: str = '') -> retrieval.Retrieval:
+               path: str = '', captions: str = '', num_windows: int = 1
+               ) -> retrieval.Retrieval:
   """Over the clips of `path`; empty: over those that the run trains on."""
   clips = sources.open_source(path, captions) if path else reader.clips
   return retrieval.Retrieval(predict, dataclasses.replace(reader, clips=clips),
-                             batch_size)
+                             batch_size, num_windows)
 
 
 def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],

@@ -122,10 +122,13 @@ class _Progress:
       raise UserError(f'train/loss={loss} at step {step}: expected a number; lower '
                       'config.optim.peak_rate and start in another --workdir')
     total = self._run.total_steps
-    logging.info(
-        'step %*d/%d  loss %.3f  %.1f clips/s  %s left', len(str(total)), step, total,
-        loss, means['train/clips_per_second'],
-        _duration((total - step) * seconds_per_step))
+    line = f'step {step:{len(str(total))}}/{total}  loss {loss:.3f}'
+    if step == self._first_step + 1:    # its speed foretells nothing
+      line += f'  compiled in {_duration(now - self._since)}'
+    else:
+      line += (f'  {means["train/clips_per_second"]:.1f} clips/s'
+               f'  {_duration((total - step) * seconds_per_step)} left')
+    logging.info(line)
     self._rows, self._since = [], now
     return means
 

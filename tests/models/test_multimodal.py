@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import recipe
 from vatt_jax.models import heads
-from vatt_jax.models import multimodal
 
 SIZE = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
 HEAD = dict(video_audio_dim=12, video_text_dim=10)
@@ -39,7 +39,7 @@ def _batch(b=4):
 @pytest.fixture(scope='module', params=[SPECIFIC, AGNOSTIC],
                 ids=['specific', 'agnostic'])
 def model_and_variables(request):
-  model = multimodal.build(**request.param)
+  model = recipe.build_model(**request.param)
   return model, jax.jit(model.init)(jax.random.key(1), _batch())
 
 
@@ -88,8 +88,8 @@ def test_word_order_matters(model_and_variables):
 def test_one_backbone_or_three():
   batch = _batch()
   specific, agnostic = (
-      jax.eval_shape(multimodal.build(**kind).init, jax.random.key(0), batch)['params']
-      for kind in (SPECIFIC, AGNOSTIC))
+      jax.eval_shape(recipe.build_model(**kind).init, jax.random.key(0),
+                     batch)['params'] for kind in (SPECIFIC, AGNOSTIC))
   assert {k for k in specific if 'backbone' in k} == {
       'backbones_video', 'backbones_audio', 'backbones_text'}
   assert {k for k in agnostic if 'backbone' in k} == {'backbones_shared'}

@@ -31,17 +31,19 @@ class Hits:
 
 
 class Retrieval:
-  """Ranks the clips of a source by similarity, from the middle of each.
+  """Ranks the clips of a source by similarity.
 
-  A clip's text is the caption nearest to its middle. The pool of a direction is
-  every clip that has both modalities.
+  The embeddings of windows spread over a clip are averaged and scaled to length
+  one again (VATT, section 4.3). A window's text is the caption nearest to its
+  middle. The pool of a direction is every clip that has both modalities.
   """
 
   def __init__(self, predict: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
-               reader: pipeline.Reader, batch_size: int):
+               reader: pipeline.Reader, batch_size: int, num_windows: int = 1):
     """Takes `predict(state, batch)`, which gives `embed` (`step.Task.predict`)."""
     self._predict = predict
     self._batch_size = batch_size
+    self._num_windows = num_windows
     self.reader = reader
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
@@ -77,16 +79,22 @@ class Retrieval:
   def _embed(self, state):
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
     rows = []
-    for batch in pipeline.eval_batches(self.reader, self._batch_size):
+    for batch in pipeline.eval_batches(self.reader, self._batch_size,
+                                       self._num_windows):
       embed = jax.device_get(self._predict(state, batch)['embed'])
       embed['video_text']['text'] = embed['video_text']['text'][:, 0]   # the nearest
       has = dict(video=batch['mask'], audio=batch['has_audio'],
                  text=np.any(batch['text'][:, 0] != 0, axis=-1))
       rows.append((embed, has))
-    embed, present = jax.tree.map(lambda *x: np.concatenate(x), *rows)
-    count = len(self.reader.clips)
-    embed, present = jax.tree.map(lambda x: x[:count], (embed, present))
+    embed, present = jax.tree.map(lambda *x: self._by_clip(np.concatenate(x)), *rows)
     if not present['video'].any():
       raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
                       'retrieve from are broken')
-    return embed, present
+    embed = {space: {m: metrics.mean_direction(x, present[m]) for m, x in sides.items()}
+             for space, sides in embed.items()}
+    return embed, jax.tree.map(lambda x: x.any(axis=1), present)
+
+  def _by_clip(self, x: np.ndarray) -> np.ndarray:
+    """[rows, ...] -> [N, V, ...], without the rows that fill the last batch."""
+    count = len(self.reader.clips)
+    return x[:count * self._num_windows].reshape(count, self._num_windows, *x.shape[1:])

@@ -151,12 +151,14 @@ class Reader:
   tokenizer: text_lib.WordTokenizer
   notes: FileNotes
 
-  def read(self, index: int, rng: np.random.Generator | None) -> Example | None:
+  def read(self, index: int, rng: np.random.Generator | None,
+           place: float = 0.5) -> Example | None:
     """One example, or None if its file is broken (and counted as such).
 
     Args:
       index: of the clip.
-      rng: chooses window and crop; None takes the centre of both.
+      rng: chooses window and crop; None takes the central crop, and
+      place: where in the clip the window lies, 0 for its begin, 1 for its end.
 
     Raises:
       UserError: too many files are broken.
@@ -164,7 +166,7 @@ class Reader:
     clip = self.clips[index]
     try:
       with media.MediaFile(clip.path) as file:
-        example, soundless = self._decode(clip, file, rng)
+        example, soundless = self._decode(clip, file, rng, place)
     except media.MediaError as e:
       self.notes.add_bad(clip.path, str(e))
       return None
@@ -172,12 +174,12 @@ class Reader:
     return example | dict(id=np.int32(index), mask=np.bool_(True))
 
   def _decode(self, clip: sources.Clip, file: media.MediaFile,
-              rng: np.random.Generator | None) -> tuple[Example, str]:
+              rng: np.random.Generator | None, place: float) -> tuple[Example, str]:
     """An example, and why it has no sound, if so."""
     window = self.window
     end = min(clip.end, file.duration_seconds)
     room = max(end - clip.start - window.seconds, 0.0)
-    start = clip.start + room * (0.5 if rng is None else rng.random())
+    start = clip.start + room * (place if rng is None else rng.random())
     times = start + np.arange(window.num_frames) / window.frame_rate_hz
     images = file.frames(times)
     box = crop_box(images[0].size, window.min_crop_area, rng)
@@ -278,20 +280,29 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
   return _batches(dataset, reader.window.empty(), read, share)
 
 
-def eval_batches(reader: Reader, batch_size: int) -> Iterator[dict[str, Any]]:
+def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1
+                 ) -> Iterator[dict[str, Any]]:
   """Every clip once, in order; the last batch is filled up with masked zeros.
 
   A broken file's place is masked too.
 
+  Args:
+    reader: the source.
+    batch_size: rows of a batch.
+    num_windows: of each clip, one row after the other, evenly from its begin to its
+      end; one is in its middle.
+
   Raises:
     UserError: from the iterator: too many files are broken.
   """
-  count = len(reader.clips)
+  count = len(reader.clips) * num_windows
   padded = -(-count // batch_size) * batch_size
   empty = reader.window.empty()
+  places = np.linspace(0, 1, num_windows) if num_windows > 1 else [0.5]
 
-  def read(index):
-    example = reader.read(int(index), None) if index < count else None
+  def read(row):
+    index, window = divmod(int(row), num_windows)
+    example = reader.read(index, None, places[window]) if row < count else None
     return empty if example is None else example
 
   dataset = tf.data.Dataset.range(padded).map(lambda i: (i,))

@@ -29,8 +29,6 @@ class Attention(nn.Module):
       bias: [A, N, N] (head, query, key), added to the scores.
     """
     d = x.shape[-1]
-    if d % self.num_heads:
-      raise ValueError(f'width {d} is not a multiple of num_heads {self.num_heads}')
     project = lambda name: nn.DenseGeneral(
         (self.num_heads, d // self.num_heads), dtype=self.dtype, name=name)(x)
     q, k, v = (project(name) for name in ('query', 'key', 'value'))  # [B, N, A, D/A]

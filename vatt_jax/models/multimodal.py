@@ -7,9 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vatt_jax.models import heads
 from vatt_jax.models import layers
-from vatt_jax.models import vatt
 
 MODALITIES = ('video', 'audio', 'text')
 
@@ -74,39 +72,3 @@ class Vatt(nn.Module):
 def candidates_present(text: jax.Array) -> jax.Array:
   """Which candidate sentences are more than padding.  int [..., N] -> bool [...]."""
   return jnp.any(text != 0, axis=-1)
-
-
-def build(video: Mapping[str, Any], audio: Mapping[str, Any],
-          text: Mapping[str, Any], head: Mapping[str, Any],
-          shared: Mapping[str, Any] | None = None, dtype: str = 'float32') -> Vatt:
-  """Builds VATT.
-
-  Args:
-    video: `patch`, `drop_token_rate`, and the tower's size: `width`, `depth`,
-      `num_heads`, `mlp_dim`.
-    audio: likewise.
-    text: `vocabulary_size` and the tower's size.
-    head: arguments of `heads.FacHead`.
-    shared: the size of the one Transformer of the modality-agnostic model; then
-      the modalities give none, and text gives `max_words`.
-    dtype: compute type; parameters are always float32.
-  """
-  dtype = jnp.dtype(dtype)
-  kinds = dict(video=vatt.VideoTokenizer, audio=vatt.AudioTokenizer,
-               text=vatt.TextTokenizer)
-  sizes = dict(video=video, audio=audio, text=text)
-  tokenizers, backbones = {}, {}
-  for modality, kind in kinds.items():
-    size = dict(sizes[modality])
-    tower = None
-    if shared is None:
-      tower = {k: size.pop(k) for k in ('depth', 'num_heads', 'mlp_dim')}
-      backbones[modality] = layers.Transformer(
-          **tower, relative_bias=modality == 'text', dtype=dtype)
-    else:
-      size['width'] = shared['width']
-    tokenizers[modality] = kind(**size, dtype=dtype)
-  if shared is not None:
-    tower = {k: v for k, v in shared.items() if k != 'width'}
-    backbones['shared'] = layers.Transformer(**tower, dtype=dtype)
-  return Vatt(tokenizers, backbones, heads.FacHead(**head, dtype=dtype))

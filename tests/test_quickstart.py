@@ -1,0 +1,29 @@
+"""The quickstart reaches what the README says, on the toy world as it is."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns(tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',
+       f'--workdir={tmp_path / "run"}'], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  retrieval = lambda way: results[f'retrieval/{way}/R@10']
+  assert results['retrieval/text_to_video/chance_R@10'] == 10 / 256
+  assert retrieval('text_to_video') >= 0.80
+  assert retrieval('video_to_text') >= 0.80
+  assert retrieval('audio_to_video') >= 10 * 10 / 256
+  assert retrieval('video_to_audio') >= 10 * 10 / 256
+  for label in ('shape', 'motion', 'sound_event'):
+    error, error_random = (1 - results[f'probe/{label}/top1{kind}']
+                           for kind in ('', '_random_init'))
+    assert error <= error_random / 2, label
