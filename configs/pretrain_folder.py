@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
       video_text=dict(name='mil_nce', temperature=0.07, weight=1.0, form='paper'))
   c.optim = dict(peak_rate=5e-4, final_rate=1e-4, warmup_steps=200)
 
-  c.evals = dict(retrieval=dict(name='retrieval', every_steps=0, path='', captions=''))
+  c.evals = dict(retrieval=dict(name='retrieval', every_steps=0, path='', captions='',
+                                num_windows=4))
   c.checkpoint = dict(every_steps=200, keep=2)
   return c

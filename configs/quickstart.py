@@ -37,10 +37,10 @@ def get_config() -> ConfigDict:
 
   c.evals = dict(
       retrieval=dict(name='retrieval', every_steps=0,
-                     path=f'{ROOT}/test_segments.csv'),
+                     path=f'{ROOT}/test_segments.csv', num_windows=4),
       probe=dict(name='linear_probe', every_steps=0,
                  train=f'{ROOT}/train_segments.csv', test=f'{ROOT}/test_segments.csv',
                  labels=dict(shape='video', motion='video', sound_event='audio'),
-                 multi_labels=('sound_event',)))
+                 multi_labels=('sound_event',), num_windows=4))
   c.checkpoint = dict(every_steps=500, keep=2)
   return c

@@ -316,10 +316,12 @@ def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size:
 
 def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],
                   batch_size: int, train: str, test: str, labels: Mapping[str, str],
-                  multi_labels: tuple[str, ...] = ()) -> linear.LinearProbe:
+                  multi_labels: tuple[str, ...] = (), num_windows: int = 1
+                  ) -> linear.LinearProbe:
   sides = (dataclasses.replace(reader, clips=sources.open_source(path))
            for path in (train, test))
-  return linear.LinearProbe(predict, *sides, batch_size, labels, multi_labels)
+  return linear.LinearProbe(predict, *sides, batch_size, labels, multi_labels,
+                            num_windows)
 
 
 EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe}

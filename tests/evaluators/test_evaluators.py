@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import report
 from vatt_jax.evaluators import retrieval
@@ -49,8 +50,8 @@ def test_retrieval_counts_what_the_model_confuses(reader):
 
 def test_clips_without_sound_are_no_part_of_the_pool_of_sound(reader):
   class Quiet(pipeline.Reader):
-    def read(self, index, rng):
-      return super().read(index, rng) | dict(has_audio=np.bool_(index > 3))
+    def read(self, index, rng, place=0.5):
+      return super().read(index, rng, place) | dict(has_audio=np.bool_(index > 3))
 
   quiet = Quiet(reader.clips, reader.window, reader.tokenizer, reader.notes)
   results = dict(retrieval.Retrieval(_oracle, quiet, 8).run([]))
@@ -68,6 +69,26 @@ def test_the_gallery_shows_the_right_clip_first_and_marks_it(reader):
   assert [s.right for s in queries[0].strips] == [True, False, False]
   assert queries[0].text == reader.clips[0].captions[0].text
   assert queries[0].strips[0].image.startswith('data:image/jpeg;base64,')
+
+
+def test_windows_of_a_clip_are_averaged(reader):
+  """The mean of those that are there; a clip that has none is nobody's."""
+  x = np.array([[[3., 0.], [0., 1.]], [[2., 2.], [9., 9.]], [[1., 1.], [1., 1.]]])
+  there = np.array([[True, True], [True, False], [False, False]])
+  np.testing.assert_array_equal(extract.mean_over_windows(x, there),
+                                [[1.5, 0.5], [2, 2], [0, 0]])
+  seen = []
+
+  def pick(outputs, batch):
+    seen.append(batch['video'])
+    return dict(id=batch['id'])
+
+  ids = extract.by_clip(lambda state, batch: {}, None, reader, 10, 3, pick)['id']
+  np.testing.assert_array_equal(ids, np.repeat(np.arange(COUNT)[:, None], 3, axis=1))
+  video = np.concatenate(seen)
+  assert (video[0] != video[2]).any()    # begin and end of the first clip
+  results = dict(retrieval.Retrieval(_oracle, reader, 5, num_windows=3).run([]))
+  assert results['text_to_video/R@1'] == results['video_to_audio/R@1'] == 1
 
 
 def _features(state, batch):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn import linear_model
 from sklearn import metrics
@@ -17,19 +15,20 @@ from sklearn import pipeline as sklearn_pipeline
 from sklearn import preprocessing
 
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import extract
 from vatt_jax.inputs import pipeline
 
 
 class LinearProbe:
-  """Logistic regression on the pooled features of the middle of each clip.
+  """Logistic regression on the pooled features of clips, the mean of some windows.
 
   A label is a column of the manifests; several at once are joined by `|`, and
   then each has a classifier of its own.
   """
 
-  def __init__(self, predict: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
-               train: pipeline.Reader, test: pipeline.Reader, batch_size: int,
-               labels: Mapping[str, str], multi_labels: Sequence[str] = ()):
+  def __init__(self, predict: extract.Predict, train: pipeline.Reader,
+               test: pipeline.Reader, batch_size: int, labels: Mapping[str, str],
+               multi_labels: Sequence[str] = (), num_windows: int = 1):
     """Prepares the probes.
 
     Args:
@@ -39,6 +38,7 @@ class LinearProbe:
       batch_size: of feature extraction.
       labels: column -> the modality whose features are probed.
       multi_labels: those of the columns that hold several labels at once.
+      num_windows: spread over each clip.
 
     Raises:
       UserError: a manifest has no such column.
@@ -52,6 +52,7 @@ class LinearProbe:
     self._predict = predict
     self._train, self._test = train, test
     self._batch_size = batch_size
+    self._num_windows = num_windows
     self._labels = dict(labels)
     self._multi_labels = frozenset(multi_labels)
 
@@ -74,12 +75,16 @@ class LinearProbe:
 
   def _features(self, state, reader):
     """modality -> ([N, D], bool [N])."""
-    rows = []
-    for batch in pipeline.eval_batches(reader, self._batch_size):
-      pooled = jax.device_get(self._predict(state, batch)['pooled'])
-      has = dict(video=batch['mask'], audio=batch['has_audio'])
-      rows.append({m: (pooled[m], has[m]) for m in has if m in pooled})
-    return jax.tree.map(lambda *x: np.concatenate(x)[:len(reader.clips)], *rows)
+    features = extract.by_clip(self._predict, state, reader, self._batch_size,
+                               self._num_windows, _pick)
+    return {m: (extract.mean_over_windows(x, there), there.any(axis=1))
+            for m, (x, there) in features.items()}
+
+
+def _pick(outputs, batch):
+  """Pooled features, and whether they are of anything."""
+  there = dict(video=batch['mask'], audio=batch['has_audio'])
+  return {m: (outputs['pooled'][m], there[m]) for m in there if m in outputs['pooled']}
 
 
 def _labelled(features, clips, label, modality):

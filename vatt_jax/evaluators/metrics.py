@@ -5,20 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 
-def mean_direction(x: np.ndarray, there: np.ndarray) -> np.ndarray:
-  """The mean of the vectors that are there, scaled to length one.
-
-  Args:
-    x: [N, V, D].
-    there: bool [N, V].
-
-  Returns:
-    [N, D]; zero where none is there.
-  """
-  total = np.sum(x * there[..., None], axis=1)
-  return total / np.maximum(np.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
-
-
 def rank_of_match(similarity: np.ndarray) -> np.ndarray:
   """How many candidates come before the right one.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import pipeline
 
@@ -38,8 +36,8 @@ class Retrieval:
   middle. The pool of a direction is every clip that has both modalities.
   """
 
-  def __init__(self, predict: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
-               reader: pipeline.Reader, batch_size: int, num_windows: int = 1):
+  def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
+               batch_size: int, num_windows: int = 1):
     """Takes `predict(state, batch)`, which gives `embed` (`step.Task.predict`)."""
     self._predict = predict
     self._batch_size = batch_size
@@ -78,23 +76,24 @@ class Retrieval:
 
   def _embed(self, state):
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
-    rows = []
-    for batch in pipeline.eval_batches(self.reader, self._batch_size,
-                                       self._num_windows):
-      embed = jax.device_get(self._predict(state, batch)['embed'])
-      embed['video_text']['text'] = embed['video_text']['text'][:, 0]   # the nearest
-      has = dict(video=batch['mask'], audio=batch['has_audio'],
-                 text=np.any(batch['text'][:, 0] != 0, axis=-1))
-      rows.append((embed, has))
-    embed, present = jax.tree.map(lambda *x: self._by_clip(np.concatenate(x)), *rows)
+    embed, present = extract.by_clip(self._predict, state, self.reader,
+                                     self._batch_size, self._num_windows, _pick)
     if not present['video'].any():
       raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
                       'retrieve from are broken')
-    embed = {space: {m: metrics.mean_direction(x, present[m]) for m, x in sides.items()}
-             for space, sides in embed.items()}
-    return embed, jax.tree.map(lambda x: x.any(axis=1), present)
+    embed = {space: {m: _unit_norm(extract.mean_over_windows(x, present[m]))
+                     for m, x in sides.items()} for space, sides in embed.items()}
+    return embed, {m: x.any(axis=1) for m, x in present.items()}
 
-  def _by_clip(self, x: np.ndarray) -> np.ndarray:
-    """[rows, ...] -> [N, V, ...], without the rows that fill the last batch."""
-    count = len(self.reader.clips)
-    return x[:count * self._num_windows].reshape(count, self._num_windows, *x.shape[1:])
+
+def _pick(outputs, batch):
+  """Embeddings, of a clip's text those of the nearest caption, and what is there."""
+  embed = outputs['embed']
+  text = embed['video_text']['text'][:, 0]
+  embed = embed | {'video_text': embed['video_text'] | {'text': text}}
+  return embed, dict(video=batch['mask'], audio=batch['has_audio'],
+                     text=np.any(batch['text'][:, 0] != 0, axis=-1))
+
+
+def _unit_norm(x: np.ndarray) -> np.ndarray:
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

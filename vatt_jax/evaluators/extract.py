@@ -1,0 +1,46 @@
+"""Running a model over a source, several windows of each clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vatt_jax.inputs import pipeline
+
+Predict = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
+
+
+def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: int,
+            num_windows: int, pick: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
+  """What a model says of every window of every clip.
+
+  Args:
+    predict: `predict(state, batch)` -> outputs (`step.Task.predict`).
+    state: of the model.
+    reader: the source, N clips.
+    batch_size: rows at a time.
+    num_windows: V, spread over each clip.
+    pick: `pick(outputs, batch)` -> tree of arrays [B, ...], what to keep.
+
+  Returns:
+    The tree, of arrays [N, V, ...].
+  """
+  rows = [pick(jax.device_get(predict(state, batch)), batch)
+          for batch in pipeline.eval_batches(reader, batch_size, num_windows)]
+  count = len(reader.clips)
+
+  def join(*parts: np.ndarray) -> np.ndarray:
+    whole = np.concatenate(parts)[:count * num_windows]    # the rest fills the last
+    return whole.reshape(count, num_windows, *whole.shape[1:])
+
+  return jax.tree.map(join, *rows)
+
+
+def mean_over_windows(x: np.ndarray, there: np.ndarray) -> np.ndarray:
+  """The mean of what is there.  [N, V, D], bool [N, V] -> [N, D], zero for none."""
+  total = np.sum(x * there[..., None], axis=1)
+  return total / np.maximum(np.sum(there, axis=1), 1)[:, None]
