@@ -104,12 +104,14 @@ def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, n
 
 def test_a_finished_run_started_again_only_evaluates(toy_world, undisturbed):
   workdir, _ = undisturbed
-  before = json.loads((workdir / 'results.json').read_text())
+  before, rows = ((workdir / name).read_text()
+                  for name in ('results.json', 'metrics.jsonl'))
   done = _run(toy_world, workdir)
   assert done.returncode == 0, done.stderr
   assert f'Going on from step {STEPS}' in done.stderr
   assert 'left' not in done.stderr
-  assert json.loads((workdir / 'results.json').read_text()) == before
+  assert (workdir / 'results.json').read_text() == before
+  assert (workdir / 'metrics.jsonl').read_text() == rows
 
 
 def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):

@@ -18,11 +18,15 @@ def test_what_comes_again_after_a_resume_is_not_there_twice(tmp_path):
   path = tmp_path / 'm.jsonl'
   writer = writers.JsonlWriter(path, 0)
   for step in (1, 2, 3):
-    writer.write_scalars(step, {'x': step})
+    writer.write_scalars(step, {'train/x': step})
+    writer.write_scalars(step, {'retrieval/y': step})
   writer.close()
   path.write_text(path.read_text() + '{"step": 4, "x"')    # killed as it wrote
   writer = writers.JsonlWriter(path, 2)
-  writer.write_scalars(3, {'x': 30})
+  writer.write_scalars(2, {'retrieval/y': 20})
+  writer.write_scalars(3, {'train/x': 30})
   writer.close()
   assert writers.read_jsonl(path) == [
-      {'step': 1, 'x': 1.0}, {'step': 2, 'x': 2.0}, {'step': 3, 'x': 30.0}]
+      {'step': 1, 'train/x': 1.0}, {'step': 1, 'retrieval/y': 1.0},
+      {'step': 2, 'train/x': 2.0}, {'step': 2, 'retrieval/y': 20.0},
+      {'step': 3, 'train/x': 30.0}]

@@ -26,11 +26,15 @@ class JsonlWriter(metric_writers.MetricWriter):
     Args:
       path: the file.
       first_step: the step that a run goes on from; what an earlier process wrote
-        about later ones, which will come again, is dropped.
+        and will come again is dropped: all of later steps, of this one the
+        evaluations, which stand between two steps.
     """
+    def comes_again(row):
+      training = any(k.startswith('train/') for k in row)
+      return row['step'] >= first_step + training
     self._path = pathlib.Path(path)
     if self._path.exists():
-      kept = [r for r in read_jsonl(self._path) if r['step'] <= first_step]
+      kept = [r for r in read_jsonl(self._path) if not comes_again(r)]
       partial = self._path.with_suffix('.partial')
       partial.write_text(''.join(json.dumps(r) + '\n' for r in kept))
       partial.rename(self._path)
