@@ -8,6 +8,7 @@ fi
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 # Only when the requirements changed since the last time.
 if [ setup.py -nt .venv/installed ]; then
+  echo "Installing into .venv; about a minute."
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
   touch .venv/installed
 fi

@@ -134,8 +134,9 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
 
 @pytest.mark.parametrize('override, message', [
     ('data.path=/nowhere', '/nowhere: no such folder or file'),
-    ('total_steps=many', 'many'), ('optimizer.rate=1', 'optimizer'),
-    ('optim.rate=1', 'rate')])
+    ('total_steps=many', 'invalid literal'),
+    ('optimizer.rate=1', "optimizer.rate=1: the recipe has no key 'optimizer'"),
+    ('optim.rate=1', "--config.optim.rate=1: the recipe has no key 'rate'")])
 def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
                                                   message):
   done = _run(toy_world, tmp_path / 'run', override)
@@ -155,11 +156,14 @@ def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):
   assert (workdir / 'config.json').read_bytes() == before
 
 
-def test_without_a_config_the_flag_is_named(tmp_path):
-  done = subprocess.run([sys.executable, '-m', 'vatt_jax.main'], cwd=ROOT,
+@pytest.mark.parametrize('flags, message', [
+    ([], '--config must have a value'), (['--config=none.py'], 'none.py: no such file'),
+    (['--config=configs/quickstart.py', 'more'], 'more: expected only flags')])
+def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
+  done = subprocess.run([sys.executable, '-m', 'vatt_jax.main', *flags], cwd=ROOT,
                         capture_output=True, text=True)
-  assert done.returncode not in (0, None)
-  assert '--config' in done.stderr and 'Traceback' not in done.stderr
+  assert done.returncode == 2
+  assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_real_clips_train_as_they_are(shared, tmp_path):

@@ -7,6 +7,7 @@ Any value of the recipe can be changed on the command line,
 import logging as python_logging
 import pathlib
 import sys
+from typing import NoReturn
 
 from absl import app
 from absl import flags
@@ -24,19 +25,37 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'{argv[1]!r}: expected only flags')
   _set_up_log()
-  recipe_file = config_flags.get_config_filename(flags.FLAGS['config'])
-  name = pathlib.Path(recipe_file.replace(':', '_').replace('.py', '')).name
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
   try:
+    if len(argv) > 1:
+      raise UserError(f'{argv[1]}: expected only flags, --name=value')
+    recipe_file = config_flags.get_config_filename(flags.FLAGS['config'])
+    if not pathlib.Path(recipe_file.split(':')[0]).is_file():
+      raise UserError(f'--config={recipe_file}: no such file')
+    name = pathlib.Path(recipe_file.replace(':', '_').replace('.py', '')).name
+    workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
     train.train(_CONFIG.value.to_dict(), workdir)
   except UserError as e:
-    print(f'vatt_jax: {e}', file=sys.stderr)
-    sys.exit(2)
+    _fail(e)
   except interrupt.Interrupted as e:
     sys.exit(128 + e.signal)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Reads the command line; a mistake in it is one line."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    _fail(e)
+  except (KeyError, AttributeError) as e:    # ml_collections: there is no such key
+    key = str(e).strip('"\'')
+    flag = next((a for a in argv if f'.{key}=' in a or f'.{key}.' in a), key)
+    _fail(f'{flag}: the recipe has no key {key!r}; its file shows those it has')
+
+
+def _fail(why: object) -> NoReturn:
+  print('vatt_jax:', ' '.join(str(why).split()), file=sys.stderr)
+  sys.exit(2)
 
 
 def _set_up_log() -> None:
@@ -50,4 +69,4 @@ def _set_up_log() -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main)
+  app.run(main, flags_parser=_parse)
