@@ -28,6 +28,13 @@ def test_a_section_that_does_not_fit_is_one_clear_line(settings, message):
     recipe.call('x', _takes, settings)
 
 
+def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
+  data = recipe.Data(str(tmp_path / 'mine' / 'train.csv'), builder='data.toy_world')
+  with pytest.raises(UserError, match='no such folder or file'):
+    recipe._reader(data, None, 9, tmp_path)
+  assert not (tmp_path / 'mine').exists()
+
+
 def test_a_loss_of_another_name_is_named():
   with pytest.raises(UserError, match=r"losses\.x: name='nec': expected one of nce"):
     recipe.call('losses.x', recipe._term, dict(name='nec'), where='losses.x')

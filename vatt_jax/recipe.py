@@ -50,8 +50,8 @@ class Data:
   Attributes:
     path: a folder of media or a manifest (`inputs.sources`).
     captions: a file of timed sentences beside it; empty for none.
-    builder: the module of `data/` that makes the folder of `path` where it is
-      missing; empty for none.
+    builder: the module of `data/` that makes the folder of `path`, which has its
+      name, where it is missing; empty for none.
     max_bad_fraction: the share of broken files that ends the run.
   """
   path: str
@@ -210,7 +210,7 @@ def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
 def _reader(data: Data, window: pipeline.Window, vocabulary_size: int,
             workdir: pathlib.Path) -> pipeline.Reader:
   folder = pathlib.Path(data.path).parent
-  if data.builder and not folder.exists():
+  if data.builder.endswith(f'.{folder.name}') and not folder.exists():
     logging.info('Making %s (python -m %s --out=%s)', folder, data.builder, folder)
     made = subprocess.run([sys.executable, '-m', data.builder, f'--out={folder}'])
     if made.returncode:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import json
 import math
 import pathlib
@@ -48,12 +50,13 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       try:
         for step in range(first_step, run.total_steps):
           stop.check()
-          for name, evaluation in run.evaluations.items():
-            if evaluation.due(step):
-              writer.write_scalars(step, {
-                  f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)})
-          if saved.due(step):
-            saved.save(step, state)
+          with progress.paused():
+            for name, evaluation in run.evaluations.items():
+              if evaluation.due(step):
+                writer.write_scalars(step, {
+                    f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)})
+            if saved.due(step):
+              saved.save(step, state)
           batch = sharding.to_devices(next(batches), run.mesh)
           state, metrics = run.task.train_step(state, batch)
           progress.add(metrics)
@@ -100,6 +103,13 @@ class _Progress:
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
     self._rows.append(metrics)     # not fetched: the device is still at work on them
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """What is done within is no training, and does not count as its time."""
+    begin = time.monotonic()
+    yield
+    self._since += time.monotonic() - begin
 
   def due(self, step: int) -> bool:
     """At every multiple, at the end, and once early: is it running, how fast?"""

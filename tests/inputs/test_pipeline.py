@@ -106,7 +106,7 @@ def test_a_window_stays_within_the_clip(toy_world):
   reader = _reader([sources.Clip(path, 2.0, 4.5)], 1.0)
   for seed in range(50):
     with pytest.raises(pipeline.media.MediaError):
-      reader._decode(reader.clips[0], Spy(), np.random.default_rng(seed))
+      reader._decode(reader.clips[0], Spy(), np.random.default_rng(seed), 0.5)
   starts, ends = zip(*seen, strict=True)
   assert min(starts) >= 2.0 and max(ends) <= 4.5 and max(starts) - min(starts) > 1
 

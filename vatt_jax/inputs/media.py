@@ -7,7 +7,9 @@ their rates, and whether or not their streams begin together.
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import os
+from typing import Any
 
 import av
 from av.video.reformatter import VideoReformatter
@@ -47,18 +49,10 @@ class MediaFile:
       MediaError: it is not there or is no media file.
     """
     self._path = os.fspath(path)
-    try:
+    with self._naming():
       self._container = av.open(self._path)
-    except (OSError, ValueError) as e:    # all of FFmpeg's errors are one or other
-      raise self._error(e) from e
     self._zero = (self._container.start_time or 0) / av.time_base
-    streams = self._container.streams
-    self._video = streams.best('video')
-    self._audio = streams.best('audio')
-    for stream in (self._video, self._audio):
-      if stream is not None:
-        # Many files are read side by side: threads within one are in the way.
-        stream.codec_context.thread_count = 1
+    self._video, self._audio = map(self._best_stream, ('video', 'audio'))
     self.has_video = self._video is not None
     self.has_audio = self._audio is not None
     self.duration_seconds = self._duration()
@@ -84,18 +78,10 @@ class MediaFile:
     """
     if self._video is None:
       raise MediaError(f'{self._path}: has no picture')
-    shown, chosen = None, []
-    for now, frame in self._decode(self._video, times[0]):
-      while len(chosen) < len(times) and now > times[len(chosen)] + _TIME_SLACK:
-        chosen.append(shown or frame)
-      shown = frame
-      if len(chosen) == len(times):
-        break
-    if shown is None:
-      raise MediaError(f'{self._path}: no picture decodes')
-    chosen += [shown] * (len(times) - len(chosen))
-    convert = VideoReformatter()    # one for all frames: it is dear to set up
-    images = {id(frame): _upright(frame, convert) for frame in chosen}
+    with self._naming():
+      chosen = self._on_screen(times)
+      convert = VideoReformatter()    # one for all frames: it is dear to set up
+      images = {id(frame): _upright(frame, convert) for frame in chosen}
     return [images[id(frame)] for frame in chosen]
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
@@ -118,7 +104,8 @@ class MediaFile:
     native_hz = self._audio.codec_context.sample_rate
     begin = round((start - _PRE_ROLL_SECONDS) * native_hz)
     length = round((num_samples / rate_hz + 2 * _PRE_ROLL_SECONDS) * native_hz)
-    buffer = self._native_sound(begin, length, native_hz)
+    with self._naming():
+      buffer = self._native_sound(begin, length, native_hz)
     if buffer is None:
       return None
     resampled = soxr.resample(buffer, native_hz, rate_hz)
@@ -126,6 +113,19 @@ class MediaFile:
     window = resampled[first:first + num_samples]
     window = np.pad(window, (0, num_samples - len(window)))
     return window if np.any(window) else None
+
+  def _on_screen(self, times: Sequence[float]) -> list[av.VideoFrame]:
+    """The frame shown at each time."""
+    shown, chosen = None, []
+    for now, frame in self._decode(self._video, times[0]):
+      while len(chosen) < len(times) and now > times[len(chosen)] + _TIME_SLACK:
+        chosen.append(frame if shown is None else shown)
+      shown = frame
+      if len(chosen) == len(times):
+        break
+    if shown is None:
+      raise MediaError(f'{self._path}: no picture decodes')
+    return chosen + [shown] * (len(times) - len(chosen))
 
   def _native_sound(self, begin: int, length: int, native_hz: int
                     ) -> np.ndarray | None:
@@ -147,12 +147,6 @@ class MediaFile:
 
   def _decode(self, stream, seconds: float) -> Iterator[tuple[float, av.frame.Frame]]:
     """(time, frame) in order of presentation, from at or before `seconds` on."""
-    try:
-      yield from self._decode_or_raise(stream, seconds)
-    except (OSError, ValueError, EOFError) as e:
-      raise self._error(e) from e
-
-  def _decode_or_raise(self, stream, seconds):
     first_seconds = (stream.start_time or 0) * stream.time_base - self._zero
     if seconds > first_seconds:
       offset = int((seconds + self._zero) / stream.time_base)
@@ -182,16 +176,27 @@ class MediaFile:
       return float(stream.duration * stream.time_base)
     if self._container.duration:
       return self._container.duration / av.time_base
-    try:
+    with self._naming():
       last = max((p.pts + (p.duration or 0) for p in self._container.demux(stream)
                   if p.pts is not None), default=0)
-    except (OSError, ValueError) as e:
-      raise self._error(e) from e
     return float(last * stream.time_base) - self._zero
 
-  def _error(self, reason: BaseException) -> MediaError:
-    why = getattr(reason, 'strerror', None) or str(reason) or type(reason).__name__
-    return MediaError(f'{self._path}: {why}')
+  def _best_stream(self, kind: str) -> Any:
+    """The stream that players choose, or None if there is none with a decoder."""
+    stream = self._container.streams.best(kind)
+    if stream is None or stream.codec_context is None:
+      return None
+    # Many files are read side by side: threads within one are in the way.
+    stream.codec_context.thread_count = 1
+    return stream
+
+  @contextlib.contextmanager
+  def _naming(self) -> Iterator[None]:
+    """FFmpeg's errors within, with the file's name before them."""
+    try:
+      yield
+    except av.FFmpegError as e:
+      raise MediaError(f'{self._path}: {e.strerror or type(e).__name__}') from e
 
 
 def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Image.Image:

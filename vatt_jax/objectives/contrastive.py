@@ -38,7 +38,8 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
       anchor without candidates is left out, and the rest weigh more.
     temperature: tau.
     form: 'paper' is equation 5, each anchor against all candidates of the batch.
-      'symmetric' adds the same with all anchors against each item's candidates.
+      'symmetric' adds the same with all anchors against each item's candidates
+      (the release's SymmetricNCE).
 
   Returns:
     [], float32.
