@@ -26,8 +26,9 @@ def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
   config.data.path = str(toy_world / 'train.csv')
   config.data.captions = 'train_captions.csv'
   config.window.update(num_frames=4, image_size=32, audio_hz=4000)
-  for modality in ('video', 'audio', 'text'):
-    config.model[modality].update(SHRUNK_TOWER)
+  towers = ('shared',) if 'shared' in config.model else ('video', 'audio', 'text')
+  for tower in towers:
+    config.model[tower].update(SHRUNK_TOWER)
   for evaluation in config.evals.values():
     for key, value in evaluation.items():
       if isinstance(value, str) and value.endswith('.csv'):
@@ -84,8 +85,11 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
 @pytest.mark.parametrize('key, value, message', [
     ('data.path', '', 'data.path is empty'),
     ('data.captions', 'none.csv', r'none\.csv: no such captions file'),
-    ('total_steps', 0, 'config: total_steps=0: expected 1 or more'),
-    ('batch_size', 3, 'config.*batch_size=3: expected a multiple of the 2 devices'),
+    ('total_steps', 0, r'config\.total_steps=0: expected 1 or more'),
+    ('checkpoint.every_steps', 0, r'config\.checkpoint: every_steps=0'),
+    ('losses.video_text.form', 'symetric', r"losses\.video_text: form='symetric'"),
+    ('window.frame_rate_hz', 0.0, r'config\.window: frame_rate_hz=0'),
+    ('batch_size', 3, 'batch_size=3: expected a multiple of the 2 devices'),
     ('optim.warmup_steps', 13, r'config\.optim: warmup_steps=13: longer than the run'),
     ('losses.video_text.name', 'nec', r"losses\.video_text: name='nec': expected"),
     ('model.audio.num_heads', 3, r'model\.audio\.width=16: expected a multiple')])
@@ -101,7 +105,8 @@ def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_pat
 @pytest.mark.parametrize('section, key', [
     (None, 'batchsize'), ('data', 'paths'), ('window', 'fps'), ('optim', 'lr'),
     ('checkpoint', 'every'), ('model', 'dtypes'), ('model.text', 'heads'),
-    ('model.head', 'dim'), ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
+    ('model.head', 'dim'), ('losses', 'video_adio'),
+    ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
 def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   place = config

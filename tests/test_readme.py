@@ -16,6 +16,10 @@ def test_every_file_that_it_names_is_there():
     assert (ROOT / name).exists(), name
 
 
+def test_no_number_is_missing():
+  assert '@@' not in README
+
+
 def test_ci_calls_the_test_command_as_it_stands_there():
   assert 'bash launch/test.sh\n' in README
   assert 'bash launch/test.sh\n' in (ROOT / '.ci' / 'run').read_text()

@@ -37,7 +37,7 @@ def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
 
 def test_a_loss_of_another_name_is_named():
   with pytest.raises(UserError, match=r"losses\.x: name='nec': expected one of nce"):
-    recipe.call('losses.x', recipe._term, dict(name='nec'), where='losses.x')
+    recipe.call('losses.x', recipe._term, dict(name='nec'), space='video_audio')
 
 
 def test_a_bug_keeps_its_trace():

@@ -96,8 +96,11 @@ def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
     batch['has_audio'] = np.zeros(8, bool)
   else:
     batch['text'] = np.zeros_like(batch['text'])
-  before = _flat(task.init(batch).params)
+  before, stats = (_flat(x) for x in (task.init(batch).params,
+                                      task.init(batch).batch_stats))
   state, metrics = task.train_step(task.init(batch), batch)
+  stale = {k for k, v in _flat(state.batch_stats).items() if (v == stats[k]).all()}
+  assert stale == {k for k in stats if k.startswith(f"['head']['{gone}_")}
   changed = {k for k, v in _flat(state.params).items() if (v != before[k]).any()}
   assert metrics[f'loss_video_{gone}'] == 0
   assert changed and not any(f's_{gone}' in k for k in changed)

@@ -63,8 +63,10 @@ def _set_up_log() -> None:
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-  handler.addFilter(lambda record: 'vatt_jax' in record.pathname
-                    or record.levelno >= python_logging.WARNING)
+  ours = pathlib.Path(__file__).parent
+  handler.addFilter(
+      lambda record: pathlib.Path(record.pathname).is_relative_to(ours)
+      or record.levelno >= python_logging.WARNING)
 
 
 if __name__ == '__main__':

@@ -98,7 +98,9 @@ def build(config: Settings, workdir: pathlib.Path,
     UserError: names the key or file that is wrong.
   """
   _compare(config, workdir)
-  run = call('', _build, config, workdir=workdir, check=check)
+  given = dict(workdir=workdir, check=check)
+  _check_keys('', _build, config, given)
+  run = _build(**config, **given)
   _claim(config, workdir, run)    # last: a mistyped config leaves no trace
   return run
 
@@ -121,7 +123,7 @@ def call(where: str, function: Callable[..., Any], settings: Settings, /,
   try:
     return function(**settings, **given)
   except ValueError as e:
-    raise UserError(f'config{where and "."}{where}: {e}') from e
+    raise UserError(f'config.{where}: {e}') from e
 
 
 def _check_keys(where: str, function: Callable[..., Any], settings: Settings,
@@ -184,11 +186,15 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
   for name, value in (('total_steps', total_steps), ('batch_size', batch_size),
                       ('log_every_steps', log_every_steps)):
     if value < 1:
-      raise ValueError(f'{name}={value}: expected 1 or more')
+      raise UserError(f'config.{name}={value}: expected 1 or more')
   mesh = sharding.make_mesh(batch_size)
   task = _task(seed, total_steps, model, losses, optim)
   reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
                    model['text']['vocabulary_size'], workdir)
+  max_words = model['text'].get('max_words', 0)
+  if 'shared' in model and max_words < reader.window.max_words:
+    raise UserError(f'config.model.text.max_words={max_words}: expected '
+                    f'window.max_words={reader.window.max_words} or more')
 
   def predict(state, batch):
     check()
@@ -204,6 +210,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
 
 
 def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
+  if min(every_steps, keep) < 1:
+    raise ValueError(f'every_steps={every_steps}, keep={keep}: expected 1 or more')
   return dict(every_steps=every_steps, keep=keep)
 
 
@@ -224,14 +232,19 @@ def _reader(data: Data, window: pipeline.Window, vocabulary_size: int,
     tokenizer = text.WordTokenizer.build(
         (caption.text for clip in clips for caption in clip.captions),
         vocabulary_size)
-  notes = pipeline.FileNotes(data.max_bad_fraction, workdir / 'file_notes.jsonl')
+  notes = pipeline.FileNotes(data.max_bad_fraction, len({c.path for c in clips}),
+                             workdir / 'file_notes.jsonl')
   return pipeline.Reader(clips, window, tokenizer, notes)
 
 
 def _task(seed: int, total_steps: int, model: Settings,
           losses: Mapping[str, Settings], optim_settings: Settings) -> step.Task:
   network = call('model', build_model, model)
-  terms = {space: call(f'losses.{space}', _term, section, where=f'losses.{space}')
+  for space in losses:
+    if space not in OBJECTIVES:
+      raise UserError(f'config.losses.{space}: nobody takes this key; expected one of '
+                      f'{", ".join(OBJECTIVES)}')
+  terms = {space: call(f'losses.{space}', _term, section, space=space)
            for space, section in losses.items()}
   optimizer, schedule = call('optim', optim.adam, optim_settings,
                              total_steps=total_steps)
@@ -266,9 +279,8 @@ def build_model(video: Settings, audio: Settings, text: Settings, head: Settings
                if k in settings}
       backbones[modality] = _tower(where, tower, settings.get('width', 0),
                                    relative_bias=modality == 'text', dtype=dtype)
-    else:
-      settings['width'] = shared['width']
-    tokenizers[modality] = _module(where, kind, settings, dtype=dtype)
+    width = {} if shared is None else {'width': shared['width']}
+    tokenizers[modality] = _module(where, kind, settings, dtype=dtype, **width)
   if shared is not None:
     tower = {k: v for k, v in shared.items() if k != 'width'}
     backbones['shared'] = _tower('model.shared', tower, shared['width'], dtype=dtype)
@@ -290,12 +302,17 @@ def _module(where: str, kind: Callable[..., nn.Module], settings: Settings,
   return kind(**settings, **given)
 
 
-OBJECTIVES = {'nce': contrastive.nce, 'mil_nce': contrastive.mil_nce}
+OBJECTIVES = {    # of each space: a clip has one sound but several candidate texts
+    'video_audio': {'nce': contrastive.nce},
+    'video_text': {'mil_nce': contrastive.mil_nce}}
 
 
-def _term(name: str, where: str, weight: float = 1.0, **settings: Any) -> step.Term:
-  objective = _choose(OBJECTIVES, name)
-  _check_keys(where, objective, settings, ('anchors', 'others', 'present'))
+def _term(name: str, space: str, weight: float = 1.0, **settings: Any) -> step.Term:
+  objective = _choose(OBJECTIVES[space], name)
+  _check_keys(f'losses.{space}', objective, settings, ('anchors', 'others', 'present'))
+  if settings.get('form', 'paper') not in contrastive.FORMS:
+    raise ValueError(f'form={settings["form"]!r}: expected one of '
+                     f'{", ".join(contrastive.FORMS)}')
   return step.Term(functools.partial(objective, **settings), weight)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vatt_jax.inputs import augment
+from vatt_jax.models import heads
 from vatt_jax.models import multimodal
 
 Batch = Mapping[str, jax.Array]
@@ -50,13 +51,12 @@ def contrast(terms: Mapping[str, Term], embed: Mapping[str, Mapping[str, jax.Arr
     The loss and a metric for each term, under its space's name.
   """
   total, metrics = jnp.zeros((), jnp.float32), {}
+  present = multimodal.find_present(batch)
   for space, term in terms.items():
     other = {'video_audio': 'audio', 'video_text': 'text'}[space]
     if other not in embed[space]:
       continue
-    present = (batch['has_audio'] if other == 'audio'
-               else multimodal.candidates_present(batch['text']))
-    loss = term.objective(embed[space]['video'], embed[space][other], present)
+    loss = term.objective(embed[space]['video'], embed[space][other], present[other])
     metrics[f'loss_{space}'] = loss
     total += term.weight * loss
   return total, metrics
@@ -93,7 +93,10 @@ class Task:
           augment.normalize(batch), train=True, rngs={'drop_token': key},
           mutable=['batch_stats'])
       loss, metrics = contrast(self.terms, outputs['embed'], batch)
-      return loss, (metrics, updates['batch_stats'])
+      stats = dict(updates['batch_stats'])
+      stats['head'] = heads.keep_absent(stats['head'], state.batch_stats['head'],
+                                        multimodal.find_present(batch))
+      return loss, (metrics, stats)
 
     (loss, (metrics, batch_stats)), grads = jax.value_and_grad(
         loss_fn, has_aux=True)(state.params)

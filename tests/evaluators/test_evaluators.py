@@ -22,7 +22,7 @@ def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
   window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_words=8)
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips], 256)
-  return pipeline.Reader(clips, window, tokenizer, pipeline.FileNotes(0.1))
+  return pipeline.Reader(clips, window, tokenizer, pipeline.FileNotes(0.1, COUNT))
 
 
 def _oracle(state, batch):

@@ -112,6 +112,34 @@ def test_streams_that_begin_at_different_times_stay_in_step(tmp_path):
   np.testing.assert_array_equal(*before_the_first)
 
 
+def test_an_old_container_reads_from_its_start_and_its_middle(tmp_path):
+  """AVI: no time stamps, an index that begins at the start, a title in Latin-1."""
+  path = tmp_path / 'old.avi'
+  video, sound = _flashes(2, (0.2, 1.2))
+  with av.open(path, 'w') as container:
+    container.metadata['title'] = 'TITLE-HERE'
+    picture = container.add_stream('mpeg4', rate=RATE_HZ)
+    picture.width = picture.height = 32
+    picture.pix_fmt = 'yuv420p'
+    voice = container.add_stream('pcm_s16le', rate=AUDIO_HZ, layout='mono')
+    packets = []
+    for image in video:
+      packets += picture.encode(av.VideoFrame.from_ndarray(image, format='rgb24'))
+    frame = av.AudioFrame.from_ndarray(
+        (sound[None] * 32767).astype(np.int16), format='s16', layout='mono')
+    frame.sample_rate, frame.pts = AUDIO_HZ, 0
+    container.mux(packets + picture.encode(None) + voice.encode(frame)
+                  + voice.encode(None))
+  path.write_bytes(path.read_bytes().replace(b'TITLE-HERE', b'\xe9t\xe9 \xe0 deux'))
+  for start, moment in ((0.0, 0.2), (1.0, 1.2)):
+    times = start + np.arange(60) / 100
+    with media.MediaFile(path) as file:
+      light = _bright(file.frames(times)) > 128
+      heard = np.abs(file.sound(start, 4800, 8000)).reshape(60, 80).max(1) > 0.3
+    assert abs(times[light][0] - moment) <= 0.0101
+    assert abs(times[heard][0] - moment) <= 0.0101
+
+
 def test_past_the_end_the_last_picture_stays_and_sound_is_zero(counting):
   with media.MediaFile(counting) as file:
     images = file.frames([3.9, 3.96, 4.5, 9.0])

@@ -1,5 +1,6 @@
 """vatt_jax/inputs/pipeline.py"""
 
+import dataclasses
 import itertools
 import json
 
@@ -19,7 +20,7 @@ WINDOW = pipeline.Window(num_frames=4, frame_rate_hz=5.0, image_size=16, audio_h
 def _reader(clips, max_bad_fraction=0.1, log=None):
   tokenizer = text.WordTokenizer.build(
       (c.text for clip in clips for c in clip.captions), 256)
-  notes = pipeline.FileNotes(max_bad_fraction, log)
+  notes = pipeline.FileNotes(max_bad_fraction, len(clips), log)
   return pipeline.Reader(clips, WINDOW, tokenizer, notes)
 
 
@@ -111,11 +112,34 @@ def test_a_window_stays_within_the_clip(toy_world):
   assert min(starts) >= 2.0 and max(ends) <= 4.5 and max(starts) - min(starts) > 1
 
 
+def test_a_clip_shorter_than_the_window_shows_nothing_of_what_follows(toy_world):
+  rows = sources.open_source(str(toy_world / 'train_segments.csv'))
+  whole = next(r for r in rows if r.labels['sound_event'] and r.start == 0)
+  short = sources.Clip(whole.path, whole.end - 0.3, whole.end)
+  example = _reader([short]).read(0, None)
+  for later in example['video'][2:]:
+    np.testing.assert_array_equal(later, example['video'][2])
+  assert example['audio'][:1200].any() and not example['audio'][1200:].any()
+
+
+def test_a_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
+  path = str(toy_world / 'clips' / 'train' / '0000.mp4')
+  reader = _reader([sources.Clip(path, 50.0, 60.0)], 1.0)
+  assert reader.read(0, None) is None
+  assert 'before the clip begins at 50.0 s' in reader.notes.skipped[path]
+
+
+@pytest.mark.parametrize('key', ['num_frames', 'frame_rate_hz', 'audio_hz'])
+def test_a_window_of_nothing_is_refused(key):
+  with pytest.raises(ValueError, match=f'{key}=0: expected more than 0'):
+    dataclasses.replace(WINDOW, **{key: 0})
+
+
 def test_crops_are_squares_within_the_picture():
   assert pipeline.crop_box((100, 60), 1.0, None) == (20, 0, 80, 60)
   for seed in range(50):
     left, top, right, bottom = pipeline.crop_box(
-        (100, 60), 0.25, np.random.default_rng(seed))
+        (100, 60), 0.25, np.random.default_rng(seed).random(3))
     assert right - left == pytest.approx(bottom - top)
     assert 30 <= right - left <= 60
     assert left >= 0 and right <= 100 and top >= 0 and bottom <= 60

@@ -42,6 +42,21 @@ def test_captions_come_from_a_jsonl_line_or_from_a_file_beside(tmp_path):
   assert b.captions == ()
 
 
+def test_captions_match_however_a_path_is_written(tmp_path, caplog):
+  (tmp_path / 'lists').mkdir()
+  (tmp_path / 'm.csv').write_text('path\n./a.mp4\n')
+  (tmp_path / 'lists' / 'c.csv').write_text('path,text\n../a.mp4,one\n../b.mp4,two\n')
+  clip, = open_source(str(tmp_path / 'm.csv'), 'lists/c.csv')
+  assert [c.text for c in clip.captions] == ['one']
+  assert '1 of its 2 paths are not in the manifest' in caplog.text
+
+
+def test_text_of_another_encoding_is_named(tmp_path):
+  (tmp_path / 'm.csv').write_bytes('path,text\na.mp4,été\n'.encode('latin-1'))
+  with pytest.raises(UserError, match=r'm\.csv: expected UTF-8 text'):
+    open_source(str(tmp_path / 'm.csv'))
+
+
 @pytest.mark.parametrize('name, content, message', [
     ('m.csv', 'file,text\na.mp4,hi\n', r"m\.csv: no column 'path' .* found file, text"),
     ('m.csv', '', r"m\.csv: no column 'path' .* found nothing"),

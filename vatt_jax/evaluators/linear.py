@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
 import numpy as np
 from sklearn import linear_model
 from sklearn import metrics
@@ -17,6 +18,8 @@ from sklearn import preprocessing
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import pipeline
+
+_MODALITIES = ('video', 'audio')
 
 
 class LinearProbe:
@@ -43,12 +46,17 @@ class LinearProbe:
     Raises:
       UserError: a manifest has no such column.
     """
+    for label, modality in labels.items():
+      if modality not in _MODALITIES:
+        raise UserError(f'linear probe of {label!r}: modality {modality!r}; expected '
+                        f'one of {", ".join(_MODALITIES)}')
     for reader, which in ((train, 'train'), (test, 'test')):
-      missing = [c for c in labels if c not in reader.clips[0].labels]
+      columns = {c for clip in reader.clips for c in clip.labels}
+      missing = [c for c in labels if c not in columns]
       if missing:
         raise UserError(
             f'{which} manifest of a linear probe: no column {missing[0]!r}; found '
-            f'{", ".join(reader.clips[0].labels) or "no label"}')
+            f'{", ".join(sorted(columns)) or "no label"}')
     self._predict = predict
     self._train, self._test = train, test
     self._batch_size = batch_size
@@ -61,7 +69,8 @@ class LinearProbe:
 
     top1 of a multi-label is how often the highest score is one of the labels.
     Chance always answers with the commonest training label. Clips without the
-    modality, or without a label, are left out.
+    modality, or without a label, are left out; with fewer than two labels left
+    there is no probe.
     """
     train = self._features(state, self._train)
     test = self._features(state, self._test)
@@ -69,6 +78,10 @@ class LinearProbe:
       (x, y), (x_test, y_test) = (
           _labelled(features, reader.clips, label, modality)
           for features, reader in ((train, self._train), (test, self._test)))
+      if len(set(y)) < 2 or not len(y_test):
+        logging.warning('No probe of %s: %d labels to train on, %d clips to test',
+                        label, len(set(y)), len(y_test))
+        continue
       probe = _probe_many if label in self._multi_labels else _probe_one
       for name, value in probe(x, y, x_test, y_test):
         yield f'{label}/{name}', value
@@ -84,13 +97,13 @@ class LinearProbe:
 def _pick(outputs, batch):
   """Pooled features, and whether they are of anything."""
   there = dict(video=batch['mask'], audio=batch['has_audio'])
-  return {m: (outputs['pooled'][m], there[m]) for m in there if m in outputs['pooled']}
+  return {m: (outputs['pooled'][m], there[m]) for m in _MODALITIES}
 
 
 def _labelled(features, clips, label, modality):
   """The features of clips that have modality and label, and the labels."""
   x, there = features[modality]
-  y = np.asarray([clip.labels[label] for clip in clips], dtype=object)
+  y = np.asarray([clip.labels.get(label, '') for clip in clips], dtype=object)
   there = there & (y != '')
   return x[there], y[there]
 

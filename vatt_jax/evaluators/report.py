@@ -18,6 +18,8 @@ from PIL import Image
 
 from vatt_jax.evaluators.retrieval import Hits
 from vatt_jax.evaluators.retrieval import Retrieval
+from vatt_jax.inputs import media
+from vatt_jax.inputs.sources import Clip
 
 _RANDOM_INIT = '_random_init'
 _STRIP_FRAMES = 4
@@ -139,9 +141,10 @@ def _plain(value: Any) -> str:
   return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def _caption(clip) -> str:
-  """The caption that the evaluator used: the nearest to the middle."""
-  middle = (clip.start + clip.end) / 2
+def _caption(clip: Clip) -> str:
+  """The caption nearest to the clip's middle."""
+  with media.MediaFile(clip.path) as file:
+    middle = (clip.start + min(clip.end, file.duration_seconds)) / 2
   nearest = min(clip.captions, default=None,
                 key=lambda c: abs((c.start + c.end) / 2 - middle))
   return nearest.text if nearest else ''

@@ -50,7 +50,8 @@ class MediaFile:
     """
     self._path = os.fspath(path)
     with self._naming():
-      self._container = av.open(self._path)
+      # A title in some old encoding is no reason not to read the film.
+      self._container = av.open(self._path, metadata_errors='replace')
     self._zero = (self._container.start_time or 0) / av.time_base
     self._video, self._audio = map(self._best_stream, ('video', 'audio'))
     self.has_video = self._video is not None
@@ -159,8 +160,12 @@ class MediaFile:
         return
     # The window is at the start, or the file's index led astray. A second before
     # the start, for the packets that only prime a decoder stand before it.
-    self._container.seek((stream.start_time or 0) - int(1 / stream.time_base),
-                         stream=stream, backward=True)
+    start = stream.start_time or 0
+    try:
+      self._container.seek(start - int(1 / stream.time_base), stream=stream,
+                           backward=True)
+    except av.FFmpegError:    # AVI's index knows nothing before the start
+      self._container.seek(start, stream=stream, backward=True)
     yield from self._timed(stream)
 
   def _timed(self, stream):

@@ -49,8 +49,11 @@ class Window:
     audio_hz: sample rate; the sound covers the very time of the pictures.
     num_candidates: sentences, the nearest in time (MIL-NCE's positives).
     max_words: of a sentence.
-    min_crop_area: in training, the least share of the picture that a random
-      square crop keeps.
+    min_crop_area: in training, the least area of a random square crop, as a share
+      of the largest square.
+
+  Raises:
+    ValueError: a size or rate is not positive.
   """
   num_frames: int
   frame_rate_hz: float
@@ -59,6 +62,12 @@ class Window:
   num_candidates: int = 5
   max_words: int = 16
   min_crop_area: float = 1.0
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value <= 0:
+        raise ValueError(f'{field.name}={value}: expected more than 0')
 
   @property
   def seconds(self) -> float:
@@ -87,16 +96,27 @@ class FileNotes:
     soundless: path -> why its sound is masked.
   """
 
-  def __init__(self, max_bad_fraction: float, path: pathlib.Path | None = None):
-    """Starts, or goes on with what `path`, a JSONL file, already says."""
+  def __init__(self, max_bad_fraction: float, num_files: int,
+               path: pathlib.Path | None = None):
+    """Starts, or goes on with what an earlier process noted.
+
+    Args:
+      max_bad_fraction: of the files read; beyond it the run stops. A handful says
+        little about a large source, so fewer than twenty are taken for twenty, or
+        for all there are.
+      num_files: how many there are.
+      path: a JSONL file; None notes nothing.
+    """
     self._max_bad_fraction = max_bad_fraction
+    self._least_read = min(20, num_files)
     self._path = path
     self._lock = threading.Lock()
     self._read: set[str] = set()
     self.skipped: dict[str, str] = {}
     self.soundless: dict[str, str] = {}
     if path is not None and path.exists():
-      for line in path.read_text(encoding='utf-8').splitlines():
+      text = path.read_text(encoding='utf-8')
+      for line in text[:text.rfind('\n') + 1].splitlines():    # a kill may cut the last
         row = json.loads(line)
         getattr(self, row['note'])[row['path']] = row['reason']
 
@@ -118,8 +138,7 @@ class FileNotes:
       if self._note('skipped', path, reason):
         logging.warning('Skipped %s', reason)
       bad, read = len(self.skipped.keys() & self._read), len(self._read)
-      # A handful says little about a large source.
-      if bad > max(1, self._max_bad_fraction * max(read, 20)):
+      if bad > self._max_bad_fraction * max(read, self._least_read):
         raise UserError(
             f'{bad} of the {read} files read so far are broken, more than data.'
             f'max_bad_fraction={self._max_bad_fraction}; the last: {reason}')
@@ -178,14 +197,20 @@ class Reader:
     """An example, and why it has no sound, if so."""
     window = self.window
     end = min(clip.end, file.duration_seconds)
+    if clip.start >= end:
+      raise media.MediaError(f'{clip.path}: ends at {end:.1f} s, before the clip '
+                             f'begins at {clip.start:.1f} s')
     room = max(end - clip.start - window.seconds, 0.0)
     start = clip.start + room * (place if rng is None else rng.random())
     times = start + np.arange(window.num_frames) / window.frame_rate_hz
-    images = file.frames(times)
-    box = crop_box(images[0].size, window.min_crop_area, rng)
+    # What follows a short clip in its file is not the clip's.
+    images = file.frames(np.minimum(times, max(end - 1e-3, start)))
+    draw = None if rng is None else rng.random(3)
     size = (window.image_size, window.image_size)
-    video = np.stack([np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
-                      for image in images])
+    video = np.stack([
+        np.asarray(image.resize(size, Image.Resampling.BILINEAR,
+                                crop_box(image.size, window.min_crop_area, draw)))
+        for image in images])
     text = self._candidates(clip, start + window.seconds / 2)
     example = dict(video=video, text=text, has_text=np.any(text != 0))
     try:
@@ -195,6 +220,7 @@ class Reader:
     if audio is None:
       soundless = soundless or f'{clip.path}: has no sound at {start:.1f} s'
       audio = np.zeros(window.num_samples, np.float32)
+    audio[round((end - start) * window.audio_hz):] = 0
     example['audio'] = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
     example['has_audio'] = np.bool_(not soundless)
     return example, soundless
@@ -214,24 +240,24 @@ def nearest(captions: Sequence[sources.Caption], time: float, count: int
   return sorted(captions, key=lambda c: abs((c.start + c.end) / 2 - time))[:count]
 
 
-def crop_box(size: tuple[int, int], min_area: float,
-             rng: np.random.Generator | None) -> tuple[float, float, float, float]:
+def crop_box(size: tuple[int, int], min_area: float, draw: np.ndarray | None
+             ) -> tuple[float, float, float, float]:
   """A square within a picture: the central one, or a random one.
 
   Args:
     size: width and height, pixels.
     min_area: the least area of a random square, as a share of the central one's.
-    rng: None for the central one.
+    draw: three numbers in [0, 1): of size, left and top; None for the central one.
 
   Returns:
     left, top, right, bottom.
   """
   width, height = size
   side = min(width, height)
-  if rng is None:
+  if draw is None:
     across = down = 0.5
   else:
-    scale, across, down = rng.random(3)
+    scale, across, down = draw
     side *= math.sqrt(min_area + (1 - min_area) * scale)
   left, top = (width - side) * across, (height - side) * down
   return left, top, left + side, top + side

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
 from typing import Any
+
+from absl import logging
 
 from vatt_jax.errors import UserError
 
@@ -56,8 +59,8 @@ def open_source(path: str, captions: str = '') -> list[Clip]:
 
   Args:
     path: of the folder or manifest.
-    captions: a CSV or JSONL file of `path,start,end,text`, many rows a file;
-      if relative, to the folder or to the manifest's.
+    captions: a CSV or JSONL file of `path,start,end,text`, many rows a file, with
+      paths relative to it; its own is relative to the folder or the manifest's.
 
   Raises:
     UserError: names the file, and the line or column that is wrong.
@@ -87,7 +90,12 @@ def open_source(path: str, captions: str = '') -> list[Clip]:
 def _rows(path: pathlib.Path, columns: tuple[str, ...] = ('path',)
           ) -> list[tuple[int, dict[str, Any]]]:
   """(line number, row) of a CSV or JSONL file that has the columns."""
-  with path.open(newline='', encoding='utf-8-sig') as file:
+  try:
+    file = io.StringIO(path.read_text(encoding='utf-8-sig'), newline='')
+  except UnicodeDecodeError as e:
+    raise UserError(f'{path}: expected UTF-8 text ({e.reason} at byte '
+                    f'{e.start})') from e
+  with file:
     if path.suffix == '.jsonl':
       rows = []
       for number, line in enumerate(file, 1):
@@ -124,7 +132,7 @@ def _list(names) -> str:
 def _clip(manifest: pathlib.Path, number: int, row: dict[str, Any]) -> Clip:
   row = dict(row)
   where = f'{manifest}:{number}'
-  path = os.fspath(manifest.parent / _text(where, 'path', row.pop('path')))
+  path = _beside(manifest, _text(where, 'path', row.pop('path')))
   start = _seconds(where, 'start', row.pop('start', None), 0.0)
   end = _seconds(where, 'end', row.pop('end', None), math.inf)
   if end <= start:
@@ -133,7 +141,13 @@ def _clip(manifest: pathlib.Path, number: int, row: dict[str, Any]) -> Clip:
   captions = [] if not text else [Caption(start, end, _text(where, 'text', text))]
   captions += [_caption(where, c) for c in row.pop('captions', None) or ()]
   return Clip(path, start, end, tuple(captions),
-              {k: str(v) for k, v in row.items() if k is not None})
+              {k: '' if v is None else str(v) for k, v in row.items()
+               if k is not None})
+
+
+def _beside(manifest: pathlib.Path, path: str) -> str:
+  """A path that is relative to the manifest's folder, written in one way."""
+  return os.path.normpath(manifest.parent / path)
 
 
 def _caption(where: str, row: Any) -> Caption:
@@ -166,11 +180,15 @@ def _add_captions(clips: list[Clip], path: pathlib.Path) -> list[Clip]:
   by_path: dict[str, list[Caption]] = {}
   for number, row in _rows(path, ('path', 'text')):
     where = f'{path}:{number}'
-    media = os.fspath(path.parent / _text(where, 'path', row['path']))
+    media = _beside(path, _text(where, 'path', row['path']))
     by_path.setdefault(media, []).append(_caption(where, row))
   known = {clip.path for clip in clips}
-  if not known & by_path.keys():
+  unknown = [p for p in by_path if p not in known]
+  if len(unknown) == len(by_path):
     raise UserError(f'{path}: none of its paths is in the manifest; the first is '
                     f'{next(iter(by_path), "missing")!r}')
+  if unknown:
+    logging.warning('%s: %d of its %d paths are not in the manifest; the first is %s',
+                    path, len(unknown), len(by_path), unknown[0])
   return [dataclasses.replace(
       c, captions=c.captions + tuple(by_path.get(c.path, ()))) for c in clips]

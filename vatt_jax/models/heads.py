@@ -14,6 +14,24 @@ def unit_norm(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
 
 
+def keep_absent(new: Mapping[str, Any], old: Mapping[str, Any],
+                present: Mapping[str, jax.Array]) -> dict[str, Any]:
+  """Batch statistics after a step; of a modality that the batch lacks, the old ones.
+
+  Args:
+    new: of the head's norms, by name, which begins with the modality's.
+    old: before the step.
+    present: modality -> bool [...], as for the head.
+  """
+  def choose(name):
+    there = present.get(name.split('_')[0])
+    if there is None:
+      return new[name]
+    return jax.tree.map(lambda n, o: jnp.where(jnp.any(there), n, o), new[name],
+                        old[name])
+  return {name: choose(name) for name in new}
+
+
 class FacHead(nn.Module):
   """Fine- and coarse-grained spaces: video-audio, and video-text above it.
 

@@ -42,11 +42,6 @@ class Vatt(nn.Module):
       `tokens[modality]` [B, N, D], `pooled[modality]` [B, D] (text: [B, K, D]),
       `embed[space][modality]` of unit norm, [B, dim] (text: [B, K, dim]).
     """
-    present = {}
-    if 'audio' in batch and 'has_audio' in batch:
-      present['audio'] = batch['has_audio']
-    if 'text' in batch:
-      present['text'] = candidates_present(batch['text'])
     tokens, pooled = {}, {}
     for modality in MODALITIES:
       if modality not in batch or modality not in self.tokenizers:
@@ -63,12 +58,22 @@ class Vatt(nn.Module):
       x = x.reshape(*lead, *x.shape[1:])
       pooled[modality], tokens[modality] = x[..., 0, :], x[..., 1:, :]
     return dict(tokens=tokens, pooled=pooled,
-                embed=self.head(pooled, present, train))
+                embed=self.head(pooled, find_present(batch), train))
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]
 
 
-def candidates_present(text: jax.Array) -> jax.Array:
-  """Which candidate sentences are more than padding.  int [..., N] -> bool [...]."""
-  return jnp.any(text != 0, axis=-1)
+def find_present(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """What is there and does not only fill the batch.
+
+  Returns:
+    `audio` bool [B] and `text` bool [B, K], sentences that are more than padding;
+    a modality of which nothing is known is left out.
+  """
+  present = {}
+  if 'has_audio' in batch:
+    present['audio'] = batch['has_audio']
+  if 'text' in batch:
+    present['text'] = jnp.any(batch['text'] != 0, axis=-1)
+  return present

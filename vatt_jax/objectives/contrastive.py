@@ -4,6 +4,8 @@ import jax
 from jax.nn import logsumexp
 import jax.numpy as jnp
 
+FORMS = ('paper', 'symmetric')
+
 
 def masked_nce(logits: jax.Array, positives: jax.Array, rows: jax.Array) -> jax.Array:
   """-log(sum of positive exp / sum of all exp), mean over the rows that count.

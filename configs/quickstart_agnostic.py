@@ -1,0 +1,23 @@
+"""The quickstart with one Transformer for video, audio and text (VATT, section 3).
+
+    python -m vatt_jax.main --config=configs/quickstart_agnostic.py
+
+Only tokenisation is each modality's own; text gets learnable positions, for one
+Transformer for all has no relative bias.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+  c = quickstart.get_config()
+  tower = ('width', 'depth', 'num_heads', 'mlp_dim')
+  shared = {key: c.model.video[key] for key in tower}
+  for modality in ('video', 'audio', 'text'):
+    for key in tower:
+      del c.model[modality][key]
+  c.model.shared = shared
+  c.model.text.max_words = c.window.max_words
+  return c
