@@ -70,6 +70,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
                      e, int(state.step), workdir)
         raise
       finally:
+        batches.close()    # its threads must not outlive the interpreter
         writer.close()
 
 

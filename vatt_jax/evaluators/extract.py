@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 from typing import Any
 
 import jax
@@ -29,8 +30,10 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
   Returns:
     The tree, of arrays [N, V, ...].
   """
-  rows = [pick(jax.device_get(predict(state, batch)), batch)
-          for batch in pipeline.eval_batches(reader, batch_size, num_windows)]
+  # Closed at once if `predict` raises: its threads must not outlive the interpreter.
+  with contextlib.closing(
+      pipeline.eval_batches(reader, batch_size, num_windows)) as batches:
+    rows = [pick(jax.device_get(predict(state, batch)), batch) for batch in batches]
   count = len(reader.clips)
 
   def join(*parts: np.ndarray) -> np.ndarray:
