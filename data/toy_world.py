@@ -311,11 +311,12 @@ def encode(path: str | os.PathLike[str], video: np.ndarray, frame_rate_hz: int,
     picture = container.add_stream('h264', rate=frame_rate_hz)
     picture.height, picture.width = video.shape[1:3]
     picture.pix_fmt = 'yuv420p'
-    # One thread: the bytes must not depend on the machine. A keyframe a
-    # second: the reader seeks to the last one before its window.
+    # One thread, no macroblock tree (its choices vary from run to run): a seed
+    # makes the same bytes. A keyframe a second: the reader seeks to the last one
+    # before its window.
     picture.codec_context.thread_count = 1
     picture.options = {'preset': 'veryfast', 'tune': 'fastdecode',
-                       'crf': '28', 'g': str(frame_rate_hz)}
+                       'crf': '28', 'x264-params': 'mbtree=0', 'g': str(frame_rate_hz)}
     packets = []
     if sound is not None:
       voice = container.add_stream('aac', rate=audio_hz, layout='mono')

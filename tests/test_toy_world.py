@@ -30,6 +30,17 @@ def test_a_seed_makes_the_same_files_and_another_seed_others(tmp_path):
   assert not films[0] & films[1]
 
 
+def test_encoding_a_clip_again_gives_the_same_bytes(tmp_path):
+  clip = world.script(0, 'test', 0)
+  video = world.draw(clip, np.random.default_rng(0))
+  sound = world.sing(clip, np.random.default_rng(1))
+  files = set()
+  for _ in range(6):
+    world.encode(tmp_path / 'a.mp4', video, 10, sound)
+    files.add((tmp_path / 'a.mp4').read_bytes())
+  assert len(files) == 1
+
+
 def test_clips_are_h264_and_aac_of_6_to_10_seconds(toy_world):
   silent = 0
   clips = sorted((toy_world / 'clips').rglob('*.mp4'))
