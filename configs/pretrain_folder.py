@@ -19,16 +19,17 @@ def get_config() -> ConfigDict:
   c.total_steps = 2000
   c.batch_size = 16
   c.log_every_steps = 20
+  c.init_from = ''
 
   # Folders as one finds them hold things that are no films.
-  c.data = dict(path='', captions='', max_bad_fraction=0.5)
+  c.data = dict(path='', captions='', vocabulary='', max_bad_fraction=0.5)
   c.window = dict(num_frames=16, frame_rate_hz=10.0, image_size=96, audio_hz=16_000,
                   num_candidates=5, max_words=16, min_crop_area=0.3)
 
   tower = dict(width=192, depth=4, num_heads=6, mlp_dim=768)
   c.model = dict(
       video=dict(patch=(4, 16, 16), drop_token_rate=0.5, **tower),
-      audio=dict(patch=128, drop_token_rate=0.5, **tower),
+      audio=dict(patch=(128,), drop_token_rate=0.5, **tower),
       text=dict(vocabulary_size=8192, width=128, depth=2, num_heads=4, mlp_dim=512),
       head=dict(video_audio_dim=256, video_text_dim=256))
   c.losses = dict(

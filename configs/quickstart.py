@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   c.total_steps = 2600
   c.batch_size = 32
   c.log_every_steps = 50
+  c.init_from = ''
 
   c.data = dict(path=f'{ROOT}/train.csv', captions='train_captions.csv',
                 builder='data.toy_world', max_bad_fraction=0.1)
@@ -27,7 +28,7 @@ def get_config() -> ConfigDict:
   tower = dict(width=128, depth=4, num_heads=4, mlp_dim=256)
   c.model = dict(
       video=dict(patch=(4, 8, 8), drop_token_rate=0.5, **tower),
-      audio=dict(patch=128, drop_token_rate=0.5, **tower),
+      audio=dict(patch=(128,), drop_token_rate=0.5, **tower),
       text=dict(vocabulary_size=256, width=64, depth=2, num_heads=2, mlp_dim=128),
       head=dict(video_audio_dim=128, video_text_dim=128))
   c.losses = dict(

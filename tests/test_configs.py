@@ -1,15 +1,18 @@
 """Every recipe of configs/ loads, and takes a shrunk step."""
 
 import importlib
+import inspect
 import itertools
 import json
 import pathlib
 import re
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax.errors import UserError
 
@@ -17,18 +20,23 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 
 SHRUNK_TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
+SWITCHES = ('release', 'toy', 'release,toy')    # of the recipes that take some
 
 
 def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
   """The same recipe on a small toy world: fewer steps, smaller towers and inputs."""
   config.total_steps, config.batch_size = 2, 4
   config.optim.warmup_steps = 1
-  config.data.path = str(toy_world / 'train.csv')
-  config.data.captions = 'train_captions.csv'
+  with config.unlocked(), config.ignore_type():
+    config.data.path = str(toy_world / 'train.csv')
+    config.data.captions = 'train_captions.csv'
+    if 'youcook2' in config.evals:    # of data that the tests don't have
+      config.evals = {}
   config.window.update(num_frames=4, image_size=32, audio_hz=4000)
   towers = ('shared',) if 'shared' in config.model else ('video', 'audio', 'text')
   for tower in towers:
-    config.model[tower].update(SHRUNK_TOWER)
+    with config.unlocked():
+      config.model[tower].update(SHRUNK_TOWER)
   for evaluation in config.evals.values():
     for key, value in evaluation.items():
       if isinstance(value, str) and value.endswith('.csv'):
@@ -36,15 +44,24 @@ def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
   return config
 
 
-def load(path: pathlib.Path) -> ConfigDict:
-  config = importlib.import_module(f'configs.{path.stem}').get_config()
+def load(path: pathlib.Path, *switches: str) -> ConfigDict:
+  config = importlib.import_module(f'configs.{path.stem}').get_config(*switches)
   config.lock()
   return config
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_every_recipe_takes_a_shrunk_step(path, toy_world, tmp_path, capsys):
-  config = shrink(load(path), toy_world)
+def takes_switches(path: pathlib.Path) -> bool:
+  module = importlib.import_module(f'configs.{path.stem}')
+  return bool(inspect.signature(module.get_config).parameters)
+
+
+@pytest.mark.parametrize('path, switches', [
+    (path, ()) for path in CONFIGS] + [
+    (path, ('release',)) for path in CONFIGS if takes_switches(path)],
+                         ids=lambda x: x.stem if isinstance(x, pathlib.Path) else
+                         ','.join(x) or 'plain')
+def test_every_recipe_takes_a_shrunk_step(path, switches, toy_world, tmp_path, capsys):
+  config = shrink(load(path, *switches), toy_world)
   train.train(config.to_dict(), tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert np.isfinite(results['train/loss'])
@@ -52,6 +69,48 @@ def test_every_recipe_takes_a_shrunk_step(path, toy_world, tmp_path, capsys):
   assert re.fullmatch('[0-9a-f]{64}', results['params/sha256'])
   assert (tmp_path / 'report.html').stat().st_size > 10_000
   assert 'params/sha256' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if takes_switches(path)],
+                         ids=lambda p: p.stem)
+def test_switches_change_what_they_say_and_fit_the_model(path):
+  whole = load(path)
+  release = load(path, 'release')
+  assert (whole.model.variant, release.model.variant) == ('paper', 'release')
+  assert release.losses.video_text.form == 'asymmetric'
+  sizes = {}
+  for switch in SWITCHES:
+    model, clip = recipe.model_and_clip(load(path, switch).to_dict())
+    variables = jax.eval_shape(model.init, jax.random.key(0), clip)
+    sizes[switch] = sum(x.size for x in jax.tree.leaves(variables['params']))
+  assert sizes['toy'] < 1e6 < 1e8 < sizes['release']
+  with pytest.raises(ValueError, match="'toys' after the recipe: expected release"):
+    load(path, 'toys')
+
+
+@pytest.mark.parametrize('name, video, shared', [
+    ('bbs', 'base', None), ('mbs', 'medium', None), ('lbs', 'large', None),
+    ('ma', None, 'medium')])
+def test_the_paper_s_recipes_have_the_paper_s_numbers(name, video, shared):
+  """Section 4.3 and Table 1."""
+  c = load(pathlib.Path(f'configs/pretrain_{name}.py'))
+  assert c.model.video.get('size') == video
+  assert c.model.get('shared', {}).get('size') == shared
+  if video:
+    assert (c.model.audio.size, c.model.text.size) == ('base', 'small')
+  assert (c.total_steps, c.batch_size) == (500_000, 2048)
+  assert c.optim.to_dict() == dict(peak_rate=1e-4, final_rate=5e-5,
+                                   warmup_steps=10_000, decay='quarter_cosine')
+  model, clip = recipe.model_and_clip(c.to_dict())
+  assert {k: v.shape[1:] for k, v in clip.items() if v.ndim > 1} == dict(
+      video=(32, 224, 224, 3), audio=(153_600,), text=(5, 16))
+  assert c.window.frame_rate_hz == 10
+  assert {m: model.tokenizers[m].drop_token_rate for m in ('video', 'audio')} == dict(
+      video=0.5, audio=0.5)
+  assert model.tokenizers['text'].vocabulary_size == 2 ** 16
+  assert (model.head.video_audio_dim, model.head.video_text_dim) == (512, 256)
+  assert {(k, v.temperature, v.weight) for k, v in c.losses.items()} == {
+      ('video_audio', 0.07, 1.0), ('video_text', 0.07, 1.0)}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -85,7 +144,7 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
 @pytest.mark.parametrize('key, value, message', [
     ('data.path', '', 'data.path is empty'),
     ('data.captions', 'none.csv', r'none\.csv: no such captions file'),
-    ('total_steps', 0, r'config\.total_steps=0: expected 1 or more'),
+    ('total_steps', -1, r'config\.total_steps=-1: expected 0 or more'),
     ('checkpoint.every_steps', 0, r'config\.checkpoint: every_steps=0'),
     ('losses.video_text.form', 'symetric', r"losses\.video_text: form='symetric'"),
     ('window.frame_rate_hz', 0.0, r'config\.window: frame_rate_hz=0'),

@@ -36,3 +36,18 @@ def test_adam_is_adam():
 def test_a_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(ValueError, match='warmup_steps=11: longer than the run'):
     optim.adam(10, 1e-4, 5e-5, 11)
+
+
+def test_the_other_schedule_is_the_release_s(shared):
+  golden = np.load(shared / 'golden' / 'misc.npz')
+  rate = optim.half_cosine(1e-4, 5e-5, 5_000, 500_000)
+  np.testing.assert_allclose([rate(s) for s in golden['pretrain_steps']],
+                             golden['pretrain_lr'], rtol=1e-5)
+  rate = optim.half_cosine(0.005, 0.0, 2_500, 100_000)
+  np.testing.assert_allclose([rate(s) for s in golden['finetune_steps']],
+                             golden['finetune_lr'], rtol=1e-4, atol=1e-10)
+
+
+def test_a_schedule_of_another_name_is_refused():
+  with pytest.raises(ValueError, match="decay='half': expected one of quarter_cosine"):
+    optim.adam(10, 1e-4, 5e-5, 1, decay='half')

@@ -1,31 +1,28 @@
 """vatt_jax/step.py and sharding.py"""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from vatt_jax import recipe
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax.errors import UserError
+from vatt_jax.models import build
 from vatt_jax.objectives import contrastive
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
 def make_task(seed=0, optimizer=None, **weights):
-  model = recipe.build_model(
+  model = build.build_model(
       video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **SIZE),
-      audio=dict(patch=16, drop_token_rate=0.5, **SIZE),
+      audio=dict(patch=(16,), drop_token_rate=0.5, **SIZE),
       text=dict(vocabulary_size=32, **SIZE),
       head=dict(video_audio_dim=12, video_text_dim=10))
   terms = {
-      space: step.Term(functools.partial(objective, temperature=0.1),
-                       weights.get(space, 1.0))
+      space: step.Term(objective, weights.get(space, 1.0), dict(temperature=0.1))
       for space, objective in (('video_audio', contrastive.nce),
                                ('video_text', contrastive.mil_nce))}
   return step.Task(model, terms, optimizer or optax.adam(1e-2),
@@ -97,10 +94,11 @@ def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
   else:
     batch['text'] = np.zeros_like(batch['text'])
   before, stats = (_flat(x) for x in (task.init(batch).params,
-                                      task.init(batch).batch_stats))
+                                      task.init(batch).model_state))
   state, metrics = task.train_step(task.init(batch), batch)
-  stale = {k for k, v in _flat(state.batch_stats).items() if (v == stats[k]).all()}
-  assert stale == {k for k in stats if k.startswith(f"['head']['{gone}_")}
+  stale = {k for k, v in _flat(state.model_state).items() if (v == stats[k]).all()}
+  norms = f"['batch_stats']['head']['{gone}_"
+  assert stale == {k for k in stats if k.startswith(norms)}
   changed = {k for k, v in _flat(state.params).items() if (v != before[k]).any()}
   assert metrics[f'loss_video_{gone}'] == 0
   assert changed and not any(f's_{gone}' in k for k in changed)
@@ -140,12 +138,12 @@ def test_a_batch_that_does_not_split_is_refused():
 
 def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
   batch = make_batch()
-  sizes = dict(video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=16, **SIZE),
+  sizes = dict(video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
                text=dict(vocabulary_size=32, **SIZE),
                head=dict(video_audio_dim=12, video_text_dim=10))
   embeds = []
   for dtype in ('float32', 'bfloat16'):
-    task = step.Task(recipe.build_model(**sizes, dtype=dtype), {}, optax.sgd(0.1),
+    task = step.Task(build.build_model(**sizes, dtype=dtype), {}, optax.sgd(0.1),
                      optax.constant_schedule(0.1), 0)
     state = task.init(batch)
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {'float32'}

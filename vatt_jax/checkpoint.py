@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import hashlib
+import json
 import os
+import pathlib
 from typing import Any
 
+from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from safetensors import numpy as safetensors
+
+from vatt_jax.errors import UserError
+
+CONFIG_FILE = 'config.json'    # of a workdir
 
 
 class Checkpoints:
@@ -66,3 +75,54 @@ def digest(params: Any) -> str:
     sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
     sha.update(array.tobytes())
   return sha.hexdigest()
+
+
+def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
+               variables: Mapping[str, Any]) -> None:
+  """Writes a model as a folder that `load_model` reads: config, Orbax, safetensors.
+
+  Args:
+    folder: where; new, or empty.
+    settings: of `models.build.build_model`.
+    variables: of the model.
+
+  Raises:
+    UserError: the folder is not empty.
+  """
+  if folder.exists() and any(folder.iterdir()):
+    raise UserError(f'{folder}: is not empty; choose another folder')
+  folder.mkdir(parents=True, exist_ok=True)
+  config = json.dumps({'model': settings}, indent=2) + '\n'
+  (folder / CONFIG_FILE).write_text(config, encoding='utf-8')
+  params, model_state = variables['params'], {
+      k: v for k, v in variables.items() if k != 'params'}
+  with Checkpoints(folder / 'checkpoints', keep=1, every_steps=1) as saved:
+    saved.save(0, dict(params=params, model_state=model_state))
+  flat = traverse_util.flatten_dict(variables, sep='/')
+  safetensors.save_file({k: np.ascontiguousarray(v) for k, v in flat.items()},
+                        folder / 'model.safetensors')
+
+
+def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the newest model of a workdir, or one that `save_model` wrote.
+
+  Returns:
+    The settings of `models.build.build_model`, and the variables as NumPy arrays.
+
+  Raises:
+    UserError: the folder holds no checkpoint.
+  """
+  config = json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
+  saved = (folder / 'checkpoints').absolute()
+  step = ocp.utils.checkpoint_steps(saved)[-1:] if saved.is_dir() else []
+  if not step:
+    raise UserError(f'{folder}: holds no checkpoint yet')
+  path = saved / str(*step) / 'default'
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    wanted = {k: tree[k] for k in ('params', 'model_state')}    # not the optimiser's
+    loaded = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+        item=wanted, partial_restore=True, restore_args=jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)))
+  params = {k: v for k, v in loaded['params'].items() if k != 'losses'}
+  return config['model'], {'params': params, **loaded['model_state']}

@@ -7,11 +7,10 @@ key that nobody takes is an error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Collection
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
-import inspect
 import json
 import pathlib
 import subprocess
@@ -19,28 +18,29 @@ import sys
 from typing import Any
 
 from absl import logging
-from flax import linen as nn
-import jax.numpy as jnp
+import jax
 from jax.sharding import Mesh
 
+from vatt_jax import checkpoint
 from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import retrieval
+from vatt_jax.inputs import augment
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
-from vatt_jax.models import heads
-from vatt_jax.models import layers
+from vatt_jax.models import build
 from vatt_jax.models import multimodal
-from vatt_jax.models import vatt
 from vatt_jax.objectives import contrastive
+from vatt_jax.settings import call
+from vatt_jax.settings import check_keys
+from vatt_jax.settings import choose
+from vatt_jax.settings import Settings
 
-Settings = Mapping[str, Any]
-
-_CONFIG_FILE, _VOCABULARY_FILE = 'config.json', 'vocabulary.txt'
+_VOCABULARY_FILE = 'vocabulary.txt'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +48,37 @@ class Data:
   """What to train on.
 
   Attributes:
-    path: a folder of media or a manifest (`inputs.sources`).
-    captions: a file of timed sentences beside it; empty for none.
+    path: a folder of media or a manifest (`inputs.sources`), or several of them,
+      from whose clips together all are drawn alike.
+    captions: a file of timed sentences beside it, or one for each path; empty for
+      none.
+    vocabulary: a file of words, one a line, commonest first; empty for that of the
+      checkpoint that the run starts from, or else the words of the captions.
     builder: the module of `data/` that makes the folder of `path`, which has its
       name, where it is missing; empty for none.
     max_bad_fraction: the share of broken files that ends the run.
+
+  Raises:
+    ValueError: not as many captions as paths.
   """
-  path: str
-  captions: str = ''
+  path: str | Sequence[str]
+  captions: str | Sequence[str] = ''
+  vocabulary: str = ''
   builder: str = ''
   max_bad_fraction: float = 0.1
+
+  def __post_init__(self):
+    if isinstance(self.path, str) != isinstance(self.captions, str) or (
+        not isinstance(self.path, str) and len(self.path) != len(self.captions)):
+      raise ValueError('path and captions: expected one each, or as many of the one '
+                       'as of the other')
+
+  @property
+  def sources(self) -> list[tuple[str, str]]:
+    """(path, captions) of each source."""
+    if isinstance(self.path, str):
+      return [(self.path, self.captions)]
+    return list(zip(self.path, self.captions, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +99,8 @@ class Recipe:
   total_steps: int
   batch_size: int
   log_every_steps: int
+  init_from: str
+  variant: str
   checkpoint: dict[str, int]
   mesh: Mesh
   reader: pipeline.Reader
@@ -85,7 +108,7 @@ class Recipe:
   evaluations: dict[str, Evaluation]
 
 
-def build(config: Settings, workdir: pathlib.Path,
+def make(config: Settings, workdir: pathlib.Path,
           check: Callable[[], None] = lambda: None) -> Recipe:
   """Builds what a config says.
 
@@ -99,53 +122,24 @@ def build(config: Settings, workdir: pathlib.Path,
   """
   _compare(config, workdir)
   given = dict(workdir=workdir, check=check)
-  _check_keys('', _build, config, given)
+  check_keys('', _build, config, given)
   run = _build(**config, **given)
   _claim(config, workdir, run)    # last: a mistyped config leaves no trace
   return run
 
 
-def call(where: str, function: Callable[..., Any], settings: Settings, /,
-         **given: Any) -> Any:
-  """Calls a function with a section of the config.
-
-  Args:
-    where: the section's name.
-    function: takes the section's keys as arguments.
-    settings: the section.
-    **given: arguments that are not the config's.
-
-  Raises:
-    UserError: a key that the function doesn't take, one that it needs and is
-      missing, or a ValueError of the function's.
-  """
-  _check_keys(where, function, settings, given)
-  try:
-    return function(**settings, **given)
-  except ValueError as e:
-    raise UserError(f'config.{where}: {e}') from e
-
-
-def _check_keys(where: str, function: Callable[..., Any], settings: Settings,
-                given: Collection[str]) -> None:
-  """Raises UserError unless the settings are just what else the function needs."""
-  dot = f'{where}.' if where else ''
-  parameters = inspect.signature(function).parameters.values()
-  takes = [p.name for p in parameters
-           if p.name not in given and p.kind is not p.VAR_KEYWORD]
-  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-    for key in settings:
-      if key not in takes:
-        raise UserError(f'config.{dot}{key}: nobody takes this key; expected one of '
-                        f'{", ".join(takes)}')
-  for p in parameters:
-    if p.name in takes and p.name not in settings and p.default is p.empty:
-      raise UserError(f'config.{dot}{p.name}: missing')
+def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
+  """The model of a recipe, and the shapes of one clip as the model takes it."""
+  window = call('window', pipeline.Window, config['window'])
+  clip = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype)
+          for k, v in window.empty().items()}
+  model = call('model', build.build_model, config['model'])
+  return model, jax.eval_shape(augment.normalize, clip)
 
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
   """The config of a workdir that has one must be this one."""
-  path = workdir / _CONFIG_FILE
+  path = workdir / checkpoint.CONFIG_FILE
   if not path.exists():
     return
   # Through JSON, so that tuples equal the lists they are read back as.
@@ -161,7 +155,7 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   """Notes vocabulary and config in a new workdir, the config last and whole."""
-  path = workdir / _CONFIG_FILE
+  path = workdir / checkpoint.CONFIG_FILE
   if path.exists():
     return
   workdir.mkdir(parents=True, exist_ok=True)
@@ -181,17 +175,18 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
            total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
            window: Settings, model: Settings, losses: Mapping[str, Settings],
-           optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings
-           ) -> Recipe:
-  for name, value in (('total_steps', total_steps), ('batch_size', batch_size),
-                      ('log_every_steps', log_every_steps)):
-    if value < 1:
-      raise UserError(f'config.{name}={value}: expected 1 or more')
+           optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings,
+           init_from: str = '') -> Recipe:
+  for name, value, least in (
+      ('total_steps', total_steps, 0), ('batch_size', batch_size, 1),
+      ('log_every_steps', log_every_steps, 1)):
+    if value < least:
+      raise UserError(f'config.{name}={value}: expected {least} or more')
   mesh = sharding.make_mesh(batch_size)
   task = _task(seed, total_steps, model, losses, optim)
   reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
-                   model['text']['vocabulary_size'], workdir)
-  max_words = model['text'].get('max_words', 0)
+                   model.get('text'), init_from, workdir)
+  max_words = model.get('text', {}).get('max_words', reader.window.max_words)
   if 'shared' in model and max_words < reader.window.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={reader.window.max_words} or more')
@@ -204,7 +199,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       name: call(f'evals.{name}', _evaluation, section, where=f'evals.{name}',
                  reader=reader, predict=predict, batch_size=batch_size)
       for name, section in evals.items()}
-  return Recipe(seed, total_steps, batch_size, log_every_steps,
+  return Recipe(seed, total_steps, batch_size, log_every_steps, init_from,
+                model.get('variant', 'paper'),
                 call('checkpoint', _checkpoint, checkpoint), mesh, reader, task,
                 evaluations)
 
@@ -215,111 +211,92 @@ def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
   return dict(every_steps=every_steps, keep=keep)
 
 
-def _reader(data: Data, window: pipeline.Window, vocabulary_size: int,
-            workdir: pathlib.Path) -> pipeline.Reader:
-  folder = pathlib.Path(data.path).parent
+def _reader(data: Data, window: pipeline.Window, words: Settings | None,
+            init_from: str, workdir: pathlib.Path) -> pipeline.Reader:
+  """Opens the sources; `words` are the model's settings for text, if it has any."""
+  _build_data(data)
+  clips = [clip for path, captions in data.sources
+           for clip in sources.open_source(path, captions)]
+  notes = pipeline.FileNotes(data.max_bad_fraction, len({c.path for c in clips}),
+                             workdir / 'file_notes.jsonl')
+  size = 2 if words is None else words['vocabulary_size']
+  return pipeline.Reader(clips, window,
+                         _words(data, clips, size, init_from, workdir), notes)
+
+
+def _build_data(data: Data) -> None:
+  folder = pathlib.Path(data.sources[0][0]).parent
   if data.builder.endswith(f'.{folder.name}') and not folder.exists():
     logging.info('Making %s (python -m %s --out=%s)', folder, data.builder, folder)
     made = subprocess.run([sys.executable, '-m', data.builder, f'--out={folder}'])
     if made.returncode:
       raise UserError(f'config.data.builder={data.builder!r}: failed to make {folder}; '
                       'its own words are above')
-  clips = sources.open_source(data.path, data.captions)
-  vocabulary = workdir / _VOCABULARY_FILE
-  if vocabulary.exists():
-    tokenizer = text.WordTokenizer.load(vocabulary, vocabulary_size)
-  else:
-    tokenizer = text.WordTokenizer.build(
-        (caption.text for clip in clips for caption in clip.captions),
-        vocabulary_size)
-  notes = pipeline.FileNotes(data.max_bad_fraction, len({c.path for c in clips}),
-                             workdir / 'file_notes.jsonl')
-  return pipeline.Reader(clips, window, tokenizer, notes)
+
+
+def _words(data: Data, clips: Sequence[sources.Clip], size: int, init_from: str,
+           workdir: pathlib.Path) -> text.WordTokenizer:
+  """Those of the run, else those asked for, else those the checkpoint knows."""
+  known = pathlib.Path(init_from) / _VOCABULARY_FILE
+  if (workdir / _VOCABULARY_FILE).exists():
+    return text.WordTokenizer.load(workdir / _VOCABULARY_FILE, size)
+  if data.vocabulary:
+    return text.WordTokenizer.load(data.vocabulary, size)
+  if init_from and known.exists():
+    return text.WordTokenizer.load(known, size)
+  captions = (caption.text for clip in clips for caption in clip.captions)
+  return text.WordTokenizer.build(captions, size)
 
 
 def _task(seed: int, total_steps: int, model: Settings,
           losses: Mapping[str, Settings], optim_settings: Settings) -> step.Task:
-  network = call('model', build_model, model)
-  for space in losses:
-    if space not in OBJECTIVES:
-      raise UserError(f'config.losses.{space}: nobody takes this key; expected one of '
+  network = call('model', build.build_model, model)
+  for pair in losses:
+    if pair not in OBJECTIVES:
+      raise UserError(f'config.losses.{pair}: nobody takes this key; expected one of '
                       f'{", ".join(OBJECTIVES)}')
-  terms = {space: call(f'losses.{space}', _term, section, space=space)
-           for space, section in losses.items()}
+  if 'audio_text' in losses and not model.get('head', {}).get('audio_text'):
+    raise UserError('config.losses.audio_text: needs sound in the space of text; set '
+                    'config.model.head.audio_text=True')
+  terms = {pair: call(f'losses.{pair}', _term, section, pair=pair)
+           for pair, section in losses.items()}
   optimizer, schedule = call('optim', optim.adam, optim_settings,
                              total_steps=total_steps)
   return step.Task(network, terms, optimizer, schedule, seed)
 
 
-def build_model(video: Settings, audio: Settings, text: Settings, head: Settings,
-                shared: Settings | None = None, dtype: str = 'float32'
-                ) -> multimodal.Vatt:
-  """VATT, modality-specific, or modality-agnostic where there is a `shared` tower.
+OBJECTIVES = {    # of each pair: a clip has one sound but several candidate texts
+    'video_audio': {'nce': contrastive.nce, 'sigmoid': contrastive.sigmoid},
+    'video_text': {'mil_nce': contrastive.mil_nce, 'sigmoid': contrastive.sigmoid},
+    'audio_text': {'mil_nce': contrastive.mil_nce, 'sigmoid': contrastive.sigmoid}}
+
+
+def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
+          learn_temperature: bool = False, **settings: Any) -> step.Term:
+  """A term of the loss.
 
   Args:
-    video: of `vatt.VideoTokenizer`, and the tower's `depth`, `num_heads`, `mlp_dim`.
-    audio: of `vatt.AudioTokenizer`, likewise.
-    text: of `vatt.TextTokenizer`, likewise.
-    head: of `heads.FacHead`.
-    shared: `width` and size of the one Transformer for all; then the modalities
-      give neither, and text gives `max_words`.
-    dtype: compute type; parameters are always float32.
-
-  Raises:
-    UserError: names the key that is wrong.
+    name: of `OBJECTIVES`.
+    pair: of the modalities.
+    temperature: tau, or where it starts.
+    weight: in the sum of the terms.
+    learn_temperature: train it; the sigmoid loss trains its bias too.
+    **settings: `form` of NCE, `bias` of the sigmoid loss.
   """
-  dtype = jnp.dtype(dtype)
-  kinds = dict(video=(vatt.VideoTokenizer, video), audio=(vatt.AudioTokenizer, audio),
-               text=(vatt.TextTokenizer, text))
-  tokenizers, backbones = {}, {}
-  for modality, (kind, settings) in kinds.items():
-    where, settings = f'model.{modality}', dict(settings)
-    if shared is None:
-      tower = {k: settings.pop(k) for k in ('depth', 'num_heads', 'mlp_dim')
-               if k in settings}
-      backbones[modality] = _tower(where, tower, settings.get('width', 0),
-                                   relative_bias=modality == 'text', dtype=dtype)
-    width = {} if shared is None else {'width': shared['width']}
-    tokenizers[modality] = _module(where, kind, settings, dtype=dtype, **width)
-  if shared is not None:
-    tower = {k: v for k, v in shared.items() if k != 'width'}
-    backbones['shared'] = _tower('model.shared', tower, shared['width'], dtype=dtype)
-  return multimodal.Vatt(tokenizers, backbones,
-                         _module('model.head', heads.FacHead, head, dtype=dtype))
-
-
-def _tower(where: str, settings: Settings, width: int, **given: Any) -> nn.Module:
-  tower = _module(where, layers.Transformer, settings, **given)
-  if width % tower.num_heads:
-    raise UserError(f'config.{where}.width={width}: expected a multiple of num_heads='
-                    f'{tower.num_heads}')
-  return tower
-
-
-def _module(where: str, kind: Callable[..., nn.Module], settings: Settings,
-            **given: Any) -> nn.Module:
-  _check_keys(where, kind, settings, {*given, 'parent', 'name'})    # linen's own
-  return kind(**settings, **given)
-
-
-OBJECTIVES = {    # of each space: a clip has one sound but several candidate texts
-    'video_audio': {'nce': contrastive.nce},
-    'video_text': {'mil_nce': contrastive.mil_nce}}
-
-
-def _term(name: str, space: str, weight: float = 1.0, **settings: Any) -> step.Term:
-  objective = _choose(OBJECTIVES[space], name)
-  _check_keys(f'losses.{space}', objective, settings, ('anchors', 'others', 'present'))
+  objective = choose(OBJECTIVES[pair], name)
+  check_keys(f'losses.{pair}', objective, settings,
+             ('anchors', 'others', 'present', 'temperature'))
   if settings.get('form', 'paper') not in contrastive.FORMS:
     raise ValueError(f'form={settings["form"]!r}: expected one of '
                      f'{", ".join(contrastive.FORMS)}')
-  return step.Term(functools.partial(objective, **settings), weight)
-
-
-def _choose(table: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:
-  if name not in table:
-    raise ValueError(f'name={name!r}: expected one of {", ".join(table)}')
-  return table[name]
+  if temperature <= 0:
+    raise ValueError(f'temperature={temperature}: expected more than 0')
+  numbers = dict(temperature=temperature)
+  if 'bias' in settings:
+    numbers['bias'] = settings.pop('bias')
+  objective = functools.partial(objective, **settings)
+  return step.Term(objective, weight, *(({}, numbers) if learn_temperature else
+                                        (numbers, {})))
 
 
 def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
@@ -347,5 +324,5 @@ EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe}
 def _evaluation(name: str, where: str, reader: pipeline.Reader,
                 predict: Callable[..., Any], batch_size: int, every_steps: int = 0,
                 **settings: Any) -> Evaluation:
-  return Evaluation(call(where, _choose(EVALUATORS, name), settings, reader=reader,
+  return Evaluation(call(where, choose(EVALUATORS, name), settings, reader=reader,
                          predict=predict, batch_size=batch_size), every_steps)

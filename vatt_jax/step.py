@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from flax import struct
@@ -21,43 +22,86 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+# What each pair contrasts: the space, the modality of the anchors, the other one.
+PAIRS = {'video_audio': ('video_audio', 'video', 'audio'),
+         'video_text': ('video_text', 'video', 'text'),
+         'audio_text': ('video_text', 'audio', 'text')}
+
+# A learnt temperature stays above it, or the loss would run away (as in CLIP).
+_LEAST_TEMPERATURE = 0.01
+
+
 @struct.dataclass
 class State:
-  """All that a run needs to go on, with the config and the seed."""
-  step: jax.Array            # [], int32: steps taken
+  """All that a run needs to go on, with the config and the seed.
+
+  Attributes:
+    step: [], int32: steps taken.
+    params: what the optimiser trains: of the model, and under `losses` of the terms.
+    model_state: the model's other variables, by collection: batch statistics, and
+      the word vectors that the release freezes.
+    opt_state: the optimiser's.
+  """
+  step: jax.Array
   params: Any
-  batch_stats: Any
+  model_state: Any
   opt_state: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """One contrast of the loss, between the two modalities of a space."""
-  objective: Callable[..., jax.Array]    # (anchors, others, present) -> []
+  """One contrast of the loss, of a pair of modalities.
+
+  Attributes:
+    objective: (anchors, others, present, temperature[, bias]) -> [].
+    weight: in the sum of all terms.
+    fixed: arguments of the objective.
+    learnt: arguments of the objective that are trained, and where they start.
+  """
+  objective: Callable[..., jax.Array]
   weight: float = 1.0
+  fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  learnt: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def init(self) -> dict[str, jax.Array]:
+    """The parameters: of a temperature the logarithm."""
+    return {k: jnp.asarray(math.log(v) if k == 'temperature' else v, jnp.float32)
+            for k, v in self.learnt.items()}
+
+  def __call__(self, params: Mapping[str, jax.Array], anchors: jax.Array,
+               others: jax.Array, present: jax.Array) -> jax.Array:
+    """The loss; the embeddings are of unit norm, `present` says which are there."""
+    learnt = {k: jnp.maximum(jnp.exp(v), _LEAST_TEMPERATURE) if k == 'temperature'
+              else v for k, v in params.items()}
+    return self.objective(anchors, others, present, **self.fixed, **learnt)
 
 
-def contrast(terms: Mapping[str, Term], embed: Mapping[str, Mapping[str, jax.Array]],
-             batch: Batch) -> tuple[jax.Array, Metrics]:
-  """The weighted sum of the terms.
+def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
+             embed: Mapping[str, Mapping[str, jax.Array]], batch: Batch
+             ) -> tuple[jax.Array, Metrics]:
+  """The weighted sum of the terms (VATT, equation 6).
 
   Args:
-    terms: space -> term. A space contrasts video with the other modality in it;
-      one whose modality the batch lacks is skipped.
+    terms: pair -> term; a pair of which the batch lacks a modality is skipped.
+    params: pair -> parameters of its term, where it has any.
     embed: space -> modality -> unit-norm embeddings (`models.multimodal`).
     batch: for `has_audio` and `text`, which say what is there.
 
   Returns:
-    The loss and a metric for each term, under its space's name.
+    The loss, float32, and a metric for each term, under its pair's name.
   """
   total, metrics = jnp.zeros((), jnp.float32), {}
   present = multimodal.find_present(batch)
-  for space, term in terms.items():
-    other = {'video_audio': 'audio', 'video_text': 'text'}[space]
-    if other not in embed[space]:
+  for pair, term in terms.items():
+    space, anchor, other = PAIRS[pair]
+    if anchor not in embed[space] or other not in embed[space]:
       continue
-    loss = term.objective(embed[space]['video'], embed[space][other], present[other])
-    metrics[f'loss_{space}'] = loss
+    there = present[other]
+    if anchor == 'audio':    # video is always there
+      there = there & present['audio'][:, None]
+    loss = term(params.get(pair, {}), embed[space][anchor], embed[space][other], there)
+    metrics[f'loss_{pair}'] = loss
+    metrics |= {f'{k}_{pair}': v for k, v in params.get(pair, {}).items()}
     total += term.weight * loss
   return total, metrics
 
@@ -77,39 +121,50 @@ class Task:
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
     """The state of step 0; of the batch only shapes matter."""
-    variables = self.model.init(jax.random.key(self.seed), augment.normalize(batch))
-    params = variables['params']
-    return State(jnp.zeros((), jnp.int32), params, variables['batch_stats'],
+    model_state = dict(self.model.init(jax.random.key(self.seed),
+                                       augment.normalize(batch)))
+    params = dict(model_state.pop('params'))
+    learnt = {pair: term.init() for pair, term in self.terms.items() if term.learnt}
+    if learnt:
+      params['losses'] = learnt
+    return State(jnp.zeros((), jnp.int32), params, model_state,
                  self.optimizer.init(params))
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One step on a batch (`inputs.pipeline`); the old state is consumed."""
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+    keys = dict(zip(('drop_token', 'dropout'), jax.random.split(key), strict=True))
 
     def loss_fn(params):
       outputs, updates = self.model.apply(
-          {'params': params, 'batch_stats': state.batch_stats},
-          augment.normalize(batch), train=True, rngs={'drop_token': key},
-          mutable=['batch_stats'])
-      loss, metrics = contrast(self.terms, outputs['embed'], batch)
+          _variables(params, state.model_state), augment.normalize(batch), train=True,
+          rngs=keys, mutable=['batch_stats'])
+      loss, metrics = contrast(self.terms, params.get('losses', {}), outputs['embed'],
+                               batch)
       stats = dict(updates['batch_stats'])
-      stats['head'] = heads.keep_absent(stats['head'], state.batch_stats['head'],
-                                        multimodal.find_present(batch))
-      return loss, (metrics, stats)
+      stats['head'] = heads.keep_absent(
+          stats['head'], state.model_state['batch_stats']['head'],
+          multimodal.find_present(batch))
+      return loss, (metrics, state.model_state | {'batch_stats': stats})
 
-    (loss, (metrics, batch_stats)), grads = jax.value_and_grad(
+    (loss, (metrics, model_state)), grads = jax.value_and_grad(
         loss_fn, has_aux=True)(state.params)
     updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(loss=loss, learning_rate=self.schedule(state.step),
                     gradient_norm=optax.tree.norm(grads))
     return State(state.step + 1, optax.apply_updates(state.params, updates),
-                 batch_stats, opt_state), metrics
+                 model_state, opt_state), metrics
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
     """`pooled` and `embed` of a batch, as the model returns them."""
-    outputs = self.model.apply(
-        {'params': state.params, 'batch_stats': state.batch_stats},
-        augment.normalize(batch))
+    outputs = self.model.apply(_variables(state.params, state.model_state),
+                               augment.normalize(batch))
     return {k: outputs[k] for k in ('pooled', 'embed')}
+
+
+def _variables(params: Mapping[str, Any], model_state: Mapping[str, Any]
+               ) -> dict[str, Any]:
+  """What `model.apply` takes."""
+  return {'params': {k: v for k, v in params.items() if k != 'losses'}, **model_state}

@@ -19,6 +19,7 @@ from vatt_jax import checkpoint
 from vatt_jax import interrupt
 from vatt_jax import recipe
 from vatt_jax import sharding
+from vatt_jax import weights
 from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import report
@@ -38,7 +39,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
   with interrupt.Interrupt() as stop:
-    run = recipe.build(config, workdir, stop.check)
+    run = recipe.make(config, workdir, stop.check)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
       first_step = int(state.step)
@@ -82,7 +83,21 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   if saved.latest() is not None:
     state = saved.restore(state)
     logging.info('Going on from step %d', int(state.step))
+  elif run.init_from:
+    state = _start_from(run, state)
   return state
+
+
+def _start_from(run: recipe.Recipe, state: State) -> State:
+  """The state of step 0 with the weights of another run, or of a release."""
+  learnt = {k: v for k, v in state.params.items() if k == 'losses'}
+  ours = {'params': {k: v for k, v in state.params.items() if k != 'losses'},
+          **state.model_state}
+  _, theirs = weights.read(run.init_from)
+  merged = weights.merge(ours, theirs, run.init_from, run.variant == 'release')
+  placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding),
+                        merged, ours)
+  return state.replace(params=placed.pop('params') | learnt, model_state=placed)
 
 
 def _random_state(run: recipe.Recipe) -> State:
@@ -169,10 +184,12 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
   results |= {
       'input/skipped_files': len(run.reader.notes.skipped),
       'input/soundless_files': len(run.reader.notes.soundless),
-      'train/loss': training[-1]['train/loss'],
-      'train/clips_per_second': float(np.median(
-          [row['train/clips_per_second'] for row in training])),
       'params/sha256': checkpoint.digest(state.params)}
+  if training:
+    results |= {
+        'train/loss': training[-1]['train/loss'],
+        'train/clips_per_second': float(np.median(
+            [row['train/clips_per_second'] for row in training]))}
   (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n',
                                         encoding='utf-8')
   galleries = {name: report.draw_gallery(e.evaluator, e.evaluator.gallery(state))

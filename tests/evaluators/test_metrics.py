@@ -1,5 +1,7 @@
 """vatt_jax/evaluators/metrics.py"""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -27,3 +29,15 @@ def test_chance_is_what_random_orders_reach():
   for name, value in metrics.retrieval_by_chance(40):
     assert np.mean([m[name] for m in measured]) == pytest.approx(value, rel=0.08)
   assert dict(metrics.retrieval_by_chance(4))['R@10'] == 1
+
+
+@pytest.mark.parametrize('case', ['sim', 'embd_avg', 'cosine_avg', 'one_window_default',
+                                  'one_window_normalized'])
+def test_measures_are_the_release_s(case, shared):
+  similarity = np.load(shared / 'golden' / 'retrieval.npz')[
+      case if case == 'sim' else f'sim_{case}']
+  expected = json.loads(
+      (shared / 'golden' / 'retrieval_expected.json').read_text())[case]
+  ours = dict(metrics.retrieval(metrics.rank_of_match(similarity)))
+  assert ours == {'R@1': expected['R1'], 'R@5': expected['R5'], 'R@10': expected['R10'],
+                  'MedR': expected['MedianRank']}

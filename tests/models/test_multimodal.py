@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vatt_jax import recipe
+from vatt_jax.models import build
 from vatt_jax.models import heads
 
 SIZE = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
 HEAD = dict(video_audio_dim=12, video_text_dim=10)
 SPECIFIC = dict(
     video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **SIZE),
-    audio=dict(patch=16, drop_token_rate=0.5, **SIZE),
+    audio=dict(patch=(16,), drop_token_rate=0.5, **SIZE),
     text=dict(vocabulary_size=32, width=8, depth=1, num_heads=2, mlp_dim=16),
     head=HEAD)
 AGNOSTIC = dict(
     video=dict(patch=(2, 4, 4), drop_token_rate=0.5),
-    audio=dict(patch=16, drop_token_rate=0.5),
+    audio=dict(patch=(16,), drop_token_rate=0.5),
     text=dict(vocabulary_size=32, max_words=5), head=HEAD, shared=SIZE)
 
 
@@ -39,7 +39,7 @@ def _batch(b=4):
 @pytest.fixture(scope='module', params=[SPECIFIC, AGNOSTIC],
                 ids=['specific', 'agnostic'])
 def model_and_variables(request):
-  model = recipe.build_model(**request.param)
+  model = build.build_model(**request.param)
   return model, jax.jit(model.init)(jax.random.key(1), _batch())
 
 
@@ -88,7 +88,7 @@ def test_word_order_matters(model_and_variables):
 def test_one_backbone_or_three():
   batch = _batch()
   specific, agnostic = (
-      jax.eval_shape(recipe.build_model(**kind).init, jax.random.key(0),
+      jax.eval_shape(build.build_model(**kind).init, jax.random.key(0),
                      batch)['params'] for kind in (SPECIFIC, AGNOSTIC))
   assert {k for k in specific if 'backbone' in k} == {
       'backbones_video', 'backbones_audio', 'backbones_text'}

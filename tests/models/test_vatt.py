@@ -10,23 +10,23 @@ from vatt_jax.models import vatt
 
 def test_a_video_patch_holds_its_voxels_in_order():
   video = jnp.arange(2 * 4 * 4 * 6 * 3).reshape(2, 4, 4, 6, 3)
-  patches = vatt.video_patches(video, (2, 2, 3))
+  patches = vatt.cut_patches(video, (2, 2, 3)).reshape(2, 8, -1)
   assert patches.shape == (2, 2 * 2 * 2, 2 * 2 * 3 * 3)
   # Token 5 of a 2 x 2 x 2 grid is time 1, height 0, width 1.
   np.testing.assert_array_equal(patches[1, 5], video[1, 2:4, 0:2, 3:6].reshape(-1))
 
 
 def test_what_does_not_fill_a_patch_is_padded_with_zeros():
-  patches = vatt.video_patches(jnp.ones((1, 3, 4, 5, 3)), (2, 2, 2))
-  assert patches.shape == (1, 2 * 2 * 3, 24)
+  patches = vatt.cut_patches(jnp.ones((1, 3, 4, 5, 3)), (2, 2, 2))
+  assert patches.shape == (1, 2, 2, 3, 24)
   assert patches.sum() == 3 * 4 * 5 * 3
-  audio = vatt.audio_patches(jnp.arange(1.0, 11.0)[None], 4)
+  audio = vatt.cut_patches(jnp.arange(1.0, 11.0)[None, :, None], (4,))
   np.testing.assert_array_equal(
       audio[0], [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]])
 
 
 def test_dropping_keeps_what_it_says_in_order_and_uniformly():
-  kept = np.asarray(vatt.keep_tokens(jax.random.key(0), 4000, 10, 0.7))
+  kept = np.asarray(vatt.keep_tokens(jax.random.key(0), 4000, 10, 3))
   assert kept.shape == (4000, 3)
   assert (np.diff(kept, axis=1) > 0).all()
   share = np.bincount(kept.ravel(), minlength=10) / 4000
@@ -37,7 +37,7 @@ def test_dropping_keeps_what_it_says_in_order_and_uniformly():
 @pytest.mark.parametrize('tokenizer, x', [
     (vatt.VideoTokenizer(width=8, patch=(2, 4, 4), drop_token_rate=0.5),
      jax.random.normal(jax.random.key(1), (3, 4, 8, 12, 3))),
-    (vatt.AudioTokenizer(width=8, patch=16, drop_token_rate=0.5),
+    (vatt.WaveformTokenizer(width=8, patch=(16,), drop_token_rate=0.5),
      jax.random.normal(jax.random.key(1), (3, 190)))])
 def test_dropping_before_the_projection_is_dropping_after_it(tokenizer, x):
   variables = tokenizer.init(jax.random.key(0), x)

@@ -26,9 +26,13 @@ def _naive(video, text, present, tau, form):
     if not present[i].any():
       continue
     hit = sum(similar(i, i, n) for n in range(k))
-    loss = -np.log(hit / sum(similar(i, j, n) for j in range(b) for n in range(k)))
+    row = sum(similar(i, j, n) for j in range(b) for n in range(k))
+    loss = -np.log(hit / row)
+    column = sum(similar(j, i, n) for j in range(b) for n in range(k))
     if form == 'symmetric':
-      loss -= np.log(hit / sum(similar(j, i, n) for j in range(b) for n in range(k)))
+      loss -= np.log(hit / column)
+    if form == 'asymmetric':
+      loss = -np.log(hit / (row + column))
     losses.append(loss)
   return np.mean(losses)
 
@@ -52,7 +56,7 @@ def test_mil_nce_of_equal_candidates_has_a_closed_form():
   np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
 
 
-@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+@pytest.mark.parametrize('form', contrastive.FORMS)
 def test_mil_nce_is_equation_5(form):
   video, text = _embeddings()
   present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
@@ -61,7 +65,7 @@ def test_mil_nce_is_equation_5(form):
       _naive(video, text, present, 0.2, form), rtol=1e-5)
 
 
-@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+@pytest.mark.parametrize('form', contrastive.FORMS)
 def test_one_candidate_makes_mil_nce_nce(form):
   video, text = _embeddings(k=1)
   present = np.array([1, 1, 0, 1, 1], bool)
@@ -70,7 +74,7 @@ def test_one_candidate_makes_mil_nce_nce(form):
       _naive(video, text, present[:, None], 0.07, form), rtol=1e-5)
 
 
-@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+@pytest.mark.parametrize('form', contrastive.FORMS)
 def test_what_is_not_there_changes_nothing_and_learns_nothing(form):
   video, text = _embeddings()
   present = jnp.ones((5, 3), bool).at[1].set(False).at[3, 0].set(False)
@@ -92,7 +96,7 @@ def test_rows_left_out_give_their_weight_to_the_rest():
       contrastive.nce(video[kept], text[kept, 0], jnp.ones(3, bool), 0.07), rtol=1e-5)
 
 
-@pytest.mark.parametrize('form', ['paper', 'symmetric'])
+@pytest.mark.parametrize('form', contrastive.FORMS)
 def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
   video, text = _embeddings()
   loss, gradients = jax.value_and_grad(contrastive.mil_nce, argnums=(0, 1))(
@@ -110,27 +114,114 @@ def test_the_loss_is_float32_even_of_bfloat16_embeddings():
 
 def test_an_unknown_form_is_named():
   video, text = _embeddings()
-  with pytest.raises(ValueError, match="form='other': expected 'paper' or 'symm"):
+  with pytest.raises(ValueError, match="form='other': expected one of paper, sy"):
     contrastive.mil_nce(video, text, jnp.ones((5, 3), bool), 0.07, 'other')
 
 
+def test_the_least_asymmetric_loss_is_log_2():
+  """The positives are in its denominator twice."""
+  x = jnp.eye(4)
+  loss = contrastive.nce(x, x, jnp.ones(4, bool), 0.1, 'asymmetric')
+  np.testing.assert_allclose(loss, np.log(2 + 6 * np.exp(-10)), rtol=3e-6)
+
+
+@pytest.mark.parametrize('k', [1, 3])
+def test_the_sigmoid_loss_asks_of_every_pair(k):
+  """Equation 1 of SigLIP by loops."""
+  video, text = _embeddings(k=k)
+  present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
+  present = present[:, :k]
+  tau, bias = 0.3, -1.5
+  total = 0
+  rows = present.any(axis=1)
+  for i, j, n in np.ndindex(5, 5, k):
+    if rows[i] and present[j, n]:
+      log_odds = float(video[i] @ text[j, n]) / tau + bias
+      total += np.log(1 + np.exp(-log_odds if i == j else log_odds))
+  loss = contrastive.sigmoid(video, text, present, tau, bias)
+  np.testing.assert_allclose(loss, total / rows.sum(), rtol=1e-5)
+  if k == 1:
+    np.testing.assert_allclose(
+        contrastive.sigmoid(video, text[:, 0], present[:, 0], tau, bias),
+        total / rows.sum(), rtol=1e-5)
+
+
+def test_the_sigmoid_loss_of_nothing_is_zero():
+  video, text = _embeddings()
+  assert contrastive.sigmoid(video, text, jnp.zeros((5, 3), bool), 0.1, -10.0) == 0
+
+
+FORMS = {'sym': 'symmetric', 'asym': 'asymmetric'}
+
+
+def _unit(x):
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _losses(embeddings, audio_mask, text_mask, tau, form):
+  """NCE and MIL-NCE of the golden set's embeddings, which are not of unit norm."""
+  video_va, audio, video_vt, text = (
+      _unit(embeddings[k]) for k in ('video_to_va', 'audio_to_va', 'video_to_vat',
+                                     'text_to_vat'))
+  b = len(video_va)
+  present = jnp.repeat(text_mask[:, None] > 0, 5, axis=1)
+  return (contrastive.nce(video_va, audio, audio_mask > 0, tau, form),
+          contrastive.mil_nce(video_vt, text.reshape(b, 5, -1), present, tau, form))
+
+
+def _masks(golden, case):
+  if case == 'nomask':
+    return np.ones(3), np.ones(3)
+  return golden[f'{case}/audio_mask'], golden[f'{case}/text_mask']
+
+
 @pytest.mark.parametrize('model', ['tx_fac', 'ut_fac'])
+@pytest.mark.parametrize('short', FORMS)
 @pytest.mark.parametrize('case, weight_audio, weight_text', [
-    ('masked', 1, 1), ('allvalid', 1, 1), ('notext', 1, 1), ('weighted', 2, 0.5)])
-def test_the_symmetric_form_is_the_release_s(shared, model, case, weight_audio,
-                                             weight_text):
+    ('masked', 1, 1), ('allvalid', 1, 1), ('notext', 1, 1), ('nomask', 1, 1),
+    ('weighted', 2, 0.5)])
+def test_the_forms_are_the_release_s(shared, model, short, case, weight_audio,
+                                     weight_text):
   golden = np.load(shared / 'golden' / f'{model}_losses.npz')
   tau = 0.2 if case == 'weighted' else 0.07
-  masks = 'masked' if case == 'weighted' else case
-  video_va, audio, video_vt, text = (
-      golden[k] / np.linalg.norm(golden[k], axis=-1, keepdims=True)
-      for k in ('video_to_va', 'audio_to_va', 'video_to_vat', 'text_to_vat'))
-  video_audio = contrastive.nce(video_va, audio, golden[f'{masks}/audio_mask'] > 0,
-                                tau, 'symmetric')
-  present = np.repeat(golden[f'{masks}/text_mask'][:, None] > 0, 5, axis=1)
-  video_text = contrastive.mil_nce(video_vt, text.reshape(3, 5, -1), present, tau,
-                                   'symmetric')
+  masks = _masks(golden, 'masked' if case == 'weighted' else case)
+  video_audio, video_text = _losses(golden, *masks, tau, FORMS[short])
   np.testing.assert_allclose(weight_audio * video_audio,
-                             golden[f'{case}/sym_vidaud_loss'], atol=5e-6)
+                             golden[f'{case}/{short}_vidaud_loss'], rtol=0, atol=5e-6)
   np.testing.assert_allclose(weight_text * video_text,
-                             golden[f'{case}/sym_vidtxt_loss'], atol=5e-6)
+                             golden[f'{case}/{short}_vidtxt_loss'], rtol=0, atol=5e-6)
+  total = (weight_audio * video_audio + weight_text * video_text) / (
+      weight_audio + weight_text)
+  np.testing.assert_allclose(total, golden[f'{case}/{short}'], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize('model', ['tx_fac', 'ut_fac'])
+@pytest.mark.parametrize('short', FORMS)
+def test_the_gradients_are_the_release_s(shared, model, short):
+  golden = np.load(shared / 'golden' / f'{model}_losses.npz')
+  embeddings = {k: jnp.asarray(golden[k]) for k in (
+      'video_to_va', 'audio_to_va', 'video_to_vat', 'text_to_vat')}
+  mean = lambda e: sum(_losses(e, *_masks(golden, 'masked'), 0.07, FORMS[short])) / 2
+  for name, gradient in jax.grad(mean)(embeddings).items():
+    np.testing.assert_allclose(gradient, golden[f'masked/grad_{short}/{name}'], rtol=0,
+                               atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('short', FORMS)
+def test_the_loss_is_over_the_whole_batch(shared, short):
+  """Two replicas of the release, each with its own rows and everybody's negatives.
+
+  The release takes the mean over a replica's rows first; ours is over all rows.
+  """
+  golden = np.load(shared / 'golden' / 'losses_two_replicas.npz')
+  join = lambda k: golden[k].reshape(-1, *golden[k].shape[2:])
+  embeddings = {k: join(k) for k in ('video_to_va', 'audio_to_va', 'video_to_vat',
+                                     'text_to_vat')}
+  ours = _losses(embeddings, join('audio_mask'), join('text_mask'),
+                 float(golden['temperature']), FORMS[short])
+  for loss, name, mask in zip(ours, ('vidaud', 'vidtxt'), ('audio_mask', 'text_mask'),
+                              strict=True):
+    rows = golden[mask].sum(axis=1)
+    theirs = [golden[f'replica{r}/{short}_{name}_loss'] for r in (0, 1)]
+    np.testing.assert_allclose(loss, np.sum(rows * theirs) / rows.sum(), rtol=0,
+                               atol=5e-6)

@@ -44,12 +44,18 @@ class WordTokenizer:
 
   @classmethod
   def load(cls, path: str | os.PathLike[str], size: int) -> WordTokenizer:
-    """Reads what `save` wrote.
+    """Reads what `save` wrote, or the like with the padding and unknown words first.
 
     Raises:
-      UserError: the file has more words than `size` leaves room for.
+      UserError: there is no such file, or it has more words than `size` leaves room
+        for.
     """
-    vocabulary = pathlib.Path(path).read_text(encoding='utf-8').split()
+    try:
+      vocabulary = pathlib.Path(path).read_text(encoding='utf-8').split()
+    except OSError as e:
+      raise UserError(f'{path}: no such vocabulary file') from e
+    if vocabulary[:2] == [PAD, UNKNOWN]:
+      vocabulary = vocabulary[2:]
     if len(vocabulary) > size - 2:
       raise UserError(
           f'{path}: {len(vocabulary)} words do not fit model.text.vocabulary_size='

@@ -1,5 +1,6 @@
 """The Transformer that every tower shares (VATT, equation 2)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -9,55 +10,115 @@ import jax.numpy as jnp
 # Large enough to silence a key in float32 and bfloat16, small enough to stay finite.
 _MASKED = -1e9
 
+# The name, in the traced program, of the products of queries and keys.
+SCORES = 'attention_scores'
+
+# The paper names no initialiser; these are the release's.
+kernel_init = nn.initializers.xavier_uniform()
+
+
+def table_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+               ) -> jax.Array:
+  """Of learnable vectors, positions and AGG: truncated normal of scale D^-0.5."""
+  return nn.initializers.truncated_normal(shape[-1] ** -0.5)(key, shape, dtype)
+
+
+def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Dense:
+  return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
+  # Without the mean of squares, which in float32 loses digits.
+  return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """The exact form, x * Phi(x); not the approximation by tanh."""
+  return nn.gelu(x, approximate=False)
+
+
+def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
+  return nn.Dropout(rate)(x, deterministic=not train)
+
 
 class Attention(nn.Module):
   """Multi-head self-attention.  [B, N, D] -> [B, N, D].
 
+  Another attention takes its place in `Block` if it takes the same arguments.
   Softmax runs in float32 whatever the compute type.
   """
   num_heads: int
+  t5_style: bool = False     # scores not scaled, no biases
+  dropout_rate: float = 0.0  # of the weights
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
-               bias: jax.Array | None = None) -> jax.Array:
+               bias: jax.Array | None = None, train: bool = False) -> jax.Array:
     """Attends.
 
     Args:
       x: [B, N, D].
       mask: bool [B, N], False for keys that nobody may look at.
       bias: [A, N, N] (head, query, key), added to the scores.
+      train: drop weights.
     """
     d = x.shape[-1]
+    kwargs = dict(use_bias=not self.t5_style, kernel_init=kernel_init,
+                  dtype=self.dtype)
     project = lambda name: nn.DenseGeneral(
-        (self.num_heads, d // self.num_heads), dtype=self.dtype, name=name)(x)
+        (self.num_heads, d // self.num_heads), name=name, **kwargs)(x)
     q, k, v = (project(name) for name in ('query', 'key', 'value'))  # [B, N, A, D/A]
-    scores = jnp.einsum('bqad,bkad->baqk', q, k).astype(jnp.float32)
-    scores = scores / jnp.sqrt(jnp.float32(q.shape[-1]))             # [B, A, N, N]
+    scores = attention_scores(q, k).astype(jnp.float32)              # [B, A, N, N]
+    if not self.t5_style:
+      scores = scores * q.shape[-1] ** -0.5
     if bias is not None:
       scores = scores + bias.astype(jnp.float32)
     if mask is not None:
       scores = jnp.where(mask[:, None, None, :], scores, _MASKED)
-    weights = nn.softmax(scores).astype(self.dtype)
+    weights = dropout(nn.softmax(scores).astype(self.dtype), self.dropout_rate, train)
     y = jnp.einsum('baqk,bkad->bqad', weights, v)
-    return nn.DenseGeneral(d, axis=(-2, -1), dtype=self.dtype, name='out')(y)
+    return nn.DenseGeneral(d, axis=(-2, -1), name='out', **kwargs)(y)
+
+
+def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+  """Products of queries and keys.  [B, N, A, D], [B, N, A, D] -> [B, A, N, N].
+
+  Named in the traced program, where `vatt_jax.cost` finds it by this name.
+  """
+  with jax.named_scope(SCORES):
+    return jnp.einsum('bqad,bkad->baqk', q, k)
 
 
 class Block(nn.Module):
   """Pre-norm Transformer block.  [B, N, D] -> [B, N, D]."""
   num_heads: int
   mlp_dim: int
+  t5_style: bool = False
+  dropout_rate: float = 0.0
+  attention: Callable[..., nn.Module] = Attention
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
-               bias: jax.Array | None = None) -> jax.Array:
-    y = nn.LayerNorm(dtype=self.dtype, name='norm_1')(x)
-    x = x + Attention(self.num_heads, self.dtype, name='attention')(y, mask, bias)
-    y = nn.LayerNorm(dtype=self.dtype, name='norm_2')(x)
-    y = nn.Dense(self.mlp_dim, dtype=self.dtype, name='mlp_1')(y)
-    y = nn.gelu(y, approximate=False)                                # [B, N, mlp_dim]
-    return x + nn.Dense(x.shape[-1], dtype=self.dtype, name='mlp_2')(y)
+               bias: jax.Array | None = None, train: bool = False) -> jax.Array:
+    drop = lambda y: dropout(y, self.dropout_rate, train)
+    y = first_norm('norm_1', self.t5_style, self.dtype)(x)
+    y = self.attention(self.num_heads, self.t5_style, self.dropout_rate, self.dtype,
+                       name='attention')(y, mask, bias, train)
+    x = x + drop(y)
+    use_bias = not self.t5_style
+    y = layer_norm('norm_2', self.dtype)(x)
+    y = dense(self.mlp_dim, 'mlp_1', self.dtype, use_bias)(y)
+    y = drop(gelu(y))                                                # [B, N, mlp_dim]
+    return x + drop(dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y))
+
+
+def first_norm(name: str, t5_style: bool, dtype: Any) -> nn.Module:
+  """Before attention and at the very end."""
+  if t5_style:
+    return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
+  return layer_norm(name, dtype)
 
 
 class RelativeBias(nn.Module):
@@ -87,37 +148,53 @@ def relative_buckets(distance: jax.Array, num_buckets: int,
   half = num_buckets // 2
   exact = half // 2
   size = jnp.abs(distance)
-  wide = exact + (jnp.log(jnp.maximum(size, 1) / exact)
-                  / jnp.log(max_distance / exact) * (half - exact)).astype(int)
+  wide = exact + (jnp.log(jnp.maximum(size, 1).astype(jnp.float32) / exact)
+                  / jnp.log(max_distance / exact) * (half - exact)).astype(size.dtype)
   bucket = jnp.where(size < exact, size, jnp.minimum(wide, half - 1))
-  return bucket + half * (distance > 0)
+  return bucket + half * (distance > 0).astype(size.dtype)
 
 
 class Transformer(nn.Module):
   """Blocks and the last norm.  [B, N, D] -> [B, N, D]; D is that of the input.
 
   With `relative_bias`, the first layer's scores get a learnable bias by
-  relative position: VATT's text model (section 3.2).
+  relative position: VATT's text model (section 3.2). With `t5_style` too, it is
+  the release's text model: every layer's scores get that bias, with distances up
+  to 64 told apart; no other biases; scores not scaled; root-mean-square norms
+  before attention and at the end; and the input is projected to `width` first.
   """
   depth: int
   num_heads: int
   mlp_dim: int
   relative_bias: bool = False
+  t5_style: bool = False
+  width: int = 0             # with t5_style
+  dropout_rate: float = 0.0
+  attention: Callable[..., nn.Module] = Attention
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
+    if self.t5_style:
+      x = gelu(dense(self.width, 'projection', self.dtype, use_bias=False)(x))
+      x = dropout(x, self.dropout_rate, train)
+    bias = None
+    if self.relative_bias:
+      bias = RelativeBias(self.num_heads, max_distance=64 if self.t5_style else 128,
+                          name='relative_bias')(x.shape[1])
     for i in range(self.depth):
-      bias = None
-      if i == 0 and self.relative_bias:
-        bias = RelativeBias(self.num_heads, name='relative_bias')(x.shape[1])
-      x = Block(self.num_heads, self.mlp_dim, self.dtype, name=f'block_{i}')(
-          x, mask, bias)
-    return nn.LayerNorm(dtype=self.dtype, name='norm')(x)
+      block = Block(self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
+                    self.attention, self.dtype, name=f'block_{i}')
+      x = block(x, mask, bias if i == 0 or self.t5_style else None, train)
+    x = first_norm('norm', self.t5_style, self.dtype)(x)
+    return dropout(x, self.dropout_rate, train)
 
 
 class Aggregator(nn.Module):
   """Puts the learnable AGG token, which will stand for all, in front.
+
+  It gets no position of its own: the sum of two learnable vectors is one.
 
   [B, N, D] -> [B, N + 1, D]
   """
@@ -125,5 +202,15 @@ class Aggregator(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, _, d = x.shape
-    agg = self.param('agg', nn.initializers.normal(0.02), (d,)).astype(x.dtype)
+    agg = self.param('agg', table_init, (d,)).astype(x.dtype)
     return jnp.concatenate([jnp.broadcast_to(agg, (b, 1, d)), x], axis=1)
+
+
+class Projector(nn.Module):
+  """Linear layer and GELU.  [..., D] -> [..., width]."""
+  width: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return gelu(dense(self.width, 'projection', self.dtype)(x))

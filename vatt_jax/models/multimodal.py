@@ -1,29 +1,35 @@
 """VATT: a tokenizer for each modality, one Transformer each or one for all, a head."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.models import heads
 from vatt_jax.models import layers
 
 MODALITIES = ('video', 'audio', 'text')
 
 
 class Vatt(nn.Module):
-  """Video, audio and text in, embeddings in common spaces out.
+  """Video, audio and text in, embeddings in common spaces or class scores out.
 
   Attributes:
-    tokenizers: modality -> module, raw input -> (tokens, mask).
+    tokenizers: modality -> module, raw input -> (tokens, mask); a tower alone has
+      but one.
     backbones: modality -> Transformer, or 'shared' -> the one Transformer of the
       modality-agnostic model.
-    head: pooled features -> embeddings.
+    projectors: modality -> module, what the release's modality-agnostic model
+      applies to the Transformer's output; none otherwise.
+    head: pooled features -> embeddings, or class scores; None for neither.
   """
   tokenizers: Mapping[str, nn.Module]
   backbones: Mapping[str, nn.Module]
-  head: nn.Module
+  projectors: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+  head: nn.Module | None = None
 
   def setup(self):
     self.aggregators = {m: layers.Aggregator() for m in self.tokenizers}
@@ -33,14 +39,16 @@ class Vatt(nn.Module):
     """Runs every modality that the batch has.
 
     Args:
-      batch: `video` [B, T, H, W, C] and `audio` [B, S], floats in [-1, 1], `text`
-        int [B, K, N], each optional; `has_audio` [B], where absent all true.
-      train: drop tokens (needs the `drop_token` generator), use the batch's
-        statistics in the head.
+      batch: `video` [B, T, H, W, C] (an image: T = 1) and `audio` [B, S], floats in
+        [-1, 1], `text` int [B, K, N], each optional; `has_audio` [B], where absent
+        all true.
+      train: drop tokens (needs the `drop_token` generator) and activations (needs
+        `dropout`), use the batch's statistics in the head.
 
     Returns:
-      `tokens[modality]` [B, N, D], `pooled[modality]` [B, D] (text: [B, K, D]),
-      `embed[space][modality]` of unit norm, [B, dim] (text: [B, K, dim]).
+      `tokens[modality]` [B, N, D], `pooled[modality]` [B, D] (text: [B, K, D]), and
+      by the head `embed[space][modality]` of unit norm, [B, dim] (text: [B, K,
+      dim]), or `logits` [B, classes].
     """
     tokens, pooled = {}, {}
     for modality in MODALITIES:
@@ -54,11 +62,16 @@ class Vatt(nn.Module):
       x = self.aggregators[modality](x)
       if mask is not None:
         mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
-      x = self._backbone(modality)(x, mask)
+      x = self._backbone(modality)(x, mask, train)
+      if modality in self.projectors:
+        x = self.projectors[modality](x)
       x = x.reshape(*lead, *x.shape[1:])
       pooled[modality], tokens[modality] = x[..., 0, :], x[..., 1:, :]
-    return dict(tokens=tokens, pooled=pooled,
-                embed=self.head(pooled, find_present(batch), train))
+    outputs = dict(tokens=tokens, pooled=pooled)
+    if self.head is not None:
+      name = 'logits' if isinstance(self.head, heads.Classifier) else 'embed'
+      outputs[name] = self.head(pooled, find_present(batch), train)
+    return outputs
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]

@@ -1,121 +1,220 @@
 """From raw pixels, samples and words to tokens (VATT, section 3.1)."""
 
+from collections.abc import Sequence
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-_position_init = nn.initializers.normal(0.02)
+from vatt_jax.inputs import augment
+from vatt_jax.models import layers
+from vatt_jax.models import positions
 
 
-def video_patches(video: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
-  """Cuts a video into patches.  [B, T, H, W, C] -> [B, N, t*h*w*C].
+def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Array:
+  """Cuts a video, a spectrogram or a waveform into patches.
 
-  Tokens run over time, height and width, width fastest. What does not fill a
-  last patch is zero-padded: the paper counts ceil(T/t) of them.
+  Tokens and what is in them run over the sides in order, the last side fastest.
+
+  Args:
+    x: [B, sides..., C].
+    patch: the size of a patch along each side.
+    pad: what does not fill a last patch is zero-padded (the paper counts ceil(T/t)
+      of them); otherwise it is left out, as in the release.
+
+  Returns:
+    [B, patches along each side..., product of the patch's sides * C].
   """
-  b, *sides, c = video.shape
-  padding = [(0, -side % p) for side, p in zip(sides, patch, strict=True)]
-  video = jnp.pad(video, [(0, 0), *padding, (0, 0)])
-  t, h, w = (-(-side // p) for side, p in zip(sides, patch, strict=True))
-  x = video.reshape(b, t, patch[0], h, patch[1], w, patch[2], c)
-  x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)          # [B, t, h, w, pt, ph, pw, C]
-  return x.reshape(b, t * h * w, -1)
+  b, *sides, c = x.shape
+  if pad:
+    x = jnp.pad(x, [(0, 0), *((0, -side % p)
+                              for side, p in zip(sides, patch, strict=True)), (0, 0)])
+  grid = [size // p for size, p in zip(x.shape[1:-1], patch, strict=True)]
+  x = x[:, *(slice(n * p) for n, p in zip(grid, patch, strict=True))]
+  split = [size for pair in zip(grid, patch, strict=True) for size in pair]
+  x = x.reshape(b, *split, c)                      # [B, n, p, n, p, ..., C]
+  n = len(grid)
+  order = [0, *(1 + 2 * i for i in range(n)), *(2 + 2 * i for i in range(n)), 2 * n + 1]
+  return x.transpose(order).reshape(b, *grid, -1)
 
 
-def audio_patches(audio: jax.Array, patch: int) -> jax.Array:
-  """Cuts a waveform into segments, the last zero-padded.  [B, S] -> [B, N, patch]."""
-  b, s = audio.shape
-  audio = jnp.pad(audio, [(0, 0), (0, -s % patch)])
-  return audio.reshape(b, -1, patch)
-
-
-def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int,
-                drop_rate: float) -> jax.Array:
-  """Which tokens DropToken keeps, in order.  -> int [B, N * (1 - drop_rate)].
+def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int, num_kept: int
+                ) -> jax.Array:
+  """Which tokens DropToken keeps, in order.  -> int [B, num_kept].
 
   Every example draws its own, uniformly and without replacement.
   """
-  num_kept = num_tokens - int(num_tokens * drop_rate)
   order = jax.random.uniform(key, (batch_size, num_tokens)).argsort(axis=1)
   return jnp.sort(order[:, :num_kept], axis=1)
 
 
-class _RawTokenizer(nn.Module):
-  """Patches and their positions -> tokens, DropToken between the two.
+class RawTokenizer(nn.Module):
+  """Patches and their positions -> tokens; the base of those for video and audio.
 
-  Dropping comes before the projection: a token that nobody will see is never
+  DropToken comes before the projection: a token that nobody will see is never
   computed.
+
+  Attributes:
+    width: D.
+    patch: its size along each side.
+    drop_token_rate: of DropToken, in training.
+    release: as the released code has it: patches that are not full are left out;
+      the sum of positions is normalised; they stretch by a spline; the examples of
+      a batch keep the same tokens, a share of the table's places.
+    pre_projection: a linear layer with GELU before the positions come, as in the
+      release's modality-agnostic model.
+    dropout_rate: of tokens with their positions.
+    dtype: compute type.
   """
   width: int
+  patch: Sequence[int]
   drop_token_rate: float = 0.0
+  release: bool = False
+  pre_projection: bool = False
+  dropout_rate: float = 0.0
   dtype: Any = jnp.float32
 
-  def _tokens(self, patches: jax.Array, positions: jax.Array, train: bool):
-    """[B, N, P], [N, D] -> [B, N', D]."""
-    b, n, _ = patches.shape
+  def _tokens(self, x: jax.Array, tables: Sequence[str], train: bool) -> jax.Array:
+    """[B, sides..., C] and a name for each side's positions -> [B, N, D]."""
+    patches = cut_patches(x, self.patch, pad=not self.release)
+    b, *grid, _ = patches.shape
+    patches = patches.reshape(b, math.prod(grid), -1)                # [B, N, P*C]
+    where, num_places = self._positions(grid, tables)                # [N, D]
     if train and self.drop_token_rate:
-      kept = keep_tokens(self.make_rng('drop_token'), b, n, self.drop_token_rate)
+      n = patches.shape[1]
+      num_kept = (int(num_places * (1 - self.drop_token_rate)) if self.release else
+                  n - int(n * self.drop_token_rate))
+      kept = keep_tokens(self.make_rng('drop_token'), 1 if self.release else b, n,
+                         min(num_kept, n))
+      where = where[kept]                                            # [., N', D]
       patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
-      positions = positions[kept]                                  # [B, N', D]
-    x = nn.Dense(self.width, dtype=self.dtype, name='projection')(patches)
-    return x + positions.astype(x.dtype)
+    # In its own shape, [patch's sides, C, D], the kernel says what it is for.
+    sides = (*self.patch, x.shape[-1])
+    x = nn.DenseGeneral(self.width, range(-len(sides), 0), dtype=self.dtype,
+                        kernel_init=layers.kernel_init, name='projection')(
+                            patches.reshape(*patches.shape[:2], *sides))
+    if self.pre_projection:
+      x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
+    return layers.dropout(x + where.astype(x.dtype), self.dropout_rate, train)
+
+  def _positions(self, grid: Sequence[int], names: Sequence[str]
+                 ) -> tuple[jax.Array, int]:
+    """The sum of a position along each side (equation 1), and the tables' places."""
+    total, num_places = jnp.zeros((), jnp.float32), 1
+    for side, (name, size) in enumerate(zip(names, grid, strict=True)):
+      table = positions.table(self, name, size, self.width)
+      num_places *= len(table)
+      table = positions.resize(table, size, spline=self.release)
+      shape = [1] * len(grid)
+      shape[side] = size
+      total = total + table.reshape(*shape, self.width)
+    total = total.reshape(-1, self.width)
+    if self.release:
+      total = layers.layer_norm('position_norm', jnp.float32)(total)
+    return total, num_places
 
 
-class VideoTokenizer(_RawTokenizer):
-  """Linear projection of video patches plus factored positions (equation 1).
+class VideoTokenizer(RawTokenizer):
+  """Linear projection of video patches plus factored positions.
 
-  [B, T, H, W, C] float in [-1, 1] -> tokens [B, N, D] and no mask.
+  [B, T, H, W, C] float in [-1, 1] -> tokens [B, N, D] and no mask. An image is a
+  video of one frame, which is repeated to fill a patch (section 4.4.3).
   """
-  patch: tuple[int, int, int] = (4, 16, 16)
+  patch: Sequence[int] = (4, 16, 16)
 
   @nn.compact
   def __call__(self, video: jax.Array, train: bool = False):
-    grid = [-(-side // p)
-            for side, p in zip(video.shape[1:4], self.patch, strict=True)]
-    time, vertical, horizontal = (
-        self.param(f'{name}_positions', _position_init, (size, self.width))
-        for name, size in zip(('time', 'vertical', 'horizontal'), grid, strict=True))
-    positions = (time[:, None, None] + vertical[None, :, None]
-                 + horizontal[None, None, :]).reshape(-1, self.width)
-    return self._tokens(video_patches(video, self.patch), positions, train), None
+    if video.shape[1] == 1:
+      video = jnp.repeat(video, self.patch[0], axis=1)
+    names = [f'{side}_positions' for side in ('time', 'vertical', 'horizontal')]
+    return self._tokens(video, names, train), None
 
 
-class AudioTokenizer(_RawTokenizer):
+class WaveformTokenizer(RawTokenizer):
   """Linear projection of waveform segments plus positions.
 
   [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask.
   """
-  patch: int = 128
+  patch: Sequence[int] = (128,)
 
   @nn.compact
   def __call__(self, audio: jax.Array, train: bool = False):
-    patches = audio_patches(audio, self.patch)
-    positions = self.param('positions', _position_init,
-                           (patches.shape[1], self.width))
-    return self._tokens(patches, positions, train), None
+    return self._tokens(audio[..., None], ['positions'], train), None
+
+
+class SpectrogramTokenizer(RawTokenizer):
+  """Linear projection of patches of a log-mel spectrogram plus factored positions.
+
+  [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask (VATT, section 4.5.1:
+  80 bins, windows of 42 ms every 21 ms; the patch is the release's).
+
+  Attributes:
+    audio_hz: of the waveform.
+    mel_bins: F.
+    window_seconds: of the short-time Fourier transform.
+    step_seconds: between windows.
+  """
+  patch: Sequence[int] = (16, 5)
+  audio_hz: int = 48_000
+  mel_bins: int = 80
+  window_seconds: float = 0.042
+  step_seconds: float = 0.021
+
+  @nn.compact
+  def __call__(self, audio: jax.Array, train: bool = False):
+    x = augment.log_mel(audio, self.audio_hz, self.mel_bins, self.window_seconds,
+                        self.step_seconds)                           # [B, T, F]
+    names = ['time_positions', 'frequency_positions']
+    return self._tokens(x[..., None], names, train), None
 
 
 class TextTokenizer(nn.Module):
-  """Embedding of word ids.  int [B, N] -> tokens [B, N, D], mask [B, N].
+  """Vectors of word ids.  int [B, N] -> tokens [B, N, D], mask [B, N].
 
   Id 0 pads. The text tower has no positions but a relative bias; a Transformer
   shared with other modalities has no such bias, so its text gets learnable
-  positions (`max_words` of them).
+  positions.
+
+  Attributes:
+    width: D.
+    vocabulary_size: of ids.
+    max_words: rows of the table of positions; 0 for no positions.
+    release: as the released code has it: words are looked up in a frozen table of
+      vectors that came from word2vec (of `table_width`, which is then D; the tower
+      projects them); where there are positions, a linear layer with GELU brings
+      them to `width` first, and the positions are normalised.
+    table_width: of the release's table.
+    dropout_rate: of tokens with their positions.
+    dtype: compute type.
   """
   width: int
   vocabulary_size: int
   max_words: int = 0
+  release: bool = False
+  table_width: int = 300
+  dropout_rate: float = 0.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, text: jax.Array, train: bool = False):
-    del train  # text is short: nothing is dropped
-    x = nn.Embed(self.vocabulary_size, self.width, dtype=self.dtype,
-                 name='embedding')(text)
+    x = self._look_up(text)
     if self.max_words:
-      positions = self.param('positions', _position_init,
-                             (self.max_words, self.width))
-      x = x + positions[:text.shape[1]].astype(x.dtype)
+      table = positions.table(self, 'positions', self.max_words, self.width)
+      if self.release:
+        x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
+        table = positions.resize(table, text.shape[1], spline=True)
+        table = layers.layer_norm('position_norm', jnp.float32)(table)
+      x = x + table[:text.shape[1]].astype(x.dtype)
+      x = layers.dropout(x, self.dropout_rate, train)
     return x, text != 0
+
+  def _look_up(self, text: jax.Array) -> jax.Array:
+    if not self.release:
+      return nn.Embed(self.vocabulary_size, self.width, dtype=self.dtype,
+                      embedding_init=layers.table_init, name='embedding')(text)
+    shape = (self.vocabulary_size, self.table_width)
+    table = self.variable('frozen', 'embedding', lambda: jax.random.uniform(
+        self.make_rng('params'), shape, minval=-0.05, maxval=0.05))
+    return table.value.astype(self.dtype)[text]

@@ -1,0 +1,16 @@
+"""VATT-BBS: as MBS, with a Base Transformer for video (arXiv 2104.11178, Table 1).
+
+    python -m vatt_jax.main --config=configs/pretrain_bbs.py --workdir=runs/bbs
+
+Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:release,toy`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_mbs
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  c = pretrain_mbs.recipe()
+  c.model.video.size = 'base'
+  return pretrain_mbs.switch(c, arg)

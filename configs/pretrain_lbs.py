@@ -1,0 +1,16 @@
+"""VATT-LBS: as MBS, with a Large Transformer for video (arXiv 2104.11178, Table 1).
+
+    python -m vatt_jax.main --config=configs/pretrain_lbs.py --workdir=runs/lbs
+
+Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:release,toy`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_mbs
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  c = pretrain_mbs.recipe()
+  c.model.video.size = 'large'
+  return pretrain_mbs.switch(c, arg)

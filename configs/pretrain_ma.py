@@ -1,0 +1,21 @@
+"""VATT-MA-Medium: as MBS, with one Transformer for video, audio and text.
+
+    python -m vatt_jax.main --config=configs/pretrain_ma.py --workdir=runs/ma
+
+Only tokenisation is each modality's own; text gets learnable positions, for one
+Transformer for all has no relative bias (arXiv 2104.11178, sections 3 and 4.3).
+Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:release,toy`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_mbs
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  c = pretrain_mbs.recipe()
+  for modality in ('video', 'audio', 'text'):
+    del c.model[modality]['size']
+  c.model.shared = dict(size='medium')
+  c.model.text.max_words = c.window.max_words
+  return pretrain_mbs.switch(c, arg)

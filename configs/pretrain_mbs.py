@@ -1,0 +1,89 @@
+"""VATT-MBS: the paper's pre-training (arXiv 2104.11178, section 4.3).
+
+    python -m vatt_jax.main --config=configs/pretrain_mbs.py --workdir=runs/mbs
+
+Video Medium, audio Base, text Small; HowTo100M and AudioSet, 500k steps of 2048
+clips; the paper took 3 days on 256 TPU v3 cores. It expects the manifests under
+`data/` (docs/data.md). Switches after the file's name, joined by commas:
+
+    configs/pretrain_mbs.py:release    reads the paper as its released code does
+    configs/pretrain_mbs.py:toy        the same recipe, shrunk, on the toy world
+
+The paper's zero-shot text-to-video R@10: YouCook2 45.5, MSR-VTT 29.7 (Table 7).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  return switch(recipe(), arg)
+
+
+def recipe() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0
+  c.total_steps = 500_000
+  c.batch_size = 2048
+  c.log_every_steps = 100
+  c.init_from = ''
+
+  c.data = dict(path=('data/howto100m/train.csv', 'data/audioset/train.csv'),
+                captions=('captions.csv', ''), vocabulary='', builder='',
+                max_bad_fraction=0.1)
+  c.window = dict(num_frames=32, frame_rate_hz=10.0, image_size=224, audio_hz=48_000,
+                  num_candidates=5, max_words=16, min_crop_area=0.08)
+
+  c.model = dict(
+      variant='paper', dtype='bfloat16',
+      video=dict(size='medium', patch=(4, 16, 16), drop_token_rate=0.5),
+      audio=dict(size='base', patch=(128,), drop_token_rate=0.5),
+      text=dict(size='small', vocabulary_size=2 ** 16),
+      head=dict(video_audio_dim=512, video_text_dim=256))
+  c.losses = dict(
+      video_audio=dict(name='nce', temperature=0.07, weight=1.0, form='paper'),
+      video_text=dict(name='mil_nce', temperature=0.07, weight=1.0, form='paper'))
+  c.optim = dict(peak_rate=1e-4, final_rate=5e-5, warmup_steps=10_000,
+                 decay='quarter_cosine')
+
+  pool = dict(name='retrieval', every_steps=10_000, captions='', num_windows=4)
+  c.evals = dict(youcook2=dict(pool, path='data/youcook2/test.csv'),
+                 msrvtt=dict(pool, path='data/msrvtt/test.csv'))
+  c.checkpoint = dict(every_steps=1000, keep=3)
+  return c
+
+
+def switch(c: ConfigDict, arg: str) -> ConfigDict:
+  """Changes a recipe of this family as the words after the file's name say."""
+  switches = {'release': release, 'toy': toy}
+  for word in arg.split(',') if arg else ():
+    if word not in switches:
+      raise ValueError(f'{word!r} after the recipe: expected release, toy, or both '
+                       'with a comma')
+    switches[word](c)
+  return c
+
+
+def release(c: ConfigDict) -> None:
+  """What the released code does otherwise (docs/decisions/0003-two-readings.md)."""
+  c.model.variant = 'release'
+  for loss in (c.losses.video_audio, c.losses.video_text):
+    loss.update(form='asymmetric', weight=0.5)    # it takes the mean of the two
+  c.optim.update(warmup_steps=5000, decay='half_cosine')
+
+
+def toy(c: ConfigDict) -> None:
+  """A laptop's size, on the toy world: minutes, and the same code."""
+  small = quickstart.get_config()
+  c.total_steps, c.batch_size, c.log_every_steps = 300, 16, 20
+  c.data, c.window = small.data, small.window
+  c.evals, c.checkpoint = small.evals, small.checkpoint
+  c.model.dtype = 'float32'
+  c.model.text.vocabulary_size = small.model.text.vocabulary_size
+  c.model.video.patch = small.model.video.patch
+  for tower in c.model.values():
+    if 'size' in tower:
+      del tower['size']
+      tower.update(width=64, depth=2, num_heads=2, mlp_dim=128)
+  c.optim.update(peak_rate=1e-3, final_rate=5e-4, warmup_steps=50)

@@ -1,0 +1,57 @@
+"""What the commands share: their log, and mistakes in one line."""
+
+from collections.abc import Callable
+import logging as python_logging
+import pathlib
+import sys
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from vatt_jax import interrupt
+from vatt_jax.errors import UserError
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs a command; it gets what is no flag. A mistake of the user's ends it with 2."""
+  def guarded(argv: list[str]) -> None:
+    _set_up_log()
+    try:
+      main(argv[1:])
+    except UserError as e:
+      _fail(e)
+    except interrupt.Interrupted as e:
+      sys.exit(128 + e.signal)
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Reads the command line; a mistake in it is one line."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    # Of an error within a recipe ml_collections quotes the whole trace.
+    _fail(str(e).strip().splitlines()[-1])
+  except (KeyError, AttributeError) as e:    # ml_collections: there is no such key
+    key = str(e).strip('"\'')
+    flag = next((a for a in argv if f'.{key}=' in a or f'.{key}.' in a), key)
+    _fail(f'{flag}: the recipe has no key {key!r}; its file shows those it has')
+
+
+def _fail(why: object) -> NoReturn:
+  print('vatt_jax:', ' '.join(str(why).split()), file=sys.stderr)
+  sys.exit(2)
+
+
+def _set_up_log() -> None:
+  """Our own lines, with the time; of the libraries only warnings."""
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+  ours = pathlib.Path(__file__).parent
+  handler.addFilter(
+      lambda record: pathlib.Path(record.pathname).is_relative_to(ours)
+      or record.levelno >= python_logging.WARNING)

@@ -1,0 +1,169 @@
+"""From the `model` section of a config to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from vatt_jax.errors import UserError
+from vatt_jax.models import heads
+from vatt_jax.models import layers
+from vatt_jax.models import multimodal
+from vatt_jax.models import vatt
+from vatt_jax.settings import check_keys
+from vatt_jax.settings import choose
+from vatt_jax.settings import Settings
+
+# Table 1 of the paper.
+SIZES = {
+    'small': dict(depth=6, width=512, mlp_dim=2048, num_heads=8),
+    'base': dict(depth=12, width=768, mlp_dim=3072, num_heads=12),
+    'medium': dict(depth=12, width=1024, mlp_dim=4096, num_heads=16),
+    'large': dict(depth=24, width=1024, mlp_dim=4096, num_heads=16)}
+_SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
+
+VARIANTS = ('paper', 'release')
+# Of the release, everywhere in its Transformers and on its tokens; the paper has none.
+_RELEASE_DROPOUT_RATE = 0.1
+
+_AUDIO_TOKENIZERS = {'waveform': vatt.WaveformTokenizer,
+                     'spectrogram': vatt.SpectrogramTokenizer}
+_HEADS = {'fac': heads.FacHead, 'classifier': heads.Classifier}
+
+
+def build_model(video: Settings | None = None, audio: Settings | None = None,
+                text: Settings | None = None, shared: Settings | None = None,
+                head: Settings | None = None, variant: str = 'paper',
+                dropout_rate: float | None = None, dtype: str = 'float32'
+                ) -> multimodal.Vatt:
+  """VATT, or some of its towers; modality-agnostic where there is a `shared` one.
+
+  A tower's size is a `size` of `SIZES`, or `depth`, `width`, `mlp_dim`, `num_heads`.
+
+  Args:
+    video: the tower's size, and settings of `vatt.VideoTokenizer`.
+    audio: likewise of `vatt.WaveformTokenizer`, or with `kind='spectrogram'` of
+      `vatt.SpectrogramTokenizer`.
+    text: likewise of `vatt.TextTokenizer`.
+    shared: the size of the one Transformer for all, and `projected_width` of what
+      the release projects its output to (default: its width); then the modalities
+      give no size, and text gives `max_words`.
+    head: settings of `heads.FacHead`, or with `name='classifier'` of
+      `heads.Classifier`; None for features only.
+    variant: how to read the paper where its code differs: 'paper', or 'release'.
+    dropout_rate: in and before the Transformers; None for the variant's own.
+    dtype: compute type; parameters are always float32.
+
+  Raises:
+    UserError: names the key that is wrong.
+  """
+  if variant not in VARIANTS:
+    raise UserError(f'config.model.variant={variant!r}: expected one of '
+                    f'{", ".join(VARIANTS)}')
+  release = variant == 'release'
+  if dropout_rate is None:
+    dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
+  common = dict(dropout_rate=dropout_rate, dtype=jnp.dtype(dtype))
+  given = dict(video=video, audio=audio, text=text)
+  modalities = {m: dict(s) for m, s in given.items() if s is not None}
+  if not modalities:
+    raise UserError('config.model: no modality; expected video, audio or text')
+  backbones, projectors, width = {}, {}, {}
+  if shared is not None:
+    size, rest = _size('model.shared', shared)
+    backbones['shared'] = _tower('model.shared', size, **common)
+    width = {'width': size['width']}
+    projected_width = rest.pop('projected_width', size['width'])
+    _reject('model.shared', rest, (*_SIZE_KEYS, 'projected_width'))
+    if release:
+      projectors = {m: layers.Projector(projected_width, common['dtype'])
+                    for m in modalities}
+  tokenizers = {}
+  for modality, settings in modalities.items():
+    where = f'model.{modality}'
+    if shared is None:
+      size, settings = _size(where, settings)
+      backbones[modality] = _tower(where, size, **_text_style(modality, release, size),
+                                   **common)
+      width = {'width': size['width']}
+    tokenizers[modality] = _tokenizer(where, modality, settings, release,
+                                      agnostic=shared is not None, **width, **common)
+  return multimodal.Vatt(tokenizers, backbones, projectors,
+                         _head(head, release, common['dtype']))
+
+
+def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
+  """A tower's size, and the other settings."""
+  size = {k: settings[k] for k in _SIZE_KEYS if k in settings}
+  rest = {k: v for k, v in settings.items() if k not in size}
+  if 'size' in size:
+    name = size.pop('size')
+    if name not in SIZES:
+      raise UserError(f'config.{where}.size={name!r}: expected one of '
+                      f'{", ".join(SIZES)}')
+    size = SIZES[name] | size
+  for key in _SIZE_KEYS[1:]:
+    if key not in size:
+      raise UserError(f'config.{where}.{key}: missing; give it, or a size')
+  if size['width'] % size['num_heads']:
+    raise UserError(f'config.{where}.width={size["width"]}: expected a multiple of '
+                    f'num_heads={size["num_heads"]}')
+  return size, rest
+
+
+def _text_style(modality: str, release: bool, size: Settings) -> dict[str, Any]:
+  """What sets the text tower apart."""
+  if modality != 'text':
+    return {}
+  if release:
+    return dict(relative_bias=True, t5_style=True, width=size['width'])
+  return dict(relative_bias=True)
+
+
+def _tower(where: str, size: Settings, **settings: Any) -> nn.Module:
+  size = {k: v for k, v in size.items() if k != 'width'}
+  return _module(where, layers.Transformer, size, **settings)
+
+
+def _tokenizer(where: str, modality: str, settings: Settings, release: bool,
+               agnostic: bool, **given: Any) -> nn.Module:
+  settings, given = dict(settings), dict(given, release=release)
+  if modality != 'text':
+    given['pre_projection'] = release and agnostic
+  if modality == 'video':
+    return _module(where, vatt.VideoTokenizer, settings, **given)
+  if modality == 'text':
+    return _module(where, vatt.TextTokenizer, settings, **given)
+  try:
+    kind = choose(_AUDIO_TOKENIZERS, settings.pop('kind', 'waveform'), 'kind')
+  except ValueError as e:
+    raise UserError(f'config.{where}: {e}') from e
+  return _module(where, kind, settings, **given)
+
+
+def _head(settings: Settings | None, release: bool, dtype: Any) -> nn.Module | None:
+  if settings is None:
+    return None
+  settings = dict(settings)
+  name = settings.pop('name', 'fac')
+  try:
+    kind = choose(_HEADS, name)
+  except ValueError as e:
+    raise UserError(f'config.model.head: {e}') from e
+  style = dict(release=release) if kind is heads.FacHead else {}
+  return _module('model.head', kind, settings, dtype=dtype, **style)
+
+
+def _module(where: str, kind: Callable[..., nn.Module], settings: Settings,
+            **given: Any) -> nn.Module:
+  check_keys(where, kind, settings, {*given, 'parent', 'name'})    # linen's own
+  return kind(**settings, **given)
+
+
+def _reject(where: str, settings: Settings, expected: tuple[str, ...]) -> None:
+  for key in settings:
+    raise UserError(f'config.{where}.{key}: nobody takes this key; expected one of '
+                    f'{", ".join(expected)}')

@@ -1,0 +1,373 @@
+"""Checkpoints of the released TensorFlow 2 code: theirs to ours, and back.
+
+    python -m vatt_jax.released CHECKPOINT --out=DIR
+
+writes DIR, which `--config.init_from=DIR` and `checkpoint.load_model` take: the
+model's settings, an Orbax checkpoint, and the weights as `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import os
+import pathlib
+import re
+from typing import Any
+
+from absl import flags
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+
+from vatt_jax import checkpoint
+from vatt_jax import cli
+from vatt_jax.errors import UserError
+from vatt_jax.models import build
+from vatt_jax.models import multimodal
+
+Shapes = Mapping[str, tuple[int, ...]]
+Path = tuple[str, ...]
+Rules = tuple[tuple[str, str], ...]
+
+_ROOT = 'model/layer_with_weights-0/'
+_SUFFIX = '/.ATTRIBUTES/VARIABLE_VALUE'
+
+# The name table: what we call it -> what the release calls it, as regular
+# expressions that are tried in order. First where a part stands, in each of the
+# three layouts; then what it holds.
+_VIDEO = '_base_layer/vid_backbone/_base/'
+_AUDIO = '_base_layer/aud_backbone/_base/'
+_TEXT = '_base_layer/txt_backbone/'
+_HEAD = '_head_layer/_bridge_heads/0/'
+_SPECIFIC: Rules = (
+    (r'^tokenizers_video/projection/', f'{_VIDEO}voxel_to_patch/'),
+    (r'^tokenizers_audio/projection/', f'{_AUDIO}wave_to_patch/'),
+    (r'^tokenizers_text/embedding$', f'{_TEXT}embedding/embeddings'),
+    (r'^tokenizers_video/', f'{_VIDEO}pos_embedding_lookup/'),
+    (r'^tokenizers_audio/', f'{_AUDIO}pos_embedding_lookup/'),
+    (r'^aggregators_video/agg$', f'{_VIDEO}agg_embedding'),
+    (r'^aggregators_audio/agg$', f'{_AUDIO}agg_embedding'),
+    (r'^aggregators_text/agg$', f'{_TEXT}agg_embedding'),
+    (r'^backbones_text/projection/', f'{_TEXT}pre_proj/'),
+    (r'^backbones_video/', f'{_VIDEO}tx/'),
+    (r'^backbones_audio/', f'{_AUDIO}tx/'),
+    (r'^backbones_text/', f'{_TEXT}base_lm/'),
+    (r'^head/', _HEAD))
+_ALL = '_base_layer/unified_backbone/unified_transformer/'
+_UNIFIED: Rules = (
+    (r'^tokenizers_text/embedding$', f'{_ALL}raw_to_embeddings/text/embeddings'),
+    (r'^tokenizers_(\w+)/projection/', rf'{_ALL}raw_to_embeddings/\1/'),
+    (r'^tokenizers_(\w+)/pre_projection/projection/', rf'{_ALL}pre_proj/\1/'),
+    (r'^tokenizers_(\w+)/', rf'{_ALL}pos_embedding_lookup/\1/'),
+    (r'^aggregators_video/agg$', f'{_ALL}vid_agg_embedding'),
+    (r'^aggregators_audio/agg$', f'{_ALL}aud_agg_embedding'),
+    (r'^aggregators_text/agg$', f'{_ALL}txt_agg_embedding'),
+    (r'^backbones_shared/', f'{_ALL}tx/'),
+    (r'^projectors_(\w+)/projection/', rf'{_ALL}post_proj/\1/'),
+    (r'^head/', _HEAD))
+_TUNED: Rules = (
+    (r'^tokenizers_video/projection/', '_base/voxel_to_patch/'),
+    (r'^tokenizers_audio/projection/', '_base/wave_to_patch/'),
+    (r'^tokenizers_\w+/pre_projection/projection/', '_base/pre_proj/'),
+    (r'^tokenizers_\w+/', '_base/pos_embedding_lookup/'),
+    (r'^aggregators_\w+/agg$', '_base/agg_embedding'),
+    (r'^backbones_\w+/', '_base/tx/'),
+    (r'^projectors_\w+/projection/', '_base/post_proj/'),
+    (r'^head/logits/', '_ops/cls/'))
+_PARTS: Rules = (
+    # of the text tower
+    (r'base_lm/block_(\d+)/attention/(\w)\w+/',
+     r'base_lm/layers/\1/self_attention/attention/\2/'),
+    (r'base_lm/block_(\d+)/norm_1/scale$',
+     r'base_lm/layers/\1/self_attention/layer_norm/weight'),
+    (r'base_lm/norm/scale$', 'base_lm/final_layer_norm/weight'),
+    (r'base_lm/relative_bias/table$',
+     'base_lm/layers/0/self_attention/attention/relative_attention_bias/embeddings'),
+    # of every tower
+    (r'/block_(\d+)/attention/(\w)\w+/', r'/layers/\1/mha/\2/'),
+    (r'/block_(\d+)/norm_1/', r'/layers/\1/layer_norm/'),
+    (r'/block_(\d+)/norm_2/', r'/layers/\1/feed_forward/layer_norm/'),
+    (r'/block_(\d+)/mlp_1/', r'/layers/\1/feed_forward/mlp/wi/'),
+    (r'/block_(\d+)/mlp_2/', r'/layers/\1/feed_forward/mlp/wo/'),
+    (r'/tx/norm/', '/tx/final_layer_norm/'),
+    # of positions
+    (r'/(?:time_)?positions$', '/temporal_position_embeddings/embeddings'),
+    (r'/(vertical|horizontal)_positions$', r'/\1_position_embeddings/embeddings'),
+    (r'/position_norm/', '/layernorm/'),
+    # of the head
+    (r'/video_hidden_norm/', '/hid_to_va/pre_bn/'),
+    (r'/video_hidden/', '/vid_to_hid/'),
+    (r'/video_to_video_audio_norm/', '/hid_to_va/bn/'),
+    (r'/video_to_video_audio/', '/hid_to_va/dense/'),
+    (r'/video_audio_to_video_text_norm/', '/va_to_vat/bn/'),
+    (r'/video_audio_to_video_text/', '/va_to_vat/dense/'),
+    (r'/audio_to_video_audio/', '/aud_to_va/'),
+    (r'/text_to_video_text/', '/txt_to_vat/'),
+    (r'/mean$', '/moving_mean'),
+    (r'/var$', '/moving_variance'),
+    # of norms
+    (r'/scale$', '/gamma'),
+    (r'(norm|bn)/bias$', r'\1/beta'))
+
+
+def load(prefix: str | os.PathLike[str], head_dim: int | None = None
+         ) -> tuple[multimodal.Vatt, dict[str, Any]]:
+  """Loads a released checkpoint: pre-trained, or fine-tuned on video or audio.
+
+  Which architecture it is follows from names and shapes, but for one thing that
+  no shape tells: the number of heads.
+
+  Args:
+    prefix: of the checkpoint's files, or a folder for the newest in it.
+    head_dim: width of an attention head. By default it follows from the text
+      tower's table of biases; a checkpoint without one has heads of 64, as every
+      published one, or, where 64 does not divide the width, of 8.
+
+  Returns:
+    The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
+
+  Raises:
+    UserError: no checkpoint, none of the release, or names on either side that
+      the other lacks; lists both.
+  """
+  settings, variables = read(prefix, head_dim)
+  return build.build_model(**settings), variables
+
+
+def read(prefix: str | os.PathLike[str], head_dim: int | None = None
+         ) -> tuple[dict[str, Any], dict[str, Any]]:
+  """As `load`, but the settings of `models.build.build_model` for the model."""
+  reader, prefix = _open(prefix)
+  shapes = {short_name(key): tuple(shape)
+            for key, shape in reader.get_variable_to_shape_map().items()
+            if key.startswith(_ROOT) and '/.OPTIMIZER_SLOT/' not in key}
+  settings, example = find_settings(shapes, head_dim, prefix)
+  variables = traverse_util.flatten_dict(jax.eval_shape(
+      build.build_model(**settings).init, jax.random.key(0), example))
+  keys = names(variables)
+  missing = sorted(set(keys.values()) - shapes.keys())
+  unknown = sorted(shapes.keys() - set(keys.values()))
+  if missing or unknown:
+    raise UserError(
+        f'{prefix}: does not fit the model that its names and shapes suggest. The '
+        f'model needs and the checkpoint lacks: {", ".join(missing) or "nothing"}. '
+        f'The checkpoint has and the model lacks: {", ".join(unknown) or "nothing"}')
+  for path, like in variables.items():
+    expected = release_shape(path, like.shape)
+    if shapes[keys[path]] != expected:
+      raise UserError(f'{prefix}: {keys[path]} has shape {shapes[keys[path]]}; '
+                      f'expected {expected}')
+  return settings, traverse_util.unflatten_dict({
+      path: reader.get_tensor(full_name(keys[path])).reshape(like.shape)
+      for path, like in variables.items()})
+
+
+def _open(prefix: str | os.PathLike[str]) -> tuple[Any, str]:
+  """A reader, and the prefix of the files."""
+  path = os.fspath(prefix)
+  try:
+    if os.path.isdir(path):
+      path = tf.train.latest_checkpoint(path) or path
+    return tf.train.load_checkpoint(path), path
+  except (ValueError, tf.errors.OpError) as e:
+    raise UserError(f'{prefix}: not a TensorFlow 2 checkpoint; expected the prefix of '
+                    'an .index and a .data file, or a folder of them') from e
+
+
+def find_settings(shapes: Shapes, head_dim: int | None = None,
+                  where: str = 'checkpoint') -> tuple[dict[str, Any], dict[str, Any]]:
+  """What model a checkpoint is of.
+
+  Args:
+    shapes: the release's names (`short_name`) -> shapes.
+    head_dim: as of `load`.
+    where: the checkpoint, for the message.
+
+  Returns:
+    The settings of `models.build.build_model`, and a batch of the size that the
+    tables of positions are for.
+
+  Raises:
+    UserError: it is none of the release.
+  """
+  try:
+    if f'{_ALL}vid_agg_embedding' in shapes:
+      return _find_unified(shapes, head_dim)
+    if f'{_VIDEO}agg_embedding' in shapes:
+      return _find_specific(shapes, head_dim)
+    if '_base/agg_embedding' in shapes:
+      return _find_tuned(shapes, head_dim)
+  except KeyError as e:
+    raise UserError(f'{where}: a checkpoint of the released VATT, but it lacks '
+                    f'{e.args[0]}') from e
+  raise UserError(f'{where}: not a checkpoint of the released VATT; it has none of '
+                  f'{_VIDEO}agg_embedding, {_ALL}vid_agg_embedding and '
+                  '_base/agg_embedding')
+
+
+def _find_unified(shapes, head_dim):
+  raw, places = f'{_ALL}raw_to_embeddings/', f'{_ALL}pos_embedding_lookup/'
+  video, frames = _find_video(shapes, f'{raw}video/kernel', f'{places}video/')
+  audio, samples = _find_audio(shapes, f'{raw}audio/kernel', f'{places}audio/')
+  words = _rows(shapes, f'{places}text/', 'temporal')
+  shared = _find_size(shapes, f'{_ALL}tx/', head_dim)
+  shared['projected_width'] = shapes[f'{_ALL}post_proj/video/kernel'][1]
+  text = dict(_find_table(shapes, f'{raw}text/embeddings'), max_words=words)
+  return (dict(variant='release', video=video, audio=audio, text=text, shared=shared,
+               head=_find_head(shapes)),
+          dict(video=frames, audio=samples, text=jnp.zeros((1, 1, words), jnp.int32)))
+
+
+def _find_specific(shapes, head_dim):
+  video, frames = _find_video(shapes, f'{_VIDEO}voxel_to_patch/kernel',
+                              f'{_VIDEO}pos_embedding_lookup/')
+  audio, samples = _find_audio(shapes, f'{_AUDIO}wave_to_patch/kernel',
+                               f'{_AUDIO}pos_embedding_lookup/')
+  text = _find_table(shapes, f'{_TEXT}embedding/embeddings')
+  attention = f'{_TEXT}base_lm/layers/0/self_attention/attention/'
+  num_heads = shapes[f'{attention}relative_attention_bias/embeddings'][1]
+  head_dim = head_dim or shapes[f'{attention}q/kernel'][1] // num_heads
+  return (dict(variant='release',
+               video=video | _find_size(shapes, f'{_VIDEO}tx/', head_dim),
+               audio=audio | _find_size(shapes, f'{_AUDIO}tx/', head_dim),
+               text=text | _find_size(shapes, f'{_TEXT}base_lm/', head_dim,
+                                      'self_attention/attention'),
+               head=_find_head(shapes)),
+          dict(video=frames, audio=samples, text=jnp.zeros((1, 1, 1), jnp.int32)))
+
+
+def _find_tuned(shapes, head_dim):
+  places = '_base/pos_embedding_lookup/'
+  if '_base/voxel_to_patch/kernel' in shapes:
+    modality = 'video'
+    settings, example = _find_video(shapes, '_base/voxel_to_patch/kernel', places)
+  else:
+    modality = 'audio'
+    settings, example = _find_audio(shapes, '_base/wave_to_patch/kernel', places)
+  head = dict(name='classifier', num_classes=shapes['_ops/cls/kernel'][1])
+  size = _find_size(shapes, '_base/tx/', head_dim)
+  if '_base/post_proj/kernel' in shapes:
+    size['projected_width'] = shapes['_base/post_proj/kernel'][1]
+    towers = {modality: settings, 'shared': size}
+  else:
+    towers = {modality: settings | size}
+  return dict(towers, variant='release', head=head), {modality: example}
+
+
+def _find_video(shapes, kernel, places):
+  """Settings, and an example."""
+  *patch, channels, _ = shapes[kernel]
+  rows = (_rows(shapes, places, s) for s in ('temporal', 'vertical', 'horizontal'))
+  sides = [n * p for n, p in zip(rows, patch, strict=True)]
+  return dict(patch=tuple(patch)), jnp.zeros((1, *sides, channels))
+
+
+def _find_audio(shapes, kernel, places):
+  """Settings, and an example."""
+  patch = shapes[kernel][0]
+  return dict(patch=(patch,)), jnp.zeros((1, patch * _rows(shapes, places, 'temporal')))
+
+
+def _find_table(shapes, table):
+  vocabulary_size, table_width = shapes[table]
+  return dict(vocabulary_size=vocabulary_size, table_width=table_width)
+
+
+def _rows(shapes, places, side):
+  return shapes[f'{places}{side}_position_embeddings/embeddings'][0]
+
+
+def _find_size(shapes, tower, head_dim, attention='mha'):
+  """Of the Transformer whose names begin so."""
+  layers = {key[len(tower):].split('/')[1] for key in shapes
+            if key.startswith(f'{tower}layers/')}
+  width = shapes[f'{tower}layers/0/{attention}/q/kernel'][0]
+  head_dim = head_dim or (8 if width % 64 else 64)
+  return dict(depth=len(layers), width=width, num_heads=width // head_dim,
+              mlp_dim=shapes[f'{tower}layers/0/feed_forward/mlp/wi/kernel'][1])
+
+
+def _find_head(shapes):
+  return dict(video_audio_dim=shapes[f'{_HEAD}aud_to_va/kernel'][1],
+              video_text_dim=shapes[f'{_HEAD}txt_to_vat/kernel'][1])
+
+
+def short_name(key: str) -> str:
+  """The part of a checkpoint's key that says what it is, from `_base...` on."""
+  return key.removeprefix(_ROOT).removesuffix(_SUFFIX)
+
+
+def full_name(name: str) -> str:
+  """The checkpoint's key of a `short_name`."""
+  return f'{_ROOT}{name}{_SUFFIX}'
+
+
+def names(paths: Mapping[Path, Any]) -> dict[Path, str]:
+  """The release's name (`short_name`) of each of our variables.
+
+  Args:
+    paths: the flattened variables of a model with `variant='release'`:
+      ('params', 'head', ...) and so on.
+  """
+  modules = {path[1] for path in paths}
+  layout = (_TUNED if any(path[1:3] == ('head', 'logits') for path in paths) else
+            _UNIFIED if 'backbones_shared' in modules else _SPECIFIC)
+  found = {}
+  for path in paths:
+    name = '/'.join(path[1:])
+    for pattern, replacement in layout + _PARTS:
+      name = re.sub(pattern, replacement, name)
+    found[path] = name
+  return found
+
+
+def release_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The release's shape of one of our variables: heads are joined."""
+  if 'attention' not in path:
+    return tuple(shape)
+  name, leaf = path[-2:]
+  join = lambda sides: int(np.prod(sides))
+  if leaf == 'bias':
+    return (join(shape),)
+  return ((join(shape[:-1]), shape[-1]) if name == 'out' else
+          (shape[0], join(shape[1:])))
+
+
+def export(variables: Mapping[str, Any], prefix: str | os.PathLike[str]) -> None:
+  """Writes a checkpoint whose keys are those that the released code looks for.
+
+  Args:
+    variables: of a model with `variant='release'`.
+    prefix: of the files to write, as `.../ckpt-500000`.
+  """
+  flat = traverse_util.flatten_dict(variables)
+  root = tf.train.Checkpoint()
+  for path, name in names(flat).items():
+    *parts, leaf = f'{_ROOT}{name}'.split('/')
+    node = root
+    for part in parts:
+      if not hasattr(node, part):
+        setattr(node, part, tf.Module())
+      node = getattr(node, part)
+    value = np.asarray(flat[path])
+    setattr(node, leaf, tf.Variable(value.reshape(release_shape(path, value.shape))))
+  root.write(os.fspath(prefix))
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) != 1:
+    raise UserError('expected one checkpoint: python -m vatt_jax.released CHECKPOINT '
+                    '--out=DIR')
+  settings, variables = read(argv[0], flags.FLAGS.head_dim)
+  checkpoint.save_model(pathlib.Path(flags.FLAGS.out), settings, variables)
+  print(f'Wrote {flags.FLAGS.out}')
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('out', None, 'The folder to write.', required=True)
+  flags.DEFINE_integer(
+      'head_dim', None, 'Width of an attention head, where no table tells and it is '
+      'not 64.')
+  cli.run(main)
