@@ -18,6 +18,7 @@ REQUIREMENTS = [
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.12.6,<0.13',
     'pillow>=11',                        # crops and resizes pictures
+    'safetensors>=0.5,<1',               # weights for others to read
     'scikit-learn>=1.6,<2',              # linear probes
     'sentencepiece>=0.2,<0.3',
     'soxr>=0.5,<2',                      # resamples sound
@@ -35,12 +36,12 @@ EXTRAS = {
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
     'plan': ['libtpu'],                  # the TPU's compiler, on any machine
-    'test': ['pytest>=8.3,<10', 'ruff>=0.9,<0.18'],
+    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18'],
 }
 
 setuptools.setup(
     name='vatt_jax',
-    version='0.1.0',
+    version='0.2.0',
     description='Video-Audio-Text Transformers in JAX: training from raw media.',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['vatt_jax', 'vatt_jax.*']),

@@ -10,11 +10,15 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))    # data/ and configs/ are not installed
 
-# The commands that tests start compile the same few programs: once is enough.
-_COMPILED = tempfile.TemporaryDirectory(prefix='vatt_jax_compiled_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
+# Most of the time goes into compiling, so: plainly, and no program twice, whether
+# by one of the tests' processes or by a command that they start.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _COMPILED = tempfile.TemporaryDirectory(prefix='vatt_jax_compiled_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-import jax  # noqa: E402 (reads the two lines above)
+os.environ['XLA_FLAGS'] = ('--xla_backend_optimization_level=0 '
+                           '--xla_llvm_disable_expensive_passes=true')
+import jax  # noqa: E402 (reads the lines above)
 
 # The batch is split over these everywhere but in the commands that tests start.
 jax.config.update('jax_num_cpu_devices', 2)

@@ -141,6 +141,21 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
              if k != 'params/sha256')
 
 
+def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, capsys):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
+  with config.unlocked():
+    del config.evals['probe']
+  train.train(config.to_dict(), tmp_path / 'first')
+  config.update(total_steps=0, init_from=str(tmp_path / 'first'), seed=5)
+  train.train(config.to_dict(), tmp_path / 'second')
+  first, second = (json.loads((tmp_path / run / 'results.json').read_text())
+                   for run in ('first', 'second'))
+  assert first['params/sha256'] == second['params/sha256']
+  same = [k for k in first if k.startswith('retrieval') and 'random' not in k]
+  assert same and all(first[k] == second[k] for k in same)
+  assert 'train/loss' not in second
+
+
 @pytest.mark.parametrize('key, value, message', [
     ('data.path', '', 'data.path is empty'),
     ('data.captions', 'none.csv', r'none\.csv: no such captions file'),

@@ -1,31 +1,43 @@
 """vatt_jax/step.py and sharding.py"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import augment
 from vatt_jax.models import build
 from vatt_jax.objectives import contrastive
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
-def make_task(seed=0, optimizer=None, **weights):
-  model = build.build_model(
-      video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **SIZE),
-      audio=dict(patch=(16,), drop_token_rate=0.5, **SIZE),
-      text=dict(vocabulary_size=32, **SIZE),
-      head=dict(video_audio_dim=12, video_text_dim=10))
+def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
+  size, text = ({}, dict(max_words=5)) if agnostic else (SIZE, SIZE)
+  return build.build_model(
+      video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **size),
+      audio=dict(patch=(16,), drop_token_rate=0.5, **size),
+      text=dict(vocabulary_size=32, **text), shared=SIZE if agnostic else None,
+      head=dict(head, video_audio_dim=12, video_text_dim=10), variant=variant,
+      dtype=dtype)
+
+
+def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, **weights):
+  """With `temperature=None` it is learnt, from 0.1."""
+  numbers = (dict(fixed=dict(temperature=temperature)) if temperature else
+             dict(learnt=dict(temperature=0.1)))
   terms = {
-      space: step.Term(objective, weights.get(space, 1.0), dict(temperature=0.1))
-      for space, objective in (('video_audio', contrastive.nce),
-                               ('video_text', contrastive.mil_nce))}
-  return step.Task(model, terms, optimizer or optax.adam(1e-2),
+      pair: step.Term(objective, weights.get(pair, 1.0), **numbers)
+      for pair, objective in (('video_audio', contrastive.nce),
+                              ('video_text', contrastive.mil_nce))}
+  return step.Task(make_model(variant), terms, optimizer or optax.adam(1e-2),
                    optax.constant_schedule(1e-2), seed)
 
 
@@ -150,3 +162,67 @@ def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
     embeds.append(task.predict(state, batch)['embed'])
   for a, b in zip(*map(jax.tree.leaves, embeds), strict=True):
     assert jnp.sum(a * b, -1).min() > 0.98
+
+
+def test_a_learnt_temperature_is_learnt_and_told():
+  task = make_task(temperature=None)
+  state, metrics = task.train_step(task.init(make_batch()), make_batch())
+  for _ in range(2):
+    state, later = task.train_step(state, make_batch())
+  np.testing.assert_allclose(metrics['temperature_video_audio'], 0.1, rtol=1e-6)
+  assert later['temperature_video_audio'] != metrics['temperature_video_audio']
+  assert state.params['losses'].keys() == {'video_audio', 'video_text'}
+  assert task.predict(state, make_batch()).keys() == {'pooled', 'embed'}
+  values = task.terms['video_audio'].values({'temperature': jnp.float32(-99.0)})
+  np.testing.assert_allclose(values['temperature'], 0.01)
+
+
+def test_sound_and_text_are_paired_where_both_are_there():
+  """A clip without sound takes its text out of the audio-text pairs, and only there."""
+  model = make_model(head=dict(audio_text=True))
+  terms = {'audio_text': step.Term(contrastive.mil_nce, fixed=dict(temperature=0.1))}
+  batch = make_batch()
+  embed = jax.jit(model.init_with_output)(
+      jax.random.key(0), augment.normalize(batch))[0]['embed']
+  loss, metrics = step.contrast(terms, {}, embed, batch)
+  kept = np.arange(8) != 2
+  alone = contrastive.mil_nce(
+      embed['video_text']['audio'][kept], embed['video_text']['text'][kept],
+      jnp.ones((7, 3), bool), 0.1)
+  np.testing.assert_allclose(loss, alone, rtol=1e-5)
+  assert metrics.keys() == {'loss_audio_text'}
+
+
+@pytest.fixture
+def severe():
+  """Types that don't mix, tracers that don't leak, numbers that are numbers."""
+  flags = {'jax_numpy_dtype_promotion': 'strict', 'jax_check_tracer_leaks': True,
+           'jax_debug_nans': True}
+  before = {name: getattr(jax.config, name) for name in flags}
+  for name, value in flags.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.mark.parametrize('variant, agnostic, dtype', [
+    ('paper', True, 'float32'), ('release', False, 'bfloat16')])
+def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, severe):
+  model = make_model(variant, agnostic, dtype, head=dict(audio_text=True))
+  pairs = dict(video_audio=contrastive.nce, video_text=contrastive.mil_nce)
+  terms = {pair: step.Term(functools.partial(objective, form='asymmetric'),
+                           fixed=dict(temperature=0.1))
+           for pair, objective in pairs.items()}
+  terms['audio_text'] = step.Term(contrastive.sigmoid,
+                                  learnt=dict(temperature=0.1, bias=-10.0))
+  task = step.Task(model, terms, *optim.adam(10, 1e-3, 1e-4, 2), 0)
+  batch = make_batch()
+  batch['text'][1] = 0
+  before = _flat(task.init(batch).model_state)
+  state, metrics = task.train_step(task.init(batch), batch)
+  assert metrics['loss'].dtype == jnp.float32 and metrics['loss'] > 0
+  frozen = {k: v for k, v in _flat(state.model_state).items() if 'frozen' in k}
+  assert len(frozen) == (variant == 'release')
+  for key, words in frozen.items():
+    np.testing.assert_array_equal(words, before[key])

@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors
 
 from vatt_jax.errors import UserError
 
-CONFIG_FILE = 'config.json'    # of a workdir
+CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.txt'    # of a workdir
 
 
 class Checkpoints:
@@ -107,22 +107,25 @@ def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the newest model of a workdir, or one that `save_model` wrote.
 
   Returns:
-    The settings of `models.build.build_model`, and the variables as NumPy arrays.
+    The config, of which `model` is the settings of `models.build.build_model`, and
+    the variables as NumPy arrays.
 
   Raises:
     UserError: the folder holds no checkpoint.
   """
   config = json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
   saved = (folder / 'checkpoints').absolute()
-  step = ocp.utils.checkpoint_steps(saved)[-1:] if saved.is_dir() else []
-  if not step:
+  if not saved.is_dir():
     raise UserError(f'{folder}: holds no checkpoint yet')
-  path = saved / str(*step) / 'default'
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
+  with ocp.CheckpointManager(
+      saved, item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise UserError(f'{folder}: holds no checkpoint yet')
+    tree = manager.item_metadata(step).tree
     wanted = {k: tree[k] for k in ('params', 'model_state')}    # not the optimiser's
-    loaded = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+    loaded = manager.restore(step, args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)))
   params = {k: v for k, v in loaded['params'].items() if k != 'losses'}
-  return config['model'], {'params': params, **loaded['model_state']}
+  return config, {'params': params, **loaded['model_state']}

@@ -40,8 +40,6 @@ from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
 from vatt_jax.settings import Settings
 
-_VOCABULARY_FILE = 'vocabulary.txt'
-
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -159,7 +157,7 @@ def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   if path.exists():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  run.reader.tokenizer.save(workdir / _VOCABULARY_FILE)
+  run.reader.tokenizer.save(workdir / checkpoint.VOCABULARY_FILE)
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
   partial.rename(path)
@@ -237,9 +235,9 @@ def _build_data(data: Data) -> None:
 def _words(data: Data, clips: Sequence[sources.Clip], size: int, init_from: str,
            workdir: pathlib.Path) -> text.WordTokenizer:
   """Those of the run, else those asked for, else those the checkpoint knows."""
-  known = pathlib.Path(init_from) / _VOCABULARY_FILE
-  if (workdir / _VOCABULARY_FILE).exists():
-    return text.WordTokenizer.load(workdir / _VOCABULARY_FILE, size)
+  known = pathlib.Path(init_from) / checkpoint.VOCABULARY_FILE
+  if (workdir / checkpoint.VOCABULARY_FILE).exists():
+    return text.WordTokenizer.load(workdir / checkpoint.VOCABULARY_FILE, size)
   if data.vocabulary:
     return text.WordTokenizer.load(data.vocabulary, size)
   if init_from and known.exists():

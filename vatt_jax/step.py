@@ -68,12 +68,10 @@ class Term:
     return {k: jnp.asarray(math.log(v) if k == 'temperature' else v, jnp.float32)
             for k, v in self.learnt.items()}
 
-  def __call__(self, params: Mapping[str, jax.Array], anchors: jax.Array,
-               others: jax.Array, present: jax.Array) -> jax.Array:
-    """The loss; the embeddings are of unit norm, `present` says which are there."""
-    learnt = {k: jnp.maximum(jnp.exp(v), _LEAST_TEMPERATURE) if k == 'temperature'
-              else v for k, v in params.items()}
-    return self.objective(anchors, others, present, **self.fixed, **learnt)
+  def values(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The arguments that the parameters stand for."""
+    return {k: jnp.maximum(jnp.exp(v), _LEAST_TEMPERATURE) if k == 'temperature' else v
+            for k, v in params.items()}
 
 
 def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
@@ -99,9 +97,10 @@ def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
     there = present[other]
     if anchor == 'audio':    # video is always there
       there = there & present['audio'][:, None]
-    loss = term(params.get(pair, {}), embed[space][anchor], embed[space][other], there)
-    metrics[f'loss_{pair}'] = loss
-    metrics |= {f'{k}_{pair}': v for k, v in params.get(pair, {}).items()}
+    learnt = term.values(params.get(pair, {}))
+    loss = term.objective(embed[space][anchor], embed[space][other], there,
+                          **term.fixed, **learnt)
+    metrics |= {f'loss_{pair}': loss, **{f'{k}_{pair}': v for k, v in learnt.items()}}
     total += term.weight * loss
   return total, metrics
 
@@ -150,7 +149,8 @@ class Task:
 
     (loss, (metrics, model_state)), grads = jax.value_and_grad(
         loss_fn, has_aux=True)(state.params)
-    updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
+      updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(loss=loss, learning_rate=self.schedule(state.step),
                     gradient_norm=optax.tree.norm(grads))
     return State(state.step + 1, optax.apply_updates(state.params, updates),

@@ -29,16 +29,20 @@ def load(path: str | os.PathLike[str]
   Raises:
     UserError: there is nothing to load.
   """
-  settings, variables = read(path)
-  return build.build_model(**settings), variables
+  config, variables = read(path)
+  return build.build_model(**config['model']), variables
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """As `load`, but the settings of `models.build.build_model` for the model."""
+  """As `load`, but for the model the config, or what is known of it.
+
+  Its `model` is the settings of `models.build.build_model`.
+  """
   folder = pathlib.Path(path)
   if (folder / checkpoint.CONFIG_FILE).exists():
     return checkpoint.load_model(folder)
-  return released.read(path)
+  settings, variables = released.read(path)
+  return {'model': settings}, variables
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,

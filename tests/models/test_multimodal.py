@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax.errors import UserError
 from vatt_jax.models import build
 from vatt_jax.models import heads
 
@@ -151,3 +152,121 @@ def test_the_head_is_equation_3():
 def test_the_norm_of_zero_is_zero():
   np.testing.assert_array_equal(heads.unit_norm(jnp.zeros((2, 3))), 0)
   assert jnp.isfinite(jax.grad(lambda x: heads.unit_norm(x).sum())(jnp.zeros(3))).all()
+
+
+RELEASED = dict(SPECIFIC, variant='release')
+RELEASED_AGNOSTIC = dict(AGNOSTIC, variant='release',
+                         shared=dict(SIZE, projected_width=20))
+
+
+@pytest.mark.parametrize('settings', [RELEASED, RELEASED_AGNOSTIC],
+                         ids=['specific', 'agnostic'])
+def test_the_release_s_reading_has_the_release_s_parts(settings):
+  params = jax.eval_shape(build.build_model(**settings).init, jax.random.key(0),
+                          _batch())
+  agnostic = 'shared' in settings
+  assert params['frozen']['tokenizers_text']['embedding'].shape == (32, 300)
+  assert params['batch_stats']['head'].keys() == {
+      'video_hidden_norm', 'video_to_video_audio_norm',
+      'video_audio_to_video_text_norm'}
+  params = params['params']
+  assert {'position_norm'} <= params['tokenizers_video'].keys()
+  assert ('pre_projection' in params['tokenizers_video']) == agnostic
+  assert ('projectors_text' in params) == agnostic
+  if agnostic:
+    assert params['projectors_video']['projection']['kernel'].shape == (16, 20)
+    return
+  text = params['backbones_text']
+  assert params['aggregators_text']['agg'].shape == (300,)
+  assert text['projection'].keys() == text['block_0']['mlp_1'].keys() == {'kernel'}
+  assert text['block_0']['norm_1'].keys() == text['norm'].keys() == {'scale'}
+  assert text['block_0']['norm_2'].keys() == {'scale', 'bias'}
+
+
+def test_the_release_drops_activations_and_the_paper_does_not():
+  batch = _batch()
+  for settings, same in ((SPECIFIC, True), (RELEASED, False)):
+    model = build.build_model(text=settings['text'], head=HEAD,
+                              variant=settings.get('variant', 'paper'))
+    variables = jax.jit(model.init)(jax.random.key(0), {'text': batch['text']})
+    apply = jax.jit(lambda v, key, model=model: model.apply(
+        v, {'text': batch['text']}, train=True, rngs={'dropout': key},
+        mutable=['batch_stats'])[0])
+    a, b = (apply(variables, jax.random.key(k)) for k in (1, 2))
+    assert bool((a['pooled']['text'] == b['pooled']['text']).all()) == same
+
+
+def test_in_the_release_s_reading_a_batch_keeps_the_same_tokens():
+  """Whose number follows from the table of positions; no clip's drop is its own."""
+  tower = build.build_model(variant='release', audio=dict(
+      patch=(4,), drop_token_rate=0.5, **SIZE), dropout_rate=0.0)
+  variables = tower.init(jax.random.key(0), dict(audio=jnp.zeros((1, 40))))
+  same = jnp.tile(jax.random.normal(jax.random.key(1), (1, 48)), (3, 1))
+  tokens = tower.apply(variables, dict(audio=same), train=True,
+                       rngs={'drop_token': jax.random.key(2)})['tokens']['audio']
+  assert tokens.shape == (3, 5, 16)
+  np.testing.assert_allclose(tokens[0], tokens[1], atol=1e-6)
+
+
+@pytest.mark.parametrize('modality', ['video', 'audio', 'text'])
+def test_a_tower_stands_alone(modality):
+  tower = build.build_model(**{modality: SPECIFIC[modality]})
+  batch = _batch()
+  variables = tower.init(jax.random.key(0), batch)
+  outputs = tower.apply(variables, batch)
+  assert outputs.keys() == {'tokens', 'pooled'}
+  assert outputs['pooled'].keys() == {modality}
+
+
+def test_an_image_is_a_video_of_one_frame():
+  tower = build.build_model(video=dict(patch=(2, 4, 4), **SIZE))
+  images = jax.random.uniform(jax.random.key(0), (3, 1, 8, 8, 3))
+  variables = tower.init(jax.random.key(1), dict(video=jnp.zeros((1, 4, 8, 8, 3))))
+  outputs = tower.apply(variables, dict(video=images))
+  assert outputs['tokens']['video'].shape == (3, 1 * 2 * 2, 16)
+  still = tower.apply(variables, dict(video=jnp.repeat(images, 2, axis=1)))
+  np.testing.assert_array_equal(outputs['pooled']['video'], still['pooled']['video'])
+
+
+def test_sound_may_be_read_as_a_spectrogram():
+  """VATT's: 3.2 s of 48 kHz are 151 windows, 9 of the patches of 16, 16 of 5 bins."""
+  tower = build.build_model(
+      variant='release', audio=dict(kind='spectrogram', drop_token_rate=0.5, **SIZE))
+  variables = jax.eval_shape(tower.init, jax.random.key(0),
+                             dict(audio=jnp.zeros((1, 153_600))))
+  tables = variables['params']['tokenizers_audio']
+  assert tables['time_positions'].shape == (9, 16)
+  assert tables['frequency_positions'].shape == (16, 16)
+  assert tables['projection']['kernel'].shape == (16, 5, 1, 16)
+  outputs = jax.eval_shape(functools.partial(
+      tower.apply, train=True, rngs={k: jax.random.key(0) for k in (
+          'drop_token', 'dropout')}), variables, dict(audio=jnp.zeros((2, 153_600))))
+  assert outputs['tokens']['audio'].shape == (2, 9 * 16 // 2, 16)
+
+
+def test_a_classifier_gives_logits_of_one_modality():
+  settings = dict(video=SPECIFIC['video'],
+                  head=dict(name='classifier', num_classes=7, dropout_rate=0.5))
+  model, batch = build.build_model(**settings), _batch()
+  variables = model.init(jax.random.key(0), batch)
+  outputs = model.apply(variables, batch)
+  assert outputs['logits'].shape == (4, 7) and 'embed' not in outputs
+  kernel, bias = (variables['params']['head']['logits'][k] for k in ('kernel', 'bias'))
+  np.testing.assert_allclose(outputs['logits'],
+                             outputs['pooled']['video'] @ kernel + bias, atol=1e-5)
+  two = build.build_model(audio=SPECIFIC['audio'], **settings)
+  with pytest.raises(ValueError, match='classifier of video, audio: expected one'):
+    two.init(jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(), 'model: no modality'),
+    (dict(video=dict(size='huge')), r"model\.video\.size='huge': expected one of"),
+    (dict(video=dict(width=8)), r'model\.video\.depth: missing; give it, or a size'),
+    (dict(SPECIFIC, variant='peper'), r"model\.variant='peper': expected one of paper"),
+    (dict(audio=dict(size='small', kind='wave')), r"model\.audio: kind='wave'"),
+    (dict(AGNOSTIC, shared=dict(SIZE, depht=1)), r'model\.shared\.depht: nobody takes'),
+    (dict(SPECIFIC, head=dict(name='fcc')), r"model\.head: name='fcc': expected one")])
+def test_a_mistake_in_the_model_s_settings_is_named(settings, message):
+  with pytest.raises(UserError, match=message):
+    build.build_model(**settings)

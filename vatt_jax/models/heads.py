@@ -80,7 +80,7 @@ class FacHead(nn.Module):
         mask = (mask | ~jnp.any(mask))[..., None]
       return nn.BatchNorm(
           use_running_average=not train, momentum=self.norm_momentum, epsilon=1e-5,
-          dtype=jnp.float32, name=f'{name}_norm')(x, mask=mask)
+          name=f'{name}_norm')(x.astype(jnp.float32), mask=mask)
 
     def linear(x, dim, modality, name):
       plain = self.release and modality != 'video'

@@ -27,9 +27,16 @@ def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Den
   return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
-def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
-  # Without the mean of squares, which in float32 loses digits.
-  return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+def layer_norm(x: jax.Array, name: str) -> jax.Array:
+  """Computed in float32, returned as it came."""
+  # Not by the mean of squares, which in float32 loses digits.
+  norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+  return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def rms_norm(x: jax.Array, name: str) -> jax.Array:
+  """Computed in float32, returned as it came."""
+  return nn.RMSNorm(epsilon=1e-6, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -103,22 +110,15 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
                bias: jax.Array | None = None, train: bool = False) -> jax.Array:
     drop = lambda y: dropout(y, self.dropout_rate, train)
-    y = first_norm('norm_1', self.t5_style, self.dtype)(x)
+    y = (rms_norm if self.t5_style else layer_norm)(x, 'norm_1')
     y = self.attention(self.num_heads, self.t5_style, self.dropout_rate, self.dtype,
                        name='attention')(y, mask, bias, train)
     x = x + drop(y)
     use_bias = not self.t5_style
-    y = layer_norm('norm_2', self.dtype)(x)
+    y = layer_norm(x, 'norm_2')
     y = dense(self.mlp_dim, 'mlp_1', self.dtype, use_bias)(y)
     y = drop(gelu(y))                                                # [B, N, mlp_dim]
     return x + drop(dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y))
-
-
-def first_norm(name: str, t5_style: bool, dtype: Any) -> nn.Module:
-  """Before attention and at the very end."""
-  if t5_style:
-    return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
-  return layer_norm(name, dtype)
 
 
 class RelativeBias(nn.Module):
@@ -187,7 +187,7 @@ class Transformer(nn.Module):
       block = Block(self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
                     self.attention, self.dtype, name=f'block_{i}')
       x = block(x, mask, bias if i == 0 or self.t5_style else None, train)
-    x = first_norm('norm', self.t5_style, self.dtype)(x)
+    x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
     return dropout(x, self.dropout_rate, train)
 
 

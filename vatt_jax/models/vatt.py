@@ -112,7 +112,7 @@ class RawTokenizer(nn.Module):
       total = total + table.reshape(*shape, self.width)
     total = total.reshape(-1, self.width)
     if self.release:
-      total = layers.layer_norm('position_norm', jnp.float32)(total)
+      total = layers.layer_norm(total, 'position_norm')
     return total, num_places
 
 
@@ -205,7 +205,7 @@ class TextTokenizer(nn.Module):
       if self.release:
         x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
         table = positions.resize(table, text.shape[1], spline=True)
-        table = layers.layer_norm('position_norm', jnp.float32)(table)
+        table = layers.layer_norm(table, 'position_norm')
       x = x + table[:text.shape[1]].astype(x.dtype)
       x = layers.dropout(x, self.dropout_rate, train)
     return x, text != 0

@@ -1,0 +1,37 @@
+"""vatt_jax/inputs/augment.py"""
+
+import jax
+import numpy as np
+import tensorflow as tf
+
+from vatt_jax.inputs import augment
+
+
+def test_pixels_and_samples_come_out_between_minus_one_and_one():
+  batch = dict(video=np.array([0, 51, 255], np.uint8),
+               audio=np.array([-2**15, 0, 2**15 - 1], np.int16), text=np.ones(3))
+  out = augment.normalize(batch)
+  np.testing.assert_allclose(out['video'], [-1, -0.6, 1], atol=1e-6)
+  np.testing.assert_allclose(out['audio'], [-1, 0, 1], atol=1e-4)
+  assert out['text'] is batch['text']
+
+
+def test_the_spectrogram_is_tensorflow_s():
+  """VATT's: 80 bins, 42 ms every 21 ms, of 48 kHz."""
+  audio = np.random.default_rng(0).uniform(-1, 1, (2, 24_000)).astype(np.float32)
+  ours = jax.jit(lambda x: augment.log_mel(x, 48_000, 80, 0.042, 0.021))(audio)
+  stft = tf.signal.stft(audio, 2016, 1008, fft_length=2016)
+  weights = tf.signal.linear_to_mel_weight_matrix(80, 1009, 48_000, 0.0, 24_000.0)
+  expected = np.log(np.abs(stft) @ weights.numpy() + 1e-6)
+  assert ours.shape == (2, 22, 80)
+  np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
+def test_a_tone_is_loudest_in_its_own_bin():
+  time = np.arange(16_000) / 16_000
+  peaks = [np.asarray(augment.log_mel(
+      np.sin(2 * np.pi * hz * time)[None].astype(np.float32), 16_000, 40, 0.04, 0.02)
+                      )[0].mean(0).argmax() for hz in (300, 1000, 4000)]
+  mel = lambda hz: 1127 * np.log1p(hz / 700)
+  expected = [mel(hz) / mel(8000) * 41 - 1 for hz in (300, 1000, 4000)]
+  np.testing.assert_allclose(peaks, expected, atol=1)

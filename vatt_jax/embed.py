@@ -1,0 +1,141 @@
+"""A trained model at work: embeddings of files and sentences.
+
+    from vatt_jax import embed
+    vatt = embed.Embedder('runs/quickstart')
+    film = vatt.file('data/toy_world/test/00000.mp4')
+    words = vatt.text('a red circle moves to the right')
+    print(embed.similarities(film, words))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import itertools
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from vatt_jax import checkpoint
+from vatt_jax import weights
+from vatt_jax.errors import UserError
+from vatt_jax.inputs import augment
+from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text as text_lib
+from vatt_jax.models import build
+from vatt_jax.models import heads
+
+Embedding = Mapping[str, Mapping[str, np.ndarray]]    # space -> modality -> [D]
+
+# What the paper's models are trained on (section 4.3).
+PAPER_WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
+                               audio_hz=48_000)
+
+
+class Embedder:
+  """Embeds media files and sentences in the common spaces of a model."""
+
+  def __init__(self, path: str | os.PathLike[str],
+               window: pipeline.Window | None = None,
+               vocabulary: str | os.PathLike[str] | None = None):
+    """Loads a model.
+
+    Args:
+      path: of a workdir, of what `vatt_jax.released` wrote, or of a released
+        checkpoint.
+      window: what to read of a file; by default what the workdir's run was trained
+        on, or else what the paper's models were.
+      vocabulary: a file of words; by default the workdir's.
+
+    Raises:
+      UserError: there is nothing to load, or the model embeds nothing.
+    """
+    config, variables = weights.read(path)
+    self._model = build.build_model(**config['model'])
+    if not isinstance(self._model.head, heads.FacHead):
+      raise UserError(f'{path}: holds a model without common spaces, which embeds '
+                      'nothing')
+    self._variables = jax.device_put(variables)
+    self._apply = jax.jit(lambda v, batch: self._model.apply(v, batch)['embed'])
+    self._window = window or (pipeline.Window(**config['window'])
+                              if 'window' in config else PAPER_WINDOW)
+    self._path = path
+    vocabulary = vocabulary or pathlib.Path(path) / checkpoint.VOCABULARY_FILE
+    size = config['model'].get('text', {}).get('vocabulary_size', 2)
+    self._tokenizer = (text_lib.WordTokenizer.load(vocabulary, size)
+                       if pathlib.Path(vocabulary).exists() else None)
+
+  def file(self, path: str | os.PathLike[str], start: float = 0.0,
+           end: float = float('inf'), num_windows: int = 4) -> Embedding:
+    """Embeds the picture and sound of a media file.
+
+    Args:
+      path: of the file.
+      start: of the stretch to embed, seconds.
+      end: of it, seconds.
+      num_windows: spread over the stretch, whose embeddings are averaged (VATT,
+        section 4.3).
+
+    Returns:
+      space -> `video` and, if there is sound, `audio` -> [D] of unit norm.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    reader = pipeline.Reader(
+        [sources.Clip(os.fspath(path), start, end)], self._window,
+        text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, 1))
+    examples = []
+    for place in np.linspace(0, 1, num_windows) if num_windows > 1 else [0.5]:
+      example = reader.read(0, None, place)
+      if example is None:
+        raise UserError(reader.notes.skipped[os.fspath(path)])
+      examples.append(example)
+    batch = {k: np.stack([e[k] for e in examples]) for k in ('video', 'audio')}
+    embed = self._embed(augment.normalize(batch))
+    heard = np.array([e['has_audio'] for e in examples])
+    seen = {'video': np.ones(len(heard), bool), 'audio': heard}
+    return {space: {m: _unit_norm(x[seen[m]].mean(axis=0)) for m, x in sides.items()
+                    if seen[m].any()} for space, sides in embed.items()}
+
+  def text(self, sentence: str) -> Embedding:
+    """Embeds a sentence.  -> space -> `text` -> [D] of unit norm.
+
+    Raises:
+      UserError: the model came without its words.
+    """
+    if self._tokenizer is None:
+      raise UserError(f'{self._path}: comes without its words; give '
+                      'Embedder(..., vocabulary=FILE), one word a line')
+    words = self._tokenizer.encode(sentence, self._window.max_words)
+    embed = self._embed({'text': words[None, None]})
+    return {space: {'text': sides['text'][0, 0]} for space, sides in embed.items()
+            if 'text' in sides}
+
+  def _embed(self, batch: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    return jax.device_get(self._apply(self._variables, batch))
+
+
+def similarities(*embeddings: Embedding) -> dict[str, float]:
+  """Cosine similarities of what shares a space.
+
+  Args:
+    *embeddings: of one file and one sentence, say; of a modality in a space there
+      must be one.
+
+  Returns:
+    `MODALITY~MODALITY` -> similarity in [-1, 1].
+  """
+  spaces: dict[str, dict[str, np.ndarray]] = {}
+  for embedding in embeddings:
+    for space, sides in embedding.items():
+      spaces.setdefault(space, {}).update(sides)
+  return {f'{a}~{b}': float(sides[a] @ sides[b])
+          for sides in spaces.values() for a, b in itertools.combinations(sides, 2)}
+
+
+def _unit_norm(x: np.ndarray) -> np.ndarray:
+  return x / max(np.linalg.norm(x), 1e-12)
