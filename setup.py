@@ -9,6 +9,7 @@ REQUIREMENTS = [
     'array-record>=0.8,<0.9; platform_system == "Linux"',
     'av>=17,<19',                        # decodes and writes media (FFmpeg)
     'clu>=0.0.12,<0.1',
+    'dm-pix>=0.4.4,<0.5',                # changes colours on the device
     'flax>=0.12.6,<0.13',
     'jax>=0.10.2,<0.11',
     'jinja2>=3.1,<4',                    # report.html

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from vatt_jax import recipe
+from vatt_jax import released
 from vatt_jax import train
+from vatt_jax import weights
 from vatt_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -77,7 +79,10 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
   whole = load(path)
   release = load(path, 'release')
   assert (whole.model.variant, release.model.variant) == ('paper', 'release')
-  assert release.losses.video_text.form == 'asymmetric'
+  for loss in release.losses.values():
+    assert (loss.form, loss.weight) == ('asymmetric', 0.5)
+  assert (release.optim.decay, release.optim.warmup_steps) == ('half_cosine', 5000)
+  assert load(path, 'toy,release').to_dict() == load(path, 'release,toy').to_dict()
   sizes = {}
   for switch in SWITCHES:
     model, clip = recipe.model_and_clip(load(path, switch).to_dict())
@@ -86,6 +91,48 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
   assert sizes['toy'] < 1e6 < 1e8 < sizes['release']
   with pytest.raises(ValueError, match="'toys' after the recipe: expected release"):
     load(path, 'toys')
+
+
+@pytest.mark.parametrize('switches', ['toy', 'release,toy'])
+def test_the_toy_recipe_runs_as_it_stands(switches, toy_world, tmp_path):
+  """But for the number of steps, and on fewer clips."""
+  config = load(pathlib.Path('configs/pretrain_mbs.py'), switches).to_dict()
+  assert config['data']['builder'] == 'data.toy_world'
+  config['data'] |= dict(path=str(toy_world / 'train.csv'), builder='')
+  config['optim']['warmup_steps'] = config['total_steps'] = 1
+  for evaluation in config['evals'].values():
+    evaluation |= {k: str(toy_world / pathlib.Path(v).name)
+                   for k, v in evaluation.items() if str(v).endswith('.csv')}
+  train.train(config, tmp_path / 'run')
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert 'retrieval/text_to_video/R@10' in results
+  assert np.isfinite(results['train/loss'])
+
+
+def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/pretrain_mbs.py'), 'release'), toy_world)
+  config = config.to_dict() | dict(total_steps=0)
+  model, clip = recipe.model_and_clip(config)
+  smaller = {k: v if v.ndim < 5 else jax.ShapeDtypeStruct((1, 4, 16, 32, 3), v.dtype)
+             for k, v in clip.items()}
+  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), smaller)
+  released.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
+  config['init_from'] = str(tmp_path / 'none' / 'ckpt-1')
+  with pytest.raises(UserError, match='none/ckpt-1: no such folder or file'):
+    train.train(config, tmp_path / 'run')
+  config['init_from'] = str(tmp_path / 'ckpt-1')
+  with pytest.raises(UserError, match=r'comes without its words; set config\.data'):
+    train.train(config, tmp_path / 'run')
+  (tmp_path / 'words.txt').write_text('a\nred\n')
+  config['data'] = config['data'] | dict(vocabulary=str(tmp_path / 'words.txt'))
+  train.train(config, tmp_path / 'run')
+  theirs, ours = (weights.read(path)[1] for path in (
+      config['init_from'], tmp_path / 'run'))
+  towers = lambda v: v['params']['backbones_video']
+  jax.tree.map(np.testing.assert_array_equal, towers(theirs), towers(ours))
+  rows = [v['params']['tokenizers_video']['vertical_positions'].shape[0]
+          for v in (theirs, ours)]
+  assert rows == [1, 2]
 
 
 @pytest.mark.parametrize('name, video, shared', [
@@ -104,7 +151,10 @@ def test_the_paper_s_recipes_have_the_paper_s_numbers(name, video, shared):
   model, clip = recipe.model_and_clip(c.to_dict())
   assert {k: v.shape[1:] for k, v in clip.items() if v.ndim > 1} == dict(
       video=(32, 224, 224, 3), audio=(153_600,), text=(5, 16))
-  assert c.window.frame_rate_hz == 10
+  assert (c.window.frame_rate_hz, c.window.min_crop_area,
+          c.window.max_crop_aspect) == (10, 0.08, 2)
+  assert {k: c.augment[k] for k in ('brightness', 'saturation', 'contrast', 'hue')} == (
+      dict(brightness=32 / 255, saturation=0.4, contrast=0.4, hue=0.2))
   assert {m: model.tokenizers[m].drop_token_rate for m in ('video', 'audio')} == dict(
       video=0.5, audio=0.5)
   assert model.tokenizers['text'].vocabulary_size == 2 ** 16
@@ -190,3 +240,34 @@ def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
   where = f'{section}.{key}' if section else key
   with pytest.raises(UserError, match=f'config.{where}: '):
     train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(audio=None), r'losses\.video_audio: the model has no audio; remove'),
+    (dict(head=None), r'losses\.video_audio: needs a model that embeds'),
+    (dict(head=dict(name='classifier', num_classes=3)), 'needs a model that embeds')])
+def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  for part, settings in changes.items():
+    config['model'][part] = settings
+  with pytest.raises(UserError, match=message):
+    train.train(config, tmp_path / 'run')
+
+
+def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  config['losses']['audio_text'] = dict(name='mil_nce', temperature=0.07)
+  with pytest.raises(UserError, match=r'set config\.model\.head\.audio_text=True'):
+    train.train(config, tmp_path / 'run')
+  config['model']['head']['audio_text'] = True
+  config['losses'] = {'audio_text': config['losses']['audio_text']}
+  train.train(config | dict(evals={}), tmp_path / 'run')
+
+
+def test_a_model_without_words_trains_and_is_evaluated(toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  del config['model']['text'], config['losses']['video_text'], config['evals']['probe']
+  train.train(config, tmp_path / 'run')
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert 'retrieval/audio_to_video/R@1' in results
+  assert not any('text' in name for name in results)

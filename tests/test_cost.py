@@ -43,6 +43,15 @@ def test_dropped_tokens_cost_nothing():
     assert count.true == 2 * (rest + scores + n * 128 * 512)
 
 
+def test_a_classifier_s_dropout_is_no_cost():
+  clip = dict(video=jax.ShapeDtypeStruct((1, 4, 32, 32, 3), F32))
+  counts = [cost.forward(build.build_model(
+      video=dict(size='small'), head=dict(name='classifier', num_classes=9,
+                                          dropout_rate=rate)), clip, train=True)
+            for rate in (0.0, 0.5)]
+  assert counts[0] == counts[1]
+
+
 def test_loops_count_as_often_as_they_run():
   w = jnp.ones((4, 4))
   loop = lambda x: jax.lax.scan(lambda c, _: (c @ w, None), x, length=7)[0]
@@ -65,6 +74,8 @@ def test_the_paper_s_tables():
     assert cell.ours == pytest.approx(cell.paper, rel=0.01), cell
     if cell.table == '1' and 'Small' not in cell.cell:
       assert round(cell.ours, 1) == cell.paper
+  of_700 = cost.parameters(*cost._video('small', (32, 320, 320), num_classes=700))
+  assert round(of_700 / 1e6, 1) == 20.9
 
 
 def test_the_command_prints_a_table_and_json():

@@ -197,32 +197,60 @@ def test_a_made_checkpoint_is_loaded_as_it_is(settings, tmp_path):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
 
 
+def write_changed(settings, prefix, change):
+  """A checkpoint of which `change` has changed the arrays by name."""
+  variables = traverse_util.flatten_dict(random_variables(settings))
+  names = released.names(variables)
+  values = {name: variables[path].reshape(
+      released.release_shape(path, variables[path].shape))
+            for path, name in names.items()}
+  change(values)
+  released.write(values, prefix)
+
+
 def test_only_what_no_shape_tells_is_asked(tmp_path):
   released.export(random_variables(TUNED), tmp_path / 'ckpt-1')
   assert released.read(tmp_path / 'ckpt-1', head_dim=4)[0]['shared']['num_heads'] == 4
   assert released.read(tmp_path / 'ckpt-1')[0]['shared']['num_heads'] == 2
+  with pytest.raises(UserError, match='head_dim=3: expected a divisor of the width 16'):
+    released.read(tmp_path / 'ckpt-1', head_dim=3)
+
+
+def test_a_folder_stands_for_the_newest_in_it(tmp_path):
+  for step in (1, 2):
+    released.export(random_variables(TUNED, seed=step), tmp_path / f'ckpt-{step}')
+  assert_same(released.load(tmp_path)[1], released.load(tmp_path / 'ckpt-2')[1])
 
 
 def test_names_that_do_not_match_are_all_named(tmp_path):
-  variables = random_variables(SPECIFIC)
-  tower = variables['params']['backbones_video']
-  tower['block_1']['mlp_9'] = tower['block_1'].pop('mlp_2')
-  released.export(variables, tmp_path / 'ckpt-1')
+  place = '_base_layer/vid_backbone/_base/tx/layers/1/feed_forward/mlp/'
+
+  def rename(values):
+    values[f'{place}w9/kernel'] = values.pop(f'{place}wo/kernel')
+
+  write_changed(SPECIFIC, tmp_path / 'ckpt-1', rename)
   with pytest.raises(UserError) as error:
     released.load(tmp_path / 'ckpt-1')
   message = str(error.value)
-  assert 'lacks: _base_layer/vid_backbone/_base/tx/layers/1/feed_forward/mlp/wo/' in (
-      message)
-  assert 'mlp_9' in message and '\n' not in message
+  assert f'checkpoint lacks: {place}wo/kernel. The checkpoint has' in message
+  assert message.endswith(f'model lacks: {place}w9/kernel') and '\n' not in message
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path):
-  variables = random_variables(TUNED)
-  norm = variables['params']['backbones_shared']['norm']
-  norm['scale'] = norm['scale'][:-1]
-  released.export(variables, tmp_path / 'ckpt-1')
+  name = '_base/tx/final_layer_norm/gamma'
+  write_changed(TUNED, tmp_path / 'ckpt-1',
+                lambda values: values.update({name: values[name][:-1]}))
   with pytest.raises(UserError, match=r'gamma has shape \(15,\); expected \(16,\)'):
     released.load(tmp_path / 'ckpt-1')
+
+
+@pytest.mark.parametrize('change', [
+    dict(variant='paper', text=dict(vocabulary_size=20, **TINY)),
+    dict(head=dict(SPECIFIC['head'], audio_text=True))], ids=['paper', 'audio_text'])
+def test_what_the_release_does_not_have_is_not_exported(change, tmp_path):
+  with pytest.raises(UserError, match='the model to export'):
+    released.export(random_variables(dict(SPECIFIC, **change)), tmp_path / 'ckpt-1')
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_checkpoint_of_the_release_is_said(tmp_path):
@@ -241,11 +269,14 @@ def test_the_command_writes_what_we_read(tmp_path):
   released.export(variables, tmp_path / 'ckpt-1')
   command = [sys.executable, '-m', 'vatt_jax.released']
   run = lambda *args: subprocess.run([*command, *args], capture_output=True, text=True)
-  done = run(str(tmp_path / 'ckpt-1'), f'--out={tmp_path / "ours"}')
+  (tmp_path / 'words.txt').write_text('<pad>\n<unk>\ncat\n')
+  done = run(str(tmp_path / 'ckpt-1'), f'--out={tmp_path / "ours"}',
+             f'--vocabulary={tmp_path / "words.txt"}')
   assert done.returncode == 0, done.stderr
   config, loaded = checkpoint.load_model(tmp_path / 'ours')
   assert_same(loaded, variables)
   assert config == {'model': json.loads(json.dumps(UNIFIED))}
+  assert (tmp_path / 'ours' / 'vocabulary.txt').read_text() == 'cat\n'
   from safetensors.numpy import load_file
   tensors = load_file(tmp_path / 'ours' / 'model.safetensors')
   np.testing.assert_array_equal(

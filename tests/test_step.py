@@ -1,5 +1,6 @@
 """vatt_jax/step.py and sharding.py"""
 
+import dataclasses
 import functools
 
 import jax
@@ -173,8 +174,26 @@ def test_a_learnt_temperature_is_learnt_and_told():
   assert later['temperature_video_audio'] != metrics['temperature_video_audio']
   assert state.params['losses'].keys() == {'video_audio', 'video_text'}
   assert task.predict(state, make_batch()).keys() == {'pooled', 'embed'}
-  values = task.terms['video_audio'].values({'temperature': jnp.float32(-99.0)})
-  np.testing.assert_allclose(values['temperature'], 0.01)
+
+
+def test_a_learnt_temperature_does_not_fall_for_ever_nor_stick():
+  """At the least of it, it still follows its gradient up."""
+  pull = jnp.array(1.0)
+  down = lambda *_, temperature: pull * temperature    # the less the better
+  task = make_task(temperature=None, optimizer=optax.sgd(50.0))
+  task.terms['video_audio'] = dataclasses.replace(task.terms['video_audio'],
+                                                  objective=down)
+  state, batch = task.init(make_batch()), make_batch()
+  for _ in range(2):
+    state, _ = task.train_step(state, batch)
+  least = state.params['losses']['video_audio']['temperature']
+  np.testing.assert_allclose(jnp.exp(least), 0.01, rtol=1e-5)
+  up = lambda *_, temperature: -temperature
+  term = dataclasses.replace(task.terms['video_audio'], objective=up)
+  gradient = jax.grad(lambda p: step.contrast(
+      {'video_audio': term}, {'video_audio': {'temperature': p}},
+      {'video_audio': dict(video=None, audio=None)}, batch)[0])(least)
+  assert gradient < 0
 
 
 def test_sound_and_text_are_paired_where_both_are_there():
@@ -216,7 +235,8 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
            for pair, objective in pairs.items()}
   terms['audio_text'] = step.Term(contrastive.sigmoid,
                                   learnt=dict(temperature=0.1, bias=-10.0))
-  task = step.Task(model, terms, *optim.adam(10, 1e-3, 1e-4, 2), 0)
+  task = step.Task(model, terms, *optim.adam(10, 1e-3, 1e-4, 2), 0,
+                   augment.Augment(flip_rate=0.5, color_rate=0.8))
   batch = make_batch()
   batch['text'][1] = 0
   before = _flat(task.init(batch).model_state)

@@ -46,6 +46,8 @@ def test_a_workdir_without_a_checkpoint_is_said(tmp_path):
   (tmp_path / 'config.json').write_text('{"model": {}}')
   with pytest.raises(UserError, match='holds no checkpoint yet'):
     weights.read(tmp_path)
+  with pytest.raises(UserError, match='no such folder or file'):
+    weights.read(tmp_path / 'runs' / 'none')
 
 
 def test_a_tower_starts_from_the_whole_and_its_head_at_random(pretrained, caplog):
@@ -83,3 +85,25 @@ def test_a_head_of_another_width_is_no_new_head(pretrained):
   other = dict(SETTINGS, head=dict(video_audio_dim=7, video_text_dim=4))
   with pytest.raises(UserError, match=r'head/\S+ has shape .*this model needs'):
     weights.merge(variables(other), pretrained, 'there', spline=False)
+
+
+def test_a_classifier_of_other_classes_starts_anew(caplog):
+  ours, theirs = (variables(only_video(name='classifier', num_classes=n), seed=n)
+                  for n in (5, 6))
+  merged = weights.merge(ours, theirs, 'there', spline=False)
+  jax.tree.map(np.testing.assert_array_equal, merged['params']['head'],
+               ours['params']['head'])
+  jax.tree.map(np.testing.assert_array_equal, merged['params']['backbones_video'],
+               theirs['params']['backbones_video'])
+  assert 'there has no head for this model' in caplog.text
+
+
+@pytest.mark.parametrize('change, unused', [
+    (dict(video=dict(SETTINGS['video'], depth=2)), 'params/backbones_video/block_1/'),
+    (dict(variant='release'), 'params/tokenizers_video/position_norm/')],
+                         ids=['deeper', 'release'])
+def test_a_checkpoint_of_more_than_the_model_is_refused(pretrained, change, unused):
+  """Or a tower would start from half of another."""
+  bigger = variables(SETTINGS | change)
+  with pytest.raises(UserError, match=f'this one lacks: .*{unused}'):
+    weights.merge(pretrained, bigger, 'there', spline=False)

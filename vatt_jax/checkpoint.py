@@ -123,6 +123,9 @@ def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if step is None:
       raise UserError(f'{folder}: holds no checkpoint yet')
     tree = manager.item_metadata(step).tree
+    if 'model_state' not in tree:
+      raise UserError(f'{folder}: was written by an older vatt_jax, whose checkpoints '
+                      'this one cannot read')
     wanted = {k: tree[k] for k in ('params', 'model_state')}    # not the optimiser's
     loaded = manager.restore(step, args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=jax.tree.map(

@@ -30,6 +30,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   """Reads the command line; a mistake in it is one line."""
+  for flag, _, recipe in (argument.partition('=') for argument in argv):
+    if flag == '--config' and not pathlib.Path(recipe.split(':')[0]).is_file():
+      _fail(f'--config={recipe}: no such file')
   try:
     return flags.FLAGS(argv)
   except flags.Error as e:

@@ -11,9 +11,10 @@ Operations are counted in the program that JAX traces, in two ways:
   graph profiler on the released code. That profiler knows no `Einsum`, which is
   how the released attention multiplies queries with keys: of attention's two
   products the scores are left out, half of its multiply-adds. The product of
-  weights and values is a `MatMul`, and counts. On the other hand every
-  elementwise operation and reduction counts, one for each element; most of those
-  are the softmax over the scores.
+  weights and values is a `MatMul`, and counts. On the other hand elementwise
+  operations and reductions count, one for each element; most of them are the
+  softmax over the scores. Which ones count is the profiler's own list as far as
+  JAX has the like (`_ELEMENTWISE`, `_REDUCTIONS`; not erf, for one).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from vatt_jax import cli
 from vatt_jax import recipe
 from vatt_jax.errors import UserError
 from vatt_jax.models import build
+from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 
@@ -119,9 +121,13 @@ def forward(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool = Fals
 
 
 def _without_dropout(model):
-  """Its mask costs nothing on the papers' terms, but would be counted."""
+  """Its random masks would be counted, and are no part of the model."""
   calm = lambda parts: {k: m.clone(dropout_rate=0.0) for k, m in parts.items()}
-  return model.clone(tokenizers=calm(model.tokenizers), backbones=calm(model.backbones))
+  head = model.head
+  if isinstance(head, heads.Classifier):
+    head = head.clone(dropout_rate=0.0)
+  return model.clone(tokenizers=calm(model.tokenizers), backbones=calm(model.backbones),
+                     head=head)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     from vatt_jax import embed
     vatt = embed.Embedder('runs/quickstart')
-    film = vatt.file('data/toy_world/test/00000.mp4')
-    words = vatt.text('a red circle moves to the right')
+    film = vatt.file('data/toy_world/clips/test/0000.mp4')
+    words = vatt.text('a red cross slides to the right')
     print(embed.similarities(film, words))
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from vatt_jax import checkpoint
 from vatt_jax import weights
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import extract
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
@@ -89,28 +90,35 @@ class Embedder:
         [sources.Clip(os.fspath(path), start, end)], self._window,
         text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, 1))
     examples = []
-    for place in np.linspace(0, 1, num_windows) if num_windows > 1 else [0.5]:
+    for place in pipeline.window_places(num_windows):
       example = reader.read(0, None, place)
       if example is None:
         raise UserError(reader.notes.skipped[os.fspath(path)])
       examples.append(example)
     batch = {k: np.stack([e[k] for e in examples]) for k in ('video', 'audio')}
     embed = self._embed(augment.normalize(batch))
-    heard = np.array([e['has_audio'] for e in examples])
-    seen = {'video': np.ones(len(heard), bool), 'audio': heard}
-    return {space: {m: _unit_norm(x[seen[m]].mean(axis=0)) for m, x in sides.items()
-                    if seen[m].any()} for space, sides in embed.items()}
+    heard = np.array([[e['has_audio'] for e in examples]])            # [1, V]
+    there = {'video': np.ones_like(heard), 'audio': heard}
+    mean = lambda x, m: extract.unit_norm(
+        extract.mean_over_windows(x[None], there[m])[0])
+    return {space: {m: mean(x, m) for m, x in sides.items() if there[m].any()}
+            for space, sides in embed.items()}
 
   def text(self, sentence: str) -> Embedding:
     """Embeds a sentence.  -> space -> `text` -> [D] of unit norm.
 
     Raises:
-      UserError: the model came without its words.
+      UserError: the model has no text, came without its words, or the sentence is
+        empty.
     """
+    if 'text' not in self._model.tokenizers:
+      raise UserError(f'{self._path}: holds a model without text')
     if self._tokenizer is None:
       raise UserError(f'{self._path}: comes without its words; give '
                       'Embedder(..., vocabulary=FILE), one word a line')
     words = self._tokenizer.encode(sentence, self._window.max_words)
+    if not words.any():
+      raise UserError(f'{sentence!r}: expected a sentence with at least one word')
     embed = self._embed({'text': words[None, None]})
     return {space: {'text': sides['text'][0, 0]} for space, sides in embed.items()
             if 'text' in sides}
@@ -135,7 +143,3 @@ def similarities(*embeddings: Embedding) -> dict[str, float]:
       spaces.setdefault(space, {}).update(sides)
   return {f'{a}~{b}': float(sides[a] @ sides[b])
           for sides in spaces.values() for a, b in itertools.combinations(sides, 2)}
-
-
-def _unit_norm(x: np.ndarray) -> np.ndarray:
-  return x / max(np.linalg.norm(x), 1e-12)

@@ -24,8 +24,6 @@ def main(argv: list[str]) -> None:
     raise UserError(f'{argv[0]}: expected only flags, --name=value')
   recipe_file = config_flags.get_config_filename(flags.FLAGS['config'])
   name, _, switches = recipe_file.partition(':')
-  if not pathlib.Path(name).is_file():
-    raise UserError(f'--config={recipe_file}: no such file')
   run = '_'.join([pathlib.Path(name).stem, *switches.split(',')]).rstrip('_')
   train.train(_CONFIG.value.to_dict(), pathlib.Path(_WORKDIR.value or f'runs/{run}'))
 

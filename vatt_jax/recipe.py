@@ -25,6 +25,7 @@ from vatt_jax import checkpoint
 from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
+from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import retrieval
@@ -33,6 +34,7 @@ from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.models import build
+from vatt_jax.models import heads
 from vatt_jax.models import multimodal
 from vatt_jax.objectives import contrastive
 from vatt_jax.settings import call
@@ -92,13 +94,16 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """All that a config says, built."""
+  """All that a config says, built.
+
+  Of `initial`, the model's variables that a checkpoint gives the run, what is only
+  a shape starts from random.
+  """
   seed: int
   total_steps: int
   batch_size: int
   log_every_steps: int
-  init_from: str
-  variant: str
+  initial: dict[str, Any] | None
   checkpoint: dict[str, int]
   mesh: Mesh
   reader: pipeline.Reader
@@ -174,18 +179,19 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
            total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
            window: Settings, model: Settings, losses: Mapping[str, Settings],
            optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings,
-           init_from: str = '') -> Recipe:
+           augment: Settings | None = None, init_from: str = '') -> Recipe:
   for name, value, least in (
       ('total_steps', total_steps, 0), ('batch_size', batch_size, 1),
       ('log_every_steps', log_every_steps, 1)):
     if value < least:
       raise UserError(f'config.{name}={value}: expected {least} or more')
   mesh = sharding.make_mesh(batch_size)
-  task = _task(seed, total_steps, model, losses, optim)
+  task = _task(seed, total_steps, model, losses, optim, augment or {})
+  words = model.get('text')
   reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
-                   model.get('text'), init_from, workdir)
-  max_words = model.get('text', {}).get('max_words', reader.window.max_words)
-  if 'shared' in model and max_words < reader.window.max_words:
+                   words, init_from, workdir)
+  max_words = words.get('max_words', 0) if words else reader.window.max_words
+  if model.get('shared') and max_words < reader.window.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={reader.window.max_words} or more')
 
@@ -197,10 +203,24 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       name: call(f'evals.{name}', _evaluation, section, where=f'evals.{name}',
                  reader=reader, predict=predict, batch_size=batch_size)
       for name, section in evals.items()}
-  return Recipe(seed, total_steps, batch_size, log_every_steps, init_from,
-                model.get('variant', 'paper'),
-                call('checkpoint', _checkpoint, checkpoint), mesh, reader, task,
-                evaluations)
+  return Recipe(
+      seed, total_steps, batch_size, log_every_steps,
+      _initial(init_from, task, reader.window.batch(batch_size), model),
+      call('checkpoint', _checkpoint, checkpoint), mesh, reader, task, evaluations)
+
+
+def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],
+             model: Settings) -> dict[str, Any] | None:
+  """The variables that a checkpoint gives the run; of the rest the shapes."""
+  release = model.get('variant') == 'release'
+  if not init_from:
+    if release and model.get('text'):
+      logging.warning('The released code keeps its word vectors as they are, and here '
+                      'they are random: give --config.init_from=CHECKPOINT')
+    return None
+  state = jax.eval_shape(task.init, batch)
+  _, theirs = weights.read(init_from)
+  return weights.merge(step.variables(state), theirs, init_from, spline=release)
 
 
 def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
@@ -235,32 +255,50 @@ def _build_data(data: Data) -> None:
 def _words(data: Data, clips: Sequence[sources.Clip], size: int, init_from: str,
            workdir: pathlib.Path) -> text.WordTokenizer:
   """Those of the run, else those asked for, else those the checkpoint knows."""
-  known = pathlib.Path(init_from) / checkpoint.VOCABULARY_FILE
   if (workdir / checkpoint.VOCABULARY_FILE).exists():
     return text.WordTokenizer.load(workdir / checkpoint.VOCABULARY_FILE, size)
   if data.vocabulary:
     return text.WordTokenizer.load(data.vocabulary, size)
-  if init_from and known.exists():
+  if init_from and size > 2:
+    known = pathlib.Path(init_from) / checkpoint.VOCABULARY_FILE
+    if not known.exists():
+      raise UserError(f'{init_from}: comes without its words; set config.data.'
+                      'vocabulary to a file of them, one a line')
     return text.WordTokenizer.load(known, size)
   captions = (caption.text for clip in clips for caption in clip.captions)
   return text.WordTokenizer.build(captions, size)
 
 
+def _check_pair(pair: str, network: multimodal.Vatt) -> None:
+  """Raises UserError unless the model embeds both modalities in one space."""
+  where = f'config.losses.{pair}'
+  for modality in step.PAIRS[pair][1:]:
+    if modality not in network.tokenizers:
+      raise UserError(f'{where}: the model has no {modality}; remove this loss, or add '
+                      f'config.model.{modality}')
+  if not isinstance(network.head, heads.FacHead):
+    raise UserError(f'{where}: needs a model that embeds; set config.model.head to the '
+                    'settings of a fac head')
+  if pair == 'audio_text' and not network.head.audio_text:
+    raise UserError(f'{where}: needs sound in the space of text; set '
+                    'config.model.head.audio_text=True')
+
+
 def _task(seed: int, total_steps: int, model: Settings,
-          losses: Mapping[str, Settings], optim_settings: Settings) -> step.Task:
+          losses: Mapping[str, Settings], optim_settings: Settings,
+          augment_settings: Settings) -> step.Task:
   network = call('model', build.build_model, model)
   for pair in losses:
     if pair not in OBJECTIVES:
       raise UserError(f'config.losses.{pair}: nobody takes this key; expected one of '
                       f'{", ".join(OBJECTIVES)}')
-  if 'audio_text' in losses and not model.get('head', {}).get('audio_text'):
-    raise UserError('config.losses.audio_text: needs sound in the space of text; set '
-                    'config.model.head.audio_text=True')
+    _check_pair(pair, network)
   terms = {pair: call(f'losses.{pair}', _term, section, pair=pair)
            for pair, section in losses.items()}
   optimizer, schedule = call('optim', optim.adam, optim_settings,
                              total_steps=total_steps)
-  return step.Task(network, terms, optimizer, schedule, seed)
+  return step.Task(network, terms, optimizer, schedule, seed,
+                   call('augment', augment.Augment, augment_settings))
 
 
 OBJECTIVES = {    # of each pair: a clip has one sound but several candidate texts
@@ -287,8 +325,9 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
   if settings.get('form', 'paper') not in contrastive.FORMS:
     raise ValueError(f'form={settings["form"]!r}: expected one of '
                      f'{", ".join(contrastive.FORMS)}')
-  if temperature <= 0:
-    raise ValueError(f'temperature={temperature}: expected more than 0')
+  least = step.LEAST_TEMPERATURE if learn_temperature else 0.0
+  if temperature <= least:
+    raise ValueError(f'temperature={temperature}: expected more than {least}')
   numbers = dict(temperature=temperature)
   if 'bias' in settings:
     numbers['bias'] = settings.pop('bias')

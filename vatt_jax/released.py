@@ -24,6 +24,7 @@ import tensorflow as tf
 from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import text
 from vatt_jax.models import build
 from vatt_jax.models import multimodal
 
@@ -143,7 +144,17 @@ def read(prefix: str | os.PathLike[str], head_dim: int | None = None
   shapes = {short_name(key): tuple(shape)
             for key, shape in reader.get_variable_to_shape_map().items()
             if key.startswith(_ROOT) and '/.OPTIMIZER_SLOT/' not in key}
-  settings, example = find_settings(shapes, head_dim, prefix)
+  settings, variables = _match(shapes, head_dim, prefix)
+  keys = names(variables)
+  return settings, traverse_util.unflatten_dict({
+      path: reader.get_tensor(full_name(keys[path])).reshape(like.shape)
+      for path, like in variables.items()})
+
+
+def _match(shapes: Shapes, head_dim: int | None, where: str
+           ) -> tuple[dict[str, Any], dict[Path, Any]]:
+  """Settings, and flat variables (shapes) of the model that has just these names."""
+  settings, example = find_settings(shapes, head_dim, where)
   variables = traverse_util.flatten_dict(jax.eval_shape(
       build.build_model(**settings).init, jax.random.key(0), example))
   keys = names(variables)
@@ -151,17 +162,15 @@ def read(prefix: str | os.PathLike[str], head_dim: int | None = None
   unknown = sorted(shapes.keys() - set(keys.values()))
   if missing or unknown:
     raise UserError(
-        f'{prefix}: does not fit the model that its names and shapes suggest. The '
+        f'{where}: does not fit the model that its names and shapes suggest. The '
         f'model needs and the checkpoint lacks: {", ".join(missing) or "nothing"}. '
         f'The checkpoint has and the model lacks: {", ".join(unknown) or "nothing"}')
   for path, like in variables.items():
     expected = release_shape(path, like.shape)
     if shapes[keys[path]] != expected:
-      raise UserError(f'{prefix}: {keys[path]} has shape {shapes[keys[path]]}; '
+      raise UserError(f'{where}: {keys[path]} has shape {shapes[keys[path]]}; '
                       f'expected {expected}')
-  return settings, traverse_util.unflatten_dict({
-      path: reader.get_tensor(full_name(keys[path])).reshape(like.shape)
-      for path, like in variables.items()})
+  return settings, variables
 
 
 def _open(prefix: str | os.PathLike[str]) -> tuple[Any, str]:
@@ -285,6 +294,9 @@ def _find_size(shapes, tower, head_dim, attention='mha'):
             if key.startswith(f'{tower}layers/')}
   width = shapes[f'{tower}layers/0/{attention}/q/kernel'][0]
   head_dim = head_dim or (8 if width % 64 else 64)
+  if width % head_dim:
+    raise UserError(f'head_dim={head_dim}: expected a divisor of the width {width} of '
+                    f'{tower}')
   return dict(depth=len(layers), width=width, num_heads=width // head_dim,
               mlp_dim=shapes[f'{tower}layers/0/feed_forward/mlp/wi/kernel'][1])
 
@@ -341,19 +353,32 @@ def export(variables: Mapping[str, Any], prefix: str | os.PathLike[str]) -> None
   Args:
     variables: of a model with `variant='release'`.
     prefix: of the files to write, as `.../ckpt-500000`.
+
+  Raises:
+    UserError: the model is none that the release has.
   """
   flat = traverse_util.flatten_dict(variables)
+  shapes = {name: release_shape(path, flat[path].shape)
+            for path, name in names(flat).items()}
+  _match(shapes, None, 'the model to export')
+  write({name: np.asarray(flat[path]).reshape(shapes[name])
+         for path, name in names(flat).items()}, prefix)
+
+
+def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> None:
+  """Writes a checkpoint of arrays by the release's names (`short_name`)."""
   root = tf.train.Checkpoint()
-  for path, name in names(flat).items():
+  for name, value in values.items():
     *parts, leaf = f'{_ROOT}{name}'.split('/')
     node = root
     for part in parts:
       if not hasattr(node, part):
         setattr(node, part, tf.Module())
       node = getattr(node, part)
-    value = np.asarray(flat[path])
-    setattr(node, leaf, tf.Variable(value.reshape(release_shape(path, value.shape))))
+    setattr(node, leaf, tf.Variable(value))
   root.write(os.fspath(prefix))
+  folder, name = os.path.split(os.path.abspath(prefix))
+  tf.compat.v1.train.update_checkpoint_state(folder, name)    # the newest in its folder
 
 
 def main(argv: list[str]) -> None:
@@ -361,12 +386,18 @@ def main(argv: list[str]) -> None:
     raise UserError('expected one checkpoint: python -m vatt_jax.released CHECKPOINT '
                     '--out=DIR')
   settings, variables = read(argv[0], flags.FLAGS.head_dim)
-  checkpoint.save_model(pathlib.Path(flags.FLAGS.out), settings, variables)
-  print(f'Wrote {flags.FLAGS.out}')
+  folder, words = pathlib.Path(flags.FLAGS.out), flags.FLAGS.vocabulary
+  if words:
+    known = text.WordTokenizer.load(words, settings['text']['vocabulary_size'])
+  checkpoint.save_model(folder, settings, variables)
+  if words:
+    known.save(folder / checkpoint.VOCABULARY_FILE)
+  print(f'Wrote {folder}')
 
 
 if __name__ == '__main__':
   flags.DEFINE_string('out', None, 'The folder to write.', required=True)
+  flags.DEFINE_string('vocabulary', None, "The release's file of words, to go with it.")
   flags.DEFINE_integer(
       'head_dim', None, 'Width of an attention head, where no table tells and it is '
       'not 64.')

@@ -27,8 +27,9 @@ PAIRS = {'video_audio': ('video_audio', 'video', 'audio'),
          'video_text': ('video_text', 'video', 'text'),
          'audio_text': ('video_text', 'audio', 'text')}
 
-# A learnt temperature stays above it, or the loss would run away (as in CLIP).
-_LEAST_TEMPERATURE = 0.01
+# A learnt temperature is kept from falling below it, as in CLIP (arXiv 2103.00020,
+# section 2.5).
+LEAST_TEMPERATURE = 0.01
 
 
 @struct.dataclass
@@ -70,8 +71,7 @@ class Term:
 
   def values(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The arguments that the parameters stand for."""
-    return {k: jnp.maximum(jnp.exp(v), _LEAST_TEMPERATURE) if k == 'temperature' else v
-            for k, v in params.items()}
+    return {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
 
 
 def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
@@ -116,6 +116,7 @@ class Task:
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   seed: int
+  augment: augment.Augment = dataclasses.field(default_factory=augment.Augment)
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
@@ -133,12 +134,13 @@ class Task:
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One step on a batch (`inputs.pipeline`); the old state is consumed."""
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-    keys = dict(zip(('drop_token', 'dropout'), jax.random.split(key), strict=True))
+    drop_token, dropout, augmentation = jax.random.split(key, 3)
+    inputs = self.augment(augmentation, batch)
 
     def loss_fn(params):
       outputs, updates = self.model.apply(
-          _variables(params, state.model_state), augment.normalize(batch), train=True,
-          rngs=keys, mutable=['batch_stats'])
+          variables(state.replace(params=params)), inputs, train=True,
+          rngs=dict(drop_token=drop_token, dropout=dropout), mutable=['batch_stats'])
       loss, metrics = contrast(self.terms, params.get('losses', {}), outputs['embed'],
                                batch)
       stats = dict(updates['batch_stats'])
@@ -153,18 +155,27 @@ class Task:
       updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(loss=loss, learning_rate=self.schedule(state.step),
                     gradient_norm=optax.tree.norm(grads))
-    return State(state.step + 1, optax.apply_updates(state.params, updates),
-                 model_state, opt_state), metrics
+    params = _bounded(optax.apply_updates(state.params, updates))
+    return State(state.step + 1, params, model_state, opt_state), metrics
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
-    """`pooled` and `embed` of a batch, as the model returns them."""
-    outputs = self.model.apply(_variables(state.params, state.model_state),
-                               augment.normalize(batch))
-    return {k: outputs[k] for k in ('pooled', 'embed')}
+    """What the model returns for a batch, but for the tokens."""
+    outputs = self.model.apply(variables(state), augment.normalize(batch))
+    return {k: v for k, v in outputs.items() if k != 'tokens'}
 
 
-def _variables(params: Mapping[str, Any], model_state: Mapping[str, Any]
-               ) -> dict[str, Any]:
+def variables(state: State) -> dict[str, Any]:
   """What `model.apply` takes."""
-  return {'params': {k: v for k, v in params.items() if k != 'losses'}, **model_state}
+  params = {k: v for k, v in state.params.items() if k != 'losses'}
+  return {'params': params, **state.model_state}
+
+
+def _bounded(params: Any) -> Any:
+  """The parameters, learnt temperatures not below the least."""
+  least = math.log(LEAST_TEMPERATURE)
+  losses = {
+      pair: {k: jnp.maximum(v, least) if k == 'temperature' else v
+             for k, v in learnt.items()}
+      for pair, learnt in params.get('losses', {}).items()}
+  return params | ({'losses': losses} if losses else {})

@@ -19,7 +19,7 @@ from vatt_jax import checkpoint
 from vatt_jax import interrupt
 from vatt_jax import recipe
 from vatt_jax import sharding
-from vatt_jax import weights
+from vatt_jax import step
 from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import report
@@ -83,29 +83,26 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   if saved.latest() is not None:
     state = saved.restore(state)
     logging.info('Going on from step %d', int(state.step))
-  elif run.init_from:
-    state = _start_from(run, state)
+  elif run.initial is not None:
+    state = _start_from(run.initial, state)
   return state
 
 
-def _start_from(run: recipe.Recipe, state: State) -> State:
-  """The state of step 0 with the weights of another run, or of a release."""
-  learnt = {k: v for k, v in state.params.items() if k == 'losses'}
-  ours = {'params': {k: v for k, v in state.params.items() if k != 'losses'},
-          **state.model_state}
-  _, theirs = weights.read(run.init_from)
-  merged = weights.merge(ours, theirs, run.init_from, run.variant == 'release')
-  placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding),
-                        merged, ours)
-  return state.replace(params=placed.pop('params') | learnt, model_state=placed)
+def _start_from(initial: dict[str, Any], state: State) -> State:
+  """The state of step 0 with the weights of a checkpoint."""
+  def choose(given, random):
+    if isinstance(given, jax.ShapeDtypeStruct):
+      return random
+    return jax.device_put(given, random.sharding)
+
+  chosen = jax.tree.map(choose, initial, step.variables(state))
+  return state.replace(params=state.params | chosen.pop('params'), model_state=chosen)
 
 
 def _random_state(run: recipe.Recipe) -> State:
   """The state of step 0, made where it will live."""
-  shapes = {k: np.zeros((run.batch_size, *v.shape), v.dtype)
-            for k, v in run.reader.window.empty().items()}
   init = jax.jit(run.task.init, out_shardings=sharding.replicated(run.mesh))
-  return init(shapes)
+  return init(run.reader.window.batch(run.batch_size))
 
 
 class _Progress:

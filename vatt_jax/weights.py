@@ -41,6 +41,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
   folder = pathlib.Path(path)
   if (folder / checkpoint.CONFIG_FILE).exists():
     return checkpoint.load_model(folder)
+  if not folder.parent.exists():
+    raise UserError(f'{path}: no such folder or file')
   settings, variables = released.read(path)
   return {'model': settings}, variables
 
@@ -50,35 +52,51 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
   """The variables of a model, with the values of a checkpoint.
 
   Tables of positions are resized where the grid differs. What the checkpoint has
-  for other modalities is left out; a head that it has not at all stays as it is,
-  and the log says so.
+  for other modalities is left out. A head that it has not, and a classifier of
+  another number of classes, stay as they are, and the log says so.
 
   Args:
-    ours: variables of the model.
+    ours: variables of the model, or their shapes.
     theirs: of the checkpoint.
     where: the checkpoint, for the message.
     spline: how positions are resized (`models.positions.resize`).
 
   Raises:
-    UserError: the model needs what the checkpoint lacks, or has of another shape.
+    UserError: the model needs what the checkpoint lacks or has of another shape, or
+      the checkpoint has more of what the model has.
   """
   ours, theirs = (traverse_util.flatten_dict(dict(x)) for x in (ours, theirs))
-  has_head = any(path[:2] == ('params', 'head') and path in theirs for path in ours)
-  missing = {p for p in ours.keys() - theirs.keys() if has_head or p[1] != 'head'}
-  left_out = sorted({'/'.join(p) for p in theirs.keys() - ours.keys()})
-  if missing:
+  new = _new_head(ours, theirs)
+  missing = ours.keys() - theirs.keys() - new
+  left_out = theirs.keys() - ours.keys()
+  modules = {path[1] for path in ours} - {'head'}
+  modules |= {m.replace('tokenizers', 'projectors') for m in modules}
+  unused = {path for path in left_out if path[1] in modules}
+  if missing or unused:
     raise UserError(
         f'{where}: is of another model. This one needs and it lacks: '
-        f'{", ".join(sorted("/".join(p) for p in missing))}. It has and this one '
-        f'lacks: {", ".join(left_out) or "nothing"}')
-  if not has_head and any(path[1] == 'head' for path in ours):
-    logging.warning('%s has no head for this model: the head starts from random '
+        f'{_listed(missing)}. It has and this one lacks: {_listed(unused)}')
+  if new:
+    logging.warning('%s has no head for this model, whose head starts from random '
                     'weights', where)
   if left_out:
-    logging.info('Left out of %s: %s', where, ', '.join(left_out))
-  merged = {path: _fit(path, value, theirs[path], where, spline)
-            if path in theirs else value for path, value in ours.items()}
-  return traverse_util.unflatten_dict(merged)
+    logging.info('Left out of %s: %s', where, _listed(left_out))
+  return traverse_util.unflatten_dict({
+      path: value if path in new else _fit(path, value, theirs[path], where, spline)
+      for path, value in ours.items()})
+
+
+def _new_head(ours, theirs):
+  """The paths of the head, if the checkpoint has none for it."""
+  head = {path for path in ours if path[1] == 'head'}
+  known = {path for path in head if path in theirs}
+  same = all(ours[path].shape == theirs[path].shape
+             for path in known if path[2] == 'logits')
+  return set() if known and same else head
+
+
+def _listed(paths):
+  return ', '.join(sorted('/'.join(path) for path in paths)) or 'nothing'
 
 
 def _fit(path, ours, theirs, where, spline):
@@ -86,6 +104,6 @@ def _fit(path, ours, theirs, where, spline):
   if theirs.shape == ours.shape:
     return theirs
   if path[-1].endswith('positions') and theirs.shape[1:] == ours.shape[1:]:
-    return np.asarray(positions.resize(theirs, len(ours), spline))
+    return np.asarray(positions.resize(theirs, ours.shape[0], spline))
   raise UserError(f'{where}: {"/".join(path)} has shape {theirs.shape}; this model '
                   f'needs {ours.shape}')

@@ -135,14 +135,27 @@ def test_a_window_of_nothing_is_refused(key):
     dataclasses.replace(WINDOW, **{key: 0})
 
 
-def test_crops_are_squares_within_the_picture():
-  assert pipeline.crop_box((100, 60), 1.0, None) == (20, 0, 80, 60)
-  for seed in range(50):
-    left, top, right, bottom = pipeline.crop_box(
-        (100, 60), 0.25, np.random.default_rng(seed).random(3))
-    assert right - left == pytest.approx(bottom - top)
-    assert 30 <= right - left <= 60
+def test_a_crop_is_a_part_of_the_picture_as_large_as_it_may_be():
+  """Section 4.3: area in [0.08, 1], aspect in [0.5, 2]."""
+  assert pipeline.central_box((100, 60)) == (20, 0, 80, 60)
+  areas, aspects, rng = [], [], np.random.default_rng(0)
+  for _ in range(500):
+    left, top, right, bottom = pipeline.random_box((100, 60), 0.08, 2.0, rng)
     assert left >= 0 and right <= 100 and top >= 0 and bottom <= 60
+    areas.append((right - left) * (bottom - top) / 6000)
+    aspects.append((right - left) / (bottom - top))
+  assert 0.08 <= min(areas) < 0.1 and 0.9 < max(areas) <= 1
+  assert 0.5 <= min(aspects) < 0.6 and 1.8 < max(aspects) <= 2
+
+
+def test_a_crop_without_an_aspect_is_a_square():
+  for seed in range(50):
+    left, top, right, bottom = pipeline.random_box(
+        (64, 64), 0.25, 1.0, np.random.default_rng(seed))
+    assert right - left == pytest.approx(bottom - top)
+    assert 32 <= right - left <= 64
+  whole = pipeline.random_box((100, 60), 1.0, 1.0, np.random.default_rng(0))
+  assert whole == pipeline.central_box((100, 60))
 
 
 def _with_broken(toy_world, tmp_path, good, bad):

@@ -10,6 +10,7 @@ import pytest
 from vatt_jax.errors import UserError
 from vatt_jax.models import build
 from vatt_jax.models import heads
+from vatt_jax.models import layers
 
 SIZE = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
 HEAD = dict(video_audio_dim=12, video_text_dim=10)
@@ -196,6 +197,38 @@ def test_the_release_drops_activations_and_the_paper_does_not():
     assert bool((a['pooled']['text'] == b['pooled']['text']).all()) == same
 
 
+@pytest.mark.parametrize('modality, places', [
+    ('video', 4 * 2 + 2), ('audio', 4 * 2 + 2), ('text', 4 * 1 + 2)])
+def test_the_release_drops_in_all_its_places(modality, places, monkeypatch):
+  """Weights, output, hidden and output of each block; the input; behind the end."""
+  tower = build.build_model(variant='release', **{
+      modality: {k: v for k, v in SPECIFIC[modality].items() if 'drop' not in k}})
+  batch = {modality: _batch()[modality]}
+  variables = jax.eval_shape(tower.init, jax.random.key(0), batch)
+  rates = []
+  monkeypatch.setattr(layers, 'dropout',
+                      lambda x, rate, train: rates.append(rate * train) or x)
+  jax.eval_shape(lambda v, b: tower.apply(v, b, train=True), variables, batch)
+  assert rates == [0.1] * places
+
+
+def test_initialisers_are_the_release_s():
+  """Glorot; of a convolution by its kernel's sides; tables of scale D^-0.5."""
+  model = build.build_model(variant='release', video=dict(
+      patch=(2, 4, 4), width=64, depth=1, num_heads=4, mlp_dim=256))
+  params = jax.jit(model.init)(
+      jax.random.key(0), dict(video=jnp.zeros((1, 64, 64, 64, 3))))['params']
+  kernels = {'mlp_1': (64, 256), 'mlp_2': (256, 64)}
+  for name, (i, o) in kernels.items():
+    kernel = params['backbones_video']['block_0'][name]['kernel']
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (i + o)), rtol=0.05)
+  patch = params['tokenizers_video']['projection']['kernel']
+  np.testing.assert_allclose(patch.std(), np.sqrt(2 / (32 * (3 + 64))), rtol=0.05)
+  positions = params['tokenizers_video']['time_positions']
+  # Cut off at two deviations, a normal distribution's is 0.88 of what it was.
+  np.testing.assert_allclose(positions.std(), 0.88 * 64 ** -0.5, rtol=0.1)
+
+
 def test_in_the_release_s_reading_a_batch_keeps_the_same_tokens():
   """Whose number follows from the table of positions; no clip's drop is its own."""
   tower = build.build_model(variant='release', audio=dict(
@@ -266,6 +299,10 @@ def test_a_classifier_gives_logits_of_one_modality():
     (dict(SPECIFIC, variant='peper'), r"model\.variant='peper': expected one of paper"),
     (dict(audio=dict(size='small', kind='wave')), r"model\.audio: kind='wave'"),
     (dict(AGNOSTIC, shared=dict(SIZE, depht=1)), r'model\.shared\.depht: nobody takes'),
+    (dict(AGNOSTIC, shared=dict(SIZE, projected_width=9)), 'projected_width: nobody'),
+    (dict(AGNOSTIC, text=dict(vocabulary_size=9)), r'model\.text\.max_words: missing'),
+    (dict(SPECIFIC, dtype='int32'), r"model\.dtype='int32': expected one of float32"),
+    (dict(video=dict(SIZE, drop_token_rate=1.0)), r'video\.drop_token_rate=1\.0: exp'),
     (dict(SPECIFIC, head=dict(name='fcc')), r"model\.head: name='fcc': expected one")])
 def test_a_mistake_in_the_model_s_settings_is_named(settings, message):
   with pytest.raises(UserError, match=message):

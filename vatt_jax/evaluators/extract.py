@@ -47,3 +47,8 @@ def mean_over_windows(x: np.ndarray, there: np.ndarray) -> np.ndarray:
   """The mean of what is there.  [N, V, D], bool [N, V] -> [N, D], zero for none."""
   total = np.sum(x * there[..., None], axis=1)
   return total / np.maximum(np.sum(there, axis=1), 1)[:, None]
+
+
+def unit_norm(x: np.ndarray) -> np.ndarray:
+  """Scales rows to length one; zero stays zero.  [..., D] -> [..., D]."""
+  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -75,6 +75,8 @@ class LinearProbe:
     train = self._features(state, self._train)
     test = self._features(state, self._test)
     for label, modality in self._labels.items():
+      if modality not in train:
+        raise UserError(f'linear probe of {label!r}: the model has no {modality}')
       (x, y), (x_test, y_test) = (
           _labelled(features, reader.clips, label, modality)
           for features, reader in ((train, self._train), (test, self._test)))
@@ -97,7 +99,7 @@ class LinearProbe:
 def _pick(outputs, batch):
   """Pooled features, and whether they are of anything."""
   there = dict(video=batch['mask'], audio=batch['has_audio'])
-  return {m: (outputs['pooled'][m], there[m]) for m in _MODALITIES}
+  return {m: (x, there[m]) for m, x in outputs['pooled'].items() if m in there}
 
 
 def _labelled(features, clips, label, modality):

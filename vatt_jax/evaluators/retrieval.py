@@ -47,12 +47,12 @@ class Retrieval:
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `DIRECTION/R@k`, `DIRECTION/MedR` and both by chance.
 
-    Directions for which no clip has both modalities are left out.
+    Directions for which the model or every clip lacks a modality are left out.
     """
     embed, present = self._embed(state)
     for direction, (space, query, candidate) in DIRECTIONS.items():
       there = present[query] & present[candidate]
-      if not there.any():
+      if not {query, candidate} <= embed[space].keys() or not there.any():
         continue
       queries, pool = (embed[space][m][there] for m in (query, candidate))
       rank = metrics.rank_of_match(queries @ pool.T)
@@ -64,6 +64,8 @@ class Retrieval:
   def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
     """The best clips for some sentences, taken evenly from the source."""
     embed, present = self._embed(state)
+    if not {'text', 'video'} <= embed['video_text'].keys():
+      return []
     there = np.flatnonzero(present['text'] & present['video'])
     chosen = there[np.linspace(0, len(there) - 1, min(num_queries, len(there)),
                                dtype=int)] if len(there) else there
@@ -81,19 +83,18 @@ class Retrieval:
     if not present['video'].any():
       raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
                       'retrieve from are broken')
-    embed = {space: {m: _unit_norm(extract.mean_over_windows(x, present[m]))
+    embed = {space: {m: extract.unit_norm(extract.mean_over_windows(x, present[m]))
                      for m, x in sides.items()} for space, sides in embed.items()}
     return embed, {m: x.any(axis=1) for m, x in present.items()}
 
 
 def _pick(outputs, batch):
   """Embeddings, of a clip's text those of the nearest caption, and what is there."""
-  embed = outputs['embed']
-  text = embed['video_text']['text'][:, 0]
-  embed = embed | {'video_text': embed['video_text'] | {'text': text}}
+  if 'embed' not in outputs:
+    raise UserError('retrieval needs a model that embeds; set config.model.head to the '
+                    'settings of a fac head')
+  embed = {
+      space: {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
+      for space, sides in outputs['embed'].items()}
   return embed, dict(video=batch['mask'], audio=batch['has_audio'],
                      text=np.any(batch['text'][:, 0] != 0, axis=-1))
-
-
-def _unit_norm(x: np.ndarray) -> np.ndarray:
-  return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

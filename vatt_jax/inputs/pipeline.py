@@ -34,8 +34,11 @@ for _kind in ('GPU', 'TPU'):
 _SHUFFLE_ROUNDS = 16
 # How many clips may be broken in a row before the source itself is.
 _MAX_DRAWS = 100
+# How often a part of a picture is drawn that doesn't fit.
+_MAX_CROP_DRAWS = 100
 
 Example = dict[str, np.ndarray]
+Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,10 @@ class Window:
     audio_hz: sample rate; the sound covers the very time of the pictures.
     num_candidates: sentences, the nearest in time (MIL-NCE's positives).
     max_words: of a sentence.
-    min_crop_area: in training, the least area of a random square crop, as a share
-      of the largest square.
+    min_crop_area: in training, the least area of a random crop, as a share of the
+      picture's.
+    max_crop_aspect: in training, the most that a crop is wider than high, or higher
+      than wide; crops are squeezed into the square.
 
   Raises:
     ValueError: a size or rate is not positive.
@@ -62,6 +67,7 @@ class Window:
   num_candidates: int = 5
   max_words: int = 16
   min_crop_area: float = 1.0
+  max_crop_aspect: float = 1.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -86,6 +92,10 @@ class Window:
         text=np.zeros((self.num_candidates, self.max_words), np.int32),
         has_audio=np.zeros((), bool), has_text=np.zeros((), bool),
         id=np.zeros((), np.int32), mask=np.zeros((), bool))
+
+  def batch(self, size: int) -> Example:
+    """So many of them."""
+    return {k: np.zeros((size, *v.shape), v.dtype) for k, v in self.empty().items()}
 
 
 class FileNotes:
@@ -205,11 +215,12 @@ class Reader:
     times = start + np.arange(window.num_frames) / window.frame_rate_hz
     # What follows a short clip in its file is not the clip's.
     images = file.frames(np.minimum(times, max(end - 1e-3, start)))
-    draw = None if rng is None else rng.random(3)
     size = (window.image_size, window.image_size)
+    whole = images[0].size
+    box = central_box(whole) if rng is None else random_box(
+        whole, window.min_crop_area, window.max_crop_aspect, rng)
     video = np.stack([
-        np.asarray(image.resize(size, Image.Resampling.BILINEAR,
-                                crop_box(image.size, window.min_crop_area, draw)))
+        np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
         for image in images])
     text = self._candidates(clip, start + window.seconds / 2)
     example = dict(video=video, text=text, has_text=np.any(text != 0))
@@ -240,27 +251,47 @@ def nearest(captions: Sequence[sources.Caption], time: float, count: int
   return sorted(captions, key=lambda c: abs((c.start + c.end) / 2 - time))[:count]
 
 
-def crop_box(size: tuple[int, int], min_area: float, draw: np.ndarray | None
-             ) -> tuple[float, float, float, float]:
-  """A square within a picture: the central one, or a random one.
+def central_box(size: tuple[int, int]) -> Box:
+  """The largest square, in the middle.  width, height -> left, top, right, bottom."""
+  width, height = size
+  side = min(width, height)
+  return _box(size, side, side, 0.5, 0.5)
+
+
+def random_box(size: tuple[int, int], min_area: float, max_aspect: float,
+               rng: np.random.Generator) -> Box:
+  """A random part of a picture (VATT, section 4.3).
 
   Args:
     size: width and height, pixels.
-    min_area: the least area of a random square, as a share of the central one's.
-    draw: three numbers in [0, 1): of size, left and top; None for the central one.
+    min_area: the least area, as a share of the picture's.
+    max_aspect: the most that width and height differ by, as a factor; the aspect
+      is drawn evenly by its logarithm.
+    rng: draws until a part fits into the picture.
 
   Returns:
-    left, top, right, bottom.
+    left, top, right, bottom; after many vain draws the central square.
   """
   width, height = size
-  side = min(width, height)
-  if draw is None:
-    across = down = 0.5
-  else:
-    scale, across, down = draw
-    side *= math.sqrt(min_area + (1 - min_area) * scale)
-  left, top = (width - side) * across, (height - side) * down
-  return left, top, left + side, top + side
+  for _ in range(_MAX_CROP_DRAWS):
+    area, across, down = rng.random(3)
+    area = (min_area + (1 - min_area) * area) * width * height
+    aspect = max_aspect ** rng.uniform(-1, 1) if max_aspect > 1 else 1.0
+    w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    if w <= width and h <= height:
+      return _box(size, w, h, across, down)
+  return central_box(size)
+
+
+def _box(size, w, h, across, down):
+  """A part w x h, whose free room is shared out as `across` and `down` say."""
+  left, top = (size[0] - w) * across, (size[1] - h) * down
+  return left, top, left + w, top + h
+
+
+def window_places(num_windows: int) -> np.ndarray:
+  """Evenly from a clip's begin, 0, to its end, 1; one is in the middle."""
+  return np.linspace(0, 1, num_windows) if num_windows > 1 else np.array([0.5])
 
 
 def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
@@ -324,7 +355,7 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1
   count = len(reader.clips) * num_windows
   padded = -(-count // batch_size) * batch_size
   empty = reader.window.empty()
-  places = np.linspace(0, 1, num_windows) if num_windows > 1 else [0.5]
+  places = window_places(num_windows)
 
   def read(row):
     index, window = divmod(int(row), num_windows)

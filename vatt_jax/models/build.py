@@ -26,6 +26,7 @@ SIZES = {
 _SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
 
 VARIANTS = ('paper', 'release')
+_DTYPES = ('float32', 'bfloat16')
 # Of the release, everywhere in its Transformers and on its tokens; the paper has none.
 _RELEASE_DROPOUT_RATE = 0.1
 
@@ -48,9 +49,9 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     audio: likewise of `vatt.WaveformTokenizer`, or with `kind='spectrogram'` of
       `vatt.SpectrogramTokenizer`.
     text: likewise of `vatt.TextTokenizer`.
-    shared: the size of the one Transformer for all, and `projected_width` of what
-      the release projects its output to (default: its width); then the modalities
-      give no size, and text gives `max_words`.
+    shared: the size of the one Transformer for all, and in the release's reading
+      `projected_width`, of its projected output (default: its width); then the
+      modalities give no size, and text gives `max_words`.
     head: settings of `heads.FacHead`, or with `name='classifier'` of
       `heads.Classifier`; None for features only.
     variant: how to read the paper where its code differs: 'paper', or 'release'.
@@ -60,9 +61,11 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
   Raises:
     UserError: names the key that is wrong.
   """
-  if variant not in VARIANTS:
-    raise UserError(f'config.model.variant={variant!r}: expected one of '
-                    f'{", ".join(VARIANTS)}')
+  for key, value, expected in (('variant', variant, VARIANTS),
+                               ('dtype', dtype, _DTYPES)):
+    if value not in expected:
+      raise UserError(f'config.model.{key}={value!r}: expected one of '
+                      f'{", ".join(expected)}')
   release = variant == 'release'
   if dropout_rate is None:
     dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
@@ -76,11 +79,14 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     size, rest = _size('model.shared', shared)
     backbones['shared'] = _tower('model.shared', size, **common)
     width = {'width': size['width']}
-    projected_width = rest.pop('projected_width', size['width'])
-    _reject('model.shared', rest, (*_SIZE_KEYS, 'projected_width'))
     if release:
+      projected_width = rest.pop('projected_width', size['width'])
       projectors = {m: layers.Projector(projected_width, common['dtype'])
                     for m in modalities}
+    _reject('model.shared', rest, _SIZE_KEYS)
+    if not modalities.get('text', {'max_words': 1}).get('max_words'):
+      raise UserError('config.model.text.max_words: missing; without positions, one '
+                      'Transformer for all could not tell the order of words')
   tokenizers = {}
   for modality, settings in modalities.items():
     where = f'model.{modality}'
@@ -133,6 +139,12 @@ def _tokenizer(where: str, modality: str, settings: Settings, release: bool,
   settings, given = dict(settings), dict(given, release=release)
   if modality != 'text':
     given['pre_projection'] = release and agnostic
+  elif not release:
+    given['table_width'] = 0    # not the paper's to choose
+  rate = settings.get('drop_token_rate', 0.0)
+  if not 0 <= rate < 1:
+    raise UserError(f'config.{where}.drop_token_rate={rate}: expected 0 or more, less '
+                    'than 1')
   if modality == 'video':
     return _module(where, vatt.VideoTokenizer, settings, **given)
   if modality == 'text':

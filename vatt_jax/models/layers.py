@@ -13,7 +13,7 @@ _MASKED = -1e9
 # The name, in the traced program, of the products of queries and keys.
 SCORES = 'attention_scores'
 
-# The paper names no initialiser; these are the release's.
+# The paper names no initialiser; these are the release's, of linear layers.
 kernel_init = nn.initializers.xavier_uniform()
 
 
@@ -21,6 +21,12 @@ def table_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
                ) -> jax.Array:
   """Of learnable vectors, positions and AGG: truncated normal of scale D^-0.5."""
   return nn.initializers.truncated_normal(shape[-1] ** -0.5)(key, shape, dtype)
+
+
+def small_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+               ) -> jax.Array:
+  """The release's of words and relative biases: uniform in [-0.05, 0.05]."""
+  return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
 def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Dense:
@@ -51,8 +57,9 @@ def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
 class Attention(nn.Module):
   """Multi-head self-attention.  [B, N, D] -> [B, N, D].
 
-  Another attention takes its place in `Block` if it takes the same arguments.
-  Softmax runs in float32 whatever the compute type.
+  Another attention takes its place as `attention` of `Transformer` if it takes the
+  same arguments; it sees the tokens in a row, AGG in front. Softmax runs in float32
+  whatever the compute type.
   """
   num_heads: int
   t5_style: bool = False     # scores not scaled, no biases
@@ -111,8 +118,10 @@ class Block(nn.Module):
                bias: jax.Array | None = None, train: bool = False) -> jax.Array:
     drop = lambda y: dropout(y, self.dropout_rate, train)
     y = (rms_norm if self.t5_style else layer_norm)(x, 'norm_1')
-    y = self.attention(self.num_heads, self.t5_style, self.dropout_rate, self.dtype,
-                       name='attention')(y, mask, bias, train)
+    attention = self.attention(
+        num_heads=self.num_heads, t5_style=self.t5_style,
+        dropout_rate=self.dropout_rate, dtype=self.dtype, name='attention')
+    y = attention(y, mask=mask, bias=bias, train=train)
     x = x + drop(y)
     use_bias = not self.t5_style
     y = layer_norm(x, 'norm_2')
@@ -131,11 +140,11 @@ class RelativeBias(nn.Module):
   num_heads: int
   num_buckets: int = 32
   max_distance: int = 128
+  init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
   def __call__(self, num_tokens: int) -> jax.Array:
-    table = self.param('table', nn.initializers.normal(0.02),
-                       (self.num_buckets, self.num_heads))
+    table = self.param('table', self.init, (self.num_buckets, self.num_heads))
     position = jnp.arange(num_tokens)
     buckets = relative_buckets(position[None, :] - position[:, None],
                                self.num_buckets, self.max_distance)
@@ -181,8 +190,8 @@ class Transformer(nn.Module):
       x = dropout(x, self.dropout_rate, train)
     bias = None
     if self.relative_bias:
-      bias = RelativeBias(self.num_heads, max_distance=64 if self.t5_style else 128,
-                          name='relative_bias')(x.shape[1])
+      style = dict(max_distance=64, init=small_init) if self.t5_style else {}
+      bias = RelativeBias(self.num_heads, **style, name='relative_bias')(x.shape[1])
     for i in range(self.depth):
       block = Block(self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
                     self.attention, self.dtype, name=f'block_{i}')

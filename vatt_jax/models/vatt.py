@@ -92,9 +92,13 @@ class RawTokenizer(nn.Module):
       patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
     # In its own shape, [patch's sides, C, D], the kernel says what it is for.
     sides = (*self.patch, x.shape[-1])
-    x = nn.DenseGeneral(self.width, range(-len(sides), 0), dtype=self.dtype,
-                        kernel_init=layers.kernel_init, name='projection')(
-                            patches.reshape(*patches.shape[:2], *sides))
+    init = layers.kernel_init
+    if self.release:    # it convolves, and so its initialiser sees the kernel's sides
+      init = lambda key, flat, dtype: layers.kernel_init(
+          key, (*sides, self.width), dtype).reshape(flat)
+    x = nn.DenseGeneral(
+        self.width, range(-len(sides), 0), kernel_init=init, dtype=self.dtype,
+        name='projection')(patches.reshape(*patches.shape[:2], *sides))
     if self.pre_projection:
       x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
     return layers.dropout(x + where.astype(x.dtype), self.dropout_rate, train)
@@ -215,6 +219,6 @@ class TextTokenizer(nn.Module):
       return nn.Embed(self.vocabulary_size, self.width, dtype=self.dtype,
                       embedding_init=layers.table_init, name='embedding')(text)
     shape = (self.vocabulary_size, self.table_width)
-    table = self.variable('frozen', 'embedding', lambda: jax.random.uniform(
-        self.make_rng('params'), shape, minval=-0.05, maxval=0.05))
+    table = self.variable('frozen', 'embedding', lambda: layers.small_init(
+        self.make_rng('params'), shape))
     return table.value.astype(self.dtype)[text]
