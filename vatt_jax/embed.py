@@ -2,7 +2,7 @@
 
     from vatt_jax import embed
     vatt = embed.Embedder('runs/quickstart')
-    film = vatt.file('data/toy_world/clips/test/0000.mp4')
+    film = vatt.file('data/toy_world/clips/test/0000.mp4', end=3.2)
     words = vatt.text('a red cross slides to the right')
     print(embed.similarities(film, words))
 """

@@ -187,13 +187,14 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       raise UserError(f'config.{name}={value}: expected {least} or more')
   mesh = sharding.make_mesh(batch_size)
   task = _task(seed, total_steps, model, losses, optim, augment or {})
-  words = model.get('text')
-  reader = _reader(call('data', Data, data), call('window', pipeline.Window, window),
-                   words, init_from, workdir)
-  max_words = words.get('max_words', 0) if words else reader.window.max_words
-  if model.get('shared') and max_words < reader.window.max_words:
+  sizes, words = call('window', pipeline.Window, window), model.get('text')
+  max_words = words.get('max_words', 0) if words else sizes.max_words
+  if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
-                    f'window.max_words={reader.window.max_words} or more')
+                    f'window.max_words={sizes.max_words} or more')
+  begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model)
+  reader = _reader(call('data', Data, data), sizes, words, init_from, workdir)
 
   def predict(state, batch):
     check()
@@ -204,8 +205,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
                  reader=reader, predict=predict, batch_size=batch_size)
       for name, section in evals.items()}
   return Recipe(
-      seed, total_steps, batch_size, log_every_steps,
-      _initial(init_from, task, reader.window.batch(batch_size), model),
+      seed, total_steps, batch_size, log_every_steps, initial,
       call('checkpoint', _checkpoint, checkpoint), mesh, reader, task, evaluations)
 
 

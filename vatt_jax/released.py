@@ -9,6 +9,7 @@ model's settings, an Orbax checkpoint, and the weights as `model.safetensors`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import json
 import os
 import pathlib
 import re
@@ -377,8 +378,10 @@ def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> N
       node = getattr(node, part)
     setattr(node, leaf, tf.Variable(value))
   root.write(os.fspath(prefix))
-  folder, name = os.path.split(os.path.abspath(prefix))
-  tf.compat.v1.train.update_checkpoint_state(folder, name)    # the newest in its folder
+  # By this file TensorFlow knows the newest checkpoint of a folder.
+  path = pathlib.Path(prefix)
+  (path.parent / 'checkpoint').write_text(
+      f'model_checkpoint_path: {json.dumps(path.name)}\n', encoding='utf-8')
 
 
 def main(argv: list[str]) -> None:
