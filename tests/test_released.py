@@ -138,11 +138,13 @@ def test_bfloat16_embeddings_stay_close(pretrained, shared):
     assert (a != b).any()
 
 
-def test_positions_of_another_grid_are_the_release_s(shared):
-  """A model pre-trained on 2 x 2 patches, on the 3 x 3 it was fine-tuned with."""
-  _, pretrained = released.load(shared / 'golden' / 'tx_fac')
-  _, tuned = released.load(shared / 'golden' / 'ft_vit')
-  merged = weights.merge(tuned, pretrained, 'tx_fac', spline=True)
+@pytest.mark.parametrize('source, target', [
+    ('tx_fac', 'ft_vit'), ('ut_fac', 'ft_wat')])
+def test_a_fine_tuning_starts_where_the_release_s_does(source, target, shared):
+  """Of 2 x 2 patches and then of 3 x 3; of 10 patches of sound and then of 16."""
+  _, pretrained = released.load(shared / 'golden' / source)
+  _, tuned = released.load(shared / 'golden' / target)
+  merged = weights.merge(tuned, pretrained, source, spline=True)
   for path, value in flat(merged).items():
     if 'head/' not in path:
       # The release solves for the spline in float32: set A grants it 5e-3.

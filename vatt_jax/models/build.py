@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -29,6 +30,8 @@ VARIANTS = ('paper', 'release')
 _DTYPES = ('float32', 'bfloat16')
 # Of the release, everywhere in its Transformers and on its tokens; the paper has none.
 _RELEASE_DROPOUT_RATE = 0.1
+
+_Parts = tuple[dict[str, nn.Module], dict[str, nn.Module], dict[str, nn.Module]]
 
 _AUDIO_TOKENIZERS = {'waveform': vatt.WaveformTokenizer,
                      'spectrogram': vatt.SpectrogramTokenizer}
@@ -74,31 +77,49 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
   modalities = {m: dict(s) for m, s in given.items() if s is not None}
   if not modalities:
     raise UserError('config.model: no modality; expected video, audio or text')
-  backbones, projectors, width = {}, {}, {}
-  if shared is not None:
-    size, rest = _size('model.shared', shared)
-    backbones['shared'] = _tower('model.shared', size, **common)
-    width = {'width': size['width']}
-    if release:
-      projected_width = rest.pop('projected_width', size['width'])
-      projectors = {m: layers.Projector(projected_width, common['dtype'])
-                    for m in modalities}
-    _reject('model.shared', rest, _SIZE_KEYS)
-    if not modalities.get('text', {'max_words': 1}).get('max_words'):
-      raise UserError('config.model.text.max_words: missing; without positions, one '
-                      'Transformer for all could not tell the order of words')
-  tokenizers = {}
+  parts = (_specific(modalities, release, common) if shared is None else
+           _agnostic(modalities, shared, release, common))
+  return multimodal.Vatt(*parts, _head(head, release, common['dtype']))
+
+
+def _specific(modalities: Settings, release: bool, common: Settings) -> _Parts:
+  """A Transformer for each modality."""
+  tokenizers, backbones = {}, {}
   for modality, settings in modalities.items():
     where = f'model.{modality}'
-    if shared is None:
-      size, settings = _size(where, settings)
-      backbones[modality] = _tower(where, size, **_text_style(modality, release, size),
-                                   **common)
-      width = {'width': size['width']}
-    tokenizers[modality] = _tokenizer(where, modality, settings, release,
-                                      agnostic=shared is not None, **width, **common)
-  return multimodal.Vatt(tokenizers, backbones, projectors,
-                         _head(head, release, common['dtype']))
+    size, settings = _size(where, settings)
+    width = size.pop('width')
+    style = {}
+    if modality == 'text':
+      style = dict(relative_bias=True)
+      if release:
+        style |= dict(t5_style=True, width=width)
+    backbones[modality] = _module(where, layers.Transformer, size, **style, **common)
+    tokenizers[modality] = _tokenizer(modality, settings, release, width=width,
+                                      **common)
+  return tokenizers, backbones, {}
+
+
+def _agnostic(modalities: Settings, shared: Settings, release: bool, common: Settings
+              ) -> _Parts:
+  """One Transformer for all."""
+  if not modalities.get('text', {'max_words': 1}).get('max_words'):
+    raise UserError('config.model.text.max_words: missing; without positions, one '
+                    'Transformer for all could not tell the order of words')
+  size, rest = _size('model.shared', shared)
+  width, projectors = size.pop('width'), {}
+  if release:
+    projected_width = rest.pop('projected_width', width)
+    projectors = {m: layers.Projector(projected_width, common['dtype'])
+                  for m in modalities}
+  for key in rest:
+    raise UserError(f'config.model.shared.{key}: nobody takes this key; expected one '
+                    f'of {", ".join(_SIZE_KEYS)}')
+  tower = _module('model.shared', layers.Transformer, size, **common)
+  tokenizers = {
+      m: _tokenizer(m, settings, release, agnostic=True, width=width, **common)
+      for m, settings in modalities.items()}
+  return tokenizers, {'shared': tower}, projectors
 
 
 def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
@@ -120,39 +141,22 @@ def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any
   return size, rest
 
 
-def _text_style(modality: str, release: bool, size: Settings) -> dict[str, Any]:
-  """What sets the text tower apart."""
-  if modality != 'text':
-    return {}
-  if release:
-    return dict(relative_bias=True, t5_style=True, width=size['width'])
-  return dict(relative_bias=True)
-
-
-def _tower(where: str, size: Settings, **settings: Any) -> nn.Module:
-  size = {k: v for k, v in size.items() if k != 'width'}
-  return _module(where, layers.Transformer, size, **settings)
-
-
-def _tokenizer(where: str, modality: str, settings: Settings, release: bool,
-               agnostic: bool, **given: Any) -> nn.Module:
-  settings, given = dict(settings), dict(given, release=release)
-  if modality != 'text':
-    given['pre_projection'] = release and agnostic
-  elif not release:
-    given['table_width'] = 0    # not the paper's to choose
+def _tokenizer(modality: str, settings: Settings, release: bool,
+               agnostic: bool = False, **given: Any) -> nn.Module:
+  where, settings = f'model.{modality}', dict(settings)
+  given['release'] = release
+  if modality == 'text':
+    if not release:
+      given['table_width'] = 0    # not the paper's to choose
+    return _module(where, vatt.TextTokenizer, settings, **given)
+  given['pre_projection'] = release and agnostic
   rate = settings.get('drop_token_rate', 0.0)
   if not 0 <= rate < 1:
     raise UserError(f'config.{where}.drop_token_rate={rate}: expected 0 or more, less '
                     'than 1')
   if modality == 'video':
     return _module(where, vatt.VideoTokenizer, settings, **given)
-  if modality == 'text':
-    return _module(where, vatt.TextTokenizer, settings, **given)
-  try:
-    kind = choose(_AUDIO_TOKENIZERS, settings.pop('kind', 'waveform'), 'kind')
-  except ValueError as e:
-    raise UserError(f'config.{where}: {e}') from e
+  kind = _choose(where, _AUDIO_TOKENIZERS, settings.pop('kind', 'waveform'), 'kind')
   return _module(where, kind, settings, **given)
 
 
@@ -160,11 +164,7 @@ def _head(settings: Settings | None, release: bool, dtype: Any) -> nn.Module | N
   if settings is None:
     return None
   settings = dict(settings)
-  name = settings.pop('name', 'fac')
-  try:
-    kind = choose(_HEADS, name)
-  except ValueError as e:
-    raise UserError(f'config.model.head: {e}') from e
+  kind = _choose('model.head', _HEADS, settings.pop('name', 'fac'), 'name')
   style = dict(release=release) if kind is heads.FacHead else {}
   return _module('model.head', kind, settings, dtype=dtype, **style)
 
@@ -175,7 +175,8 @@ def _module(where: str, kind: Callable[..., nn.Module], settings: Settings,
   return kind(**settings, **given)
 
 
-def _reject(where: str, settings: Settings, expected: tuple[str, ...]) -> None:
-  for key in settings:
-    raise UserError(f'config.{where}.{key}: nobody takes this key; expected one of '
-                    f'{", ".join(expected)}')
+def _choose(where: str, table: Mapping[str, Any], value: str, key: str) -> Any:
+  try:
+    return choose(table, value, key)
+  except ValueError as e:
+    raise UserError(f'config.{where}: {e}') from e

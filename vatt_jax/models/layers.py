@@ -35,8 +35,7 @@ def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Den
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:
   """Computed in float32, returned as it came."""
-  # Not by the mean of squares, which in float32 loses digits.
-  norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+  norm = nn.LayerNorm(epsilon=1e-6, name=name)
   return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 

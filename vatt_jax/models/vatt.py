@@ -50,6 +50,35 @@ def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int, num_kept: int
   return jnp.sort(order[:, :num_kept], axis=1)
 
 
+class PatchProjection(nn.Module):
+  """Linear layer.  [B, N, P] -> [B, N, D].
+
+  Its kernel is kept as [sides..., D]: so it says what patches it is for, and is the
+  one of the convolution that the release makes of it.
+
+  Attributes:
+    sides: of a patch, and C; their product is P.
+    width: D.
+    release: start as a convolution, whose fans count every place of a patch.
+    dtype: compute type.
+  """
+  sides: Sequence[int]
+  width: int
+  release: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, patches: jax.Array) -> jax.Array:
+    def init(key, shape):
+      start = shape if self.release else (math.prod(self.sides), self.width)
+      return layers.kernel_init(key, start).reshape(shape)
+
+    kernel = self.param('kernel', init, (*self.sides, self.width))
+    bias = self.param('bias', nn.initializers.zeros, (self.width,))
+    patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
+    return patches @ kernel.reshape(-1, self.width) + bias
+
+
 class RawTokenizer(nn.Module):
   """Patches and their positions -> tokens; the base of those for video and audio.
 
@@ -90,15 +119,8 @@ class RawTokenizer(nn.Module):
                          min(num_kept, n))
       where = where[kept]                                            # [., N', D]
       patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
-    # In its own shape, [patch's sides, C, D], the kernel says what it is for.
-    sides = (*self.patch, x.shape[-1])
-    init = layers.kernel_init
-    if self.release:    # it convolves, and so its initialiser sees the kernel's sides
-      init = lambda key, flat, dtype: layers.kernel_init(
-          key, (*sides, self.width), dtype).reshape(flat)
-    x = nn.DenseGeneral(
-        self.width, range(-len(sides), 0), kernel_init=init, dtype=self.dtype,
-        name='projection')(patches.reshape(*patches.shape[:2], *sides))
+    x = PatchProjection((*self.patch, x.shape[-1]), self.width, self.release,
+                        self.dtype, name='projection')(patches)
     if self.pre_projection:
       x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
     return layers.dropout(x + where.astype(x.dtype), self.dropout_rate, train)
