@@ -75,8 +75,7 @@ def measure(batch_size: int, rounds: int) -> list[Row]:
   return rows
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   rows = measure(flags.FLAGS.batch_size, flags.FLAGS.rounds)
   if flags.FLAGS.json:
     print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2))

@@ -92,8 +92,6 @@ def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f'{folder}: is not empty; choose another folder')
   folder.mkdir(parents=True, exist_ok=True)
-  config = json.dumps({'model': settings}, indent=2) + '\n'
-  (folder / CONFIG_FILE).write_text(config, encoding='utf-8')
   params, model_state = variables['params'], {
       k: v for k, v in variables.items() if k != 'params'}
   with Checkpoints(folder / 'checkpoints', keep=1, every_steps=1) as saved:
@@ -101,6 +99,15 @@ def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
   flat = traverse_util.flatten_dict(variables, sep='/')
   safetensors.save_file({k: np.ascontiguousarray(v) for k, v in flat.items()},
                         folder / 'model.safetensors')
+  write_config(folder, {'model': settings})
+
+
+def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Notes a config in a folder, whole or not at all. It vouches for all else there."""
+  path = folder / CONFIG_FILE
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+  partial.rename(path)
 
 
 def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:

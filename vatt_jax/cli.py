@@ -14,12 +14,23 @@ from vatt_jax import interrupt
 from vatt_jax.errors import UserError
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-  """Runs a command; it gets what is no flag. A mistake of the user's ends it with 2."""
+def run(main: Callable[..., None], *names: str) -> None:
+  """Runs a command; a mistake of the user's ends it with 2.
+
+  Args:
+    main: gets what is no flag, one argument for each of
+    names: what they are, for the message when they are not that many.
+  """
   def guarded(argv: list[str]) -> None:
     _set_up_log()
     try:
-      main(argv[1:])
+      _, *arguments = argv
+      if len(arguments) > len(names):
+        raise UserError(f'{arguments[len(names)]}: expected only flags, --name=value'
+                        + (f', after {" ".join(names)}' if names else ''))
+      if len(arguments) < len(names):
+        raise UserError(f'{names[len(arguments)]}: missing')
+      main(*arguments)
     except UserError as e:
       _fail(e)
     except interrupt.Interrupted as e:

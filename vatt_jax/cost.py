@@ -28,6 +28,7 @@ import math
 from typing import Any
 
 from absl import flags
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
@@ -113,11 +114,15 @@ def _count_other(equation: Any) -> Operations:
 def forward(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool = False
             ) -> Operations:
   """Of one forward call; with `train`, on the tokens that DropToken keeps."""
-  model = _without_dropout(model)
-  variables = jax.eval_shape(model.init, jax.random.key(0), batch)
+  return operations(*_call(_without_dropout(model), batch, train))
+
+
+def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
+  """A function, and its arguments, of which only shapes are known."""
   rngs = {'drop_token': jax.random.key(0)}
-  return operations(lambda v, b: model.apply(
-      v, b, train=train, rngs=rngs, mutable=['batch_stats'])[0], variables, batch)
+  apply = lambda variables, x: module.apply(
+      variables, x, train=train, rngs=rngs, mutable=['batch_stats'])[0]
+  return apply, jax.eval_shape(module.init, jax.random.key(0), x), x
 
 
 def _without_dropout(model):
@@ -154,10 +159,10 @@ def table(model: multimodal.Vatt, batch: Mapping[str, Any]) -> list[Row]:
   """The cost of each part of a model and of it all, for the clips of a batch."""
   trained, frozen = _parameters(model, batch)
   rows = []
-  bare = model.clone(head=None)
+  bare = _without_dropout(model.clone(head=None))
   for modality in model.tokenizers:
     alone = {modality: batch[modality]}
-    features = jax.eval_shape(lambda b: _apply_train(bare, b), alone)
+    features = jax.eval_shape(*_call(bare, alone, train=True))
     rows.append(Row(
         modality, trained.pop(modality, 0), frozen.pop(modality, 0),
         features['tokens'][modality].shape[-2], forward(bare, alone, train=True),
@@ -167,13 +172,6 @@ def table(model: multimodal.Vatt, batch: Mapping[str, Any]) -> list[Row]:
   rows.append(Row('total', sum(r.parameters for r in rows), sum(r.frozen for r in rows),
                   None, forward(model, batch, train=True), forward(model, batch)))
   return rows
-
-
-def _apply_train(model, batch):
-  model = _without_dropout(model)
-  variables = model.init(jax.random.key(0), batch)
-  return model.apply(variables, batch, train=True,
-                     rngs={'drop_token': jax.random.key(0)})
 
 
 def _parameters(model, batch):
@@ -260,15 +258,10 @@ def _dropped(table_name, name, figure, model, batch):
   for modality in ('video', 'audio'):
     if modality in batch:
       tokenizer = model.tokenizers[modality].clone(parent=None)
-      paper += (_tokenize(tokenizer, batch[modality], train=False).paper
-                - _tokenize(tokenizer, batch[modality], train=True).paper)
+      every, kept = (operations(*_call(tokenizer, batch[modality], train))
+                     for train in (False, True))
+      paper += every.paper - kept.paper
   return Cell(table_name, name, 'GFLOPs', figure, paper / 1e9, count.true / 1e9)
-
-
-def _tokenize(tokenizer, x, train):
-  variables = jax.eval_shape(tokenizer.init, jax.random.key(0), x)
-  return operations(lambda v, x: tokenizer.apply(
-      v, x, train, rngs={'drop_token': jax.random.key(0)}), variables, x)
 
 
 def as_text(rows: list[Row]) -> str:
@@ -308,9 +301,7 @@ def _align(lines):
       for line in lines)
 
 
-def main(argv: list[str]) -> None:
-  if argv:
-    raise UserError(f'{argv[0]}: expected only flags, --name=value')
+def main() -> None:
   if flags.FLAGS.paper:
     rows, text = list(paper_cells()), paper_as_text
   elif flags.FLAGS['config'].present:

@@ -64,10 +64,11 @@ class Embedder:
     self._window = window or (pipeline.Window(**config['window'])
                               if 'window' in config else PAPER_WINDOW)
     self._path = path
-    vocabulary = vocabulary or pathlib.Path(path) / checkpoint.VOCABULARY_FILE
-    size = config['model'].get('text', {}).get('vocabulary_size', 2)
-    self._tokenizer = (text_lib.WordTokenizer.load(vocabulary, size)
-                       if pathlib.Path(vocabulary).exists() else None)
+    self._tokenizer = None
+    known = pathlib.Path(path) / checkpoint.VOCABULARY_FILE
+    if 'text' in self._model.tokenizers and (vocabulary or known.exists()):
+      self._tokenizer = text_lib.WordTokenizer.load(
+          vocabulary or known, config['model']['text']['vocabulary_size'])
 
   def file(self, path: str | os.PathLike[str], start: float = 0.0,
            end: float = float('inf'), num_windows: int = 4) -> Embedding:
@@ -96,13 +97,12 @@ class Embedder:
         raise UserError(reader.notes.skipped[os.fspath(path)])
       examples.append(example)
     batch = {k: np.stack([e[k] for e in examples]) for k in ('video', 'audio')}
-    embed = self._embed(augment.normalize(batch))
+    embed = jax.tree.map(lambda x: x[None],                           # [1, V, D]
+                         self._embed(augment.normalize(batch)))
     heard = np.array([[e['has_audio'] for e in examples]])            # [1, V]
-    there = {'video': np.ones_like(heard), 'audio': heard}
-    mean = lambda x, m: extract.unit_norm(
-        extract.mean_over_windows(x[None], there[m])[0])
-    return {space: {m: mean(x, m) for m, x in sides.items() if there[m].any()}
-            for space, sides in embed.items()}
+    present = {'video': np.ones_like(heard), 'audio': heard}
+    return {space: {m: x[0] for m, x in sides.items() if present[m].any()}
+            for space, sides in extract.of_clips(embed, present).items()}
 
   def text(self, sentence: str) -> Embedding:
     """Embeds a sentence.  -> space -> `text` -> [D] of unit norm.

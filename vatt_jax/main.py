@@ -11,7 +11,6 @@ from ml_collections import config_flags
 
 from vatt_jax import cli
 from vatt_jax import train
-from vatt_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, a file of configs/.')
@@ -19,9 +18,7 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's folder; by default runs/ and the recipe's name.")
 
 
-def main(argv: list[str]) -> None:
-  if argv:
-    raise UserError(f'{argv[0]}: expected only flags, --name=value')
+def main() -> None:
   recipe_file = config_flags.get_config_filename(flags.FLAGS['config'])
   name, _, switches = recipe_file.partition(':')
   run = '_'.join([pathlib.Path(name).stem, *switches.split(',')]).rstrip('_')

@@ -134,10 +134,8 @@ def make(config: Settings, workdir: pathlib.Path,
 def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
   """The model of a recipe, and the shapes of one clip as the model takes it."""
   window = call('window', pipeline.Window, config['window'])
-  clip = {k: jax.ShapeDtypeStruct((1, *v.shape), v.dtype)
-          for k, v in window.empty().items()}
   model = call('model', build.build_model, config['model'])
-  return model, jax.eval_shape(augment.normalize, clip)
+  return model, jax.eval_shape(augment.normalize, window.batch(1))
 
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
@@ -158,14 +156,11 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   """Notes vocabulary and config in a new workdir, the config last and whole."""
-  path = workdir / checkpoint.CONFIG_FILE
-  if path.exists():
+  if (workdir / checkpoint.CONFIG_FILE).exists():
     return
   workdir.mkdir(parents=True, exist_ok=True)
   run.reader.tokenizer.save(workdir / checkpoint.VOCABULARY_FILE)
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
-  partial.rename(path)
+  checkpoint.write_config(workdir, config)
 
 
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:

@@ -384,11 +384,8 @@ def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> N
       f'model_checkpoint_path: {json.dumps(path.name)}\n', encoding='utf-8')
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) != 1:
-    raise UserError('expected one checkpoint: python -m vatt_jax.released CHECKPOINT '
-                    '--out=DIR')
-  settings, variables = read(argv[0], flags.FLAGS.head_dim)
+def main(prefix: str) -> None:
+  settings, variables = read(prefix, flags.FLAGS.head_dim)
   folder, words = pathlib.Path(flags.FLAGS.out), flags.FLAGS.vocabulary
   if words:
     known = text.WordTokenizer.load(words, settings['text']['vocabulary_size'])
@@ -404,4 +401,4 @@ if __name__ == '__main__':
   flags.DEFINE_integer(
       'head_dim', None, 'Width of an attention head, where no table tells and it is '
       'not 64.')
-  cli.run(main)
+  cli.run(main, 'CHECKPOINT')

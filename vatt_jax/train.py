@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -13,6 +15,7 @@ from typing import Any
 
 from absl import logging
 import jax
+from jax.sharding import Mesh
 import numpy as np
 
 from vatt_jax import checkpoint
@@ -101,8 +104,13 @@ def _start_from(initial: dict[str, Any], state: State) -> State:
 
 def _random_state(run: recipe.Recipe) -> State:
   """The state of step 0, made where it will live."""
-  init = jax.jit(run.task.init, out_shardings=sharding.replicated(run.mesh))
+  init = _compile_init(run.task, run.mesh)
   return init(run.reader.window.batch(run.batch_size))
+
+
+@functools.lru_cache(maxsize=1)    # a run begins with it and ends with it
+def _compile_init(task: step.Task, mesh: Mesh) -> Callable[..., State]:
+  return jax.jit(task.init, out_shardings=sharding.replicated(mesh))
 
 
 class _Progress:

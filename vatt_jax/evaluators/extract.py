@@ -49,6 +49,20 @@ def mean_over_windows(x: np.ndarray, there: np.ndarray) -> np.ndarray:
   return total / np.maximum(np.sum(there, axis=1), 1)[:, None]
 
 
-def unit_norm(x: np.ndarray) -> np.ndarray:
-  """Scales rows to length one; zero stays zero.  [..., D] -> [..., D]."""
+def of_clips(embed: Mapping[str, Mapping[str, np.ndarray]],
+             present: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+  """Embeddings of clips: the mean over their windows, of length one again.
+
+  Args:
+    embed: space -> modality -> [N, V, D] (VATT, section 4.3).
+    present: modality -> bool [N, V].
+
+  Returns:
+    space -> modality -> [N, D], zero where no window has the modality.
+  """
+  return {space: {m: _unit_norm(mean_over_windows(x, present[m]))
+                  for m, x in sides.items()} for space, sides in embed.items()}
+
+
+def _unit_norm(x: np.ndarray) -> np.ndarray:
   return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

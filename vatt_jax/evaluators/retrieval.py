@@ -83,9 +83,8 @@ class Retrieval:
     if not present['video'].any():
       raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
                       'retrieve from are broken')
-    embed = {space: {m: extract.unit_norm(extract.mean_over_windows(x, present[m]))
-                     for m, x in sides.items()} for space, sides in embed.items()}
-    return embed, {m: x.any(axis=1) for m, x in present.items()}
+    return (extract.of_clips(embed, present),
+            {m: x.any(axis=1) for m, x in present.items()})
 
 
 def _pick(outputs, batch):
