@@ -24,7 +24,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import pipeline
-from vatt_jax.inputs import sources
+from vatt_jax.inputs import clip
 from vatt_jax.inputs import text as text_lib
 from vatt_jax.models import build
 from vatt_jax.models import heads
@@ -88,7 +88,7 @@ class Embedder:
       UserError: the file cannot be read.
     """
     reader = pipeline.Reader(
-        [sources.Clip(os.fspath(path), start, end)], self._window,
+        [clip.Clip(os.fspath(path), start, end)], self._window,
         text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, 1))
     examples = []
     for place in pipeline.window_places(num_windows):

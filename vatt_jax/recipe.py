@@ -316,7 +316,7 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
   """
   objective = choose(OBJECTIVES[pair], name)
   check_keys(f'losses.{pair}', objective, settings,
-             ('anchors', 'others', 'present', 'temperature'))
+             ('anchors', 'others', 'present', 'temperature', 'anchored'))
   if settings.get('form', 'paper') not in contrastive.FORMS:
     raise ValueError(f'form={settings["form"]!r}: expected one of '
                      f'{", ".join(contrastive.FORMS)}')

@@ -54,7 +54,7 @@ class Term:
   """One contrast of the loss, of a pair of modalities.
 
   Attributes:
-    objective: (anchors, others, present, temperature[, bias]) -> [].
+    objective: (anchors, others, present, temperature[, bias], anchored) -> [].
     weight: in the sum of all terms.
     fixed: arguments of the objective.
     learnt: arguments of the objective that are trained, and where they start.
@@ -83,7 +83,7 @@ def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
     terms: pair -> term; a pair of which the batch lacks a modality is skipped.
     params: pair -> parameters of its term, where it has any.
     embed: space -> modality -> unit-norm embeddings (`models.multimodal`).
-    batch: for `has_audio` and `text`, which say what is there.
+    batch: for `has_video`, `has_audio` and `text`, which say what is there.
 
   Returns:
     The loss, float32, and a metric for each term, under its pair's name.
@@ -94,12 +94,9 @@ def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
     space, anchor, other = PAIRS[pair]
     if anchor not in embed[space] or other not in embed[space]:
       continue
-    there = present[other]
-    if anchor == 'audio':    # video is always there
-      there = there & present['audio'][:, None]
     learnt = term.values(params.get(pair, {}))
-    loss = term.objective(embed[space][anchor], embed[space][other], there,
-                          **term.fixed, **learnt)
+    loss = term.objective(embed[space][anchor], embed[space][other], present[other],
+                          anchored=present.get(anchor), **term.fixed, **learnt)
     metrics |= {f'loss_{pair}': loss, **{f'{k}_{pair}': v for k, v in learnt.items()}}
     total += term.weight * loss
   return total, metrics

@@ -98,8 +98,7 @@ class LinearProbe:
 
 def _pick(outputs, batch):
   """Pooled features, and whether they are of anything."""
-  there = dict(video=batch['mask'], audio=batch['has_audio'])
-  return {m: (x, there[m]) for m, x in outputs['pooled'].items() if m in there}
+  return {m: (x, batch[f'has_{m}']) for m, x in outputs['pooled'].items() if m != 'text'}
 
 
 def _labelled(features, clips, label, modality):

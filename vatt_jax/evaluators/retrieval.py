@@ -95,5 +95,5 @@ def _pick(outputs, batch):
   embed = {
       space: {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
       for space, sides in outputs['embed'].items()}
-  return embed, dict(video=batch['mask'], audio=batch['has_audio'],
+  return embed, dict(video=batch['has_video'], audio=batch['has_audio'],
                      text=np.any(batch['text'][:, 0] != 0, axis=-1))

@@ -5,16 +5,20 @@ placed by their time stamps relative to it, so the two stay in step whatever
 their rates, and whether or not their streams begin together.
 """
 
+from __future__ import annotations
+
+import bisect
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import dataclasses
+import io
 import os
 from typing import Any
+from typing import Protocol
 
 import av
-from av.video.reformatter import VideoReformatter
 import numpy as np
-from PIL import Image
 import soxr
 
 # A frame is on screen from its own time stamp. Containers round these to as
@@ -25,12 +29,45 @@ _PRE_ROLL_SECONDS = 0.25
 # Time stamps of consecutive sound frames that differ from the sample count by
 # less than this are rounding, by more a gap.
 _GAP_SECONDS = 0.02
-_ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180,
-              270: Image.Transpose.ROTATE_270}
+# What a file may ask for. A damaged or hostile one claims more than it holds.
+MAX_PIXELS = 2 ** 26
+_MAX_FRAMES = 5_000_000
+_MAX_SOUND_HZ = 768_000
+_MAX_PACKET_BYTES = 2 ** 29    # from a keyframe to the end of a window
+_MAX_OPEN_SECONDS = 10.0
+# The decoders that heed packet by packet which pictures may be left out.
+_SKIPPING = frozenset({'h264', 'hevc', 'mpeg4', 'mpeg2video'})
+# Of FFmpeg's transpose filter, by the quarter turns that a picture still needs.
+_TURNS = {90: ['cclock'], 180: ['clock', 'clock'], 270: ['clock']}
+
+Box = tuple[float, float, float, float]
 
 
 class MediaError(Exception):
   """A file that does not give what it should; the message names it and says why."""
+
+  def __init__(self, path: str, reason: str):
+    super().__init__(f'{path}: {reason}')
+    self.path = path
+
+
+class Picture(Protocol):
+  """A picture that is not in memory as pixels yet, or not as the asked-for ones.
+
+  Attributes:
+    size: width and height as it is meant to be seen, pixels.
+  """
+  size: tuple[int, int]
+
+  def cut(self, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """A part of it (left, top, right, bottom; pixels), scaled to a width and height.
+
+    Returns:
+      RGB, uint8 [height, width, 3].
+
+    Raises:
+      MediaError: it does not decode.
+    """
 
 
 class MediaFile:
@@ -42,29 +79,43 @@ class MediaFile:
     duration_seconds: of the picture stream; of the sound where there is none.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
+  def __init__(self, path: str | os.PathLike[str], content: bytes | None = None):
     """Opens a file.
 
+    Args:
+      path: of the file.
+      content: its bytes, where it stands in another one; the path is then a name.
+
     Raises:
-      MediaError: it is not there or is no media file.
+      MediaError: it is not there, is no media file, or claims an absurd size.
     """
     self._path = os.fspath(path)
     with self._naming():
       # A title in some old encoding is no reason not to read the film.
-      self._container = av.open(self._path, metadata_errors='replace')
+      self._container = av.open(
+          self._path if content is None else io.BytesIO(content),
+          metadata_errors='replace', timeout=_MAX_OPEN_SECONDS)
     self._zero = (self._container.start_time or 0) / av.time_base
+    self._tick_seconds: dict[int, float] = {}    # of each stream; fractions are slow
     self._video, self._audio = map(self._best_stream, ('video', 'audio'))
     self.has_video = self._video is not None
     self.has_audio = self._audio is not None
+    self._refuse_absurd()
     self.duration_seconds = self._duration()
 
-  def __enter__(self) -> 'MediaFile':
+  def __enter__(self) -> MediaFile:
     return self
 
   def __exit__(self, *_) -> None:
     self._container.close()
 
-  def frames(self, times: Sequence[float]) -> list[Image.Image]:
+  @property
+  def frame_rate_hz(self) -> float | None:
+    """Pictures a second on average, where the file says so."""
+    rate = self._video.average_rate if self.has_video else None
+    return float(rate) if rate else None
+
+  def frames(self, times: Sequence[float]) -> list[Picture]:
     """The pictures on screen at given times.
 
     Decodes from the last keyframe before the first time, and no further than
@@ -75,15 +126,30 @@ class MediaFile:
       times: seconds, increasing.
 
     Raises:
-      MediaError: there is no picture, or it does not decode.
+      MediaError: there is no picture, or one of these does not decode.
     """
     if self._video is None:
-      raise MediaError(f'{self._path}: has no picture')
+      raise MediaError(self._path, 'has no picture')
     with self._naming():
-      chosen = self._on_screen(times)
-      convert = VideoReformatter()    # one for all frames: it is dear to set up
-      images = {id(frame): _upright(frame, convert) for frame in chosen}
-    return [images[id(frame)] for frame in chosen]
+      packets = self._packets(self._video, times[0], times[-1])
+      stamps = [p.pts for p in packets if not p.is_discard]
+      shown, frames = [], {}
+      if None not in stamps:
+        shown = self._on_screen(stamps, times)
+        frames = self._decode_pictures(packets, set(shown))
+      if not all(stamp in frames for stamp in shown) or not shown:
+        # Not every packet shows a picture (a field, a hidden reference, a broken one),
+        # or has a time stamp: only decoding tells.
+        stamps = self._stamps(packets)
+        shown = self._on_screen(stamps, times)
+        frames = self._decode_pictures(packets, set(shown))
+    lost = [s for s in shown if s not in frames or frames[s].is_corrupt]
+    if not shown or lost:
+      at = f' at {self._seconds(self._video, lost[0]):.1f} s' if lost else ''
+      raise MediaError(self._path, f'Invalid data: no whole picture decodes{at}')
+    cutter = _Cutter(self._path)
+    pictures = {stamp: _Frame(frame, cutter) for stamp, frame in frames.items()}
+    return [pictures[stamp] for stamp in shown]
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
     """The sound from a time on, mono.
@@ -115,68 +181,145 @@ class MediaFile:
     window = np.pad(window, (0, num_samples - len(window)))
     return window if np.any(window) else None
 
-  def _on_screen(self, times: Sequence[float]) -> list[av.VideoFrame]:
-    """The frame shown at each time."""
-    shown, chosen = None, []
-    for now, frame in self._decode(self._video, times[0]):
-      while len(chosen) < len(times) and now > times[len(chosen)] + _TIME_SLACK:
-        chosen.append(frame if shown is None else shown)
-      shown = frame
-      if len(chosen) == len(times):
-        break
-    if shown is None:
-      raise MediaError(f'{self._path}: no picture decodes')
-    return chosen + [shown] * (len(times) - len(chosen))
+  def _on_screen(self, stamps: list[int], times: Sequence[float]) -> list[int]:
+    """Which of the frames' time stamps is on screen at each time."""
+    stamps = sorted(stamps)
+    if not stamps:
+      return []
+    seconds = [self._seconds(self._video, s) for s in stamps]
+    return [stamps[max(bisect.bisect_right(seconds, t + _TIME_SLACK) - 1, 0)]
+            for t in times]
+
+  def _decode_pictures(self, packets: list[av.Packet], wanted: set[int]
+                       ) -> dict[int, av.VideoFrame]:
+    """Time stamp -> frame, of those wanted that decode."""
+    return {frame.pts: frame
+            for frame in self._decode(self._video, packets, wanted)
+            if isinstance(frame, av.VideoFrame) and frame.pts in wanted}
+
+  def _stamps(self, packets: list[av.Packet]) -> list[int]:
+    """The time stamps of all frames, and of packets that do not decode."""
+    frames = self._decode(self._video, packets)
+    return [frame.pts for frame in frames if frame.pts is not None]
+
+  def _decode(self, stream: Any, packets: list[av.Packet],
+              wanted: set[int] | None = None) -> Iterator[av.frame.Frame | av.Packet]:
+    """The frames of packets, and the packets that do not decode.
+
+    Of the frames that are not `wanted`, those that no other needs are left out.
+    """
+    context = stream.codec_context
+    context.flush_buffers()
+    if wanted is not None:
+      last = max((i for i, p in enumerate(packets) if p.pts in wanted), default=-1)
+      packets = packets[:last + 1]
+    for packet in [*packets, None]:
+      if context.name in _SKIPPING:
+        needed = wanted is None or packet is None or packet.pts in wanted
+        context.skip_frame = 'DEFAULT' if needed else 'NONREF'
+      try:
+        yield from context.decode(packet)
+      except av.FFmpegError:
+        if packet is not None:
+          yield packet
 
   def _native_sound(self, begin: int, length: int, native_hz: int
                     ) -> np.ndarray | None:
     """Mono samples begin .. begin + length at the file's own rate."""
-    buffer, filled, expected = np.zeros(length, np.float32), False, None
-    for now, frame in self._decode(self._audio, begin / native_hz):
-      position = round(now * native_hz) - begin
-      if expected is not None and abs(position - expected) < _GAP_SECONDS * native_hz:
-        position = expected
-      samples = _mono(frame)
-      expected = position + len(samples)
-      if position >= length:
-        break
-      low, high = max(position, 0), min(expected, length)
+    packets = self._packets(self._audio, begin / native_hz,
+                            (begin + length) / native_hz)
+    runs, expected, last_kind = [], 0, None    # position, frames without a gap
+    for frame in self._decode(self._audio, packets):
+      if frame.pts is None:
+        continue
+      seconds = self._seconds(self._audio, frame.pts)
+      if isinstance(frame, av.Packet):
+        raise MediaError(self._path, f'Invalid data: no sound decodes at '
+                         f'{seconds:.1f} s')
+      position = round(seconds * native_hz) - begin
+      kind = frame.format.name, frame.layout.nb_channels
+      if kind != last_kind or abs(position - expected) >= _GAP_SECONDS * native_hz:
+        runs.append((position, []))
+        expected, last_kind = position, kind
+      runs[-1][1].append(frame)
+      expected += frame.samples
+    buffer, filled = np.zeros(length, np.float32), False
+    for position, frames in runs:
+      samples = _mono(frames)
+      low, high = max(position, 0), min(position + len(samples), length)
       if high > low:
         buffer[low:high] = samples[low - position:high - position]
         filled = True
     return buffer if filled else None
 
-  def _decode(self, stream, seconds: float) -> Iterator[tuple[float, av.frame.Frame]]:
-    """(time, frame) in order of presentation, from at or before `seconds` on."""
-    first_seconds = (stream.start_time or 0) * stream.time_base - self._zero
-    if seconds > first_seconds:
-      offset = int((seconds + self._zero) / stream.time_base)
-      self._container.seek(offset, stream=stream, backward=True)
-      frames = self._timed(stream)
-      first = next(frames, None)
-      if first is not None and first[0] <= seconds + _TIME_SLACK:
-        yield first
-        yield from frames
-        return
-    # The window is at the start, or the file's index led astray. A second before
-    # the start, for the packets that only prime a decoder stand before it.
-    start = stream.start_time or 0
-    try:
-      self._container.seek(start - int(1 / stream.time_base), stream=stream,
-                           backward=True)
-    except av.FFmpegError:    # AVI's index knows nothing before the start
-      self._container.seek(start, stream=stream, backward=True)
-    yield from self._timed(stream)
+  def _packets(self, stream: Any, first: float, last: float) -> list[av.Packet]:
+    """What must be decoded to show a stream from one time to another (seconds)."""
+    begin = self._seconds(stream, stream.start_time or 0)
+    # A second before the start, for packets that only prime a decoder stand there.
+    earliest, back = begin - 1, 0.0
+    while True:
+      target = max(first - back, earliest) if first > begin else earliest
+      self._seek(stream, target)
+      packets = self._read(stream, last)
+      if target == earliest:
+        return packets
+      # A file's index may lead astray, and some containers have none.
+      keys = (i for i, p in enumerate(packets) if p.is_keyframe)
+      key = next(keys, None)
+      if key is not None and (
+          self._seconds(stream, _stamp(packets[key])) <= first + _TIME_SLACK):
+        return packets[key:]
+      back = 2 * back + 1
 
-  def _timed(self, stream):
-    for frame in self._container.decode(stream):
-      if frame.pts is not None:
-        yield float(frame.pts * frame.time_base) - self._zero, frame
+  def _seek(self, stream: Any, seconds: float) -> None:
+    """To the last keyframe at or before a time, as far as the file's index knows."""
+    offset = int((seconds + self._zero) / self._tick_seconds[stream.index])
+    try:
+      self._container.seek(offset, stream=stream, backward=True)
+    except av.FFmpegError:    # AVI's index knows nothing before the start
+      self._container.seek(stream.start_time or 0, stream=stream, backward=True)
+
+  def _read(self, stream: Any, last: float) -> list[av.Packet]:
+    """Packets from here until none can be shown at or before `last` (seconds)."""
+    packets, num_bytes = [], 0
+    for packet in self._container.demux(stream):
+      # Nothing is shown before it is decoded.
+      if packet.dts is not None and (
+          self._seconds(stream, packet.dts) > last + _TIME_SLACK):
+        break
+      if packet.size:
+        packets.append(packet)
+        num_bytes += packet.size
+      if num_bytes > _MAX_PACKET_BYTES:
+        raise MediaError(self._path, f'more than {_MAX_PACKET_BYTES >> 20} MiB to '
+                         f'decode for the pictures until {last:.1f} s; re-encode it '
+                         'with keyframes nearer to each other')
+    return packets
+
+  def _seconds(self, stream: Any, stamp: int | None) -> float:
+    """Of a stream's time stamp; one that is missing is taken for zero."""
+    return (stamp or 0) * self._tick_seconds[stream.index] - self._zero
+
+  def _refuse_absurd(self) -> None:
+    """Claims that would take all memory or time."""
+    if self._video is not None:
+      context = self._video.codec_context
+      if context.width * context.height > MAX_PIXELS:
+        raise MediaError(self._path, f'claims {context.width} x {context.height} '
+                         f'pixels; at most {MAX_PIXELS} are read')
+      if self._video.frames > _MAX_FRAMES:
+        raise MediaError(self._path, f'claims {self._video.frames} pictures; at most '
+                         f'{_MAX_FRAMES} are read')
+    if self._audio is not None:
+      rate = self._audio.codec_context.sample_rate
+      if not 0 < rate <= _MAX_SOUND_HZ:
+        raise MediaError(self._path, f'claims sound at {rate} Hz; at most '
+                         f'{_MAX_SOUND_HZ} is read')
 
   def _duration(self) -> float:
     stream = self._video or self._audio
     if stream is None:
-      raise MediaError(f'{self._path}: has neither picture nor sound')
+      raise MediaError(self._path, 'has neither picture nor sound')
     if stream.duration:
       return float(stream.duration * stream.time_base)
     if self._container.duration:
@@ -184,7 +327,7 @@ class MediaFile:
     with self._naming():
       last = max((p.pts + (p.duration or 0) for p in self._container.demux(stream)
                   if p.pts is not None), default=0)
-    return float(last * stream.time_base) - self._zero
+    return self._seconds(stream, last)
 
   def _best_stream(self, kind: str) -> Any:
     """The stream that players choose, or None if there is none with a decoder."""
@@ -193,6 +336,7 @@ class MediaFile:
       return None
     # Many files are read side by side: threads within one are in the way.
     stream.codec_context.thread_count = 1
+    self._tick_seconds[stream.index] = float(stream.time_base)
     return stream
 
   @contextlib.contextmanager
@@ -201,21 +345,77 @@ class MediaFile:
     try:
       yield
     except av.FFmpegError as e:
-      raise MediaError(f'{self._path}: {e.strerror or type(e).__name__}') from e
+      raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
 
 
-def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Image.Image:
-  """The picture as it is meant to be seen, RGB."""
-  image = convert.reformat(frame, format='rgb24', threads=1).to_image()
-  turn = frame.rotation % 360
-  return image.transpose(_ROTATIONS[turn]) if turn in _ROTATIONS else image
+def _stamp(packet: av.Packet) -> int | None:
+  return packet.dts if packet.pts is None else packet.pts
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
-  """The mean of the channels.  -> float32 [S] in [-1, 1]."""
-  samples = frame.to_ndarray()    # [channels, S], or packed [1, S * channels]
-  if not frame.format.is_planar:
-    samples = samples.reshape(-1, frame.layout.nb_channels).T
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+  """A decoded picture, in the file's own pixel format."""
+  frame: av.VideoFrame
+  cutter: _Cutter
+
+  @property
+  def size(self) -> tuple[int, int]:
+    width, height = self.frame.width, self.frame.height
+    return (height, width) if self.frame.rotation % 180 else (width, height)
+
+  def cut(self, box: Box, size: tuple[int, int]) -> np.ndarray:
+    return self.cutter(self.frame, box, size)
+
+
+class _Cutter:
+  """Turns, cuts, scales and colours pictures, in one pass of FFmpeg's filters.
+
+  One for all pictures of a window: filters are dear to set up.
+  """
+
+  def __init__(self, path: str):
+    self._path = path
+    self._made_for: Any = None
+    self._graph: av.filter.Graph | None = None
+
+  def __call__(self, frame: av.VideoFrame, box: Box, size: tuple[int, int]
+               ) -> np.ndarray:
+    """RGB, uint8 [height, width, 3]."""
+    key = (frame.width, frame.height, frame.format.name, frame.colorspace,
+           frame.color_range, frame.rotation % 360, box, size)
+    try:
+      if key != self._made_for:
+        self._graph, self._made_for = _filters(*key), key
+      self._graph.push(frame)
+      return self._graph.pull().to_ndarray()
+    except av.FFmpegError as e:
+      raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
+
+
+def _filters(width: int, height: int, pixels: str, space: int, color_range: int,
+             rotation: int, box: Box, size: tuple[int, int]) -> av.filter.Graph:
+  left, top, right, bottom = map(round, box)
+  graph = av.filter.Graph()
+  graph.threads = 1
+  graph.link_nodes(
+      graph.add('buffer', f'video_size={width}x{height}:pix_fmt={pixels}:time_base=1/1:'
+                          f'colorspace={space}:range={color_range}'),
+      *(graph.add('transpose', turn) for turn in _TURNS.get(rotation, ())),
+      graph.add('crop', f'{max(right - left, 1)}:{max(bottom - top, 1)}:{left}:{top}:'
+                        'exact=1'),
+      # First the size, then the colours: both at once takes three times as long.
+      graph.add('scale', f'{size[0]}:{size[1]}:flags=bilinear'),
+      graph.add('format', pixels), graph.add('scale'),
+      graph.add('format', 'rgb24'), graph.add('buffersink')).configure()
+  return graph
+
+
+def _mono(frames: Sequence[av.AudioFrame]) -> np.ndarray:
+  """The mean of the channels, of frames of one kind.  -> float32 [S] in [-1, 1]."""
+  # [channels, S], or packed [1, S * channels]
+  samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+  if not frames[0].format.is_planar:
+    samples = samples.reshape(-1, frames[0].layout.nb_channels).T
   mean = samples.mean(axis=0, dtype=np.float32)
   if samples.dtype == np.uint8:
     return mean / 128 - 1

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -18,10 +19,10 @@ from typing import Any
 
 from absl import logging
 import numpy as np
-from PIL import Image
 import tensorflow as tf
 
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import clip as clip_lib
 from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text as text_lib
@@ -37,8 +38,8 @@ _MAX_DRAWS = 100
 # How often a part of a picture is drawn that doesn't fit.
 _MAX_CROP_DRAWS = 100
 
+MODALITIES = ('video', 'audio', 'text')
 Example = dict[str, np.ndarray]
-Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,14 @@ class Window:
       picture's.
     max_crop_aspect: in training, the most that a crop is wider than high, or higher
       than wide; crops are squeezed into the square.
+    scale_jitter: in training, instead of these two: pictures are stretched by up to so
+      much, more or less, in width and height apart, before a square as large as the
+      unstretched picture allows is cut out (the released code's way, with 0.2).
+    scale_jitter_rate: the share of clips that are stretched.
+    modalities: what is read; the rest is not in the example.
 
   Raises:
-    ValueError: a size or rate is not positive.
+    ValueError: a size or rate is not positive, or a modality unknown.
   """
   num_frames: int
   frame_rate_hz: float
@@ -68,12 +74,23 @@ class Window:
   max_words: int = 16
   min_crop_area: float = 1.0
   max_crop_aspect: float = 1.0
+  scale_jitter: float = 0.0
+  scale_jitter_rate: float = 0.8
+  modalities: tuple[str, ...] = MODALITIES
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if value <= 0:
+      if field.name not in ('modalities', 'scale_jitter') and value <= 0:
         raise ValueError(f'{field.name}={value}: expected more than 0')
+    if not 0 <= self.scale_jitter < 1:
+      raise ValueError(f'scale_jitter={self.scale_jitter}: expected 0 to 1')
+    if self.scale_jitter and (self.min_crop_area < 1 or self.max_crop_aspect > 1):
+      raise ValueError(f'scale_jitter={self.scale_jitter}: is another way to cut than '
+                       'min_crop_area and max_crop_aspect; leave those at 1')
+    if not self.modalities or not set(self.modalities) <= set(MODALITIES):
+      raise ValueError(f'modalities={self.modalities}: expected some of '
+                       f'{", ".join(MODALITIES)}')
 
   @property
   def seconds(self) -> float:
@@ -86,12 +103,19 @@ class Window:
   def empty(self) -> Example:
     """An example of zeros: the shapes and types of every other."""
     size = self.image_size
-    return dict(
-        video=np.zeros((self.num_frames, size, size, 3), np.uint8),
-        audio=np.zeros(self.num_samples, np.int16),
-        text=np.zeros((self.num_candidates, self.max_words), np.int32),
-        has_audio=np.zeros((), bool), has_text=np.zeros((), bool),
-        id=np.zeros((), np.int32), mask=np.zeros((), bool))
+    arrays = dict(video=np.zeros((self.num_frames, size, size, 3), np.uint8),
+                  audio=np.zeros(self.num_samples, np.int16),
+                  text=np.zeros((self.num_candidates, self.max_words), np.int32))
+    example = dict(id=np.zeros((), np.int32), mask=np.zeros((), bool))
+    for modality in self.modalities:
+      example |= {modality: arrays[modality], f'has_{modality}': np.zeros((), bool)}
+    return example
+
+  def random_box(self, size: tuple[int, int], rng: np.random.Generator) -> media.Box:
+    """The part of a picture (width, height) that training shows."""
+    if self.scale_jitter:
+      return jittered_box(size, self.scale_jitter, self.scale_jitter_rate, rng)
+    return random_box(size, self.min_crop_area, self.max_crop_aspect, rng)
 
   def batch(self, size: int) -> Example:
     """So many of them."""
@@ -175,68 +199,97 @@ class Reader:
     tokenizer: words to ids.
     notes: where broken files are counted.
   """
-  clips: Sequence[sources.Clip]
+  clips: Sequence[clip_lib.Clip]
   window: Window
   tokenizer: text_lib.WordTokenizer
   notes: FileNotes
 
   def read(self, index: int, rng: np.random.Generator | None,
-           place: float = 0.5) -> Example | None:
+           place: float = 0.5, side: float = 0.5) -> Example | None:
     """One example, or None if its file is broken (and counted as such).
 
     Args:
       index: of the clip.
-      rng: chooses window and crop; None takes the central crop, and
-      place: where in the clip the window lies, 0 for its begin, 1 for its end.
+      rng: chooses window and crop; None takes a square as large as the picture
+        allows, and
+      place: where in the clip the window lies, 0 for its begin, 1 for its end;
+      side: where in the picture the square lies, 0 for its left or upper end, 1 for
+        the other.
 
     Raises:
       UserError: too many files are broken.
     """
-    clip = self.clips[index]
     try:
-      with media.MediaFile(clip.path) as file:
-        example, soundless = self._decode(clip, file, rng, place)
+      clip = self.clips[index]
+      with clip.open() as file:
+        example, soundless = self._decode(clip, file, rng, place, side)
     except media.MediaError as e:
-      self.notes.add_bad(clip.path, str(e))
+      self.notes.add_bad(e.path, str(e))
       return None
     self.notes.add_good(clip.path, soundless)
     return example | dict(id=np.int32(index), mask=np.bool_(True))
 
-  def _decode(self, clip: sources.Clip, file: media.MediaFile,
-              rng: np.random.Generator | None, place: float) -> tuple[Example, str]:
+  def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media,
+              rng: np.random.Generator | None, place: float, side: float
+              ) -> tuple[Example, str]:
     """An example, and why it has no sound, if so."""
     window = self.window
     end = min(clip.end, file.duration_seconds)
     if clip.start >= end:
-      raise media.MediaError(f'{clip.path}: ends at {end:.1f} s, before the clip '
-                             f'begins at {clip.start:.1f} s')
+      raise media.MediaError(clip.path, f'ends at {end:.1f} s, before the clip begins '
+                                        f'at {clip.start:.1f} s')
     room = max(end - clip.start - window.seconds, 0.0)
     start = clip.start + room * (place if rng is None else rng.random())
+    example, soundless = {}, ''
+    if 'video' in window.modalities:
+      example = self._pictures(clip, file, start, end, rng, side)
+    if 'audio' in window.modalities:
+      sound, soundless = self._sound(clip, file, start, end)
+      example |= sound
+    if 'text' in window.modalities:
+      text = self._candidates(clip, start + window.seconds / 2)
+      example |= dict(text=text, has_text=np.any(text != 0))
+    # A clip of which nothing is there says so, rather than being all zeros.
+    if not any(example.get(f'has_{m}') for m in ('video', 'audio')):
+      raise media.MediaError(clip.path, soundless or 'has no picture')
+    return example, soundless
+
+  def _pictures(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float,
+                end: float, rng: np.random.Generator | None, side: float) -> Example:
+    """video and has_video; zeros where a file has no pictures but sound instead."""
+    window = self.window
+    if not file.has_video and 'audio' in window.modalities:
+      return {k: window.empty()[k] for k in ('video', 'has_video')}
     times = start + np.arange(window.num_frames) / window.frame_rate_hz
     # What follows a short clip in its file is not the clip's.
-    images = file.frames(np.minimum(times, max(end - 1e-3, start)))
-    size = (window.image_size, window.image_size)
-    whole = images[0].size
-    box = central_box(whole) if rng is None else random_box(
-        whole, window.min_crop_area, window.max_crop_aspect, rng)
-    video = np.stack([
-        np.asarray(image.resize(size, Image.Resampling.BILINEAR, box))
-        for image in images])
-    text = self._candidates(clip, start + window.seconds / 2)
-    example = dict(video=video, text=text, has_text=np.any(text != 0))
+    pictures = file.frames(np.minimum(times, max(end - 1e-3, start)))
+    whole = pictures[0].size
+    box = (central_box(whole, side) if rng is None else
+           window.random_box(whole, rng))
+    video = window.empty()['video']
+    for i, picture in enumerate(pictures):
+      if i and picture is pictures[i - 1]:    # the same for longer than a frame
+        video[i] = video[i - 1]
+      else:
+        video[i] = picture.cut(_rescale(box, whole, picture.size), video.shape[1:3])
+    return dict(video=video, has_video=np.bool_(True))
+
+  def _sound(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float, end: float
+             ) -> tuple[Example, str]:
+    """audio and has_audio, and why there is none, if so."""
+    window = self.window
     try:
       audio, soundless = file.sound(start, window.num_samples, window.audio_hz), ''
-    except media.MediaError as e:    # the picture is good: only the sound is masked
+    except media.MediaError as e:    # the picture may be good: only the sound is masked
       audio, soundless = None, str(e)
     if audio is None:
       soundless = soundless or f'{clip.path}: has no sound at {start:.1f} s'
       audio = np.zeros(window.num_samples, np.float32)
     audio[round((end - start) * window.audio_hz):] = 0
-    example['audio'] = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-    example['has_audio'] = np.bool_(not soundless)
-    return example, soundless
+    samples = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
+    return dict(audio=samples, has_audio=np.bool_(not soundless)), soundless
 
-  def _candidates(self, clip: sources.Clip, middle: float) -> np.ndarray:
+  def _candidates(self, clip: clip_lib.Clip, middle: float) -> np.ndarray:
     """The sentences nearest in time.  -> int32 [K, N]."""
     window = self.window
     text = np.zeros((window.num_candidates, window.max_words), np.int32)
@@ -245,21 +298,44 @@ class Reader:
     return text
 
 
-def nearest(captions: Sequence[sources.Caption], time: float, count: int
-            ) -> list[sources.Caption]:
+def nearest(captions: Sequence[clip_lib.Caption], time: float, count: int
+            ) -> list[clip_lib.Caption]:
   """The `count` captions whose middle is nearest to `time`, nearest first."""
   return sorted(captions, key=lambda c: abs((c.start + c.end) / 2 - time))[:count]
 
 
-def central_box(size: tuple[int, int]) -> Box:
-  """The largest square, in the middle.  width, height -> left, top, right, bottom."""
-  width, height = size
-  side = min(width, height)
-  return _box(size, side, side, 0.5, 0.5)
+def central_box(size: tuple[int, int], side: float = 0.5) -> media.Box:
+  """The largest square, in the middle, or nearer to one side (0, 1) of the longer edge.
+
+  width, height -> left, top, right, bottom.
+  """
+  edge = min(size)
+  return _box(size, edge, edge, side, side)
+
+
+def jittered_box(size: tuple[int, int], jitter: float, rate: float,
+                 rng: np.random.Generator) -> media.Box:
+  """What a random square shows of a picture that was stretched before.
+
+  Stretching a picture by f before a square is cut out is cutting out 1/f of the
+  square's width (DMVR's `scale_jitter_augm`); what would reach over the edge, and is
+  zero there, is squeezed in instead.
+
+  Args:
+    size: width and height, pixels.
+    jitter: the most by which the factors differ from 1; drawn evenly.
+    rate: the share of pictures that are stretched at all.
+    rng: draws.
+  """
+  stretched, wide, high, across, down = rng.random(5)
+  factor = lambda u: 1 + jitter * (2 * u - 1) if stretched < rate else 1.0
+  width, height = (min(min(size) / factor(u), most)
+                   for u, most in zip((wide, high), size, strict=True))
+  return _box(size, width, height, across, down)
 
 
 def random_box(size: tuple[int, int], min_area: float, max_aspect: float,
-               rng: np.random.Generator) -> Box:
+               rng: np.random.Generator) -> media.Box:
   """A random part of a picture (VATT, section 4.3).
 
   Args:
@@ -289,17 +365,26 @@ def _box(size, w, h, across, down):
   return left, top, left + w, top + h
 
 
-def window_places(num_windows: int) -> np.ndarray:
-  """Evenly from a clip's begin, 0, to its end, 1; one is in the middle."""
-  return np.linspace(0, 1, num_windows) if num_windows > 1 else np.array([0.5])
+def _rescale(box: media.Box, whole: tuple[int, int], size: tuple[int, int]
+             ) -> media.Box:
+  """The same part of a picture of another size, as some films change theirs."""
+  if whole == size:
+    return box
+  return tuple(v * size[i % 2] / whole[i % 2] for i, v in enumerate(box))
+
+
+def window_places(count: int) -> np.ndarray:
+  """Evenly from one end, 0, to the other, 1; a single one is in the middle."""
+  return np.linspace(0, 1, count) if count > 1 else np.array([0.5])
 
 
 def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
                   host: int = 0, num_hosts: int = 1) -> Iterator[dict[str, Any]]:
   """Endless batches; that of step s depends on (clips, seed, s) alone.
 
-  Every epoch has an order of its own. A broken file's place is taken by another
-  clip, again by (seed, epoch, index) alone.
+  Every epoch has an order of its own; of a mixture with weights, every epoch of each
+  source. A broken file's place is taken by another clip of its source, again by
+  (seed, epoch, index) alone.
 
   Args:
     reader: the source.
@@ -313,23 +398,23 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
     UserError: from the iterator: too many files are broken.
   """
   share = batch_size // num_hosts
-  count = len(reader.clips)
+  parts = [(0, len(reader.clips), 1)]
+  if isinstance(reader.clips, sources.Mixture) and reader.clips.shares:
+    lengths = [len(part) for part in reader.clips.parts]
+    parts = list(zip(itertools.accumulate([0, *lengths[:-1]]), lengths,
+                     reader.clips.shares, strict=True))
 
   def draw(i):
-    """Which clip comes at place i of the stream, in which epoch."""
-    place = i // share * batch_size + host * share + i % share
-    epoch, position = place // count, place % count
-    return epoch, tf.raw_ops.RandomIndexShuffle(
-        index=position, seed=tf.stack([seed, epoch, 0]), max_index=count - 1,
-        rounds=_SHUFFLE_ROUNDS)
+    return _draw(_place(i, share, batch_size, host), parts, seed)
 
-  def read(epoch, index):
+  def read(epoch, part, index):
+    begin, length, _ = parts[part]
     for attempt in range(_MAX_DRAWS):
       rng = np.random.default_rng((seed, epoch, index, attempt))
       example = reader.read(int(index), rng)
       if example is not None:
         return example
-      index = rng.integers(count)
+      index = begin + rng.integers(length)
     raise UserError(f'{_MAX_DRAWS} clips drawn in a row are broken; the last: '
                     f'{list(reader.notes.skipped.values())[-1]}')
 
@@ -337,33 +422,79 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
   return _batches(dataset, reader.window.empty(), read, share)
 
 
-def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1
+def _place(i: tf.Tensor, share: int, batch_size: int, host: int) -> tf.Tensor:
+  """Where in the stream of all hosts the i-th row of a host stands."""
+  return i // share * batch_size + host * share + i % share
+
+
+def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
+          ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Which clip comes at a place of the stream, in which epoch of its part.
+
+  The parts take turns as evenly as their shares allow, so every batch has of each
+  what it should, but for one clip.
+
+  Args:
+    place: [], int64.
+    parts: (first clip, number of clips, share) of each.
+    seed: of the order.
+
+  Returns:
+    Epoch, part and clip.
+  """
+  drawn, left = None, sum(share for *_, share in parts)
+  for number, (first, length, share) in enumerate(parts):
+    before = place * share // left    # so many of the places before are this part's
+    epoch, position = before // length, before % length
+    clip = first + tf.raw_ops.RandomIndexShuffle(
+        index=position, seed=tf.stack([seed, epoch, number]), max_index=length - 1,
+        rounds=_SHUFFLE_ROUNDS)
+    this = epoch, tf.constant(number, tf.int64), clip
+    if drawn is None:
+      drawn, taken = this, (place + 1) * share // left > before
+    else:
+      drawn = tuple(tf.where(taken, a, b) for a, b in zip(drawn, this, strict=True))
+      taken |= (place + 1) * share // left > before
+    place, left = place - before, left - share
+  return drawn
+
+
+def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
+                 num_crops: int = 1, host: int = 0, num_hosts: int = 1
                  ) -> Iterator[dict[str, Any]]:
   """Every clip once, in order; the last batch is filled up with masked zeros.
 
-  A broken file's place is masked too.
+  A broken file's place is masked too. A clip's views are rows that follow each
+  other: of the first window all crops, then of the second.
 
   Args:
     reader: the source.
-    batch_size: rows of a batch.
-    num_windows: of each clip, one row after the other, evenly from its begin to its
-      end; one is in its middle.
+    batch_size: rows of a batch, of all hosts together.
+    num_windows: of each clip, evenly from its begin to its end; one is in its middle.
+    num_crops: of each window, squares evenly from one end of the picture's longer
+      edge to the other; one is in the middle, three are the papers' (VATT, 4.2).
+    host: this host's number.
+    num_hosts: each gives its share of every batch.
 
   Raises:
     UserError: from the iterator: too many files are broken.
   """
-  count = len(reader.clips) * num_windows
-  padded = -(-count // batch_size) * batch_size
+  share = batch_size // num_hosts
+  count = len(reader.clips) * num_windows * num_crops
   empty = reader.window.empty()
-  places = window_places(num_windows)
+  places, sides = window_places(num_windows), window_places(num_crops)
 
   def read(row):
-    index, window = divmod(int(row), num_windows)
-    example = reader.read(index, None, places[window]) if row < count else None
+    if row >= count:
+      return empty
+    index, view = divmod(int(row), num_windows * num_crops)
+    window, crop = divmod(view, num_crops)
+    example = reader.read(index, None, places[window], sides[crop])
     return empty if example is None else example
 
-  dataset = tf.data.Dataset.range(padded).map(lambda i: (i,))
-  return _batches(dataset, empty, read, batch_size)
+  dataset = tf.data.Dataset.range(-(-count // batch_size) * share).map(
+      lambda i: (_place(i, share, batch_size, host),))
+  return _batches(dataset, empty, read, share)
 
 
 def _batches(dataset: tf.data.Dataset, empty: Example, read: Callable[..., Example],

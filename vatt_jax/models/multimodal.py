@@ -81,12 +81,10 @@ def find_present(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """What is there and does not only fill the batch.
 
   Returns:
-    `audio` bool [B] and `text` bool [B, K], sentences that are more than padding;
-    a modality of which nothing is known is left out.
+    `video` and `audio` bool [B], and `text` bool [B, K], sentences that are more than
+    padding; a modality of which nothing is known is left out.
   """
-  present = {}
-  if 'has_audio' in batch:
-    present['audio'] = batch['has_audio']
+  present = {m: batch[f'has_{m}'] for m in ('video', 'audio') if f'has_{m}' in batch}
   if 'text' in batch:
     present['text'] = jnp.any(batch['text'] != 0, axis=-1)
   return present

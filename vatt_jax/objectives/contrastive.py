@@ -31,7 +31,8 @@ def masked_nce(logits: jax.Array, positives: jax.Array, rows: jax.Array) -> jax.
 
 
 def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
-            temperature: jax.typing.ArrayLike, form: str = 'paper') -> jax.Array:
+            temperature: jax.typing.ArrayLike, form: str = 'paper',
+            anchored: jax.Array | None = None) -> jax.Array:
   """Multiple-instance NCE: an anchor matches the best of its own candidates.
 
   Args:
@@ -46,14 +47,19 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
       candidates against the anchor and all anchors against its candidates, so that
       the positives count twice in it and the least loss is log 2 (the release's
       AsymmetricNCE, with which it was trained).
+    anchored: bool [B]; False: the anchor is not there, in no pair. None: all are.
 
   Returns:
     [], float32.
   """
   b, k, _ = others.shape
+  if anchored is not None:
+    present &= anchored[:, None]
   logits = jnp.where(present[None], _similarity(anchors, others) / temperature,
                      -jnp.inf)                                       # [B, B, K]
   own = jnp.broadcast_to(jnp.eye(b, dtype=bool)[:, :, None], (b, b, k))
+  if anchored is not None:
+    logits = jnp.where(anchored[:, None, None], logits, -jnp.inf)
   rows = jnp.any(present, axis=1)                                    # [B]
   flat = lambda x: x.reshape(b, b * k)
   logits, turned, own = flat(logits), flat(logits.transpose(1, 0, 2)), flat(own)
@@ -68,14 +74,15 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
 
 
 def nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
-        temperature: jax.typing.ArrayLike, form: str = 'paper') -> jax.Array:
+        temperature: jax.typing.ArrayLike, form: str = 'paper',
+        anchored: jax.Array | None = None) -> jax.Array:
   """NCE (equation 4): MIL-NCE with one candidate.  [B, D], [B, D], bool [B] -> []."""
-  return mil_nce(anchors, others[:, None], present[:, None], temperature, form)
+  return mil_nce(anchors, others[:, None], present[:, None], temperature, form, anchored)
 
 
 def sigmoid(anchors: jax.Array, others: jax.Array, present: jax.Array,
-            temperature: jax.typing.ArrayLike, bias: jax.typing.ArrayLike
-            ) -> jax.Array:
+            temperature: jax.typing.ArrayLike, bias: jax.typing.ArrayLike,
+            anchored: jax.Array | None = None) -> jax.Array:
   """Is this pair one? asked of every pair (SigLIP, arXiv 2303.15343, equation 1).
 
   -log sigmoid(+-(similarity / temperature + bias)), summed over all pairs, over
@@ -87,6 +94,7 @@ def sigmoid(anchors: jax.Array, others: jax.Array, present: jax.Array,
     present: bool [B] or [B, K]; False: not there, in no pair.
     temperature: tau.
     bias: of the log-odds; very negative at the start, for most pairs don't match.
+    anchored: bool [B]; False: the anchor is not there, in no pair. None: all are.
 
   Returns:
     [], float32.
@@ -96,6 +104,8 @@ def sigmoid(anchors: jax.Array, others: jax.Array, present: jax.Array,
   b = len(anchors)
   log_odds = _similarity(anchors, others) / temperature + bias       # [B, B, K]
   sign = 2 * jnp.eye(b, dtype=jnp.float32)[:, :, None] - 1
+  if anchored is not None:
+    present &= anchored[:, None]
   rows = jnp.any(present, axis=1)
   counts = rows[:, None, None] & present[None]
   losses = jnp.where(counts, -jax.nn.log_sigmoid(sign * log_odds), 0.0)

@@ -1,0 +1,75 @@
+"""A clip: where its pictures and sound are, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import math
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from vatt_jax.inputs import media
+from vatt_jax.inputs import stills
+
+IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'})
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | {
+    '.mp4', '.m4v', '.mkv', '.webm', '.mov', '.avi', '.mpg', '.mpeg', '.ts', '.flv',
+    '.wmv', '.3gp', '.ogv',
+    '.wav', '.flac', '.ogg', '.mp3', '.m4a', '.aac', '.opus'}
+
+
+class Media(contextlib.AbstractContextManager, Protocol):
+  """Pictures and sound by time; see `media.MediaFile`, the chief one."""
+  has_video: bool
+  has_audio: bool
+  duration_seconds: float
+
+  def frames(self, times: Sequence[float]) -> list[media.Picture]:
+    """The pictures on screen at given times (seconds, increasing)."""
+
+  def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
+    """Mono float32 [num_samples] in [-1, 1], or None if there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+  """A sentence said, or true, from `start` to `end` (seconds of the file)."""
+  start: float
+  end: float
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A stretch of a media file, not read yet.
+
+  Attributes:
+    path: the file, or the name of a record and where it stands.
+    start: seconds.
+    end: seconds; infinite for the end of the file.
+    captions: sentences with their times.
+    labels: the manifest's other columns, by name.
+    content: of a record: the file's bytes, or pictures one by one; None reads the file.
+  """
+  path: str
+  start: float = 0.0
+  end: float = math.inf
+  captions: tuple[Caption, ...] = ()
+  labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  content: bytes | stills.Stills | None = dataclasses.field(default=None, repr=False)
+
+  def open(self) -> Media:
+    """Its pictures and sound.
+
+    Raises:
+      media.MediaError: they are not there, or no media.
+    """
+    if isinstance(self.content, stills.Stills):
+      return self.content
+    if pathlib.Path(self.path).suffix.lower() in IMAGE_SUFFIXES:
+      return stills.image(self.path, self.content)
+    return media.MediaFile(self.path, self.content)

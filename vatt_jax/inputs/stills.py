@@ -1,0 +1,175 @@
+"""Pictures that are encoded one by one: of prepared data sets, and images.
+
+Only the part of a JPEG that is asked for is decoded, at the scale that is asked for
+as near as its blocks allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import io
+import math
+import pathlib
+
+import cv2
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+import soxr
+import tensorflow as tf
+
+from vatt_jax.inputs import media
+
+# Many clips are read side by side: threads within one are in the way.
+cv2.setNumThreads(1)
+
+_ORIENTATION = 0x0112    # in EXIF; 1 is upright
+# So much sound on both sides of a window lets a resampler ring out.
+_MARGIN_SECONDS = 0.05
+
+
+class Stills(contextlib.AbstractContextManager):
+  """Pictures at a steady rate from time 0 on, and perhaps sound.
+
+  Attributes:
+    pictures: each an encoded image.
+    frame_rate_hz: of these.
+    has_video: there are any.
+    has_audio: there is sound.
+    duration_seconds: of the pictures; of the sound where there are none.
+  """
+
+  def __init__(self, path: str, pictures: Sequence[bytes], frame_rate_hz: float,
+               waveform: np.ndarray | None = None, waveform_hz: int = 0):
+    """Takes what a record holds.
+
+    Args:
+      path: for messages.
+      pictures: JPEG, PNG, WebP, BMP or GIF.
+      frame_rate_hz: of these.
+      waveform: int16, or float32 in [-1, 1]; [S], mono.
+      waveform_hz: its sample rate.
+
+    Raises:
+      MediaError: a rate is not positive.
+    """
+    self._path = path
+    self.pictures, self.frame_rate_hz = pictures, frame_rate_hz
+    self._waveform, self._waveform_hz = waveform, waveform_hz
+    self.has_video = len(pictures) > 0
+    self.has_audio = waveform is not None and len(waveform) > 0
+    if (self.has_video and frame_rate_hz <= 0) or (self.has_audio and waveform_hz <= 0):
+      raise media.MediaError(path, f'has rates of {frame_rate_hz} and {waveform_hz} '
+                             'Hz; expected more than 0')
+    self.duration_seconds = (len(pictures) / frame_rate_hz if self.has_video else
+                             len(waveform) / waveform_hz if self.has_audio else 0.0)
+
+  def __exit__(self, *_) -> None:
+    """Nothing is open."""
+
+  def frames(self, times: Sequence[float]) -> list[media.Picture]:
+    """The pictures on screen at given times (seconds).
+
+    Raises:
+      MediaError: there is none, or one is no image.
+    """
+    if not self.has_video:
+      raise media.MediaError(self._path, 'has no picture')
+    shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), len(self.pictures) - 1)
+             for t in times]
+    pictures = {i: _Still(self._path, self.pictures[i]) for i in set(shown)}
+    return [pictures[i] for i in shown]
+
+  def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
+    """As `media.MediaFile.sound`."""
+    if not self.has_audio:
+      return None
+    native_hz = self._waveform_hz
+    begin = round((start - _MARGIN_SECONDS) * native_hz)
+    end = begin + round((num_samples / rate_hz + 2 * _MARGIN_SECONDS) * native_hz)
+    samples = self._waveform[max(begin, 0):max(end, 0)]
+    scale = 1 / 32768 if samples.dtype == np.int16 else 1
+    buffer = np.zeros(end - begin, np.float32)
+    offset = max(-begin, 0)
+    buffer[offset:offset + len(samples)] = samples * np.float32(scale)
+    if native_hz != rate_hz:
+      buffer = soxr.resample(buffer, native_hz, rate_hz)
+    first = round((start - begin / native_hz) * rate_hz)
+    window = buffer[first:first + num_samples]
+    window = np.pad(window, (0, num_samples - len(window)))
+    return window if np.any(window) else None
+
+
+def image(path: str, content: bytes | None = None) -> Stills:
+  """An image as a film of one picture and one second.
+
+  Raises:
+    MediaError: there is no such file.
+  """
+  if content is None:
+    try:
+      content = pathlib.Path(path).read_bytes()
+    except OSError as e:
+      raise media.MediaError(path, f'{e.strerror}') from e
+  return Stills(path, [content], 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Still:
+  """An encoded image."""
+  path: str
+  content: bytes
+
+  @functools.cached_property
+  def header(self) -> Image.Image:
+    """Format, size and orientation; the pixels are not decoded."""
+    try:
+      header = Image.open(io.BytesIO(self.content))
+    except (OSError, Image.DecompressionBombError) as e:
+      raise media.MediaError(self.path, f'no image that decodes ({e})') from e
+    if math.prod(header.size) > media.MAX_PIXELS:
+      width, height = header.size
+      width, height = header.size
+      raise media.MediaError(self.path, f'claims {width} x {height} pixels; at most '
+                                        f'{media.MAX_PIXELS} are read')
+    return header
+
+  @functools.cached_property
+  def size(self) -> tuple[int, int]:
+    width, height = self.header.size
+    turned = self._orientation in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+  def cut(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
+    plain = self.header.format == 'JPEG' and self.header.mode in ('RGB', 'L')
+    try:
+      if plain and self._orientation == 1:
+        return self._cut_jpeg(box, size)
+      upright = ImageOps.exif_transpose(self.header).convert('RGB')
+      return np.asarray(upright.resize(size, Image.Resampling.BILINEAR, box))
+    except (OSError, SyntaxError, ValueError, tf.errors.InvalidArgumentError) as e:
+      reason = str(e).splitlines()[0]
+      raise media.MediaError(self.path, f'Invalid data ({reason})') from e
+
+  @property
+  def _orientation(self) -> int:
+    return self.header.getexif().get(_ORIENTATION, 1)
+
+  def _cut_jpeg(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
+    left, top, right, bottom = box
+    # Halved as long as it is not smaller than what is asked for.
+    shrink = max(r for r in (1, 2, 4, 8) if r == 1 or (
+        right - left >= r * size[0] and bottom - top >= r * size[1]))
+    whole = [-(-n // shrink) for n in self.header.size]
+    x, y = (min(round(v / shrink), n - 1) for v, n in zip((left, top), whole,
+                                                         strict=True))
+    w = min(max(round((right - left) / shrink), 1), whole[0] - x)
+    h = min(max(round((bottom - top) / shrink), 1), whole[1] - y)
+    part = tf.raw_ops.DecodeAndCropJpeg(
+        contents=self.content, crop_window=[y, x, h, w], channels=3,
+        ratio=shrink).numpy()
+    return part if (w, h) == size else cv2.resize(part, size,
+                                                  interpolation=cv2.INTER_LINEAR)
