@@ -79,10 +79,10 @@ def test_dropped_stop_words_are_not_counted_as_missing(corpus, tmp_path):
     (dict(out='nowhere/x'), r'--out=.*nowhere/x: no such folder as .*nowhere; make'),
     (dict(out='corpus.txt'), r'corpus\.txt: is there already'),
     (dict(kind='sentencepiece', drop_stop_words=True), '--drop_stop_words: only'),
-    (dict(kind='sentencepiece', size=4), r'--size=4: SentencePiece: .*is smaller than')])
+    (dict(kind='sentencepiece', size=4), '--size=4: SentencePiece: .*is smaller than')])
 def test_a_mistake_is_one_clear_line(changes, message, corpus, tmp_path):
-  settings = dict(source=corpus.name, captions='', kind='words', size=9, out='words.txt')
-  settings |= changes
+  settings = dict(source=corpus.name, captions='', kind='words', size=9,
+                  out='words.txt') | changes
   settings['source'] = str(tmp_path / settings['source'])
   settings['out'] = tmp_path / settings['out']
   with pytest.raises(UserError, match=message):
@@ -100,7 +100,8 @@ def test_a_corpus_of_no_use_is_said(content, message, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--out=x'], '--source must have a value'), (['--source=x', '--out=y'], 'x: no such'),
+    (['--out=x'], '--source must have a value'),
+    (['--source=x', '--out=y'], 'x: no such'),
     (['--source=x', '--out=y', '--kind=bytes'], 'value should be one of <words|'),
     (['--source=x', '--out=y', '--size=2'], 'size')])
 def test_a_command_that_is_wrong_is_told_so(flags, message):

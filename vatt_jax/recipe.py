@@ -77,6 +77,10 @@ class Data:
         not isinstance(self.path, str) and len(self.path) != len(self.captions)):
       raise ValueError('path and captions: expected one each, or as many of the one '
                        'as of the other')
+    choose(text.TOKENIZERS, self.tokenizer, 'tokenizer')
+    if self.drop_stop_words and self.tokenizer != 'words':
+      raise ValueError('drop_stop_words=True: expected False with tokenizer='
+                       f"{self.tokenizer!r}; only 'words' has stop words")
 
   @property
   def sources(self) -> list[tuple[str, str]]:

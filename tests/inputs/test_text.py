@@ -102,9 +102,12 @@ def test_sentencepiece_pads_with_0_and_what_it_lacks_is_1(pieces):
 def test_the_same_corpus_gives_the_same_model(pieces, monkeypatch):
   again = text.SentencePieceTokenizer.train(iter(CORPUS), 60)
   assert again._content == pieces._content
-  monkeypatch.setattr(text, '_MAX_TRAINING_SENTENCES', 6)    # then it draws some
-  a, b = (text.SentencePieceTokenizer.train(CORPUS, 60) for _ in range(2))
-  assert a._content == b._content != pieces._content
+  large = [f'{s} {chr(97 + i % 26)}{chr(97 + i // 26)}'
+           for s in CORPUS for i in range(50)]
+  every = text.SentencePieceTokenizer.train(large, 200)
+  monkeypatch.setattr(text, '_MAX_TRAINING_SENTENCES', 101)    # then it draws some
+  a, b = (text.SentencePieceTokenizer.train(large, 200) for _ in range(2))
+  assert a._content == b._content != every._content
 
 
 def test_models_of_others_pad_with_0_too():
@@ -133,8 +136,8 @@ def test_what_is_saved_comes_back(kind, pieces, tmp_path):
   assert (loaded.size, loaded.unknown) == (tokenizer.size, tokenizer.unknown)
   for sentence in ('Été: three wanted', 'a red circle', 'un\u2603'):
     assert loaded.ids(sentence) == tokenizer.ids(sentence)
-  with pytest.raises(UserError, match=rf'{path.name}: {tokenizer.size} ids, .*do not fit '
-                                      r'model\.text\.vocabulary_size=4; raise it to'):
+  with pytest.raises(UserError, match=rf'{path.name}: {tokenizer.size} ids, .*do not '
+                                      r'fit model\.text\.vocabulary_size=4; raise it'):
     text.load(kind, path, 4)
 
 
@@ -176,7 +179,8 @@ def test_lists_of_the_release_s_code_keep_their_ids(content, tmp_path):
     ('sentencepiece', b'', 'expected a SentencePiece model')])
 def test_a_file_of_another_kind_is_one_clear_line(kind, content, message, tmp_path):
   (tmp_path / 'file').write_bytes(content)
-  with pytest.raises(UserError, match=rf"file: as data\.tokenizer='{kind}': .*{message}"):
+  where = rf"file: as data\.tokenizer='{kind}': "
+  with pytest.raises(UserError, match=f'{where}.*{message}'):
     text.load(kind, tmp_path / 'file', 100)
 
 
