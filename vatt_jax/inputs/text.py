@@ -71,8 +71,8 @@ class WordTokenizer(Tokenizer):
   """Whole words.
 
   The stop words are the Glasgow Information Retrieval Group's, as scikit-learn has
-  them. HowTo100M's narrations, which MIL-NCE and MMV train on, went without these and
-  some sixty more (`stop_words.py` of github.com/antoine77340/howto100m).
+  them. The list that HowTo100M's narrations were cleaned with (`stop_words.py` of
+  github.com/antoine77340/howto100m) is one made from it.
   """
   file_name = 'vocabulary.txt'
 
