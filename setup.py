@@ -21,7 +21,7 @@ REQUIREMENTS = [
     'pillow>=11',                        # crops and resizes pictures
     'safetensors>=0.5,<1',               # weights for others to read
     'scikit-learn>=1.6,<2',              # linear probes
-    'sentencepiece>=0.2,<0.3',
+    'sentencepiece>=0.2.1,<0.3',         # its pieces of sentences, and training them
     'soxr>=0.5,<2',                      # resamples sound
     'tensorboard>=2.19,<3',              # clu's writer needs it
     # tf.data only. The CPU build, for it cannot take the accelerator; where there
@@ -31,6 +31,7 @@ REQUIREMENTS = [
     'tensorflow>=2.20,<2.22; platform_system != "Linux" '
     'or platform_machine != "x86_64"',
     'tensorflow-datasets>=4.9.9,<5',
+    'tokenizers>=0.21,<0.24',            # BERT's WordPiece
 ]
 
 EXTRAS = {

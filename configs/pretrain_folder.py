@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
   c.init_from = ''
 
   # Folders as one finds them hold things that are no films.
-  c.data = dict(path='', captions='', vocabulary='', max_bad_fraction=0.5)
+  c.data = dict(path='', captions='', tokenizer='words', vocabulary='',
+                drop_stop_words=False, max_bad_fraction=0.5)
   c.window = dict(num_frames=16, frame_rate_hz=10.0, image_size=96, audio_hz=16_000,
                   num_candidates=5, max_words=16, min_crop_area=0.3)
 

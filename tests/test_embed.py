@@ -11,6 +11,7 @@ from vatt_jax import checkpoint
 from vatt_jax import embed
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
 from vatt_jax.models import build
 
 TINY = dict(depth=1, width=8, num_heads=2, mlp_dim=8)
@@ -75,3 +76,24 @@ def test_what_cannot_be_embedded_is_said(vatt, workdir, tmp_path):
   words = embed.Embedder(mute, vocabulary=workdir / 'vocabulary.txt').text('red')
   np.testing.assert_array_equal(words['video_text']['text'],
                                 vatt.text('red')['video_text']['text'])
+
+
+@pytest.mark.parametrize('kind', text.TOKENIZERS)
+def test_a_workdir_says_how_sentences_become_ids(kind, workdir, tmp_path):
+  tokenizer = dict(
+      words=text.WordTokenizer(['red'], drop_stop_words=True),
+      wordpiece=text.WordPieceTokenizer(['[PAD]', '[UNK]', 'the', 'red']),
+      sentencepiece=text.SentencePieceTokenizer.train(['the red'], 9))[kind]
+  folder = tmp_path / kind
+  shutil.copytree(workdir, folder)
+  (folder / 'vocabulary.txt').unlink()
+  tokenizer.save(folder / tokenizer.file_name)
+  data = dict(tokenizer=kind, drop_stop_words=kind == 'words')
+  (folder / 'config.json').write_text(
+      json.dumps(dict(model=SETTINGS, window=WINDOW, data=data)))
+  vatt = embed.Embedder(folder)
+  assert vatt._tokenizer.ids('the red') == tokenizer.ids('the red')
+  assert vatt.text('the red')['video_text']['text'].shape == (4,)
+  if kind == 'words':
+    with pytest.raises(UserError, match="'of the': expected a sentence with at least"):
+      vatt.text('of the')

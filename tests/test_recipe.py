@@ -1,12 +1,15 @@
 """vatt_jax/recipe.py"""
 
 import json
+import types
 
 import pytest
 
 from vatt_jax import recipe
 from vatt_jax import settings
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
 
 
 def _takes(a, b=2):
@@ -55,3 +58,86 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   with pytest.raises(UserError, match=r'another config, model\.patch=\[2, 4\] where '
                                       r'this one has \[2, 8\]; choose another'):
     recipe._compare(config | dict(model=dict(patch=(2, 8))), tmp_path)
+
+
+CLIPS = [sources.Clip('a.mp4', captions=(
+    sources.Caption(0, 1, 'the red circle'), sources.Caption(1, 2, 'red')))]
+
+
+def claim(workdir, tokenizer, /, **data):
+  """A workdir as a run leaves it."""
+  run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer))
+  recipe._claim(dict(data=dict(path='x', **data)), workdir, run)
+
+
+@pytest.fixture
+def pieces(tmp_path):
+  """A SentencePiece model's file."""
+  path = tmp_path / 'mine.model'
+  text.SentencePieceTokenizer.train(['the red circle', 'a blue square'], 40).save(path)
+  return str(path)
+
+
+def test_without_a_file_the_words_are_those_of_the_captions(tmp_path):
+  words = lambda **data: recipe._words(recipe.Data('x', **data), CLIPS, 9, '', tmp_path)
+  assert words().vocabulary == ('red', 'circle', 'the')
+  assert words(drop_stop_words=True).vocabulary == ('red', 'circle')
+
+
+def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):
+  """Even if the file that it was given is there no more."""
+  data = dict(tokenizer='sentencepiece', vocabulary=pieces)
+  run = tmp_path / 'run'
+  load = lambda: recipe._words(recipe.Data('x', **data), CLIPS, 40, '', run)
+  first = load()
+  claim(run, first, **data)
+  (tmp_path / 'mine.model').unlink()
+  assert (run / 'sentencepiece.model').exists()
+  assert load().ids('the red square') == first.ids('the red square')
+
+
+def test_what_a_killed_start_left_in_a_workdir_is_not_its_vocabulary(tmp_path):
+  """Without a config, which is written last, it may be half of one."""
+  (tmp_path / 'vocabulary.txt').write_text('re')
+  words = recipe._words(recipe.Data('x'), CLIPS, 9, '', tmp_path)
+  assert words.vocabulary == ('red', 'circle', 'the')
+
+
+def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
+    tmp_path, pieces):
+  mine = dict(tokenizer='sentencepiece', vocabulary=pieces)
+  first = recipe._words(recipe.Data('x', **mine), CLIPS, 40, '', tmp_path / 'a')
+  claim(tmp_path / 'a', first, **mine)
+  claim(tmp_path / 'b', text.WordTokenizer(['red'], True), drop_stop_words=True)
+  words = lambda run, **data: recipe._words(
+      recipe.Data('x', **data), CLIPS, 40, str(tmp_path / run), tmp_path / 'new')
+  assert words('a', tokenizer='sentencepiece').ids('red') == first.ids('red')
+  assert words('b', drop_stop_words=True).ids('the red') == [2]
+  with pytest.raises(UserError, match=r"a: was trained with data\.tokenizer='sentence"
+                                      r"piece'; set config\.data\.tokenizer to that"):
+    words('a')
+  with pytest.raises(UserError, match=r'b: was .* with data\.drop_stop_words=True'):
+    words('b')
+  assert words('b', vocabulary=str(tmp_path / 'b' / 'vocabulary.txt')).ids('the') == [1]
+  (tmp_path / 'b' / 'vocabulary.txt').unlink()
+  with pytest.raises(UserError, match='b: comes without its words'):
+    words('b', drop_stop_words=True)
+
+
+@pytest.mark.parametrize('data, message', [
+    (dict(tokenizer='bert'), r"config\.data: tokenizer='bert': expected one of words, "
+     'wordpiece, sentencepiece'),
+    (dict(tokenizer='wordpiece', drop_stop_words=True),
+     r"drop_stop_words=True: expected False with tokenizer='wordpiece'"),
+    (dict(tokenizer='wordpiece'), r"config\.data\.tokenizer='wordpiece': needs its "
+     r'file; set config\.data\.vocabulary'),
+    (dict(vocabulary='none.txt'), r'none\.txt: no such vocabulary file')])
+def test_a_tokenizer_that_cannot_be_is_one_clear_line(data, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    recipe._words(settings.call('data', recipe.Data, dict(data, path='x')), CLIPS, 9,
+                  '', tmp_path)
+
+
+def test_a_model_without_text_needs_no_vocabulary(tmp_path):
+  data = recipe.Data('x', tokenizer='wordpiece', vocabulary='none.txt')
+  assert recipe._words(data, CLIPS, 2, '', tmp_path).size == 2

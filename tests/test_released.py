@@ -278,7 +278,7 @@ def test_the_command_writes_what_we_read(tmp_path):
   config, loaded = checkpoint.load_model(tmp_path / 'ours')
   assert_same(loaded, variables)
   assert config == {'model': json.loads(json.dumps(UNIFIED))}
-  assert (tmp_path / 'ours' / 'vocabulary.txt').read_text() == 'cat\n'
+  assert (tmp_path / 'ours' / 'vocabulary.txt').read_text() == '<pad>\n<unk>\ncat\n'
   from safetensors.numpy import load_file
   tensors = load_file(tmp_path / 'ours' / 'model.safetensors')
   np.testing.assert_array_equal(

@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors
 
 from vatt_jax.errors import UserError
 
-CONFIG_FILE, VOCABULARY_FILE = 'config.json', 'vocabulary.txt'    # of a workdir
+CONFIG_FILE = 'config.json'    # of a workdir
 
 
 class Checkpoints:

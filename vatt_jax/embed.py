@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from vatt_jax import checkpoint
 from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
@@ -49,7 +48,8 @@ class Embedder:
         checkpoint.
       window: what to read of a file; by default what the workdir's run was trained
         on, or else what the paper's models were.
-      vocabulary: a file of words; by default the workdir's.
+      vocabulary: a file of what `data.tokenizer` of the workdir's config says, of
+        words where there is none; by default the workdir's.
 
     Raises:
       UserError: there is nothing to load, or the model embeds nothing.
@@ -65,10 +65,13 @@ class Embedder:
                               if 'window' in config else PAPER_WINDOW)
     self._path = path
     self._tokenizer = None
-    known = pathlib.Path(path) / checkpoint.VOCABULARY_FILE
+    data = config.get('data', {})
+    kind = data.get('tokenizer', 'words')
+    known = pathlib.Path(path) / text_lib.TOKENIZERS[kind].file_name
     if 'text' in self._model.tokenizers and (vocabulary or known.exists()):
-      self._tokenizer = text_lib.WordTokenizer.load(
-          vocabulary or known, config['model']['text']['vocabulary_size'])
+      self._tokenizer = text_lib.load(
+          kind, vocabulary or known, config['model']['text']['vocabulary_size'],
+          data.get('drop_stop_words', False))
 
   def file(self, path: str | os.PathLike[str], start: float = 0.0,
            end: float = float('inf'), num_windows: int = 4) -> Embedding:
@@ -115,7 +118,7 @@ class Embedder:
       raise UserError(f'{self._path}: holds a model without text')
     if self._tokenizer is None:
       raise UserError(f'{self._path}: comes without its words; give '
-                      'Embedder(..., vocabulary=FILE), one word a line')
+                      'Embedder(..., vocabulary=FILE), their file')
     words = self._tokenizer.encode(sentence, self._window.max_words)
     if not words.any():
       raise UserError(f'{sentence!r}: expected a sentence with at least one word')

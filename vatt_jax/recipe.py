@@ -52,18 +52,23 @@ class Data:
       from whose clips together all are drawn alike.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
-    vocabulary: a file of words, one a line, commonest first; empty for that of the
-      checkpoint that the run starts from, or else the words of the captions.
+    tokenizer: what becomes an id, of `inputs.text.TOKENIZERS`.
+    vocabulary: its file; empty for that of the checkpoint that the run starts from,
+      or else the words of the captions.
+    drop_stop_words: leave stop words out of sentences (of 'words' only).
     builder: the module of `data/` that makes the folder of `path`, which has its
       name, where it is missing; empty for none.
     max_bad_fraction: the share of broken files that ends the run.
 
   Raises:
-    ValueError: not as many captions as paths.
+    ValueError: not as many captions as paths, no such tokenizer, or one that knows
+      no stop words.
   """
   path: str | Sequence[str]
   captions: str | Sequence[str] = ''
+  tokenizer: str = 'words'
   vocabulary: str = ''
+  drop_stop_words: bool = False
   builder: str = ''
   max_bad_fraction: float = 0.1
 
@@ -72,6 +77,10 @@ class Data:
         not isinstance(self.path, str) and len(self.path) != len(self.captions)):
       raise ValueError('path and captions: expected one each, or as many of the one '
                        'as of the other')
+    choose(text.TOKENIZERS, self.tokenizer, 'tokenizer')
+    if self.drop_stop_words and self.tokenizer != 'words':
+      raise ValueError('drop_stop_words=True: expected False with tokenizer='
+                       f"{self.tokenizer!r}; only 'words' has stop words")
 
   @property
   def sources(self) -> list[tuple[str, str]]:
@@ -159,7 +168,8 @@ def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   if (workdir / checkpoint.CONFIG_FILE).exists():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  run.reader.tokenizer.save(workdir / checkpoint.VOCABULARY_FILE)
+  tokenizer = run.reader.tokenizer
+  tokenizer.save(workdir / tokenizer.file_name)
   checkpoint.write_config(workdir, config)
 
 
@@ -248,20 +258,39 @@ def _build_data(data: Data) -> None:
 
 
 def _words(data: Data, clips: Sequence[sources.Clip], size: int, init_from: str,
-           workdir: pathlib.Path) -> text.WordTokenizer:
-  """Those of the run, else those asked for, else those the checkpoint knows."""
-  if (workdir / checkpoint.VOCABULARY_FILE).exists():
-    return text.WordTokenizer.load(workdir / checkpoint.VOCABULARY_FILE, size)
-  if data.vocabulary:
-    return text.WordTokenizer.load(data.vocabulary, size)
-  if init_from and size > 2:
-    known = pathlib.Path(init_from) / checkpoint.VOCABULARY_FILE
-    if not known.exists():
-      raise UserError(f'{init_from}: comes without its words; set config.data.'
-                      'vocabulary to a file of them, one a line')
-    return text.WordTokenizer.load(known, size)
+           workdir: pathlib.Path) -> text.Tokenizer:
+  """That of the run, else the one asked for, else the one the checkpoint knows."""
+  if size == 2:    # a model without text
+    return text.WordTokenizer(())
+  own = text.TOKENIZERS[data.tokenizer].file_name
+  path = data.vocabulary
+  if (workdir / checkpoint.CONFIG_FILE).exists():
+    path = workdir / own
+  elif init_from and not path:
+    path = pathlib.Path(init_from) / own
+    _check_words(data, init_from, path)
+  if path:
+    return text.load(data.tokenizer, path, size, data.drop_stop_words)
+  if data.tokenizer != 'words':
+    raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs its file; set '
+                    'config.data.vocabulary to it (docs/data.md, "Words")')
   captions = (caption.text for clip in clips for caption in clip.captions)
-  return text.WordTokenizer.build(captions, size)
+  return text.WordTokenizer.build(captions, size, data.drop_stop_words)
+
+
+def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
+  """Raises UserError unless a checkpoint brings its words, made as the run's are."""
+  config = pathlib.Path(init_from) / checkpoint.CONFIG_FILE
+  theirs = (json.loads(config.read_text(encoding='utf-8')).get('data', {})
+            if config.exists() else {})
+  for key in ('tokenizer', 'drop_stop_words'):
+    value = theirs.get(key, getattr(Data, key))    # its default
+    if value != getattr(data, key):
+      raise UserError(f'{init_from}: was trained with data.{key}={value!r}; set config.'
+                      f'data.{key} to that, or config.data.vocabulary to another file')
+  if not path.exists():
+    raise UserError(f'{init_from}: comes without its words; set config.data.'
+                    'vocabulary to their file')
 
 
 def _check_pair(pair: str, network: multimodal.Vatt) -> None:

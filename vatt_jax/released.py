@@ -388,10 +388,10 @@ def main(prefix: str) -> None:
   settings, variables = read(prefix, flags.FLAGS.head_dim)
   folder, words = pathlib.Path(flags.FLAGS.out), flags.FLAGS.vocabulary
   if words:
-    known = text.WordTokenizer.load(words, settings['text']['vocabulary_size'])
+    known = text.load('words', words, settings['text']['vocabulary_size'])
   checkpoint.save_model(folder, settings, variables)
   if words:
-    known.save(folder / checkpoint.VOCABULARY_FILE)
+    known.save(folder / known.file_name)
   print(f'Wrote {folder}')
 
 
