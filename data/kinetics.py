@@ -13,7 +13,8 @@ run of its own.
 Media are found by name in any folders: clips such as `ID_000010_000020.mp4`, as the
 owners' archives have them (other times in the name: `manifests.youtube_clip`), or
 whole videos, `ID.mp4`, of which the clip's seconds are used. With --trimmed `ID.mp4`
-is a clip, too.
+is a clip, too. What the owners replaced, in their folder `replacement`, comes before
+the corrupt file in `test`, `train` or `val`.
 
 It writes train.csv, val.csv and test.csv with the column `label`, the official splits,
 and labels.csv: names in alphabetical order, for the owners give them no numbers.

@@ -85,6 +85,8 @@ class Media:
   def find(self, *names: str) -> str:
     """The first of the names that is there; '' if none is.
 
+    Of several files of one name it is the first in order of path.
+
     Args:
       *names: without suffix; folders before one (`train/x`) must be its last ones.
     """

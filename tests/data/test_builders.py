@@ -1,6 +1,7 @@
 """data/*.py: each data set from a tiny folder in exactly its owners' layout."""
 
 import csv
+import json
 import math
 import pathlib
 import subprocess
@@ -16,6 +17,7 @@ from data import hmdb51
 from data import howto100m
 from data import imagenet
 from data import kinetics
+from data import manifests
 from data import moments_in_time
 from data import msrvtt
 from data import ucf101
@@ -82,12 +84,12 @@ def test_a_kinetics_clip_is_cut_only_if_its_downloader_did_not_cut_it(world):
       'abseiling,-cutcutcut0,30,40,val,0\n',
       'test.csv': 'youtube_id,time_start,time_end,split\n-heldheldh0,0,10,test\n'})
   world.touch('train/playing chess/-cutcutcut0_000010_000020.mp4',
+              'replacement/-cutcutcut0_000010_000020.mp4',
               'train/abseiling/-wholewhol0.mkv', '-cutcutcut0_30_40.webm',
               '-heldheldh0.mp4')
   world.build(kinetics)
   assert world.clips('train') == [
-      ('train/playing chess/-cutcutcut0_000010_000020.mp4', 0, math.inf,
-       'playing chess'),
+      ('replacement/-cutcutcut0_000010_000020.mp4', 0, math.inf, 'playing chess'),
       ('train/abseiling/-wholewhol0.mkv', 10, 20, 'abseiling')]
   assert world.clips('val') == [('-cutcutcut0_30_40.webm', 0, math.inf, 'abseiling')]
   assert world.clips('test') == [('-heldheldh0.mp4', 0, 10, '')]
@@ -290,17 +292,28 @@ def test_youcook2_of_the_published_list_gives_every_step_of_the_films_there(
       capsys.readouterr().out)
 
 
-def test_msrvtt_gives_a_row_a_sentence_even_if_two_people_wrote_the_same(world):
-  world.write({'MSRVTT_data.json': """{"info": {}, "videos": [
-      {"category": 9, "url": "u", "video_id": "video0", "start time": 137.72,
-       "end time": 149.44, "split": "train", "id": 0},
-      {"category": 0, "video_id": "video6513", "split": "validate", "id": 6513},
-      {"category": 16, "video_id": "video7010", "split": "test", "id": 7010}],
-    "sentences": [
-      {"caption": "a car is shown", "video_id": "video0", "sen_id": 0},
-      {"caption": "a car is shown", "video_id": "video0", "sen_id": 1},
-      {"caption": "a man sings", "video_id": "video6513", "sen_id": 2},
-      {"caption": "someone cooks", "video_id": "video7010", "sen_id": 3}]}"""})
+MSRVTT_VIDEOS = {
+    'train': {'category': 9, 'url': 'https://www.youtube.com/watch?v=9lZi22qLlEo',
+              'video_id': 'video0', 'start time': 137.72, 'end time': 149.44,
+              'split': 'train', 'id': 0},
+    'val': {'category': 0, 'video_id': 'video6513', 'split': 'validate', 'id': 6513},
+    'test': {'category': 16, 'video_id': 'video7010', 'split': 'test', 'id': 7010}}
+MSRVTT_SENTENCES = {
+    'train': [{'caption': 'a car is shown', 'video_id': 'video0', 'sen_id': 0},
+              {'caption': 'a car is shown', 'video_id': 'video0', 'sen_id': 1}],
+    'val': [{'caption': 'a man sings', 'video_id': 'video6513', 'sen_id': 2}],
+    'test': [{'caption': 'someone cooks', 'video_id': 'video7010', 'sen_id': 3}]}
+
+
+@pytest.mark.parametrize('files', [
+    {'MSRVTT_data.json': ('train', 'val', 'test')},
+    {'train_val_videodatainfo.json': ('train', 'val'),
+     'test_videodatainfo.json': ('test',)}])
+def test_msrvtt_gives_a_row_a_sentence_even_if_two_people_wrote_the_same(world, files):
+  for name, splits in files.items():
+    world.write({name: json.dumps({
+        'info': {}, 'videos': [MSRVTT_VIDEOS[split] for split in splits],
+        'sentences': [s for split in splits for s in MSRVTT_SENTENCES[split]]})})
   world.touch('TrainValVideo/video0.mp4', 'TestVideo/video7010.mp4', 'video6513.mp4')
   world.build(msrvtt)
   clip = ('TrainValVideo/video0.mp4', 0, math.inf, 'vehicles/autos')
@@ -373,6 +386,12 @@ def test_manifests_move_together_with_their_media(world):
   world.root.rename(moved)
   clip, = open_source(str(moved / 'out/test.csv'))
   assert clip.path == str(moved / 'media/video1.mp4')
+
+
+def test_media_on_another_disk_are_named_from_the_root():
+  out = pathlib.Path('/home/me/data/msrvtt')
+  assert manifests.relative('/mnt/films/a.mp4', out) == '/mnt/films/a.mp4'
+  assert manifests.relative('/home/films/a.mp4', out) == '../../../films/a.mp4'
 
 
 def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
