@@ -114,12 +114,12 @@ def test_audioset_joins_labels_whose_names_have_commas(world, capsys):
       '--ddddddddd, 20.000, 30.000, "/m/09x0r"\n'
       '--eeeeeeeee, 20.000, 30.000, "/m/09x0r"\n',
       'eval_segments.csv': header + '--fffffffff, 20.000, 30.000, "/m/09x0r"\n'})
-  world.touch('--aaaaaaaaa.mp4', '--aaaaaaaaa.wav', 'Y--bbbbbbbbb.wav',
+  world.touch('video/--aaaaaaaaa.mp4', 'audio/--aaaaaaaaa.wav', 'Y--bbbbbbbbb.wav',
               '--ccccccccc_20000_30000.flac', '--ddddddddd_20.0-30.0.wav')
   world.build(audioset)
   speech = 'Speech|Male speech, man speaking'
   assert world.clips('balanced_train') == [
-      ('--aaaaaaaaa.mp4', 30, 40, speech),
+      ('video/--aaaaaaaaa.mp4', 30, 40, speech),
       ('Y--bbbbbbbbb.wav', 0, math.inf, 'Gargling')]
   assert world.clips('unbalanced_train') == [
       ('--ccccccccc_20000_30000.flac', 0, math.inf, 'Speech'),
