@@ -34,11 +34,15 @@ REQUIREMENTS = [
     'tokenizers>=0.21,<0.24',            # BERT's WordPiece
 ]
 
+_IJSON = 'ijson>=3.3,<4'               # reads JSON that is larger than memory
+
 EXTRAS = {
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
+    'prep': [_IJSON],                    # data/howto100m.py
     'plan': ['libtpu'],                  # the TPU's compiler, on any machine
-    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18'],
+    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
+             _IJSON],
 }
 
 setuptools.setup(
