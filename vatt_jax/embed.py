@@ -22,8 +22,8 @@ from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import augment
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import clip
+from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text as text_lib
 from vatt_jax.models import build
 from vatt_jax.models import heads

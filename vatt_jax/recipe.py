@@ -30,6 +30,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import augment
+from vatt_jax.inputs import clip
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
@@ -52,6 +53,8 @@ class Data:
       from whose clips together all are drawn alike.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
+    weights: how much of every batch each path gives, relative to the others; empty:
+      all clips are drawn alike (VATT, section 4.3).
     tokenizer: what becomes an id, of `inputs.text.TOKENIZERS`.
     vocabulary: its file; empty for that of the checkpoint that the run starts from,
       or else the words of the captions.
@@ -66,6 +69,7 @@ class Data:
   """
   path: str | Sequence[str]
   captions: str | Sequence[str] = ''
+  weights: Sequence[float] = ()
   tokenizer: str = 'words'
   vocabulary: str = ''
   drop_stop_words: bool = False
@@ -191,8 +195,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
     if value < least:
       raise UserError(f'config.{name}={value}: expected {least} or more')
   mesh = sharding.make_mesh(batch_size)
-  task = _task(seed, total_steps, model, losses, optim, augment or {})
   sizes, words = call('window', pipeline.Window, window), model.get('text')
+  task = _task(seed, total_steps, model, losses, optim, augment or {}, sizes.modalities)
   max_words = words.get('max_words', 0) if words else sizes.max_words
   if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
@@ -238,9 +242,9 @@ def _reader(data: Data, window: pipeline.Window, words: Settings | None,
             init_from: str, workdir: pathlib.Path) -> pipeline.Reader:
   """Opens the sources; `words` are the model's settings for text, if it has any."""
   _build_data(data)
-  clips = [clip for path, captions in data.sources
-           for clip in sources.open_source(path, captions)]
-  notes = pipeline.FileNotes(data.max_bad_fraction, len({c.path for c in clips}),
+  clips = sources.Mixture([sources.open_source(path, captions)
+                           for path, captions in data.sources], data.weights)
+  notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files,
                              workdir / 'file_notes.jsonl')
   size = 2 if words is None else words['vocabulary_size']
   return pipeline.Reader(clips, window,
@@ -257,7 +261,7 @@ def _build_data(data: Data) -> None:
                       'its own words are above')
 
 
-def _words(data: Data, clips: Sequence[sources.Clip], size: int, init_from: str,
+def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
            workdir: pathlib.Path) -> text.Tokenizer:
   """That of the run, else the one asked for, else the one the checkpoint knows."""
   if size == 2:    # a model without text
@@ -293,10 +297,13 @@ def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
                     'vocabulary to their file')
 
 
-def _check_pair(pair: str, network: multimodal.Vatt) -> None:
-  """Raises UserError unless the model embeds both modalities in one space."""
+def _check_pair(pair: str, network: multimodal.Vatt, modalities: Sequence[str]) -> None:
+  """Raises UserError unless both modalities are read, and embedded in one space."""
   where = f'config.losses.{pair}'
   for modality in step.PAIRS[pair][1:]:
+    if modality not in modalities:
+      raise UserError(f'{where}: no {modality} is read; remove this loss, or add '
+                      f'{modality!r} to config.window.modalities')
     if modality not in network.tokenizers:
       raise UserError(f'{where}: the model has no {modality}; remove this loss, or add '
                       f'config.model.{modality}')
@@ -310,13 +317,13 @@ def _check_pair(pair: str, network: multimodal.Vatt) -> None:
 
 def _task(seed: int, total_steps: int, model: Settings,
           losses: Mapping[str, Settings], optim_settings: Settings,
-          augment_settings: Settings) -> step.Task:
+          augment_settings: Settings, modalities: Sequence[str]) -> step.Task:
   network = call('model', build.build_model, model)
   for pair in losses:
     if pair not in OBJECTIVES:
       raise UserError(f'config.losses.{pair}: nobody takes this key; expected one of '
                       f'{", ".join(OBJECTIVES)}')
-    _check_pair(pair, network)
+    _check_pair(pair, network, modalities)
   terms = {pair: call(f'losses.{pair}', _term, section, pair=pair)
            for pair, section in losses.items()}
   optimizer, schedule = call('optim', optim.adam, optim_settings,

@@ -98,7 +98,8 @@ class LinearProbe:
 
 def _pick(outputs, batch):
   """Pooled features, and whether they are of anything."""
-  return {m: (x, batch[f'has_{m}']) for m, x in outputs['pooled'].items() if m != 'text'}
+  pooled = outputs['pooled']
+  return {m: (pooled[m], batch[f'has_{m}']) for m in ('video', 'audio') if m in pooled}
 
 
 def _labelled(features, clips, label, modality):

@@ -201,7 +201,7 @@ class Reader:
   """
   clips: Sequence[clip_lib.Clip]
   window: Window
-  tokenizer: text_lib.WordTokenizer
+  tokenizer: text_lib.Tokenizer
   notes: FileNotes
 
   def read(self, index: int, rng: np.random.Generator | None,

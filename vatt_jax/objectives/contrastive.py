@@ -77,7 +77,8 @@ def nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
         temperature: jax.typing.ArrayLike, form: str = 'paper',
         anchored: jax.Array | None = None) -> jax.Array:
   """NCE (equation 4): MIL-NCE with one candidate.  [B, D], [B, D], bool [B] -> []."""
-  return mil_nce(anchors, others[:, None], present[:, None], temperature, form, anchored)
+  return mil_nce(anchors, others[:, None], present[:, None], temperature, form,
+                 anchored)
 
 
 def sigmoid(anchors: jax.Array, others: jax.Array, present: jax.Array,
