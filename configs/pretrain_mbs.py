@@ -78,6 +78,7 @@ def release(c: ConfigDict) -> None:
   c.model.variant = 'release'
   for loss in (c.losses.video_audio, c.losses.video_text):
     loss.update(form='asymmetric', weight=0.5)    # it takes the mean of the two
+  c.augment.noise = 0.01
   c.optim.update(warmup_steps=5000, decay='half_cosine')
 
 

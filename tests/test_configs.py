@@ -82,6 +82,7 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
   for loss in release.losses.values():
     assert (loss.form, loss.weight) == ('asymmetric', 0.5)
   assert (release.optim.decay, release.optim.warmup_steps) == ('half_cosine', 5000)
+  assert release.augment.to_dict() == whole.augment.to_dict() | dict(noise=0.01)
   assert load(path, 'toy,release').to_dict() == load(path, 'release,toy').to_dict()
   sizes = {}
   for switch in SWITCHES:

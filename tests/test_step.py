@@ -236,7 +236,9 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
   terms['audio_text'] = step.Term(contrastive.sigmoid,
                                   learnt=dict(temperature=0.1, bias=-10.0))
   task = step.Task(model, terms, *optim.adam(10, 1e-3, 1e-4, 2), 0,
-                   augment.Augment(flip_rate=0.5, color_rate=0.8))
+                   augment.Augment(reverse_rate=0.5, flip_rate=0.5, color_rate=0.8,
+                                   color_drop_rate=0.2, blur_rate=0.5, blur_size=0.5,
+                                   volume=0.1, noise=0.01))
   batch = make_batch()
   batch['text'][1] = 0
   before = _flat(task.init(batch).model_state)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import ndimage
 import tensorflow as tf
 
 from vatt_jax.inputs import augment
@@ -17,45 +18,37 @@ def test_pixels_and_samples_come_out_between_minus_one_and_one():
   assert out['text'] is batch['text']
 
 
-def test_the_spectrogram_is_tensorflow_s():
-  """VATT's: 80 bins, 42 ms every 21 ms, of 48 kHz."""
-  audio = np.random.default_rng(0).uniform(-1, 1, (2, 24_000)).astype(np.float32)
-  ours = jax.jit(lambda x: augment.log_mel(x, 48_000, 80, 0.042, 0.021))(audio)
-  stft = tf.signal.stft(audio, 2016, 1008, fft_length=2016)
-  weights = tf.signal.linear_to_mel_weight_matrix(80, 1009, 48_000, 0.0, 24_000.0)
-  expected = np.log(np.abs(stft) @ weights.numpy() + 1e-6)
-  assert ours.shape == (2, 22, 80)
-  np.testing.assert_allclose(ours, expected, atol=1e-3)
-
-
-def test_a_tone_is_loudest_in_its_own_bin():
-  time = np.arange(16_000) / 16_000
-  peaks = [np.asarray(augment.log_mel(
-      np.sin(2 * np.pi * hz * time)[None].astype(np.float32), 16_000, 40, 0.04, 0.02)
-                      )[0].mean(0).argmax() for hz in (300, 1000, 4000)]
-  mel = lambda hz: 1127 * np.log1p(hz / 700)
-  expected = [mel(hz) / mel(8000) * 41 - 1 for hz in (300, 1000, 4000)]
-  np.testing.assert_allclose(peaks, expected, atol=1)
-
-
 CLIP = np.random.default_rng(1).integers(0, 256, (4, 3, 6, 5, 3), np.uint8)
+SOUND = np.random.default_rng(2).integers(-2**14, 2**14, (4, 20_000), np.int16)
+PLAIN = {k: np.asarray(v) for k, v in augment.normalize(
+    dict(video=CLIP, audio=SOUND)).items()}
+
+
+def _both(augmentation, seed=0):
+  change = jax.jit(augmentation.__call__)
+  out = change(jax.random.key(seed), dict(video=CLIP, audio=SOUND))
+  return np.asarray(out['video']), np.asarray(out['audio'])
 
 
 def _changed(augmentation, seed=0):
-  key = jax.random.key(seed)
-  return np.asarray(jax.jit(augmentation.__call__)(key, dict(video=CLIP))['video'])
+  return _both(augmentation, seed)[0]
 
 
-def test_without_a_rate_nothing_changes():
-  np.testing.assert_allclose(_changed(augment.Augment()),
-                             augment.normalize(dict(video=CLIP))['video'], atol=1e-6)
+def test_what_is_off_changes_nothing_and_costs_nothing():
+  video, audio = _both(augment.Augment())
+  np.testing.assert_allclose(video, PLAIN['video'], atol=1e-6)
+  np.testing.assert_array_equal(audio, PLAIN['audio'])
+  batch = dict(video=CLIP, audio=SOUND)
+  flops = lambda f: jax.jit(f).lower(jax.random.key(0), batch).compile(
+      ).cost_analysis()['flops']
+  assert flops(augment.Augment()) == flops(lambda key, x: augment.normalize(x))
 
 
 def test_a_mirrored_clip_is_mirrored_whole():
-  plain = np.asarray(augment.normalize(dict(video=CLIP))['video'])
   seen = set()
   for seed in range(4):
-    for before, after in zip(plain, _changed(augment.Augment(flip_rate=0.5), seed),
+    for before, after in zip(PLAIN['video'],
+                             _changed(augment.Augment(flip_rate=0.5), seed),
                              strict=True):
       mirrored = np.allclose(after, before[:, :, ::-1], atol=1e-6)
       assert mirrored != np.allclose(after, before, atol=1e-6)
@@ -83,7 +76,121 @@ def test_colours_change_as_in_tensorflow_and_in_all_frames_alike(name):
 
 
 def test_only_a_share_of_the_clips_changes_colour():
-  plain = np.asarray(augment.normalize(dict(video=CLIP))['video'])
   same = [np.allclose(a, b, atol=1e-6) for seed in range(10) for a, b in zip(
-      plain, _changed(augment.Augment(color_rate=0.8), seed), strict=True)]
+      PLAIN['video'], _changed(augment.Augment(color_rate=0.8), seed), strict=True)]
   assert 0 < np.mean(same) < 0.5
+
+
+def _gray(video):
+  """TensorFlow's, of values in [0, 1]."""
+  gray = tf.image.rgb_to_grayscale((video + 1) / 2)
+  return 2 * np.repeat(gray, 3, axis=-1) - 1
+
+
+def test_a_share_of_the_clips_turns_grey_as_in_tensorflow():
+  seen = []
+  for seed in range(10):
+    for before, after in zip(PLAIN['video'],
+                             _changed(augment.Augment(color_drop_rate=0.3), seed),
+                             strict=True):
+      gray = np.allclose(after, _gray(before), atol=5e-4)
+      assert gray != np.allclose(after, before, atol=1e-6)
+      seen.append(gray)
+  assert 0.1 < np.mean(seen) < 0.5
+
+
+def test_colours_are_dropped_after_they_have_changed_and_by_a_coin_of_their_own():
+  colored = dict(color_rate=0.5)
+  some = _changed(augment.Augment(**colored))
+  gray = _changed(augment.Augment(**colored, color_drop_rate=1.0))
+  np.testing.assert_allclose(gray, _gray(some), atol=5e-4)
+  kinds = set()
+  for seed in range(5):
+    before, after = (_changed(augment.Augment(**colored, color_drop_rate=rate), seed)
+                     for rate in (0.0, 0.5))
+    kinds |= {(bool(abs(b - p).max() > 1e-3), bool(abs(a - b).max() > 1e-3))
+              for p, b, a in zip(PLAIN['video'], before, after, strict=True)}
+  assert len(kinds) == 4    # changed or not, dropped or not
+
+
+def test_blur_is_scipy_s_gaussian_and_the_same_in_all_frames():
+  """Of some width within the bounds; found among many."""
+  augmentation = augment.Augment(blur_rate=1.0, blur_sigma=(0.5, 1.5), blur_size=0.7)
+  found, sigmas = [], np.linspace(0.5, 1.5, 501)
+  for before, after in zip(PLAIN['video'], _changed(augmentation), strict=True):
+    errors = [abs(ndimage.gaussian_filter(
+        before, (0, sigma, sigma, 0), mode='mirror', radius=(0, 2, 2, 0)) - after).max()
+              for sigma in sigmas]
+    assert min(errors) < 3e-3 < max(errors)
+    found.append(sigmas[np.argmin(errors)])
+  assert np.ptp(found) > 0.1    # each clip draws its own
+
+
+def test_the_kernel_of_blur_grows_with_the_picture():
+  """10 % of the height, as in SimCLR: of 32 pixels, three."""
+  dot = np.zeros((1, 1, 32, 16, 3), np.uint8)
+  dot[:, :, 16, 8] = 255
+  augmentation = augment.Augment(blur_rate=1.0, blur_sigma=(2.0, 2.0))
+  after = augmentation(jax.random.key(0), dict(video=dot))['video']
+  lit = np.argwhere(np.asarray(after)[0, 0, :, :, 0] > -0.999)
+  assert (lit.min(0).tolist(), lit.max(0).tolist()) == ([15, 7], [17, 9])
+
+
+def test_only_a_share_of_the_clips_is_blurred():
+  augmentation = augment.Augment(blur_rate=0.5, blur_size=0.7, blur_sigma=(1.0, 2.0))
+  same = [np.allclose(a, b, atol=1e-6) for seed in range(10) for a, b in zip(
+      PLAIN['video'], _changed(augmentation, seed), strict=True)]
+  assert 0.2 < np.mean(same) < 0.8
+
+
+@pytest.mark.parametrize('bounds', [(0.0, 2.0), (2.0, 1.0)])
+def test_a_blur_of_impossible_width_is_refused(bounds):
+  with pytest.raises(ValueError, match='blur_sigma='):
+    augment.Augment(blur_sigma=bounds)
+
+
+def test_a_clip_runs_backwards_with_its_sound_or_not_at_all():
+  seen = set()
+  for seed in range(4):
+    for i, (video, audio) in enumerate(zip(
+        *_both(augment.Augment(reverse_rate=0.5), seed), strict=True)):
+      order = {1: PLAIN['video'][i], -1: PLAIN['video'][i][::-1]}
+      [way] = [k for k, x in order.items() if np.allclose(video, x, atol=1e-6)]
+      np.testing.assert_array_equal(audio, PLAIN['audio'][i][::way])
+      seen.add(way)
+  assert seen == {1, -1}
+
+
+def test_the_volume_of_each_clip_changes_by_a_factor_within_its_bounds():
+  factors = []
+  for seed in range(10):
+    for before, after in zip(PLAIN['audio'],
+                             _both(augment.Augment(volume=0.1), seed)[1], strict=True):
+      factors.append(np.dot(after, before) / np.dot(before, before))
+      np.testing.assert_allclose(after, factors[-1] * before, atol=1e-6)
+  assert 0.9 <= min(factors) < 0.92 and 1.08 < max(factors) <= 1.1
+  assert abs(np.mean(factors) - 1) < 0.03
+
+
+def test_noise_is_gaussian_and_measured_by_the_loudest_sample():
+  """The release's: standard deviation 0.01 max |x|; nothing where there is no sound."""
+  sound = np.stack([SOUND[0], SOUND[0] // 4, 0 * SOUND[0]])
+  out = augment.Augment(noise=0.01)(jax.random.key(0), dict(audio=sound))['audio']
+  noise = np.asarray(out) - sound.astype(np.float32) / 32768
+  np.testing.assert_array_equal(noise[2], 0)
+  for row, x in zip(noise[:2], sound, strict=False):
+    unit = row / (0.01 * abs(x.astype(np.float32) / 32768).max())
+    assert abs(unit.mean()) < 0.03 and abs(unit.std() - 1) < 0.02
+    assert abs((abs(unit) > 2).mean() - 0.0455) < 0.006    # as of a normal variable
+  assert abs(np.corrcoef(noise[:2])[0, 1]) < 0.03    # each clip draws its own
+
+
+def test_volume_and_noise_do_not_follow_the_draws_of_the_pictures():
+  """A loud clip is no more often a mirrored one."""
+  change = jax.jit(augment.Augment(flip_rate=0.5, volume=0.1).__call__)
+  batch = dict(video=np.repeat(CLIP[:1], 400, 0),
+               audio=np.repeat(SOUND[:1, :9], 400, 0))
+  out = change(jax.random.key(0), batch)
+  mirrored = abs(np.asarray(out['video']) - PLAIN['video'][:1]).max((1, 2, 3, 4)) > 1e-3
+  loud = abs(np.asarray(out['audio'])).max(1)
+  assert abs(np.corrcoef(mirrored, loud)[0, 1]) < 0.15

@@ -277,6 +277,35 @@ def test_sound_may_be_read_as_a_spectrogram():
   assert outputs['tokens']['audio'].shape == (2, 9 * 16 // 2, 16)
 
 
+def test_a_spectrogram_is_chosen_by_name_and_each_constant_may_change():
+  """STiCA's 257 x 199 of a second, in patches of 16 x 5; half as many bins."""
+  for changes, bins in ((dict(), 257), (dict(mel_bins=128), 128)):
+    tower = build.build_model(audio=dict(
+        kind='spectrogram', spectrogram=dict(name='stica', **changes), **SIZE))
+    variables = jax.eval_shape(tower.init, jax.random.key(0),
+                               dict(audio=jnp.zeros((1, 24_000))))
+    tables = variables['params']['tokenizers_audio']
+    assert tables['time_positions'].shape == (-(-199 // 16), 16)
+    assert tables['frequency_positions'].shape == (-(-bins // 5), 16)
+
+
+def test_spectrograms_are_masked_in_training_only():
+  masks = dict(time_masks=2, time_width=10, frequency_masks=0, frequency_width=0)
+  plain, masking = (build.build_model(audio=dict(
+      kind='spectrogram', spectrogram=dict(name='gdt'), patch=(1, 40), **more, **SIZE))
+                    for more in ({}, dict(spec_augment=masks)))
+  audio = dict(audio=jax.random.uniform(jax.random.key(0), (3, 24_000), minval=-1.0))
+  variables = plain.init(jax.random.key(1), audio)
+  tokenizers = [m.bind(variables, rngs={'drop_token': jax.random.key(2)})
+                .tokenizers['audio'] for m in (plain, masking)]
+  whole, again = (t(audio['audio'])[0] for t in tokenizers)
+  np.testing.assert_array_equal(whole, again)
+  masked = tokenizers[1](audio['audio'], True)[0]
+  changed = (abs(masked - whole) > 1e-6).any(-1)                     # [3, 99]
+  assert changed.any() and changed.sum(1).max() <= 20
+  assert (changed[0] != changed[1]).any()    # each clip draws its own
+
+
 def test_a_classifier_gives_logits_of_one_modality():
   settings = dict(video=SPECIFIC['video'],
                   head=dict(name='classifier', num_classes=7, dropout_rate=0.5))
@@ -298,6 +327,14 @@ def test_a_classifier_gives_logits_of_one_modality():
     (dict(video=dict(width=8)), r'model\.video\.depth: missing; give it, or a size'),
     (dict(SPECIFIC, variant='peper'), r"model\.variant='peper': expected one of paper"),
     (dict(audio=dict(size='small', kind='wave')), r"model\.audio: kind='wave'"),
+    (dict(audio=dict(SIZE, kind='spectrogram', spectrogram=dict(name='ast'))),
+     r"model\.audio\.spectrogram: name='ast': expected one of vatt, mmv, gdt, stica"),
+    (dict(audio=dict(SIZE, kind='spectrogram', spectrogram=dict(bins=9))),
+     r'model\.audio\.spectrogram\.bins: nobody takes this key; expected one of'),
+    (dict(audio=dict(SIZE, kind='spectrogram', spectrogram=dict(audio_hz=8000))),
+     r'model\.audio\.spectrogram: low_hz=80\.0, high_hz=7600\.0: expected'),
+    (dict(audio=dict(SIZE, kind='spectrogram', spec_augment=dict(time_masks=1))),
+     r'model\.audio\.spec_augment\.time_width: missing'),
     (dict(AGNOSTIC, shared=dict(SIZE, depht=1)), r'model\.shared\.depht: nobody takes'),
     (dict(AGNOSTIC, shared=dict(SIZE, projected_width=9)), 'projected_width: nobody'),
     (dict(AGNOSTIC, text=dict(vocabulary_size=9)), r'model\.text\.max_words: missing'),

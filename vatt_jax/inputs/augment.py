@@ -1,13 +1,13 @@
 """What the device does to a batch before the model sees it."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 
 
 def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -20,69 +20,133 @@ def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   return batch
 
 
+# What a clip draws, uniformly in [0, 1).
+_DRAWS = ('reverse', 'flip', 'color', 'brightness', 'saturation', 'contrast', 'hue',
+          'color_drop', 'blur', 'blur_sigma', 'volume')
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """What training changes at random; in all frames of a clip alike (section 4.3).
+  """What training changes at random, by default nothing; in this order.
+
+  Each clip draws its own, all its frames alike. VATT (section 4.3) flips and changes
+  colours; its released code, as MMV (section 4.2), adds noise to the sound.
 
   Attributes:
+    reverse_rate: the share of clips that run backwards, pictures and sound together
+      (GDT, section 3.3; its code reverses both); text stays.
     flip_rate: the share of clips that are mirrored, left and right.
     color_rate: the share of clips whose colours change: brightness, saturation,
-      contrast and hue, in this order; then they are clipped to [0, 1].
+      contrast and hue, in this order; then they are clipped to [0, 1] (MMV, by its
+      authors' library DMVR).
     brightness: most that is added to values in [0, 1].
     saturation: most by which the factor differs from 1.
     contrast: likewise.
     hue: most that is added to an angle in [0, 1).
+    color_drop_rate: the share of clips that turn grey, whether their colours have
+      changed or not (DMVR: 0; SimCLR, which STiCA follows: 0.2).
+    blur_rate: the share of clips that a Gaussian blurs (STiCA, appendix 6.1, which
+      follows SimCLR, arXiv 2002.05709, appendix A: 0.5).
+    blur_sigma: least and most standard deviation, in pixels.
+    blur_size: of the kernel, a share of the height; at the edges pictures are
+      continued by reflection, as in STiCA's code (SimCLR's darkens them).
+    volume: most by which the factor of the sound differs from 1 (GDT, appendix
+      A.3.3, and STiCA: 0.1).
+    noise: standard deviation of what is added to the sound, a share of its largest
+      sample (VATT's code: 0.01).
   """
+  reverse_rate: float = 0.0
   flip_rate: float = 0.0
   color_rate: float = 0.0
   brightness: float = 32 / 255
   saturation: float = 0.4
   contrast: float = 0.4
   hue: float = 0.2
+  color_drop_rate: float = 0.0
+  blur_rate: float = 0.0
+  blur_sigma: Sequence[float] = (0.1, 2.0)
+  blur_size: float = 0.1
+  volume: float = 0.0
+  noise: float = 0.0
+
+  def __post_init__(self):
+    low, high = self.blur_sigma
+    if not 0 < low <= high:
+      raise ValueError(f'blur_sigma={self.blur_sigma}: expected two numbers above 0, '
+                       'the least and the most')
 
   def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]
                ) -> dict[str, jax.Array]:
     """The batch, normalised (`normalize`) and changed."""
     batch = normalize(batch)
-    if 'video' in batch and (self.flip_rate or self.color_rate):
-      keys = jax.random.split(key, len(batch['video']))
-      batch['video'] = jax.vmap(self._change)(keys, batch['video'])
+    for modality, change in (('video', self._change_video),
+                             ('audio', self._change_audio)):
+      if modality in batch:
+        keys = jax.random.split(key, len(batch[modality]))
+        batch[modality] = jax.vmap(change)(keys, batch[modality])
     return batch
 
-  def _change(self, key: jax.Array, video: jax.Array) -> jax.Array:
+  def _change_video(self, key: jax.Array, video: jax.Array) -> jax.Array:
     """One clip, [T, H, W, C] in [-1, 1]."""
-    draws = jax.random.uniform(key, (6,))
-    around = lambda i, most: most * (2 * draws[i] - 1)
-    video = jnp.where(draws[0] < self.flip_rate, video[:, :, ::-1], video)
-    if not self.color_rate:
-      return video
+    draw = _draw(key)
+    if self.reverse_rate:
+      video = jnp.where(draw['reverse'] < self.reverse_rate, video[::-1], video)
+    if self.flip_rate:
+      video = jnp.where(draw['flip'] < self.flip_rate, video[:, :, ::-1], video)
+    if self.color_rate:
+      video = jnp.where(draw['color'] < self.color_rate,
+                        self._change_colors(draw, video), video)
+    if self.color_drop_rate:
+      gray = pix.rgb_to_grayscale(video, keep_dims=True)
+      video = jnp.where(draw['color_drop'] < self.color_drop_rate, gray, video)
+    if self.blur_rate:
+      low, high = self.blur_sigma
+      sigma = low + (high - low) * draw['blur_sigma']
+      radius = int(self.blur_size * video.shape[1]) // 2
+      video = jnp.where(draw['blur'] < self.blur_rate, _blur(video, sigma, radius),
+                        video)
+    return video
+
+  def _change_colors(self, draw: Mapping[str, jax.Array], video: jax.Array
+                     ) -> jax.Array:
+    around = lambda name: getattr(self, name) * (2 * draw[name] - 1)
     with jax.numpy_dtype_promotion('standard'):    # PIX multiplies by truth values
-      x = pix.adjust_brightness((video + 1) / 2, around(2, self.brightness))
-      x = pix.adjust_saturation(x, 1 + around(3, self.saturation))
-      x = pix.adjust_contrast(x, 1 + around(4, self.contrast))
-      x = jnp.clip(pix.adjust_hue(x, around(5, self.hue)), 0, 1)
-    return jnp.where(draws[1] < self.color_rate, 2 * x - 1, video)
+      x = pix.adjust_brightness((video + 1) / 2, around('brightness'))
+      x = pix.adjust_saturation(x, 1 + around('saturation'))
+      x = pix.adjust_contrast(x, 1 + around('contrast'))
+      x = pix.adjust_hue(x, around('hue'))
+    return 2 * jnp.clip(x, 0, 1) - 1
+
+  def _change_audio(self, key: jax.Array, audio: jax.Array) -> jax.Array:
+    """The sound of one clip, [S] in [-1, 1]; silence stays silent."""
+    draw = _draw(key)
+    if self.reverse_rate:
+      audio = jnp.where(draw['reverse'] < self.reverse_rate, audio[::-1], audio)
+    if self.volume:
+      audio = audio * (1 + self.volume * (2 * draw['volume'] - 1))
+    if self.noise:
+      noise = jax.random.normal(jax.random.fold_in(key, 1), audio.shape)
+      audio = audio + self.noise * jnp.abs(audio).max() * noise
+    return audio
 
 
-def log_mel(audio: jax.Array, audio_hz: int, mel_bins: int, window_seconds: float,
-            step_seconds: float) -> jax.Array:
-  """Log-mel spectrogram of whole Hann windows, from 0 Hz to half the sample rate.
+def _draw(key: jax.Array) -> dict[str, jax.Array]:
+  """A clip's draws: the same for its pictures and its sound."""
+  return dict(zip(_DRAWS, jax.random.uniform(key, (len(_DRAWS),)), strict=True))
 
-  Args:
-    audio: [B, S], float.
-    audio_hz: its sample rate.
-    mel_bins: F.
-    window_seconds: of the short-time Fourier transform.
-    step_seconds: between windows.
 
-  Returns:
-    [B, T, F], log(mel-weighted magnitude + 1e-6).
+def _blur(video: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
+  """Gaussian blur of every frame, [T, H, W, C].
+
+  A sum of shifted pictures: where each clip has its own kernel, a convolution has a
+  group for each clip and channel, which is some 30 times slower on a CPU.
   """
-  window, step = round(window_seconds * audio_hz), round(step_seconds * audio_hz)
-  starts = np.arange(0, audio.shape[-1] - window + 1, step)
-  frames = audio[:, starts[:, None] + np.arange(window)]             # [B, T, window]
-  hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window, dtype=np.float32) / window)
-  magnitude = jnp.abs(jnp.fft.rfft(frames * hann))                   # [B, T, bins]
-  weights = tf.signal.linear_to_mel_weight_matrix(
-      mel_bins, window // 2 + 1, audio_hz, 0.0, audio_hz / 2).numpy()
-  return jnp.log(magnitude @ weights + 1e-6)
+  offset = np.arange(-radius, radius + 1, dtype=np.float32)
+  kernel = jax.nn.softmax(-0.5 * (offset / sigma) ** 2)
+  for axis in (1, 2):
+    size = video.shape[axis]
+    around = [(radius, radius) if i == axis else (0, 0) for i in range(4)]
+    x = jnp.pad(video, around, mode='reflect')
+    video = sum(kernel[i] * jax.lax.slice_in_dim(x, i, i + size, axis=axis)
+                for i in range(2 * radius + 1))
+  return video

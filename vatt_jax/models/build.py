@@ -10,10 +10,12 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import spectrograms
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
+from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
 from vatt_jax.settings import Settings
@@ -50,7 +52,9 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
   Args:
     video: the tower's size, and settings of `vatt.VideoTokenizer`.
     audio: likewise of `vatt.WaveformTokenizer`, or with `kind='spectrogram'` of
-      `vatt.SpectrogramTokenizer`.
+      `vatt.SpectrogramTokenizer`; its `spectrogram` gives a `name` of
+      `spectrograms.SPECTROGRAMS` (default: vatt) and what constants to change, its
+      `spec_augment` settings of `spectrograms.SpecAugment`.
     text: likewise of `vatt.TextTokenizer`.
     shared: the size of the one Transformer for all, and in the release's reading
       `projected_width`, of its projected output (default: its width); then the
@@ -157,7 +161,22 @@ def _tokenizer(modality: str, settings: Settings, release: bool,
   if modality == 'video':
     return _module(where, vatt.VideoTokenizer, settings, **given)
   kind = _choose(where, _AUDIO_TOKENIZERS, settings.pop('kind', 'waveform'), 'kind')
+  if kind is vatt.SpectrogramTokenizer:
+    settings |= _spectrogram(where, settings)
   return _module(where, kind, settings, **given)
+
+
+def _spectrogram(where: str, settings: Settings) -> dict[str, Any]:
+  """The parts of a `vatt.SpectrogramTokenizer` that have settings of their own."""
+  changes = dict(settings.get('spectrogram', {}))
+  constants = _choose(f'{where}.spectrogram', spectrograms.SPECTROGRAMS,
+                      changes.pop('name', 'vatt'), 'name')
+  parts = dict(spectrogram=call(f'{where}.spectrogram', spectrograms.Spectrogram,
+                                constants | changes))
+  if 'spec_augment' in settings:
+    parts['spec_augment'] = call(f'{where}.spec_augment', spectrograms.SpecAugment,
+                                 settings['spec_augment'])
+  return parts
 
 
 def _head(settings: Settings | None, release: bool, dtype: Any) -> nn.Module | None:

@@ -42,8 +42,8 @@ class Vatt(nn.Module):
       batch: `video` [B, T, H, W, C] (an image: T = 1) and `audio` [B, S], floats in
         [-1, 1], `text` int [B, K, N], each optional; `has_audio` [B], where absent
         all true.
-      train: drop tokens (needs the `drop_token` generator) and activations (needs
-        `dropout`), use the batch's statistics in the head.
+      train: drop tokens and mask spectrograms (needs the `drop_token` generator),
+        drop activations (needs `dropout`), use the batch's statistics in the head.
 
     Returns:
       `tokens[modality]` [B, N, D], `pooled[modality]` [B, D] (text: [B, K, D]), and

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vatt_jax.inputs import augment
+from vatt_jax.inputs import spectrograms
 from vatt_jax.models import layers
 from vatt_jax.models import positions
 
@@ -173,25 +173,25 @@ class WaveformTokenizer(RawTokenizer):
 class SpectrogramTokenizer(RawTokenizer):
   """Linear projection of patches of a log-mel spectrogram plus factored positions.
 
-  [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask (VATT, section 4.5.1:
-  80 bins, windows of 42 ms every 21 ms; the patch is the release's).
+  [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask (VATT, section 4.5.1; the
+  patch is the release's).
 
   Attributes:
-    audio_hz: of the waveform.
-    mel_bins: F.
-    window_seconds: of the short-time Fourier transform.
-    step_seconds: between windows.
+    spectrogram: its constants.
+    spec_augment: masks of the spectrogram, in training; None for none. They come here,
+      for only here there is a spectrogram, and from the generator of DropToken, for
+      they too say what the model will not see.
   """
   patch: Sequence[int] = (16, 5)
-  audio_hz: int = 48_000
-  mel_bins: int = 80
-  window_seconds: float = 0.042
-  step_seconds: float = 0.021
+  spectrogram: spectrograms.Spectrogram = spectrograms.Spectrogram(
+      **spectrograms.SPECTROGRAMS['vatt'])
+  spec_augment: spectrograms.SpecAugment | None = None
 
   @nn.compact
   def __call__(self, audio: jax.Array, train: bool = False):
-    x = augment.log_mel(audio, self.audio_hz, self.mel_bins, self.window_seconds,
-                        self.step_seconds)                           # [B, T, F]
+    x = self.spectrogram(audio)                                      # [B, T, F]
+    if train and self.spec_augment:
+      x = self.spec_augment(self.make_rng('drop_token'), x)
     names = ['time_positions', 'frequency_positions']
     return self._tokens(x[..., None], names, train), None
 

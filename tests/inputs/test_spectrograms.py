@@ -1,0 +1,152 @@
+"""vatt_jax/inputs/spectrograms.py"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from vatt_jax.inputs import spectrograms
+
+
+def _make(name, **changes):
+  return spectrograms.Spectrogram(**spectrograms.SPECTROGRAMS[name] | changes)
+
+
+def _noise(samples):
+  return np.random.default_rng(0).uniform(-1, 1, (2, samples)).astype(np.float32)
+
+
+def _mel(audio, window, step, fft, bins, hz, low, high, power):
+  stft = tf.signal.stft(audio, window, step, fft)
+  weights = tf.signal.linear_to_mel_weight_matrix(bins, fft // 2 + 1, hz, low, high)
+  return (np.abs(stft) ** power) @ weights.numpy()
+
+
+def test_vatt_s_is_tensorflow_s():
+  """80 bins, 42 ms every 21 ms; 3.2 s of 48 kHz."""
+  audio = _noise(153_600)
+  mel = _mel(audio, 2016, 1008, 2016, 80, 48_000, 80.0, 7600.0, 1)
+  ours = jax.jit(_make('vatt').__call__)(audio)
+  assert ours.shape == (2, 151, 80)
+  np.testing.assert_allclose(ours, np.log(1 + 10_000 * mel), atol=1e-3)
+
+
+def test_mmv_s_is_tensorflow_s():
+  """80 bins; 3.2 s of 48 kHz."""
+  audio = _noise(153_600)
+  mel = _mel(audio, 2048, 1024, 2048, 80, 48_000, 80.0, 7600.0, 1)
+  ours = jax.jit(_make('mmv').__call__)(audio)
+  assert ours.shape == (2, 149, 80)
+  np.testing.assert_allclose(ours, np.log(mel + 1e-6), atol=1e-3)
+
+
+def test_gdt_s_is_tensorflow_s():
+  """40 bins and 99 windows of one second, zero mean and unit variance."""
+  audio = _noise(24_000)
+  power = _mel(32768 * audio, 480, 240, 1024, 40, 24_000, 0.0, 12_000.0, 2) / 1024
+  ours = jax.jit(_make('gdt').__call__)(audio)
+  assert ours.shape == (2, 99, 40)
+  np.testing.assert_allclose(ours, (np.log(power) - 1.93) / 17.89, atol=1e-4)
+
+
+@pytest.mark.parametrize('seconds, window, step', [(1, 0.01, 0.005), (2, 0.02, 0.01)])
+def test_stica_s_is_tensorflow_s(seconds, window, step):
+  """257 bins and 199 windows: the paper's of one second, its code's of two."""
+  audio = _noise(24_000 * seconds)
+  power = _mel(32768 * audio, round(24_000 * window), round(24_000 * step), 1024, 257,
+               24_000, 0.0, 12_000.0, 2) / 1024
+  ours = jax.jit(_make('stica', window_seconds=window, step_seconds=step).__call__)(
+      audio)
+  assert ours.shape == (2, 199, 257)
+  np.testing.assert_allclose(ours, np.log(power + np.finfo(float).eps), atol=1e-3)
+
+
+@pytest.mark.parametrize('name', spectrograms.SPECTROGRAMS)
+def test_silence_is_finite_and_lower_than_sound(name):
+  make = _make(name)
+  silence, sound = make(np.zeros((2, 48_000), np.float32)), make(_noise(48_000))
+  assert np.isfinite(silence).all()
+  heard = np.asarray(sound).max(axis=(0, 1)) > np.asarray(silence).max()
+  # 257 triangles are more than 1024-point FFTs tell apart: low ones hold no bin.
+  assert heard.all() if name != 'stica' else heard.mean() > 0.7
+
+
+def test_a_tone_is_loudest_in_its_own_bin():
+  time = np.arange(16_000) / 16_000
+  make = _make('mmv', audio_hz=16_000, window_seconds=0.04, step_seconds=0.02,
+               fft_length=640, mel_bins=40, low_hz=0.0, high_hz=8000.0)
+  peaks = [np.asarray(make(np.sin(2 * np.pi * hz * time)[None].astype(np.float32)))[0]
+           .mean(0).argmax() for hz in (300, 1000, 4000)]
+  mel = lambda hz: 1127 * np.log1p(hz / 700)
+  expected = [mel(hz) / mel(8000) * 41 - 1 for hz in (300, 1000, 4000)]
+  np.testing.assert_allclose(peaks, expected, atol=1)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(audio_hz=8000), r'high_hz=7600\.0: expected one below the other, within'),
+    (dict(low_hz=8000.0), r'low_hz=8000\.0, high_hz=7600\.0'),
+    (dict(fft_length=1024), r'2016 samples, expected at most fft_length=1024')])
+def test_constants_that_do_not_fit_each_other_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _make('vatt', **changes)
+
+
+NONE = spectrograms.SpecAugment(0, 0, 0, 0)
+
+
+def _masked(count, seed=0, t=9, f=7, **settings):
+  """Which places of `count` spectrograms are masked; checks what they hold."""
+  x = np.random.default_rng(seed).normal(2.0, 1.0, (count, t, f)).astype(np.float32)
+  y = np.asarray(jax.jit(dataclasses.replace(NONE, **settings).__call__)(
+      jax.random.key(seed), x))
+  masked = y != x
+  means = np.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
+  np.testing.assert_allclose(y[masked], means[masked], atol=1e-5)
+  return masked
+
+
+def _runs(row):
+  """(start, length) of each run of true."""
+  edges = np.flatnonzero(np.diff([0, *row.astype(int), 0]))
+  return [(a, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def test_without_masks_a_spectrogram_stays():
+  assert not _masked(5).any()
+
+
+@pytest.mark.parametrize('settings, axis, size', [
+    (dict(time_masks=1, time_width=3), 2, 9),
+    (dict(frequency_masks=1, frequency_width=3), 1, 7)])
+def test_a_mask_is_one_whole_block_of_any_width_at_any_place(settings, axis, size):
+  """As a plain loop would draw it: a width of 0 to 3, then a start that fits."""
+  masked = _masked(4000, **settings)
+  rows = masked.any(axis)
+  np.testing.assert_array_equal(masked, np.broadcast_to(np.expand_dims(rows, axis),
+                                                        masked.shape))
+  expected = np.zeros((4, size))
+  for width in range(4):
+    places = size - width + 1 if width else 1
+    expected[width, :places] = 1 / 4 / places
+  found = np.zeros((4, size))
+  for row in rows:
+    [(start, width)] = _runs(row) or [(0, 0)]
+    found[width, start] += 1 / 4000
+  np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_several_masks_of_both_kinds_fall_independently():
+  masked = _masked(200, time_masks=2, time_width=2, frequency_masks=1,
+                   frequency_width=2)
+  times, bins = masked.all(2), masked.all(1)
+  np.testing.assert_array_equal(masked, times[:, :, None] | bins[:, None])
+  assert {len(_runs(row)) for row in times} == {0, 1, 2}
+  assert {len(_runs(row)) for row in bins} == {0, 1}
+  assert abs(np.corrcoef(times.sum(1), bins.sum(1))[0, 1]) < 0.2
+
+
+def test_a_mask_may_be_wider_than_a_short_clip():
+  assert {len(_runs(row)) for row in _masked(50, t=3, time_masks=1, time_width=100)
+          .all(2)} == {0, 1}

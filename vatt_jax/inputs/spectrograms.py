@@ -1,0 +1,139 @@
+"""Log-mel spectrograms of waveforms, and the masks of SpecAugment."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrogram:
+  """The constants of a log-mel spectrogram: of whole periodic Hann windows.
+
+  Bin f of window t is (log(log_scale * sum_k w[k, f] |X[t, k]|^power + log_offset) -
+  mean) / std, where X is the short-time Fourier transform of the waveform in [-1, 1]
+  and w are TensorFlow's triangles on the (HTK) mel scale.
+
+  Attributes:
+    audio_hz: of the waveform.
+    window_seconds: of the short-time Fourier transform.
+    step_seconds: between the starts of windows; what fills no last one is left out.
+    fft_length: samples, of the window with zeros behind it.
+    mel_bins: F.
+    low_hz: where the first triangle starts.
+    high_hz: where the last triangle ends.
+    power: 1 for magnitudes, 2 for power.
+    log_scale: times the mel-weighted sum.
+    log_offset: added to it, so that silence has a logarithm.
+    mean: of all bins over a data set.
+    std: likewise.
+
+  Raises:
+    ValueError: the window does not fit the FFT, or the edges the sample rate.
+  """
+  audio_hz: int
+  window_seconds: float
+  step_seconds: float
+  fft_length: int
+  mel_bins: int
+  low_hz: float
+  high_hz: float
+  power: int
+  log_scale: float
+  log_offset: float
+  mean: float = 0.0
+  std: float = 1.0
+
+  def __post_init__(self):
+    if self.window > self.fft_length:
+      raise ValueError(f'window_seconds={self.window_seconds}: {self.window} samples, '
+                       f'expected at most fft_length={self.fft_length}')
+    if not 0 <= self.low_hz < self.high_hz <= self.audio_hz / 2:
+      raise ValueError(f'low_hz={self.low_hz}, high_hz={self.high_hz}: expected one '
+                       f'below the other, within half of audio_hz={self.audio_hz}')
+
+  @property
+  def window(self) -> int:
+    """Samples."""
+    return round(self.window_seconds * self.audio_hz)
+
+  def __call__(self, audio: jax.Array) -> jax.Array:
+    """The spectrogram.  float [B, S] in [-1, 1] -> [B, T, F]."""
+    n, step = self.window, round(self.step_seconds * self.audio_hz)
+    starts = np.arange(0, audio.shape[-1] - n + 1, step)
+    frames = audio[:, starts[:, None] + np.arange(n)]                # [B, T, window]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n, dtype=np.float32) / n)
+    magnitude = jnp.abs(jnp.fft.rfft(frames * hann, self.fft_length))
+    weights = tf.signal.linear_to_mel_weight_matrix(
+        self.mel_bins, self.fft_length // 2 + 1, self.audio_hz, self.low_hz,
+        self.high_hz).numpy()
+    mel = magnitude ** self.power @ weights                          # [B, T, F]
+    return (jnp.log(self.log_scale * mel + self.log_offset) - self.mean) / self.std
+
+
+# What a paper does not say is taken from code: VATT's and GDT's own (STiCA's is the
+# same as GDT's), for MMV that of its authors' library DMVR. Of no paper are what all
+# share: Hann windows (GDT's code has flat ones behind a pre-emphasis), whole (VATT's
+# and MMV's code pads the end).
+SPECTROGRAMS = {
+    # Section 4.5.1: 80 bins, 42 ms every 21 ms. Code: all else; it then stretches each
+    # clip to [0, 1], which is left out.
+    'vatt': dict(audio_hz=48_000, window_seconds=0.042, step_seconds=0.021,
+                 fft_length=2016, mel_bins=80, low_hz=80.0, high_hz=7600.0, power=1,
+                 log_scale=1e4, log_offset=1.0),
+    # Section 4.1: 80 bins. VATT says that its windows follow MMV's.
+    'mmv': dict(audio_hz=48_000, window_seconds=2048 / 48_000,
+                step_seconds=1024 / 48_000, fft_length=2048, mel_bins=80, low_hz=80.0,
+                high_hz=7600.0, power=1, log_scale=1.0, log_offset=1e-6),
+    # Appendix A.3.3: 40 bins, 99 windows a second, zero mean and unit variance. Code:
+    # all else; 2 ** 20 makes power in [-1, 1] theirs, which is of 16-bit samples and
+    # divided by the FFT's length.
+    'gdt': dict(audio_hz=24_000, window_seconds=0.02, step_seconds=0.01,
+                fft_length=1024, mel_bins=40, low_hz=0.0, high_hz=12_000.0, power=2,
+                log_scale=2.0 ** 20, log_offset=2.0 ** -52, mean=1.93, std=17.89),
+    # Appendix 6.1: 257 bins, 199 windows a second: 10 ms every 5 ms. The code gets 199
+    # out of two seconds, by GDT's windows; all else is the code's.
+    'stica': dict(audio_hz=24_000, window_seconds=0.01, step_seconds=0.005,
+                  fft_length=1024, mel_bins=257, low_hz=0.0, high_hz=12_000.0, power=2,
+                  log_scale=2.0 ** 20, log_offset=2.0 ** -52)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecAugment:
+  """Masks of time and frequency (arXiv 1904.08779, section 2, without the warp).
+
+  Each clip draws its own. What is masked becomes the clip's mean, for the zero of
+  the paper is the mean of its spectrograms. GDT (appendix A.3.3) has one mask of up
+  to 6 windows and one of up to 3 bins; VATT and STiCA have none, MMV found none good.
+
+  Attributes:
+    time_masks: how many.
+    time_width: most windows of one; 0 to that many are equally probable.
+    frequency_masks: how many.
+    frequency_width: most bins of one, likewise.
+  """
+  time_masks: int
+  time_width: int
+  frequency_masks: int
+  frequency_width: int
+
+  def __call__(self, key: jax.Array, x: jax.Array) -> jax.Array:
+    """The spectrograms, masked.  [B, T, F] -> [B, T, F]."""
+    return jax.vmap(self._mask)(jax.random.split(key, len(x)), x)
+
+  def _mask(self, key: jax.Array, x: jax.Array) -> jax.Array:
+    time, frequency = jax.random.split(key)
+    times = _masked(time, x.shape[0], self.time_masks, self.time_width)
+    bins = _masked(frequency, x.shape[1], self.frequency_masks, self.frequency_width)
+    return jnp.where(times[:, None] | bins[None], x.mean(), x)
+
+
+def _masked(key: jax.Array, size: int, masks: int, width: int) -> jax.Array:
+  """Which places some of the masks cover.  -> bool [size]."""
+  widths, starts = jax.random.uniform(key, (2, masks, 1))
+  widths = jnp.floor(widths * (min(width, size) + 1))
+  starts = jnp.floor(starts * (size - widths + 1))
+  place = np.arange(size, dtype=np.float32)[None]
+  return ((place >= starts) & (place < starts + widths)).any(0)
