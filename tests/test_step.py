@@ -179,7 +179,7 @@ def test_a_learnt_temperature_is_learnt_and_told():
 def test_a_learnt_temperature_does_not_fall_for_ever_nor_stick():
   """At the least of it, it still follows its gradient up."""
   pull = jnp.array(1.0)
-  down = lambda *_, temperature: pull * temperature    # the less the better
+  down = lambda *_, temperature, **__: pull * temperature    # the less the better
   task = make_task(temperature=None, optimizer=optax.sgd(50.0))
   task.terms['video_audio'] = dataclasses.replace(task.terms['video_audio'],
                                                   objective=down)
@@ -188,7 +188,7 @@ def test_a_learnt_temperature_does_not_fall_for_ever_nor_stick():
     state, _ = task.train_step(state, batch)
   least = state.params['losses']['video_audio']['temperature']
   np.testing.assert_allclose(jnp.exp(least), 0.01, rtol=1e-5)
-  up = lambda *_, temperature: -temperature
+  up = lambda *_, temperature, **__: -temperature
   term = dataclasses.replace(task.terms['video_audio'], objective=up)
   gradient = jax.grad(lambda p: step.contrast(
       {'video_audio': term}, {'video_audio': {'temperature': p}},

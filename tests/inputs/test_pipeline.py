@@ -9,6 +9,7 @@ import pytest
 
 from data import toy_world as world
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import clip
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
@@ -45,9 +46,10 @@ def test_a_batch_has_the_shapes_of_the_contract(reader):
   batch, = _take(reader, 1)
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
       'video': ((8, 4, 16, 16, 3), 'uint8'), 'audio': ((8, 3200), 'int16'),
-      'text': ((8, 3, 6), 'int32'), 'has_audio': ((8,), 'bool'),
-      'has_text': ((8,), 'bool'), 'id': ((8,), 'int32'), 'mask': ((8,), 'bool')}
-  assert batch['video'].std() > 10 and batch['mask'].all()
+      'text': ((8, 3, 6), 'int32'), 'has_video': ((8,), 'bool'),
+      'has_audio': ((8,), 'bool'), 'has_text': ((8,), 'bool'),
+      'id': ((8,), 'int32'), 'mask': ((8,), 'bool')}
+  assert batch['video'].std() > 10 and batch['mask'].all() and batch['has_video'].all()
   assert batch['audio'][batch['has_audio']].any(1).all()
   assert not batch['audio'][~batch['has_audio']].any()
   assert (batch['text'].any((1, 2)) == batch['has_text']).all()
@@ -88,7 +90,7 @@ def test_evaluation_sees_every_clip_once_and_always_its_middle(reader):
 
 
 def test_captions_are_the_nearest_in_time():
-  captions = [sources.Caption(t, t + 1, str(t)) for t in (0, 9, 4, 6, 2)]
+  captions = [clip.Caption(t, t + 1, str(t)) for t in (0, 9, 4, 6, 2)]
   assert [c.text for c in pipeline.nearest(captions, 5.2, 3)] == ['4', '6', '2']
 
 
@@ -98,16 +100,16 @@ def test_a_window_stays_within_the_clip(toy_world):
   seen = set()
 
   class Spy:
-    duration_seconds = 8.0
+    duration_seconds, has_video = 8.0, True
 
     def frames(self, times):
       seen.add((times[0], times[-1]))
-      raise pipeline.media.MediaError('enough')
+      raise pipeline.media.MediaError(path, 'enough')
 
-  reader = _reader([sources.Clip(path, 2.0, 4.5)], 1.0)
+  reader = _reader([clip.Clip(path, 2.0, 4.5)], 1.0)
   for seed in range(50):
     with pytest.raises(pipeline.media.MediaError):
-      reader._decode(reader.clips[0], Spy(), np.random.default_rng(seed), 0.5)
+      reader._decode(reader.clips[0], Spy(), np.random.default_rng(seed), 0.5, 0.5)
   starts, ends = zip(*seen, strict=True)
   assert min(starts) >= 2.0 and max(ends) <= 4.5 and max(starts) - min(starts) > 1
 
@@ -115,7 +117,7 @@ def test_a_window_stays_within_the_clip(toy_world):
 def test_a_clip_shorter_than_the_window_shows_nothing_of_what_follows(toy_world):
   rows = sources.open_source(str(toy_world / 'train_segments.csv'))
   whole = next(r for r in rows if r.labels['sound_event'] and r.start == 0)
-  short = sources.Clip(whole.path, whole.end - 0.3, whole.end)
+  short = clip.Clip(whole.path, whole.end - 0.3, whole.end)
   example = _reader([short]).read(0, None)
   for later in example['video'][2:]:
     np.testing.assert_array_equal(later, example['video'][2])
@@ -124,7 +126,7 @@ def test_a_clip_shorter_than_the_window_shows_nothing_of_what_follows(toy_world)
 
 def test_a_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
   path = str(toy_world / 'clips' / 'train' / '0000.mp4')
-  reader = _reader([sources.Clip(path, 50.0, 60.0)], 1.0)
+  reader = _reader([clip.Clip(path, 50.0, 60.0)], 1.0)
   assert reader.read(0, None) is None
   assert 'before the clip begins at 50.0 s' in reader.notes.skipped[path]
 
@@ -163,7 +165,7 @@ def _with_broken(toy_world, tmp_path, good, bad):
   for i in range(bad):
     (tmp_path / f'bad{i}.mp4').write_text('nothing')
     paths.append(str(tmp_path / f'bad{i}.mp4'))
-  return [sources.Clip(p) for p in paths]
+  return [clip.Clip(p) for p in paths]
 
 
 def test_a_broken_file_is_replaced_named_once_and_remembered(toy_world, tmp_path,
@@ -188,7 +190,7 @@ def test_a_broken_file_is_replaced_named_once_and_remembered(toy_world, tmp_path
 def test_a_clip_without_sound_is_masked_and_noted(toy_world, tmp_path):
   video = np.zeros((20, 16, 16, 3), np.uint8)
   world.encode(tmp_path / 'quiet.mp4', video, 10)
-  reader = _reader([sources.Clip(str(tmp_path / 'quiet.mp4'))])
+  reader = _reader([clip.Clip(str(tmp_path / 'quiet.mp4'))])
   batch, = pipeline.eval_batches(reader, 1)
   assert batch['mask'].all() and not batch['has_audio'].any()
   assert 'has no sound' in reader.notes.soundless[str(tmp_path / 'quiet.mp4')]
