@@ -16,9 +16,10 @@ REQUIREMENTS = [
     'matplotlib>=3.9,<4',                # its curves
     'ml_collections>=1.1,<2',
     'numpy>=2.0,<3',
+    'opencv-python-headless>=4.10,<6',   # resizes pictures
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.12.6,<0.13',
-    'pillow>=11',                        # crops and resizes pictures
+    'pillow>=11',                        # reads images
     'safetensors>=0.5,<1',               # weights for others to read
     'scikit-learn>=1.6,<2',              # linear probes
     'sentencepiece>=0.2.1,<0.3',         # its pieces of sentences, and training them
@@ -34,20 +35,22 @@ REQUIREMENTS = [
     'tokenizers>=0.21,<0.24',            # BERT's WordPiece
 ]
 
-_IJSON = 'ijson>=3.3,<4'               # reads JSON that is larger than memory
+PREP = [
+    'apache-beam>=2.70,<3',              # vatt_jax.prepare, on one machine or many
+    'ijson>=3.3,<4',                     # data/howto100m.py: JSON larger than memory
+]
 
 EXTRAS = {
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
-    'prep': [_IJSON],                    # data/howto100m.py
+    'prep': PREP,
     'plan': ['libtpu'],                  # the TPU's compiler, on any machine
-    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
-             _IJSON],
+    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18', *PREP],
 }
 
 setuptools.setup(
     name='vatt_jax',
-    version='0.2.0',
+    version='0.3.0',
     description='Video-Audio-Text Transformers in JAX: training from raw media.',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['vatt_jax', 'vatt_jax.*']),

@@ -78,6 +78,7 @@ def release(c: ConfigDict) -> None:
   c.model.variant = 'release'
   for loss in (c.losses.video_audio, c.losses.video_text):
     loss.update(form='asymmetric', weight=0.5)    # it takes the mean of the two
+  c.window.update(min_crop_area=1.0, max_crop_aspect=1.0, scale_jitter=0.2)
   c.augment.noise = 0.01
   c.optim.update(warmup_steps=5000, decay='half_cosine')
 

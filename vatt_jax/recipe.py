@@ -368,22 +368,22 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
 
 
 def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
-               path: str = '', captions: str = '', num_windows: int = 1
-               ) -> retrieval.Retrieval:
+               path: str = '', captions: str = '', num_windows: int = 1,
+               num_crops: int = 1) -> retrieval.Retrieval:
   """Over the clips of `path`; empty: over those that the run trains on."""
   clips = sources.open_source(path, captions) if path else reader.clips
   return retrieval.Retrieval(predict, dataclasses.replace(reader, clips=clips),
-                             batch_size, num_windows)
+                             batch_size, num_windows, num_crops)
 
 
 def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],
                   batch_size: int, train: str, test: str, labels: Mapping[str, str],
-                  multi_labels: tuple[str, ...] = (), num_windows: int = 1
-                  ) -> linear.LinearProbe:
+                  multi_labels: tuple[str, ...] = (), num_windows: int = 1,
+                  num_crops: int = 1) -> linear.LinearProbe:
   sides = (dataclasses.replace(reader, clips=sources.open_source(path))
            for path in (train, test))
   return linear.LinearProbe(predict, *sides, batch_size, labels, multi_labels,
-                            num_windows)
+                            num_windows, num_crops)
 
 
 EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe}

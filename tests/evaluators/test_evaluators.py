@@ -76,7 +76,7 @@ def test_windows_of_a_clip_are_averaged(reader):
   """The mean of those that are there; a clip that has none is nobody's."""
   x = np.array([[[3., 0.], [0., 1.]], [[2., 2.], [9., 9.]], [[1., 1.], [1., 1.]]])
   there = np.array([[True, True], [True, False], [False, False]])
-  np.testing.assert_array_equal(extract.mean_over_windows(x, there),
+  np.testing.assert_array_equal(extract.mean_over_views(x, there),
                                 [[1.5, 0.5], [2, 2], [0, 0]])
   seen = []
 
@@ -84,10 +84,12 @@ def test_windows_of_a_clip_are_averaged(reader):
     seen.append(batch['video'])
     return dict(id=batch['id'])
 
-  ids = extract.by_clip(lambda state, batch: {}, None, reader, 10, 3, pick)['id']
+  ids = extract.by_clip(lambda state, batch: {}, None, reader, 10, 3, 1, pick)['id']
   np.testing.assert_array_equal(ids, np.repeat(np.arange(COUNT)[:, None], 3, axis=1))
   video = np.concatenate(seen)
   assert (video[0] != video[2]).any()    # begin and end of the first clip
+  ids = extract.by_clip(lambda state, batch: {}, None, reader, 10, 2, 3, pick)['id']
+  np.testing.assert_array_equal(ids, np.repeat(np.arange(COUNT)[:, None], 6, axis=1))
   results = dict(retrieval.Retrieval(_oracle, reader, 5, num_windows=3).run([]))
   assert results['text_to_video/R@1'] == results['video_to_audio/R@1'] == 1
 

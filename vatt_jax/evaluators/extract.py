@@ -1,4 +1,4 @@
-"""Running a model over a source, several windows of each clip."""
+"""Running a model over a source, several views of each clip."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ Predict = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: int,
-            num_windows: int, pick: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
-  """What a model says of every window of every clip.
+            num_windows: int, num_crops: int,
+            pick: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
+  """What a model says of every view of every clip.
 
   Args:
     predict: `predict(state, batch)` -> outputs (`step.Task.predict`).
     state: of the model.
     reader: the source, N clips.
     batch_size: rows at a time.
-    num_windows: V, spread over each clip.
+    num_windows: spread over each clip.
+    num_crops: spread over each window's pictures; V views are all of all windows.
     pick: `pick(outputs, batch)` -> tree of arrays [B, ...], what to keep.
 
   Returns:
@@ -32,18 +34,18 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
   """
   # Closed at once if `predict` raises: its threads must not outlive the interpreter.
   with contextlib.closing(
-      pipeline.eval_batches(reader, batch_size, num_windows)) as batches:
+      pipeline.eval_batches(reader, batch_size, num_windows, num_crops)) as batches:
     rows = [pick(jax.device_get(predict(state, batch)), batch) for batch in batches]
-  count = len(reader.clips)
+  count, views = len(reader.clips), num_windows * num_crops
 
   def join(*parts: np.ndarray) -> np.ndarray:
-    whole = np.concatenate(parts)[:count * num_windows]    # the rest fills the last
-    return whole.reshape(count, num_windows, *whole.shape[1:])
+    whole = np.concatenate(parts)[:count * views]    # the rest fills the last
+    return whole.reshape(count, views, *whole.shape[1:])
 
   return jax.tree.map(join, *rows)
 
 
-def mean_over_windows(x: np.ndarray, there: np.ndarray) -> np.ndarray:
+def mean_over_views(x: np.ndarray, there: np.ndarray) -> np.ndarray:
   """The mean of what is there.  [N, V, D], bool [N, V] -> [N, D], zero for none."""
   total = np.sum(x * there[..., None], axis=1)
   return total / np.maximum(np.sum(there, axis=1), 1)[:, None]
@@ -51,16 +53,16 @@ def mean_over_windows(x: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 def of_clips(embed: Mapping[str, Mapping[str, np.ndarray]],
              present: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-  """Embeddings of clips: the mean over their windows, of length one again.
+  """Embeddings of clips: the mean over their views, of length one again.
 
   Args:
     embed: space -> modality -> [N, V, D] (VATT, section 4.3).
     present: modality -> bool [N, V].
 
   Returns:
-    space -> modality -> [N, D], zero where no window has the modality.
+    space -> modality -> [N, D], zero where no view has the modality.
   """
-  return {space: {m: _unit_norm(mean_over_windows(x, present[m]))
+  return {space: {m: _unit_norm(mean_over_views(x, present[m]))
                   for m, x in sides.items()} for space, sides in embed.items()}
 
 

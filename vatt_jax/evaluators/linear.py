@@ -31,7 +31,8 @@ class LinearProbe:
 
   def __init__(self, predict: extract.Predict, train: pipeline.Reader,
                test: pipeline.Reader, batch_size: int, labels: Mapping[str, str],
-               multi_labels: Sequence[str] = (), num_windows: int = 1):
+               multi_labels: Sequence[str] = (), num_windows: int = 1,
+               num_crops: int = 1):
     """Prepares the probes.
 
     Args:
@@ -42,6 +43,7 @@ class LinearProbe:
       labels: column -> the modality whose features are probed.
       multi_labels: those of the columns that hold several labels at once.
       num_windows: spread over each clip.
+      num_crops: spread over each window's pictures.
 
     Raises:
       UserError: a manifest has no such column.
@@ -60,7 +62,7 @@ class LinearProbe:
     self._predict = predict
     self._train, self._test = train, test
     self._batch_size = batch_size
-    self._num_windows = num_windows
+    self._views = num_windows, num_crops
     self._labels = dict(labels)
     self._multi_labels = frozenset(multi_labels)
 
@@ -91,8 +93,8 @@ class LinearProbe:
   def _features(self, state, reader):
     """modality -> ([N, D], bool [N])."""
     features = extract.by_clip(self._predict, state, reader, self._batch_size,
-                               self._num_windows, _pick)
-    return {m: (extract.mean_over_windows(x, there), there.any(axis=1))
+                               *self._views, _pick)
+    return {m: (extract.mean_over_views(x, there), there.any(axis=1))
             for m, (x, there) in features.items()}
 
 

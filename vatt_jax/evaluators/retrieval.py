@@ -37,11 +37,11 @@ class Retrieval:
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
-               batch_size: int, num_windows: int = 1):
+               batch_size: int, num_windows: int = 1, num_crops: int = 1):
     """Takes `predict(state, batch)`, which gives `embed` (`step.Task.predict`)."""
     self._predict = predict
     self._batch_size = batch_size
-    self._num_windows = num_windows
+    self._views = num_windows, num_crops
     self.reader = reader
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
@@ -79,7 +79,7 @@ class Retrieval:
   def _embed(self, state):
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
     embed, present = extract.by_clip(self._predict, state, self.reader,
-                                     self._batch_size, self._num_windows, _pick)
+                                     self._batch_size, *self._views, _pick)
     if not present['video'].any():
       raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
                       'retrieve from are broken')
