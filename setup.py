@@ -42,6 +42,7 @@ EXTRAS = {
     'prep': [_IJSON],                    # data/howto100m.py
     'plan': ['libtpu'],                  # the TPU's compiler, on any machine
     'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
+             'imageio-ffmpeg>=0.6,<1',    # an FFmpeg to compare with
              _IJSON],
 }
 

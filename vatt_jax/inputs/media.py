@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 from typing import Any
 from typing import Protocol
@@ -35,6 +36,8 @@ _MAX_FRAMES = 5_000_000
 _MAX_SOUND_HZ = 768_000
 _MAX_PACKET_BYTES = 2 ** 29    # from a keyframe to the end of a window
 _MAX_OPEN_SECONDS = 10.0
+# How many keyframes, one further back than the other, a window is decoded from.
+_MAX_TRIES = 5
 # The decoders that heed packet by packet which pictures may be left out.
 _SKIPPING = frozenset({'h264', 'hevc', 'mpeg4', 'mpeg2video'})
 # Of FFmpeg's transpose filter, by the quarter turns that a picture still needs.
@@ -95,13 +98,20 @@ class MediaFile:
       self._container = av.open(
           self._path if content is None else io.BytesIO(content),
           metadata_errors='replace', timeout=_MAX_OPEN_SECONDS)
-    self._zero = (self._container.start_time or 0) / av.time_base
-    self._tick_seconds: dict[int, float] = {}    # of each stream; fractions are slow
-    self._video, self._audio = map(self._best_stream, ('video', 'audio'))
-    self.has_video = self._video is not None
-    self.has_audio = self._audio is not None
-    self._refuse_absurd()
-    self.duration_seconds = self._duration()
+    with contextlib.ExitStack() as on_failure:
+      on_failure.callback(self._container.close)
+      self._zero = (self._container.start_time or 0) / av.time_base
+      self._tick_seconds: dict[int, float] = {}    # of each stream; fractions are slow
+      self._video, self._audio = map(self._best_stream, ('video', 'audio'))
+      self.has_video = self._video is not None
+      self.has_audio = self._audio is not None
+      # AVI knows the order of its packets and no more; FFmpeg then guesses the times
+      # of pictures, wrongly where the codec is younger than the container.
+      self._stampless = self._container.format.name == 'avi' and self.has_video and (
+          self._video.codec_context.name in ('h264', 'hevc'))
+      self._refuse_absurd()
+      self.duration_seconds = self._duration()
+      on_failure.pop_all()
 
   def __enter__(self) -> MediaFile:
     return self
@@ -131,22 +141,19 @@ class MediaFile:
     if self._video is None:
       raise MediaError(self._path, 'has no picture')
     with self._naming():
-      packets = self._packets(self._video, times[0], times[-1])
-      stamps = [p.pts for p in packets if not p.is_discard]
-      shown, frames = [], {}
-      if None not in stamps:
-        shown = self._on_screen(stamps, times)
-        frames = self._decode_pictures(packets, set(shown))
-      if not all(stamp in frames for stamp in shown) or not shown:
-        # Not every packet shows a picture (a field, a hidden reference, a broken one),
-        # or has a time stamp: only decoding tells.
-        stamps = self._stamps(packets)
-        shown = self._on_screen(stamps, times)
-        frames = self._decode_pictures(packets, set(shown))
+      for packets in itertools.islice(
+          self._packets(self._video, times[0], times[-1]), _MAX_TRIES):
+        shown, frames = self._show(packets, times)
+        # What calls itself a keyframe need not be one that shows at once.
+        late = not shown or (
+            self._seconds(self._video, shown[0]) > times[0] + _TIME_SLACK)
+        if not late:
+          break
     lost = [s for s in shown if s not in frames or frames[s].is_corrupt]
     if not shown or lost:
-      at = f' at {self._seconds(self._video, lost[0]):.1f} s' if lost else ''
-      raise MediaError(self._path, f'Invalid data: no whole picture decodes{at}')
+      at = self._seconds(self._video, lost[0]) if lost else times[0]
+      raise MediaError(self._path,
+                       f'Invalid data: no whole picture decodes at {at:.1f} s')
     cutter = _Cutter(self._path)
     pictures = {stamp: _Frame(frame, cutter) for stamp, frame in frames.items()}
     return [pictures[stamp] for stamp in shown]
@@ -181,6 +188,20 @@ class MediaFile:
     window = np.pad(window, (0, num_samples - len(window)))
     return window if np.any(window) else None
 
+  def _show(self, packets: list[av.Packet], times: Sequence[float]
+            ) -> tuple[list[int], dict[int, av.VideoFrame]]:
+    """Time stamps of what is on screen at times, and the frames that decode."""
+    stamps = [p.pts for p in packets if not p.is_discard]
+    if stamps and None not in stamps and not self._stampless:
+      shown = self._on_screen(stamps, times)
+      frames = self._decode_pictures(packets, set(shown))
+      if all(stamp in frames for stamp in shown):
+        return shown, frames
+    # Not every packet shows a picture (a field, a hidden reference, a broken one),
+    # or has a time stamp: only decoding tells.
+    shown = self._on_screen(self._stamps(packets), times)
+    return shown, self._decode_pictures(packets, set(shown))
+
   def _on_screen(self, stamps: list[int], times: Sequence[float]) -> list[int]:
     """Which of the frames' time stamps is on screen at each time."""
     stamps = sorted(stamps)
@@ -210,24 +231,30 @@ class MediaFile:
     """
     context = stream.codec_context
     context.flush_buffers()
-    if wanted is not None:
+    ordered = stream is self._video and self._stampless
+    if wanted is not None and not ordered:
       last = max((i for i, p in enumerate(packets) if p.pts in wanted), default=-1)
       packets = packets[:last + 1]
     for packet in [*packets, None]:
-      if context.name in _SKIPPING:
+      if context.name in _SKIPPING and not ordered:
         needed = wanted is None or packet is None or packet.pts in wanted
         context.skip_frame = 'DEFAULT' if needed else 'NONREF'
       try:
-        yield from context.decode(packet)
+        frames = context.decode(packet)
       except av.FFmpegError:
         if packet is not None:
           yield packet
+        continue
+      if ordered:    # one packet in, one picture out; the last come without one
+        for i, frame in enumerate(frames, 1):
+          frame.pts = packets[-1].dts + i if packet is None else packet.dts
+      yield from frames
 
   def _native_sound(self, begin: int, length: int, native_hz: int
                     ) -> np.ndarray | None:
     """Mono samples begin .. begin + length at the file's own rate."""
-    packets = self._packets(self._audio, begin / native_hz,
-                            (begin + length) / native_hz)
+    packets = next(self._packets(self._audio, begin / native_hz,
+                                 (begin + length) / native_hz))
     runs, expected, last_kind = [], 0, None    # position, frames without a gap
     for frame in self._decode(self._audio, packets):
       if frame.pts is None:
@@ -252,8 +279,12 @@ class MediaFile:
         filled = True
     return buffer if filled else None
 
-  def _packets(self, stream: Any, first: float, last: float) -> list[av.Packet]:
-    """What must be decoded to show a stream from one time to another (seconds)."""
+  def _packets(self, stream: Any, first: float, last: float
+               ) -> Iterator[list[av.Packet]]:
+    """What must be decoded to show a stream from one time to another (seconds).
+
+    From one keyframe, then from ones further back, to the start of the stream.
+    """
     begin = self._seconds(stream, stream.start_time or 0)
     # A second before the start, for packets that only prime a decoder stand there.
     earliest, back = begin - 1, 0.0
@@ -262,13 +293,14 @@ class MediaFile:
       self._seek(stream, target)
       packets = self._read(stream, last)
       if target == earliest:
-        return packets
+        yield packets
+        return
       # A file's index may lead astray, and some containers have none.
       keys = (i for i, p in enumerate(packets) if p.is_keyframe)
       key = next(keys, None)
       if key is not None and (
           self._seconds(stream, _stamp(packets[key])) <= first + _TIME_SLACK):
-        return packets[key:]
+        yield packets[key:]
       back = 2 * back + 1
 
   def _seek(self, stream: Any, seconds: float) -> None:
