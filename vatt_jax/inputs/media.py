@@ -315,8 +315,9 @@ class MediaFile:
     """Packets from here until none can be shown at or before `last` (seconds)."""
     packets, num_bytes = [], 0
     for packet in self._container.demux(stream):
-      # Nothing is shown before it is decoded.
-      if packet.dts is not None and (
+      # Nothing is shown before it is decoded. What an edit list cuts out may be
+      # followed by what is earlier.
+      if packet.dts is not None and not packet.is_discard and (
           self._seconds(stream, packet.dts) > last + _TIME_SLACK):
         break
       if packet.size:
