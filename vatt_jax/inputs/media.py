@@ -253,26 +253,35 @@ class MediaFile:
   def _native_sound(self, begin: int, length: int, native_hz: int
                     ) -> np.ndarray | None:
     """Mono samples begin .. begin + length at the file's own rate."""
-    packets = next(self._packets(self._audio, begin / native_hz,
-                                 (begin + length) / native_hz))
+    for packets in itertools.islice(
+        self._packets(self._audio, begin / native_hz, (begin + length) / native_hz),
+        _MAX_TRIES):
+      frames = [f for f in self._decode(self._audio, packets) if f.pts is not None]
+      positions = [round(self._seconds(self._audio, f.pts) * native_hz) - begin
+                   for f in frames]
+      # A seek may end within a packet, and its rest not decode.
+      broken = [p for f, p in zip(frames, positions, strict=True)
+                if isinstance(f, av.Packet) and p >= _PRE_ROLL_SECONDS * native_hz]
+      if not broken:
+        break
+    else:
+      at = (begin + broken[0]) / native_hz
+      raise MediaError(self._path, f'Invalid data: no sound decodes at {at:.1f} s')
     runs, expected, last_kind = [], 0, None    # position, frames without a gap
-    for frame in self._decode(self._audio, packets):
-      if frame.pts is None:
-        continue
-      seconds = self._seconds(self._audio, frame.pts)
+    for frame, position in zip(frames, positions, strict=True):
       if isinstance(frame, av.Packet):
-        raise MediaError(self._path, f'Invalid data: no sound decodes at '
-                         f'{seconds:.1f} s')
-      position = round(seconds * native_hz) - begin
-      kind = frame.format.name, frame.layout.nb_channels
+        continue
+      kind = frame.format.name, frame.layout.nb_channels, frame.sample_rate
       if kind != last_kind or abs(position - expected) >= _GAP_SECONDS * native_hz:
         runs.append((position, []))
         expected, last_kind = position, kind
       runs[-1][1].append(frame)
-      expected += frame.samples
+      expected += round(frame.samples * native_hz / frame.sample_rate)
     buffer, filled = np.zeros(length, np.float32), False
     for position, frames in runs:
       samples = _mono(frames)
+      if frames[0].sample_rate != native_hz:    # some films change theirs
+        samples = soxr.resample(samples, frames[0].sample_rate, native_hz)
       low, high = max(position, 0), min(position + len(samples), length)
       if high > low:
         buffer[low:high] = samples[low - position:high - position]
