@@ -236,7 +236,7 @@ class MediaFile:
       last = max((i for i, p in enumerate(packets) if p.pts in wanted), default=-1)
       packets = packets[:last + 1]
     for packet in [*packets, None]:
-      if context.name in _SKIPPING and not ordered:
+      if context.name in _SKIPPING and not ordered:    # all count there
         needed = wanted is None or packet is None or packet.pts in wanted
         context.skip_frame = 'DEFAULT' if needed else 'NONREF'
       try:
