@@ -19,6 +19,7 @@ from typing import Any
 from typing import Protocol
 
 import av
+from av.stream import Disposition
 import numpy as np
 import soxr
 
@@ -372,10 +373,11 @@ class MediaFile:
     return self._seconds(stream, last)
 
   def _best_stream(self, kind: str) -> Any:
-    """The stream that players choose, or None if there is none with a decoder."""
-    stream = self._container.streams.best(kind)
-    if stream is None or stream.codec_context is None:
+    """The stream that `ffmpeg` chooses, or None if there is none with a decoder."""
+    streams = [s for s in getattr(self._container.streams, kind) if s.codec_context]
+    if not streams:
       return None
+    stream = max(streams, key=_merit)
     # Many files are read side by side: threads within one are in the way.
     stream.codec_context.thread_count = 1
     self._tick_seconds[stream.index] = float(stream.time_base)
@@ -388,6 +390,15 @@ class MediaFile:
       yield
     except av.FFmpegError as e:
       raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
+
+
+def _merit(stream: Any) -> int:
+  """As `ffmpeg` weighs it: by pixels or channels, most by being called the default."""
+  context, disposition = stream.codec_context, stream.disposition
+  if disposition & Disposition.attached_pic:    # a cover
+    return 1
+  size = context.width * context.height if stream.type == 'video' else context.channels
+  return size + 5_000_000 * bool(disposition & Disposition.default)
 
 
 def _stamp(packet: av.Packet) -> int | None:
