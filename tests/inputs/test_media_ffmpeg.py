@@ -51,7 +51,7 @@ def _psnr(a, b):
 
 @pytest.mark.parametrize('name', PICTURES)
 def test_pictures_are_those_of_ffmpeg_at_the_same_times(shared, name):
-  """The first, the middle and the last: to 40 dB, turned upright, by the file's time."""
+  """The first, the middle and the last, upright, by the file's time, to 40 dB."""
   path = shared / 'media' / name
   stamps = _stamps(path)
   numbers = sorted({0, len(stamps) // 2, len(stamps) - 1})
@@ -76,15 +76,16 @@ def test_sound_is_that_of_ffmpeg(shared, name):
   channels = int(re.search(r' channels:(\d+) ', said)[1])
   out, _ = _ffmpeg('-v', 'error', '-i', str(path), '-vn', '-f', 'f32le', '-')
   whole = np.frombuffer(out, np.float32).reshape(-1, channels).mean(1)
-  length, edge = rate // 2, rate // 100    # an edge, for a resampler rings
-  # Matroska's time stamps are of milliseconds, and a window begins with one.
-  most = rate // 1000 if path.suffix == '.mkv' else 0
+  length, most = rate // 2, rate // 1000    # of 1 ms
   with media.MediaFile(path) as file:
-    for place in np.linspace(0, len(whole) - 2 * length, 4).astype(int):
+    sound = file.sound(first, length, rate)
+    np.testing.assert_allclose(sound[:-most], whole[:length - most], atol=2e-3)
+    # AAC fills up with noise of its own, and time stamps of files are rounded.
+    for place in np.linspace(length, len(whole) - 2 * length, 4).astype(int):
       sound = file.sound(first + place / rate, length, rate)
-      like = whole[place:place + length]
-      assert min(np.abs(sound[edge:-edge] - np.roll(like, lag)[edge:-edge]).max()
-                 for lag in range(-most, most + 1)) <= 2e-3
+      likeness = [np.corrcoef(sound, whole[place + lag:place + lag + length])[0, 1]
+                  for lag in range(-most, most + 1)]
+      assert max(likeness) > 0.98
 
 
 def test_of_several_streams_those_that_ffmpeg_chooses_are_read(shared):
