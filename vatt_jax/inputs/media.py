@@ -15,6 +15,8 @@ import dataclasses
 import io
 import itertools
 import os
+import re
+import struct
 from typing import Any
 from typing import Protocol
 
@@ -43,6 +45,9 @@ _MAX_TRIES = 5
 _SKIPPING = frozenset({'h264', 'hevc', 'mpeg4', 'mpeg2video'})
 # Of FFmpeg's transpose filter, by the quarter turns that a picture still needs.
 _TURNS = {90: ['cclock'], 180: ['clock', 'clock'], 270: ['clock']}
+
+# In MP4: the size of all samples, and how many there are.
+_TABLE = re.compile(rb'stsz.{4}(.{8})', re.DOTALL)
 
 Box = tuple[float, float, float, float]
 
@@ -95,6 +100,7 @@ class MediaFile:
     """
     self._path = os.fspath(path)
     with self._naming():
+      self._refuse_long_table(content)
       # A title in some old encoding is no reason not to read the film.
       self._container = av.open(
           self._path if content is None else io.BytesIO(content),
@@ -324,7 +330,7 @@ class MediaFile:
   def _read(self, stream: Any, last: float) -> list[av.Packet]:
     """Packets from here until none can be shown at or before `last` (seconds)."""
     packets, num_bytes = [], 0
-    for packet in self._container.demux(stream):
+    for packet in self._demux(stream):
       # Nothing is shown before it is decoded. What an edit list cuts out may be
       # followed by what is earlier.
       if packet.dts is not None and not packet.is_discard and (
@@ -339,9 +345,38 @@ class MediaFile:
                          'with keyframes nearer to each other')
     return packets
 
+  def _demux(self, stream: Any) -> Iterator[av.Packet]:
+    """Packets from here to the end of the file."""
+    try:
+      yield from self._container.demux(stream)
+    except IndexError:    # PyAV's, at the end, if another stream appeared on the way
+      return
+
   def _seconds(self, stream: Any, stamp: int | None) -> float:
     """Of a stream's time stamp; one that is missing is taken for zero."""
     return (stamp or 0) * self._tick_seconds[stream.index] - self._zero
+
+  def _refuse_long_table(self, content: bytes | None) -> None:
+    """MP4's claim of many samples of one size, for which FFmpeg takes memory at once.
+
+    Others it believes only as far as the file reaches.
+    """
+    with (open(self._path, 'rb') if content is None else io.BytesIO(content)) as file:
+      end, at = file.seek(0, os.SEEK_END), 0
+      while at < end:
+        file.seek(at)
+        head = file.read(16).ljust(16, b'\0')
+        length, kind, long_length = struct.unpack('>I4sQ', head)
+        length = long_length if length == 1 else length or end - at
+        if length < 8 or not kind.isalnum():    # no MP4
+          return
+        if kind == b'moov':
+          for table in _TABLE.finditer(file.read(min(length, _MAX_PACKET_BYTES))):
+            size, count = struct.unpack('>II', table[1])
+            if count > _MAX_FRAMES and size * count > 8 * end:    # old sound: 6 to 1
+              raise MediaError(self._path, f'claims {count} pictures or sounds of '
+                               f'{size} bytes in a file of {end}')
+        at += length
 
   def _refuse_absurd(self) -> None:
     """Claims that would take all memory or time."""
@@ -368,7 +403,7 @@ class MediaFile:
     if self._container.duration:
       return self._container.duration / av.time_base
     with self._naming():
-      last = max((p.pts + (p.duration or 0) for p in self._container.demux(stream)
+      last = max((p.pts + (p.duration or 0) for p in self._demux(stream)
                   if p.pts is not None), default=0)
     return self._seconds(stream, last)
 
@@ -388,8 +423,9 @@ class MediaFile:
     """FFmpeg's errors within, with the file's name before them."""
     try:
       yield
-    except av.FFmpegError as e:
-      raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
+    except (OSError, av.FFmpegError, OverflowError, ValueError) as e:
+      reason = getattr(e, 'strerror', '') or f'Invalid data ({type(e).__name__}: {e})'
+      raise MediaError(self._path, reason) from e
 
 
 def _merit(stream: Any) -> int:
@@ -441,8 +477,9 @@ class _Cutter:
         self._graph, self._made_for = _filters(*key), key
       self._graph.push(frame)
       return self._graph.pull().to_ndarray()
-    except av.FFmpegError as e:
-      raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
+    except (av.FFmpegError, ValueError) as e:
+      reason = getattr(e, 'strerror', '') or f'Invalid data ({e})'
+      raise MediaError(self._path, reason) from e
 
 
 def _filters(width: int, height: int, pixels: str, space: int, color_range: int,
