@@ -380,3 +380,48 @@ def test_a_window_of_sound_is_that_of_decoding_from_the_start(tmp_path, name):
     with media.MediaFile(tmp_path / name) as file:
       sound = file.sound(place / 16_000, 8000, 16_000)
     np.testing.assert_allclose(sound, whole[place:place + 8000], atol=2e-3)
+
+
+def test_sound_after_a_small_gap_is_where_its_time_stamp_says(tmp_path):
+  """15 ms are missing after the second second."""
+  path = tmp_path / 'gap.mkv'
+  noise = (_noise()[None] * 32767).astype(np.int16)
+  with av.open(path, 'w') as container:
+    stream = container.add_stream('pcm_s16le', rate=_SOUND_HZ, layout='mono')
+    for first in range(0, 4 * _SOUND_HZ, 960):
+      frame = av.AudioFrame.from_ndarray(noise[:, first:first + 960], 's16', 'mono')
+      frame.sample_rate = _SOUND_HZ
+      frame.pts = first + (720 if first >= 2 * _SOUND_HZ else 0)
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  with media.MediaFile(path) as file:
+    sound = file.sound(1.0, 2 * _SOUND_HZ, _SOUND_HZ)
+  before, after = (noise[0, n * _SOUND_HZ:(n + 1) * _SOUND_HZ] / 32768 for n in (1, 2))
+  np.testing.assert_allclose(sound[:_SOUND_HZ], before, atol=1e-3)
+  assert not sound[_SOUND_HZ + 50:_SOUND_HZ + 670].any()
+  place = _SOUND_HZ + 720    # time stamps of Matroska are of milliseconds
+  errors = [np.abs(sound[place + lag:][:40_000] - after[:40_000]).max()
+            for lag in range(-48, 49)]
+  assert min(errors) < 1e-3
+
+
+def test_sound_may_change_its_rate(tmp_path):
+  """A tone stays the same when a recording goes on at half the rate."""
+  content = b''
+  for part, rate in enumerate((48_000, 24_000)):
+    with av.open(tmp_path / 'part.ts', 'w') as container:
+      stream = container.add_stream('aac', rate=rate, layout='mono')
+      tone = 0.5 * np.sin(2 * np.pi * 700 * np.arange(3 * rate) / rate)
+      for first in range(0, 3 * rate - 1023, 1024):
+        frame = av.AudioFrame.from_ndarray(
+            tone[None, first:first + 1024].astype(np.float32), 'fltp', 'mono')
+        frame.sample_rate, frame.pts = rate, first + 3 * part * rate
+        container.mux(stream.encode(frame))
+      container.mux(stream.encode(None))
+    content += (tmp_path / 'part.ts').read_bytes()
+  path = tmp_path / 'rates.ts'
+  path.write_bytes(content)
+  with media.MediaFile(path) as file:
+    for start in (0.5, 2.5, 3.5, 4.5):
+      spectrum = np.abs(np.fft.rfft(file.sound(start, 8000, 8000)))
+      assert abs(int(np.argmax(spectrum)) - 700) <= 1    # windows of 1 s

@@ -32,12 +32,13 @@ _TIME_SLACK = 2e-3
 _PRE_ROLL_SECONDS = 0.25
 # Time stamps of consecutive sound frames that differ from the sample count by
 # less than this are rounding, by more a gap.
-_GAP_SECONDS = 0.02
+_GAP_SECONDS = 0.01
 # What a file may ask for. A damaged or hostile one claims more than it holds.
 MAX_PIXELS = 2 ** 26
 _MAX_FRAMES = 5_000_000
 _MAX_SOUND_HZ = 768_000
 _MAX_PACKET_BYTES = 2 ** 29    # from a keyframe to the end of a window
+_PACKET_BYTES = 512    # of memory, beside its content
 _MAX_OPEN_SECONDS = 10.0
 # How many keyframes, one further back than the other, a window is decoded from.
 _MAX_TRIES = 5
@@ -338,7 +339,7 @@ class MediaFile:
         break
       if packet.size:
         packets.append(packet)
-        num_bytes += packet.size
+        num_bytes += packet.size + _PACKET_BYTES
       if num_bytes > _MAX_PACKET_BYTES:
         raise MediaError(self._path, f'more than {_MAX_PACKET_BYTES >> 20} MiB to '
                          f'decode for the pictures until {last:.1f} s; re-encode it '
@@ -415,6 +416,8 @@ class MediaFile:
     stream = max(streams, key=_merit)
     # Many files are read side by side: threads within one are in the way.
     stream.codec_context.thread_count = 1
+    # Pictures may grow on the way, too.
+    stream.codec_context.options = {'max_pixels': f'{MAX_PIXELS}'}
     self._tick_seconds[stream.index] = float(stream.time_base)
     return stream
 
