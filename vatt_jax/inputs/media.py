@@ -268,23 +268,28 @@ class MediaFile:
       positions = [round(self._seconds(self._audio, f.pts) * native_hz) - begin
                    for f in frames]
       # A seek may end within a packet, and its rest not decode.
+      margin = _PRE_ROLL_SECONDS * native_hz
       broken = [p for f, p in zip(frames, positions, strict=True)
-                if isinstance(f, av.Packet) and p >= _PRE_ROLL_SECONDS * native_hz]
+                if isinstance(f, av.Packet) and margin <= p < length - margin]
       if not broken:
         break
     else:
       at = (begin + broken[0]) / native_hz
       raise MediaError(self._path, f'Invalid data: no sound decodes at {at:.1f} s')
+    placed = [(p, f) for p, f in zip(positions, frames, strict=True)
+              if isinstance(f, av.AudioFrame)]
     runs, expected, last_kind = [], 0, None    # position, frames without a gap
-    for frame, position in zip(frames, positions, strict=True):
-      if isinstance(frame, av.Packet):
-        continue
+    for i, (position, frame) in enumerate(placed):
       kind = frame.format.name, frame.layout.nb_channels, frame.sample_rate
-      if kind != last_kind or abs(position - expected) >= _GAP_SECONDS * native_hz:
+      num_samples = round(frame.samples * native_hz / frame.sample_rate)
+      # Where Vorbis' blocks change their length, a single time stamp is off.
+      by_next = placed[i + 1][0] - num_samples if i + 1 < len(placed) else position
+      off = min(abs(position - expected), abs(by_next - expected))
+      if kind != last_kind or off >= _GAP_SECONDS * native_hz:
         runs.append((position, []))
         expected, last_kind = position, kind
       runs[-1][1].append(frame)
-      expected += round(frame.samples * native_hz / frame.sample_rate)
+      expected += num_samples
     buffer, filled = np.zeros(length, np.float32), False
     for position, frames in runs:
       samples = _mono(frames)
