@@ -14,6 +14,7 @@ import functools
 import io
 import math
 import pathlib
+import re
 
 import cv2
 import numpy as np
@@ -164,6 +165,7 @@ class _Still:
       raise
     except Exception as e:    # Pillow raises whatever it stumbles over
       reason = (str(e) or type(e).__name__).splitlines()[0]
+      reason = re.sub(r'{{.*}} | \[Op:.*', '', reason)    # TensorFlow's own affairs
       raise media.MediaError(self.path,
                              f'Invalid data: no image decodes ({reason})') from e
 
