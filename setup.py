@@ -45,7 +45,9 @@ EXTRAS = {
     'cuda': ['jax[cuda13]'],
     'prep': PREP,
     'plan': ['libtpu'],                  # the TPU's compiler, on any machine
-    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18', *PREP],
+    'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
+             'imageio-ffmpeg>=0.6,<1',    # an FFmpeg to compare with
+             *PREP],
 }
 
 setuptools.setup(

@@ -13,11 +13,15 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
+import re
+import struct
 from typing import Any
 from typing import Protocol
 
 import av
+from av.stream import Disposition
 import numpy as np
 import soxr
 
@@ -28,17 +32,23 @@ _TIME_SLACK = 2e-3
 _PRE_ROLL_SECONDS = 0.25
 # Time stamps of consecutive sound frames that differ from the sample count by
 # less than this are rounding, by more a gap.
-_GAP_SECONDS = 0.02
+_GAP_SECONDS = 0.01
 # What a file may ask for. A damaged or hostile one claims more than it holds.
 MAX_PIXELS = 2 ** 26
 _MAX_FRAMES = 5_000_000
 _MAX_SOUND_HZ = 768_000
 _MAX_PACKET_BYTES = 2 ** 29    # from a keyframe to the end of a window
+_PACKET_BYTES = 512    # of memory, beside its content
 _MAX_OPEN_SECONDS = 10.0
+# How many keyframes, one further back than the other, a window is decoded from.
+_MAX_TRIES = 5
 # The decoders that heed packet by packet which pictures may be left out.
 _SKIPPING = frozenset({'h264', 'hevc', 'mpeg4', 'mpeg2video'})
 # Of FFmpeg's transpose filter, by the quarter turns that a picture still needs.
 _TURNS = {90: ['cclock'], 180: ['clock', 'clock'], 270: ['clock']}
+
+# In MP4: the size of all samples, and how many there are.
+_TABLE = re.compile(rb'stsz.{4}(.{8})', re.DOTALL)
 
 Box = tuple[float, float, float, float]
 
@@ -91,17 +101,25 @@ class MediaFile:
     """
     self._path = os.fspath(path)
     with self._naming():
+      self._refuse_long_table(content)
       # A title in some old encoding is no reason not to read the film.
       self._container = av.open(
           self._path if content is None else io.BytesIO(content),
           metadata_errors='replace', timeout=_MAX_OPEN_SECONDS)
-    self._zero = (self._container.start_time or 0) / av.time_base
-    self._tick_seconds: dict[int, float] = {}    # of each stream; fractions are slow
-    self._video, self._audio = map(self._best_stream, ('video', 'audio'))
-    self.has_video = self._video is not None
-    self.has_audio = self._audio is not None
-    self._refuse_absurd()
-    self.duration_seconds = self._duration()
+    with contextlib.ExitStack() as on_failure:
+      on_failure.callback(self._container.close)
+      self._zero = (self._container.start_time or 0) / av.time_base
+      self._tick_seconds: dict[int, float] = {}    # of each stream; fractions are slow
+      self._video, self._audio = map(self._best_stream, ('video', 'audio'))
+      self.has_video = self._video is not None
+      self.has_audio = self._audio is not None
+      # AVI knows the order of its packets and no more; FFmpeg then guesses the times
+      # of pictures, wrongly where the codec is younger than the container.
+      self._stampless = self._container.format.name == 'avi' and self.has_video and (
+          self._video.codec_context.name in ('h264', 'hevc'))
+      self._refuse_absurd()
+      self.duration_seconds = self._duration()
+      on_failure.pop_all()
 
   def __enter__(self) -> MediaFile:
     return self
@@ -136,22 +154,19 @@ class MediaFile:
     if self._video is None:
       raise MediaError(self._path, 'has no picture')
     with self._naming():
-      packets = self._packets(self._video, times[0], times[-1])
-      stamps = [p.pts for p in packets if not p.is_discard]
-      shown, frames = [], {}
-      if None not in stamps:
-        shown = self._on_screen(stamps, times)
-        frames = self._decode_pictures(packets, set(shown))
-      if not all(stamp in frames for stamp in shown) or not shown:
-        # Not every packet shows a picture (a field, a hidden reference, a broken one),
-        # or has a time stamp: only decoding tells.
-        stamps = self._stamps(packets)
-        shown = self._on_screen(stamps, times)
-        frames = self._decode_pictures(packets, set(shown))
+      for packets in itertools.islice(
+          self._packets(self._video, times[0], times[-1]), _MAX_TRIES):
+        shown, frames = self._show(packets, times)
+        # What calls itself a keyframe need not be one that shows at once.
+        late = not shown or (
+            self._seconds(self._video, shown[0]) > times[0] + _TIME_SLACK)
+        if not late:
+          break
     lost = [s for s in shown if s not in frames or frames[s].is_corrupt]
     if not shown or lost:
-      at = f' at {self._seconds(self._video, lost[0]):.1f} s' if lost else ''
-      raise MediaError(self._path, f'Invalid data: no whole picture decodes{at}')
+      at = self._seconds(self._video, lost[0]) if lost else times[0]
+      raise MediaError(self._path,
+                       f'Invalid data: no whole picture decodes at {at:.1f} s')
     cutter = _Cutter(self._path)
     pictures = {stamp: _Frame(frame, cutter) for stamp, frame in frames.items()}
     return [pictures[stamp] for stamp in shown]
@@ -186,6 +201,20 @@ class MediaFile:
     window = np.pad(window, (0, num_samples - len(window)))
     return window if np.any(window) else None
 
+  def _show(self, packets: list[av.Packet], times: Sequence[float]
+            ) -> tuple[list[int], dict[int, av.VideoFrame]]:
+    """Time stamps of what is on screen at times, and the frames that decode."""
+    stamps = [p.pts for p in packets if not p.is_discard]
+    if stamps and None not in stamps and not self._stampless:
+      shown = self._on_screen(stamps, times)
+      frames = self._decode_pictures(packets, set(shown))
+      if all(stamp in frames for stamp in shown):
+        return shown, frames
+    # Not every packet shows a picture (a field, a hidden reference, a broken one),
+    # or has a time stamp: only decoding tells.
+    shown = self._on_screen(self._stamps(packets), times)
+    return shown, self._decode_pictures(packets, set(shown))
+
   def _on_screen(self, stamps: list[int], times: Sequence[float]) -> list[int]:
     """Which of the frames' time stamps is on screen at each time."""
     stamps = sorted(stamps)
@@ -215,50 +244,74 @@ class MediaFile:
     """
     context = stream.codec_context
     context.flush_buffers()
-    if wanted is not None:
+    ordered = stream is self._video and self._stampless
+    if wanted is not None and not ordered:
       last = max((i for i, p in enumerate(packets) if p.pts in wanted), default=-1)
       packets = packets[:last + 1]
     for packet in [*packets, None]:
-      if context.name in _SKIPPING:
+      if context.name in _SKIPPING and not ordered:    # all count there
         needed = wanted is None or packet is None or packet.pts in wanted
         context.skip_frame = 'DEFAULT' if needed else 'NONREF'
       try:
-        yield from context.decode(packet)
+        frames = context.decode(packet)
       except av.FFmpegError:
         if packet is not None:
           yield packet
+        continue
+      if ordered:    # one packet in, one picture out; the last come without one
+        for i, frame in enumerate(frames, 1):
+          frame.pts = packets[-1].dts + i if packet is None else packet.dts
+      yield from frames
 
   def _native_sound(self, begin: int, length: int, native_hz: int
                     ) -> np.ndarray | None:
     """Mono samples begin .. begin + length at the file's own rate."""
-    packets = self._packets(self._audio, begin / native_hz,
-                            (begin + length) / native_hz)
+    for packets in itertools.islice(
+        self._packets(self._audio, begin / native_hz, (begin + length) / native_hz),
+        _MAX_TRIES):
+      frames = [f for f in self._decode(self._audio, packets) if f.pts is not None]
+      positions = [round(self._seconds(self._audio, f.pts) * native_hz) - begin
+                   for f in frames]
+      # A seek may end within a packet, and its rest not decode.
+      margin = _PRE_ROLL_SECONDS * native_hz
+      broken = [p for f, p in zip(frames, positions, strict=True)
+                if isinstance(f, av.Packet) and margin <= p < length - margin]
+      if not broken:
+        break
+    else:
+      at = (begin + broken[0]) / native_hz
+      raise MediaError(self._path, f'Invalid data: no sound decodes at {at:.1f} s')
+    placed = [(p, f) for p, f in zip(positions, frames, strict=True)
+              if isinstance(f, av.AudioFrame)]
     runs, expected, last_kind = [], 0, None    # position, frames without a gap
-    for frame in self._decode(self._audio, packets):
-      if frame.pts is None:
-        continue
-      seconds = self._seconds(self._audio, frame.pts)
-      if isinstance(frame, av.Packet):
-        raise MediaError(self._path, f'Invalid data: no sound decodes at '
-                         f'{seconds:.1f} s')
-      position = round(seconds * native_hz) - begin
-      kind = frame.format.name, frame.layout.nb_channels
-      if kind != last_kind or abs(position - expected) >= _GAP_SECONDS * native_hz:
+    for i, (position, frame) in enumerate(placed):
+      kind = frame.format.name, frame.layout.nb_channels, frame.sample_rate
+      num_samples = round(frame.samples * native_hz / frame.sample_rate)
+      # Where Vorbis' blocks change their length, a single time stamp is off.
+      by_next = placed[i + 1][0] - num_samples if i + 1 < len(placed) else position
+      off = min(abs(position - expected), abs(by_next - expected))
+      if kind != last_kind or off >= _GAP_SECONDS * native_hz:
         runs.append((position, []))
         expected, last_kind = position, kind
       runs[-1][1].append(frame)
-      expected += frame.samples
+      expected += num_samples
     buffer, filled = np.zeros(length, np.float32), False
     for position, frames in runs:
       samples = _mono(frames)
+      if frames[0].sample_rate != native_hz:    # some films change theirs
+        samples = soxr.resample(samples, frames[0].sample_rate, native_hz)
       low, high = max(position, 0), min(position + len(samples), length)
       if high > low:
         buffer[low:high] = samples[low - position:high - position]
         filled = True
     return buffer if filled else None
 
-  def _packets(self, stream: Any, first: float, last: float) -> list[av.Packet]:
-    """What must be decoded to show a stream from one time to another (seconds)."""
+  def _packets(self, stream: Any, first: float, last: float
+               ) -> Iterator[list[av.Packet]]:
+    """What must be decoded to show a stream from one time to another (seconds).
+
+    From one keyframe, then from ones further back, to the start of the stream.
+    """
     begin = self._seconds(stream, stream.start_time or 0)
     # A second before the start, for packets that only prime a decoder stand there.
     earliest, back = begin - 1, 0.0
@@ -267,13 +320,14 @@ class MediaFile:
       self._seek(stream, target)
       packets = self._read(stream, last)
       if target == earliest:
-        return packets
+        yield packets
+        return
       # A file's index may lead astray, and some containers have none.
       keys = (i for i, p in enumerate(packets) if p.is_keyframe)
       key = next(keys, None)
       if key is not None and (
           self._seconds(stream, _stamp(packets[key])) <= first + _TIME_SLACK):
-        return packets[key:]
+        yield packets[key:]
       back = 2 * back + 1
 
   def _seek(self, stream: Any, seconds: float) -> None:
@@ -287,23 +341,53 @@ class MediaFile:
   def _read(self, stream: Any, last: float) -> list[av.Packet]:
     """Packets from here until none can be shown at or before `last` (seconds)."""
     packets, num_bytes = [], 0
-    for packet in self._container.demux(stream):
-      # Nothing is shown before it is decoded.
-      if packet.dts is not None and (
+    for packet in self._demux(stream):
+      # Nothing is shown before it is decoded. What an edit list cuts out may be
+      # followed by what is earlier.
+      if packet.dts is not None and not packet.is_discard and (
           self._seconds(stream, packet.dts) > last + _TIME_SLACK):
         break
       if packet.size:
         packets.append(packet)
-        num_bytes += packet.size
+        num_bytes += packet.size + _PACKET_BYTES
       if num_bytes > _MAX_PACKET_BYTES:
         raise MediaError(self._path, f'more than {_MAX_PACKET_BYTES >> 20} MiB to '
                          f'decode for the pictures until {last:.1f} s; re-encode it '
                          'with keyframes nearer to each other')
     return packets
 
+  def _demux(self, stream: Any) -> Iterator[av.Packet]:
+    """Packets from here to the end of the file."""
+    try:
+      yield from self._container.demux(stream)
+    except IndexError:    # PyAV's, at the end, if another stream appeared on the way
+      return
+
   def _seconds(self, stream: Any, stamp: int | None) -> float:
     """Of a stream's time stamp; one that is missing is taken for zero."""
     return (stamp or 0) * self._tick_seconds[stream.index] - self._zero
+
+  def _refuse_long_table(self, content: bytes | None) -> None:
+    """MP4's claim of many samples of one size, for which FFmpeg takes memory at once.
+
+    Others it believes only as far as the file reaches.
+    """
+    with (open(self._path, 'rb') if content is None else io.BytesIO(content)) as file:
+      end, at = file.seek(0, os.SEEK_END), 0
+      while at < end:
+        file.seek(at)
+        head = file.read(16).ljust(16, b'\0')
+        length, kind, long_length = struct.unpack('>I4sQ', head)
+        length = long_length if length == 1 else length or end - at
+        if length < 8 or not kind.isalnum():    # no MP4
+          return
+        if kind == b'moov':
+          for table in _TABLE.finditer(file.read(min(length, _MAX_PACKET_BYTES))):
+            size, count = struct.unpack('>II', table[1])
+            if count > _MAX_FRAMES and size * count > 8 * end:    # old sound: 6 to 1
+              raise MediaError(self._path, f'claims {count} pictures or sounds of '
+                               f'{size} bytes in a file of {end}')
+        at += length
 
   def _refuse_absurd(self) -> None:
     """Claims that would take all memory or time."""
@@ -330,17 +414,20 @@ class MediaFile:
     if self._container.duration:
       return self._container.duration / av.time_base
     with self._naming():
-      last = max((p.pts + (p.duration or 0) for p in self._container.demux(stream)
+      last = max((p.pts + (p.duration or 0) for p in self._demux(stream)
                   if p.pts is not None), default=0)
     return self._seconds(stream, last)
 
   def _best_stream(self, kind: str) -> Any:
-    """The stream that players choose, or None if there is none with a decoder."""
-    stream = self._container.streams.best(kind)
-    if stream is None or stream.codec_context is None:
+    """The stream that `ffmpeg` chooses, or None if there is none with a decoder."""
+    streams = [s for s in getattr(self._container.streams, kind) if s.codec_context]
+    if not streams:
       return None
+    stream = max(streams, key=_merit)
     # Many files are read side by side: threads within one are in the way.
     stream.codec_context.thread_count = 1
+    # Pictures may grow on the way, too.
+    stream.codec_context.options = {'max_pixels': f'{MAX_PIXELS}'}
     self._tick_seconds[stream.index] = float(stream.time_base)
     return stream
 
@@ -349,8 +436,18 @@ class MediaFile:
     """FFmpeg's errors within, with the file's name before them."""
     try:
       yield
-    except av.FFmpegError as e:
-      raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
+    except (OSError, av.FFmpegError, OverflowError, ValueError) as e:
+      reason = getattr(e, 'strerror', '') or f'Invalid data ({type(e).__name__}: {e})'
+      raise MediaError(self._path, reason) from e
+
+
+def _merit(stream: Any) -> int:
+  """As `ffmpeg` weighs it: by pixels or channels, most by being called the default."""
+  context, disposition = stream.codec_context, stream.disposition
+  if disposition & Disposition.attached_pic:    # a cover
+    return 1
+  size = context.width * context.height if stream.type == 'video' else context.channels
+  return size + 5_000_000 * bool(disposition & Disposition.default)
 
 
 def _stamp(packet: av.Packet) -> int | None:
@@ -393,8 +490,9 @@ class _Cutter:
         self._graph, self._made_for = _filters(*key), key
       self._graph.push(frame)
       return self._graph.pull().to_ndarray()
-    except av.FFmpegError as e:
-      raise MediaError(self._path, f'{e.strerror or type(e).__name__}') from e
+    except (av.FFmpegError, ValueError) as e:
+      reason = getattr(e, 'strerror', '') or f'Invalid data ({e})'
+      raise MediaError(self._path, reason) from e
 
 
 def _filters(width: int, height: int, pixels: str, space: int, color_range: int,

@@ -6,6 +6,7 @@ as near as its blocks allow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
@@ -13,6 +14,7 @@ import functools
 import io
 import math
 import pathlib
+import re
 
 import cv2
 import numpy as np
@@ -128,12 +130,9 @@ class _Still:
   @functools.cached_property
   def header(self) -> Image.Image:
     """Format, size and orientation; the pixels are not decoded."""
-    try:
+    with self._naming():
       header = Image.open(io.BytesIO(self.content))
-    except (OSError, Image.DecompressionBombError) as e:
-      raise media.MediaError(self.path, f'no image that decodes ({e})') from e
     if math.prod(header.size) > media.MAX_PIXELS:
-      width, height = header.size
       width, height = header.size
       raise media.MediaError(self.path, f'claims {width} x {height} pixels; at most '
                                         f'{media.MAX_PIXELS} are read')
@@ -147,18 +146,30 @@ class _Still:
 
   def cut(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
     plain = self.header.format == 'JPEG' and self.header.mode in ('RGB', 'L')
-    try:
+    with self._naming():
       if plain and self._orientation == 1:
         return self._cut_jpeg(box, size)
       upright = ImageOps.exif_transpose(self.header).convert('RGB')
       return np.asarray(upright.resize(size, Image.Resampling.BILINEAR, box))
-    except (OSError, SyntaxError, ValueError, tf.errors.InvalidArgumentError) as e:
-      reason = str(e).splitlines()[0]
-      raise media.MediaError(self.path, f'Invalid data ({reason})') from e
 
-  @property
+  @functools.cached_property
   def _orientation(self) -> int:
-    return self.header.getexif().get(_ORIENTATION, 1)
+    header = self.header
+    with self._naming():
+      return header.getexif().get(_ORIENTATION, 1)
+
+  @contextlib.contextmanager
+  def _naming(self) -> Iterator[None]:
+    """Errors within, with the file's name before them."""
+    try:
+      yield
+    except media.MediaError:
+      raise
+    except Exception as e:    # Pillow raises whatever it stumbles over
+      reason = (str(e) or type(e).__name__).splitlines()[0]
+      reason = re.sub(r'{{.*}} | \[Op:.*', '', reason)    # TensorFlow's own affairs
+      raise media.MediaError(self.path,
+                             f'Invalid data: no image decodes ({reason})') from e
 
   def _cut_jpeg(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
     left, top, right, bottom = box
