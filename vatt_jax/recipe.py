@@ -278,7 +278,7 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
   if data.tokenizer != 'words':
     raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs its file; set '
                     'config.data.vocabulary to it (docs/data.md, "Words")')
-  captions = (caption.text for clip in clips for caption in clip.captions)
+  captions = sources.sentences(clips)
   return text.WordTokenizer.build(captions, size, data.drop_stop_words)
 
 
