@@ -334,6 +334,8 @@ class MediaFile:
     stream = self._container.streams.best(kind)
     if stream is None or stream.codec_context is None:
       return None
+    if stream.disposition & av.stream.Disposition.attached_pic:    # a record's cover
+      return None
     # Many files are read side by side: threads within one are in the way.
     stream.codec_context.thread_count = 1
     self._tick_seconds[stream.index] = float(stream.time_base)

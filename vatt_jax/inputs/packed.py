@@ -341,6 +341,7 @@ def _tar_members(path: pathlib.Path) -> list[tuple[pathlib.Path, str, dict]]:
         if member.isfile():
           name = f'{folder}/{stem}' if folder else stem
           clips.setdefault(name, {})[suffix.lower()] = member.offset_data, member.size
+        archive.members.clear()    # or it keeps them all
   except tarfile.TarError as e:
     raise UserError(f'{path}: expected a whole, uncompressed tar file ({e})') from e
   return [(path, name, members) for name, members in clips.items()
