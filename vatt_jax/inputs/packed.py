@@ -39,7 +39,7 @@ from vatt_jax.inputs.media import MediaError
 # What the release's SequenceExamples are taken to be where they don't say.
 _DMVR_FRAME_RATE_HZ = 10.0
 _DMVR_SOUND_HZ = 48_000
-# TFDS keeps no rate with a video.
+# TFDS keeps no rate with a video; with sound, they are taken to last alike.
 _TFDS_FRAME_RATE_HZ = 25.0
 # What readers and parsers make of a damaged record.
 _MALFORMED = (DecodeError, KeyError, IndexError, ValueError, RuntimeError, OSError,
@@ -209,9 +209,11 @@ def _from_tfds(record: bytes, name: str, features: tfds.features.FeaturesDict) -
     waveform, rate_hz = _tfds_sound(example['audio'], features['audio'])
   if not len(pictures) and not len(waveform):
     raise ValueError(f'has the keys {_names(example)}; expected video, image or audio')
-  content = stills.Stills(
-      name, pictures, _TFDS_FRAME_RATE_HZ if 'video' in features else 1.0, waveform,
-      rate_hz)
+  frame_rate_hz = 1.0
+  if 'video' in features:
+    frame_rate_hz = (len(pictures) * rate_hz / len(waveform) if len(waveform) else
+                     _TFDS_FRAME_RATE_HZ)
+  content = stills.Stills(name, pictures, frame_rate_hz, waveform, rate_hz)
   captions, labels = [], {}
   for key, feature in features.items():
     kind = getattr(feature, 'feature', feature)    # of a sequence: its elements'
