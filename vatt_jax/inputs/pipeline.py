@@ -397,8 +397,8 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
     num_hosts: each gives its share of every batch.
 
   Raises:
-    UserError: from the iterator: too many files are broken, or the batch does not
-      split among the hosts.
+    UserError: the batch does not split among the hosts; from the iterator: too many
+      files are broken.
   """
   share = _host_share(batch_size, num_hosts)
   parts = [(0, len(reader.clips), 1)]
@@ -490,8 +490,8 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
     num_hosts: each gives its share of every batch.
 
   Raises:
-    UserError: from the iterator: too many files are broken, or the batch does not
-      split among the hosts.
+    UserError: the batch does not split among the hosts; from the iterator: too many
+      files are broken.
   """
   share = _host_share(batch_size, num_hosts)
   count = len(reader.clips) * num_windows * num_crops

@@ -156,7 +156,10 @@ class _Still:
 
   @property
   def _orientation(self) -> int:
-    return self.header.getexif().get(_ORIENTATION, 1)
+    try:
+      return self.header.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError) as e:    # a PNG is decoded for it
+      raise media.MediaError(self.path, f'no image that decodes ({e})') from e
 
   def _cut_jpeg(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
     left, top, right, bottom = box
