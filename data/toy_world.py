@@ -34,8 +34,9 @@ import shutil
 
 from absl import app
 from absl import flags
-import av
 import numpy as np
+
+from vatt_jax.inputs import encode as encode_lib
 
 SIZE_PIXELS = 64
 FRAME_RATE_HZ = 10
@@ -307,29 +308,11 @@ def sing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
 def encode(path: str | os.PathLike[str], video: np.ndarray, frame_rate_hz: int,
            sound: np.ndarray | None = None, audio_hz: int = AUDIO_HZ) -> None:
   """Writes frames uint8 [T, H, W, 3] and mono sound float32 [S] as H.264 and AAC."""
-  with av.open(os.fspath(path), 'w') as container:
-    picture = container.add_stream('h264', rate=frame_rate_hz)
-    picture.height, picture.width = video.shape[1:3]
-    picture.pix_fmt = 'yuv420p'
-    # One thread, no macroblock tree (its choices vary from run to run): a seed
-    # makes the same bytes. A keyframe a second: the reader seeks to the last one
-    # before its window.
-    picture.codec_context.thread_count = 1
-    picture.options = {'preset': 'veryfast', 'tune': 'fastdecode',
-                       'crf': '28', 'x264-params': 'mbtree=0', 'g': str(frame_rate_hz)}
-    packets = []
-    if sound is not None:
-      voice = container.add_stream('aac', rate=audio_hz, layout='mono')
-      voice.bit_rate = 64_000
-    for image in video:
-      packets += picture.encode(av.VideoFrame.from_ndarray(image, format='rgb24'))
-    packets += picture.encode(None)
-    if sound is not None:
-      frame = av.AudioFrame.from_ndarray(sound[None], format='fltp', layout='mono')
-      frame.sample_rate = audio_hz
-      frame.pts = 0
-      packets += voice.encode(frame) + voice.encode(None)
-    container.mux(packets)
+  # No macroblock tree (its choices vary from run to run): a seed makes the same bytes.
+  # A keyframe a second: the reader seeks to the last one before its window.
+  encode_lib.film(path, video, frame_rate_hz, sound, audio_hz, 64_000, {
+      'preset': 'veryfast', 'tune': 'fastdecode', 'crf': '28',
+      'x264-params': 'mbtree=0', 'g': str(frame_rate_hz)})
 
 
 def _render(root: pathlib.Path, seed: int, split: str, index: int) -> Clip:

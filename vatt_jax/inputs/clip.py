@@ -26,6 +26,8 @@ class Media(contextlib.AbstractContextManager, Protocol):
   """Pictures and sound by time; see `media.MediaFile`, the chief one."""
   has_video: bool
   has_audio: bool
+  audio_hz: int
+  frame_rate_hz: float | None
   duration_seconds: float
 
   def frames(self, times: Sequence[float]) -> list[media.Picture]:

@@ -115,6 +115,11 @@ class MediaFile:
     rate = self._video.average_rate if self.has_video else None
     return float(rate) if rate else None
 
+  @property
+  def audio_hz(self) -> int:
+    """The sample rate of the sound; 0 if there is none."""
+    return self._audio.codec_context.sample_rate if self.has_audio else 0
+
   def frames(self, times: Sequence[float]) -> list[Picture]:
     """The pictures on screen at given times.
 

@@ -37,13 +37,15 @@ class Stills(contextlib.AbstractContextManager):
   Attributes:
     pictures: each an encoded image.
     frame_rate_hz: of these.
-    has_video: there are any.
+    waveform: int16, or float32 in [-1, 1]; [S], mono; None for no sound.
+    audio_hz: its sample rate; 0 for no sound.
+    has_video: there are any pictures.
     has_audio: there is sound.
     duration_seconds: of the pictures; of the sound where there are none.
   """
 
   def __init__(self, path: str, pictures: Sequence[bytes], frame_rate_hz: float,
-               waveform: np.ndarray | None = None, waveform_hz: int = 0):
+               waveform: np.ndarray | None = None, audio_hz: int = 0):
     """Takes what a record holds.
 
     Args:
@@ -51,21 +53,21 @@ class Stills(contextlib.AbstractContextManager):
       pictures: JPEG, PNG, WebP, BMP or GIF.
       frame_rate_hz: of these.
       waveform: int16, or float32 in [-1, 1]; [S], mono.
-      waveform_hz: its sample rate.
+      audio_hz: its sample rate.
 
     Raises:
       MediaError: a rate is not positive.
     """
     self._path = path
     self.pictures, self.frame_rate_hz = pictures, frame_rate_hz
-    self._waveform, self._waveform_hz = waveform, waveform_hz
+    self.waveform, self.audio_hz = waveform, audio_hz
     self.has_video = len(pictures) > 0
     self.has_audio = waveform is not None and len(waveform) > 0
-    if (self.has_video and frame_rate_hz <= 0) or (self.has_audio and waveform_hz <= 0):
-      raise media.MediaError(path, f'has rates of {frame_rate_hz} and {waveform_hz} '
+    if (self.has_video and frame_rate_hz <= 0) or (self.has_audio and audio_hz <= 0):
+      raise media.MediaError(path, f'has rates of {frame_rate_hz} and {audio_hz} '
                              'Hz; expected more than 0')
     self.duration_seconds = (len(pictures) / frame_rate_hz if self.has_video else
-                             len(waveform) / waveform_hz if self.has_audio else 0.0)
+                             len(waveform) / audio_hz if self.has_audio else 0.0)
 
   def __exit__(self, *_) -> None:
     """Nothing is open."""
@@ -87,10 +89,10 @@ class Stills(contextlib.AbstractContextManager):
     """As `media.MediaFile.sound`."""
     if not self.has_audio:
       return None
-    native_hz = self._waveform_hz
+    native_hz = self.audio_hz
     begin = round((start - _MARGIN_SECONDS) * native_hz)
     end = begin + round((num_samples / rate_hz + 2 * _MARGIN_SECONDS) * native_hz)
-    samples = self._waveform[max(begin, 0):max(end, 0)]
+    samples = self.waveform[max(begin, 0):max(end, 0)]
     scale = 1 / 32768 if samples.dtype == np.int16 else 1
     buffer = np.zeros(end - begin, np.float32)
     offset = max(-begin, 0)

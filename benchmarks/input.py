@@ -1,0 +1,324 @@
+"""How fast are clips read, beside FFmpeg's own decoder and beside the ordinary way?
+
+    python benchmarks/input.py --media=FOLDER [--json]
+
+Two comparisons, on as many threads as the machine has cores, every contender once in
+every round, one after the other; a figure is the median of the rounds' ratios.
+
+- `mp4`: random clips of 32 pictures at 10 Hz, short side 224, with their sound at
+  48 kHz, out of the films of a folder that are long enough. 1 is FFmpeg's decoder
+  (through PyAV), which decodes the same spans of pictures and sound, from the keyframe
+  before to the end, and throws the frames away. Where decord or torchcodec is
+  installed, the same once more on those films that it can read; they too give pictures
+  of that size, and the sound.
+- `packed`: the same films packed as JPEGs at 10 Hz, random clips of 32 pictures, cut by
+  area [0.08, 1] and aspect [0.5, 2] to 224 x 224, with their sound. 1 is the ordinary
+  way: TFRecord files of SequenceExamples with the sound as a list of floats, through
+  tf.data, whole pictures decoded, then cut, resized, mirrored and coloured as floats;
+  ours leaves the last two to the accelerator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent import futures
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+import av
+import numpy as np
+import tensorflow as tf
+
+from vatt_jax import cli
+from vatt_jax import prepare
+from vatt_jax.errors import UserError
+from vatt_jax.inputs import clip
+from vatt_jax.inputs import media
+from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
+
+WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
+                         audio_hz=48_000, min_crop_area=0.08, max_crop_aspect=2.0)
+Job = tuple[str, float]    # path, start (seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """How fast a contender is; 1 is the first of its group."""
+  group: str
+  name: str
+  clips_per_second: float
+  speed: float
+
+
+def main() -> None:
+  """Measures and prints."""
+  folder = pathlib.Path(flags.FLAGS.media)
+  films = [c.path for c in sources.open_source(str(folder)) if _is_long(c)]
+  if not films:
+    raise UserError(f'--media={folder}: holds no film of {WINDOW.seconds} s or more')
+  rows = []
+  for group, contenders in mp4_groups(films):
+    rows += measure(group, contenders, flags.FLAGS.rounds)
+  with tempfile.TemporaryDirectory() as scratch:
+    contenders = packed_contenders(films, pathlib.Path(scratch))
+    rows += measure('packed', contenders, flags.FLAGS.rounds)
+  if flags.FLAGS.json:
+    print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2))
+    return
+  for row in rows:
+    print(f'{row.group:18}{row.name:26}{row.clips_per_second:8.2f} clips/s  '
+          f'{row.speed:6.2f}')
+
+
+def measure(group: str, contenders: dict[str, Callable[[int], int]], rounds: int
+            ) -> list[Row]:
+  """Runs them in turn; each takes a round's number and says how many clips it read."""
+  speeds: dict[str, list[float]] = {name: [] for name in contenders}
+  for number in range(-1, rounds):    # the first warms up
+    for name, run in contenders.items():
+      began = time.perf_counter()
+      count = run(number)
+      if number >= 0:
+        speeds[name].append(count / (time.perf_counter() - began))
+  first = next(iter(speeds.values()))
+  return [Row(group, name, statistics.median(s), statistics.median(
+      a / b for a, b in zip(s, first, strict=True))) for name, s in speeds.items()]
+
+
+def _is_long(film: clip.Clip) -> bool:
+  """A film of a window or more, all of which decodes."""
+  try:
+    with film.open() as file:
+      file.frames(np.arange(0, file.duration_seconds, 0.02))
+      return file.duration_seconds > WINDOW.seconds
+  except media.MediaError:
+    return False
+
+
+def mp4_groups(films: Sequence[str]
+               ) -> Iterator[tuple[str, dict[str, Callable[[int], int]]]]:
+  """FFmpeg and we; then the same and each other that is installed."""
+  readers = {'FFmpeg, decoding alone': decode_alone, 'vatt_jax': read_window}
+  yield 'mp4', _contenders(films, readers)
+  for name, read in PEERS.items():
+    if importlib.util.find_spec(name):
+      able = [path for path in films if _reads(read, path)]
+      yield f'mp4, {name}', _contenders(able, readers | {name: read})
+
+
+def _reads(read: Callable[[str, float], Any], path: str) -> bool:
+  try:
+    read(path, 0.0)
+  except media.MediaError:
+    return False
+  return True
+
+
+def _contenders(films: Sequence[str], readers: dict[str, Callable[[str, float], Any]]
+                ) -> dict[str, Callable[[int], int]]:
+  lengths = {}
+  for path in films:
+    with media.MediaFile(path) as file:
+      lengths[path] = file.duration_seconds - WINDOW.seconds
+
+  def jobs(number: int) -> list[Job]:
+    rng = np.random.default_rng(number + 1)
+    return [(p, rng.random() * lengths[p]) for p in films for _ in range(2)]
+
+  def contender(read: Callable[[str, float], Any]) -> Callable[[int], int]:
+    def run(number: int) -> int:
+      with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return len([None for _ in pool.map(lambda job: read(*job), jobs(number))])
+    return run
+
+  return {name: contender(read) for name, read in readers.items()}
+
+
+def decode_alone(path: str, start: float) -> None:
+  """FFmpeg's decoders over the pictures and sound of a window."""
+  with av.open(path, metadata_errors='replace') as container:
+    zero = (container.start_time or 0) / av.time_base
+    streams = [s for s in map(container.streams.best, ('video', 'audio')) if s]
+    for stream in streams:
+      stream.codec_context.thread_count = 1
+    container.seek(int((start + zero) / streams[0].time_base), stream=streams[0])
+    unfinished = {s.index for s in streams}
+    for packet in container.demux(streams):
+      late = packet.dts is not None and (
+          float(packet.dts * packet.time_base) - zero > start + WINDOW.seconds)
+      if late:
+        unfinished.discard(packet.stream_index)
+        if not unfinished:
+          break
+      elif packet.size:
+        packet.decode()
+    for stream in streams:
+      stream.codec_context.decode(None)
+
+
+def read_window(path: str, start: float) -> tuple[np.ndarray, np.ndarray | None]:
+  """A window as a whole, by our own reader."""
+  with media.MediaFile(path) as file:
+    pictures = file.frames(start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz)
+    size = _short_side(*pictures[0].size)
+    video = np.empty((len(pictures), size[1], size[0], 3), np.uint8)
+    for i, picture in enumerate(pictures):
+      video[i] = picture.cut((0, 0, *picture.size), size)
+    return video, file.sound(start, WINDOW.num_samples, WINDOW.audio_hz)
+
+
+def _short_side(width: int, height: int) -> tuple[int, int]:
+  scale = WINDOW.image_size / min(width, height)
+  return round(width * scale), round(height * scale)
+
+
+def read_by_decord(path: str, start: float) -> Any:
+  """decord chooses pictures by number, and scales; its sound is read whole."""
+  import decord
+  with av.open(path) as container:
+    stream = container.streams.best('video')
+    size = _short_side(stream.width, stream.height)
+    has_sound = container.streams.best('audio') is not None
+  try:
+    video = decord.VideoReader(path, width=size[0], height=size[1], num_threads=1)
+  except decord.DECORDError as e:
+    raise media.MediaError(path, str(e)) from e
+  numbers = (start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz
+             ) * video.get_avg_fps()
+  pictures = video.get_batch(np.minimum(numbers, len(video) - 1).astype(int)).asnumpy()
+  sound = None
+  if has_sound:
+    sound = decord.AudioReader(path, sample_rate=WINDOW.audio_hz, mono=True)
+    first = round(start * WINDOW.audio_hz)
+    sound = sound[first:first + WINDOW.num_samples].asnumpy()
+  return pictures, sound
+
+
+def read_by_torchcodec(path: str, start: float) -> Any:
+  """torchcodec chooses pictures by time."""
+  from torchcodec import decoders
+  from torchcodec import transforms
+  try:
+    video = decoders.VideoDecoder(path)
+  except (RuntimeError, ValueError) as e:
+    raise media.MediaError(path, str(e)) from e
+  size = _short_side(video.metadata.width, video.metadata.height)
+  video = decoders.VideoDecoder(path, num_ffmpeg_threads=1, transforms=[
+      transforms.Resize(size[::-1])])
+  times = start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz
+  times = np.clip(times, video.metadata.begin_stream_seconds,
+                  video.metadata.end_stream_seconds - 1e-3)
+  pictures = video.get_frames_played_at(times.tolist()).data
+  try:
+    sound = decoders.AudioDecoder(path, sample_rate=WINDOW.audio_hz, num_channels=1)
+  except ValueError:    # there is none
+    return pictures, None
+  return pictures, sound.get_samples_played_in_range(start, start + WINDOW.seconds)
+
+
+PEERS = {'decord': read_by_decord, 'torchcodec': read_by_torchcodec}
+
+
+def packed_contenders(films: Sequence[str], scratch: pathlib.Path
+                      ) -> dict[str, Callable[[int], int]]:
+  """The ordinary way, and ours, over the same pictures."""
+  (scratch / 'films').mkdir()
+  for i, path in enumerate(films * 4):
+    (scratch / 'films' / f'{i:02d}{pathlib.Path(path).suffix}').symlink_to(
+        pathlib.Path(path).resolve())
+  plan = prepare.Plan(str(scratch / 'films'), '', 'frames', clips_per_shard=10_000)
+  (scratch / 'packed').mkdir()
+  prepare.make_shard(plan, scratch / 'packed', 1, 0)
+  clips = sources.open_source(str(scratch / 'packed'))
+  with tf.io.TFRecordWriter(str(scratch / 'ordinary.tfrecord')) as file:
+    for i in range(len(clips)):
+      file.write(as_sequence_example(clips[i]))
+  reader = pipeline.Reader(clips, WINDOW, text.WordTokenizer(()),
+                           pipeline.FileNotes(1.0, len(clips)))
+  count = len(clips)
+  ours = pipeline.train_batches(reader, 4, 0, 0)
+  ordinary = iter(ordinary_batches(str(scratch / 'ordinary.tfrecord'), 4))
+
+  def take(batches: Any, number: int) -> int:
+    del number
+    return sum(len(b['video']) for b in itertools.islice(batches, count // 4))
+
+  return {'the ordinary way': functools.partial(take, ordinary),
+          'vatt_jax': functools.partial(take, ours)}
+
+
+def as_sequence_example(source: clip.Clip) -> bytes:
+  """A packed clip in the layout of DMVR, its sound at 48 kHz as floats."""
+  example = tf.train.SequenceExample()
+  for picture in source.content.pictures:
+    example.feature_lists.feature_list['image/encoded'].feature.add(
+        ).bytes_list.value.append(picture)
+  num_samples = round(source.content.duration_seconds * WINDOW.audio_hz)
+  sound = source.content.sound(0.0, num_samples, WINDOW.audio_hz)
+  sound = np.zeros(num_samples, np.float32) if sound is None else sound
+  example.feature_lists.feature_list['WAVEFORM/feature/floats'].feature.add(
+      ).float_list.value.extend(sound)
+  return example.SerializeToString()
+
+
+def ordinary_batches(path: str, batch_size: int) -> Any:
+  """tf.data as DMVR and the released code use it (random crop, flip and colours)."""
+  size, num_frames = WINDOW.image_size, WINDOW.num_frames
+  samples_per_frame = WINDOW.audio_hz // int(WINDOW.frame_rate_hz)
+
+  def parse(record):
+    _, lists = tf.io.parse_single_sequence_example(record, sequence_features={
+        'image/encoded': tf.io.FixedLenSequenceFeature([], tf.string),
+        'WAVEFORM/feature/floats': tf.io.VarLenFeature(tf.float32)})
+    pictures = lists['image/encoded']
+    sound = tf.sparse.to_dense(lists['WAVEFORM/feature/floats'])[0]
+    first = tf.random.uniform([], 0, tf.shape(pictures)[0] - num_frames + 1, tf.int32)
+    sound = sound[first * samples_per_frame:][:num_frames * samples_per_frame]
+    sound = tf.pad(sound, [[0, num_frames * samples_per_frame - tf.shape(sound)[0]]])
+    return pictures[first:first + num_frames], sound
+
+  def process(pictures, sound):
+    video = tf.map_fn(functools.partial(tf.io.decode_jpeg, channels=3), pictures,
+                      fn_output_signature=tf.uint8)
+    begin, extent, _ = tf.image.sample_distorted_bounding_box(
+        tf.shape(video)[1:], tf.zeros([1, 1, 4]) + [0.0, 0.0, 1.0, 1.0],
+        area_range=(0.08, 1.0), aspect_ratio_range=(0.5, 2.0), min_object_covered=0.1,
+        use_image_if_no_bounding_boxes=True)
+    video = tf.slice(video, [0, begin[0], begin[1], 0],
+                     [num_frames, extent[0], extent[1], 3])
+    video = tf.cast(tf.image.resize(video, (size, size)), tf.uint8)
+    video = tf.cond(tf.random.uniform([]) < 0.5, lambda: video[:, :, ::-1],
+                    lambda: video)
+    video = tf.cast(video, tf.float32) / 255
+    video = tf.image.random_brightness(video, 32 / 255)
+    video = tf.image.random_saturation(video, 0.6, 1.4)
+    video = tf.image.random_contrast(video, 0.6, 1.4)
+    video = tf.clip_by_value(tf.image.random_hue(video, 0.2), 0, 1)
+    return {'video': tf.ensure_shape(video, (num_frames, size, size, 3)),
+            'audio': tf.ensure_shape(sound, (num_frames * samples_per_frame,))}
+
+  dataset = tf.data.TFRecordDataset(path).repeat()
+  dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.map(process, num_parallel_calls=tf.data.AUTOTUNE)
+  return dataset.batch(batch_size).prefetch(2).as_numpy_iterator()
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('media', '', 'A folder with films.')
+  flags.DEFINE_integer('rounds', 5, 'How often every contender runs.')
+  flags.DEFINE_bool('json', False, 'Print JSON, not a table.')
+  cli.run(main)
