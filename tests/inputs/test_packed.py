@@ -162,7 +162,8 @@ def packs(plain, tmp_path_factory):
       packed.to_example(clip_lib.Clip('', captions=tuple(
           clip_lib.Caption(s.start - c.start, s.end - c.start, s.text)
           for s in c.captions), labels=c.labels),
-          f'{i:04d}', frames=f, frame_rate_hz=10.0, sound=_int16(s), sound_hz=SOUND_HZ)
+          f'{i:04d}', frames=f, frame_rate_hz=10.0, sound=_int16(s).tobytes(),
+          sound_hz=SOUND_HZ)
       for i, (c, f, s) in enumerate(zip(plain, frames, sounds, strict=True))])
 
   members = []

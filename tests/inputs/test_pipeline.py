@@ -235,7 +235,7 @@ def _grey(count, first=0):
 def _tones(count, first=0):
   """Sound without a picture."""
   tone = np.sin(np.arange(4000) / 8).astype(np.float32)
-  return [_record((), first + i, waveform=tone, waveform_hz=4000)
+  return [_record((), first + i, waveform=tone, audio_hz=4000)
           for i in range(count)]
 
 
@@ -355,7 +355,7 @@ def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_
 
 def test_a_sound_file_that_is_silent_is_named_once():
   silence = _record((), 'hush.wav', waveform=np.zeros(4000, np.float32),
-                    waveform_hz=4000)
+                    audio_hz=4000)
   reader = _reader([silence], 1.0)
   assert reader.read(0, None) is None
   assert reader.notes.skipped == {'hush.wav': 'hush.wav: has no sound at 0.1 s'}

@@ -113,8 +113,8 @@ def to_example(clip: Clip, name: str, **content: Any) -> bytes:
     clip: for its captions and labels.
     name: of the record; its suffix tells an image from a film.
     **content: `media`, a file's bytes, with `start` and `end` of the clip in it; or
-      `frames`, a list of JPEGs, with `frame_rate_hz`; and `sound`, int16 samples,
-      with `sound_hz`.
+      `frames`, a list of JPEGs, with `frame_rate_hz`; and `sound`, the bytes of
+      little-endian int16 samples, with `sound_hz`.
 
   Returns:
     A serialised tf.train.Example.
@@ -127,8 +127,6 @@ def to_example(clip: Clip, name: str, **content: Any) -> bytes:
     elif key == 'sound_hz':
       add[key].int64_list.value.append(value)
     else:
-      if key == 'sound':
-        value = np.asarray(value, '<i2').tobytes()
       values = value if key == 'frames' else [value]
       add[key].bytes_list.value.extend(
           v.encode() if isinstance(v, str) else v for v in values)
@@ -241,7 +239,11 @@ def _tfds_sound(values: tf.train.Feature, feature: Any) -> tuple[np.ndarray, int
   samples = np.asarray(whole or values.float_list.value, np.float32)
   if len(feature.shape) == 2:    # time, channels
     samples = samples.reshape(-1, feature.shape[1]).mean(axis=1)
-  return samples / np.float32(32768 if whole else 1), int(rate_hz)
+  if whole:
+    if np.abs(samples).max() > 32768:
+      raise ValueError('its audio has whole numbers of more than 16 bits')
+    samples = np.clip(np.round(samples), -32768, 32767).astype(np.int16)
+  return samples, int(rate_hz)
 
 
 class TFRecords(Sequence[bytes]):
