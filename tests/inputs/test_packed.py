@@ -396,7 +396,9 @@ def test_a_malformed_record_is_skipped_and_named(kind, tmp_path, packs):
   (path, reason), = reader.notes.skipped.items()
   assert ('01.mp4' if kind == 'tar' else '[1]') in path
   assert 'soon' in reason if kind == 'tar' else 'no record of the expected' in reason
-  assert list(sources.sentences(clips)) == []    # words are looked for in it too
+  # Words and labels are looked for in all of them.
+  every = list(sources.each(clips))
+  assert len(every) == 12 and every[1] == clip_lib.Clip(path)
 
 
 def _cut(content, tmp_path):

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import csv
 import dataclasses
 import glob
@@ -86,12 +85,14 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
   return clips
 
 
-def sentences(clips: Sequence[Clip]) -> Iterator[str]:
-  """All that is said of clips; a record that does not read has nothing to say."""
+def each(clips: Sequence[Clip]) -> Iterator[Clip]:
+  """The clips in order; one that does not read is its name alone."""
   for index in range(len(clips)):
-    with contextlib.suppress(media.MediaError):
-      for caption in clips[index].captions:
-        yield caption.text
+    try:
+      clip = clips[index]
+    except media.MediaError as e:
+      clip = Clip(e.path)
+    yield clip
 
 
 def _open_many(path: str) -> Sequence[Clip] | None:
