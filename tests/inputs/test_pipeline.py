@@ -244,9 +244,9 @@ def _mixed(*parts, weights=()):
 
 
 @pytest.mark.parametrize('weights, within', [
-    ((1, 1), 1), ((3, 1), 1), ((0.2, 0.9), 1), ((1, 2, 5), 2), ((1, 1, 1, 1), 2)])
+    ((1, 1), 1), ((3, 1), 1), ((0.2, 0.9), 1), ((1, 2, 5), 2), ((2, 4, 5, 7, 11), 2)])
 def test_a_batch_has_of_each_source_its_share(weights, within):
-  lengths = (7, 5, 11, 3)[:len(weights)]
+  lengths = (7, 5, 11, 3, 6)[:len(weights)]
   reader = _mixed(*(_grey(n) for n in lengths), weights=weights)
   ends = np.cumsum(lengths)
   counts = np.array([np.bincount(np.searchsorted(ends, b['id'], 'right'),
