@@ -207,7 +207,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('data.path', '', 'data.path is empty'),
+    ('data.path', '', r'the path of a source .* is empty'),
     ('data.captions', 'none.csv', r'none\.csv: no such captions file'),
     ('total_steps', -1, r'config\.total_steps=-1: expected 0 or more'),
     ('checkpoint.every_steps', 0, r'config\.checkpoint: every_steps=0'),

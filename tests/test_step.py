@@ -128,6 +128,49 @@ def test_a_clip_without_sound_teaches_nothing_about_sound():
     np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
 
 
+@pytest.mark.parametrize('video_audio, video_text', [
+    ('paper', 'symmetric'), ('asymmetric', 'sigmoid')])
+def test_a_mixture_s_absent_rows_leave_a_step_as_it_is_without_them(video_audio,
+                                                                   video_text):
+  """Clips of which nothing is there, of any term, are as if the batch lacked them."""
+  terms = dict(
+      video_audio=step.Term(functools.partial(contrastive.nce, form=video_audio),
+                            fixed=dict(temperature=0.1)),
+      video_text=step.Term(contrastive.sigmoid, fixed=dict(temperature=0.1, bias=-2.0))
+      if video_text == 'sigmoid' else step.Term(
+          functools.partial(contrastive.mil_nce, form=video_text),
+          fixed=dict(temperature=0.1)))
+  model = build.build_model(    # drops no tokens: their draws go by the batch's size
+      video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
+      text=dict(vocabulary_size=32, **SIZE),
+      head=dict(video_audio_dim=12, video_text_dim=10))
+  task = step.Task(model, terms, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
+  whole = make_batch(10) | dict(has_video=np.ones(10, bool))
+  gone = np.isin(np.arange(10), (4, 7))
+  for modality in ('video', 'audio'):
+    whole[f'has_{modality}'] = whole[f'has_{modality}'] & ~gone
+  whole['has_text'] = ~gone
+  whole['text'][gone] = 0
+  rest = {k: v[~gone] for k, v in whole.items()}
+  (ours, metrics), (theirs, expected) = (
+      task.train_step(task.init(b), b) for b in (whole, rest))
+  np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-5)
+  for key, value in _flat(theirs).items():
+    np.testing.assert_allclose(_flat(ours)[key], value, rtol=1e-4, atol=1e-5,
+                               err_msg=key)
+
+
+def test_a_sound_without_a_film_teaches_nothing_about_films():
+  """Whatever pictures stand in its place, every parameter ends up the same."""
+  task = make_task()
+  batch = make_batch() | dict(has_video=np.arange(8) != 5)
+  other = make_batch() | dict(has_video=np.arange(8) != 5)
+  other['video'][5] = 77
+  ours, theirs = (task.train_step(task.init(b), b)[0] for b in (batch, other))
+  for key, value in _flat(ours.params).items():
+    np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
+
+
 def test_two_devices_compute_what_one_does():
   """The loss and its batch statistics are over the whole batch, not a share of it."""
   assert jax.device_count() == 2

@@ -49,7 +49,7 @@ class Data:
   """What to train on.
 
   Attributes:
-    path: a folder of media or a manifest (`inputs.sources`), or several of them,
+    path: a folder of media, a manifest or shards (`inputs.sources`), or several,
       from whose clips together all are drawn alike.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
@@ -278,7 +278,7 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
   if data.tokenizer != 'words':
     raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs its file; set '
                     'config.data.vocabulary to it (docs/data.md, "Words")')
-  captions = (caption.text for clip in clips for caption in clip.captions)
+  captions = (c.text for clip in sources.each(clips) for c in clip.captions)
   return text.WordTokenizer.build(captions, size, data.drop_stop_words)
 
 

@@ -89,7 +89,7 @@ def _open(source: str, captions: str) -> Callable[[], Iterator[str]]:
       raise UserError(f'{source}: no such file')
     return lambda: _lines(path)
   clips = sources.open_source(source, captions)
-  return lambda: (caption.text for clip in clips for caption in clip.captions)
+  return lambda: (c.text for clip in sources.each(clips) for c in clip.captions)
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:

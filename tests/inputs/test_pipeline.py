@@ -1,10 +1,13 @@
 """vatt_jax/inputs/pipeline.py"""
 
 import dataclasses
+import io
 import itertools
 import json
 
+import av
 import numpy as np
+from PIL import Image
 import pytest
 
 from data import toy_world as world
@@ -12,6 +15,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs import stills
 from vatt_jax.inputs import text
 
 WINDOW = pipeline.Window(num_frames=4, frame_rate_hz=5.0, image_size=16, audio_hz=4000,
@@ -213,3 +217,202 @@ def test_a_source_of_broken_files_ends_the_run(toy_world, tmp_path):
   reader = _reader(_with_broken(toy_world, tmp_path, 0, 2), 1.0)
   with pytest.raises(UserError, match='100 clips drawn in a row are broken'):
     _take(reader, 1)
+
+
+def _record(films, number, **replaced):
+  """A clip of one grey picture, or of sound alone, without a file."""
+  content = stills.Stills(f'{number}', films, 1.0, **replaced)
+  return clip.Clip(f'{number}', content=content)
+
+
+def _grey(count, first=0):
+  """Silent pictures."""
+  image = io.BytesIO()
+  Image.new('RGB', (16, 16), (99, 99, 99)).save(image, 'PNG')
+  return [_record([image.getvalue()], first + i) for i in range(count)]
+
+
+def _tones(count, first=0):
+  """Sound without a picture."""
+  tone = np.sin(np.arange(4000) / 8).astype(np.float32)
+  return [_record((), first + i, waveform=tone, audio_hz=4000)
+          for i in range(count)]
+
+
+def _mixed(*parts, weights=()):
+  return _reader(sources.Mixture(parts, weights), 0.5)
+
+
+@pytest.mark.parametrize('weights, within', [
+    ((1, 1), 1), ((3, 1), 1), ((0.2, 0.9), 1), ((1, 2, 5), 2), ((2, 4, 5, 7, 11), 2)])
+def test_a_batch_has_of_each_source_its_share(weights, within):
+  lengths = (7, 5, 11, 3, 6)[:len(weights)]
+  reader = _mixed(*(_grey(n) for n in lengths), weights=weights)
+  ends = np.cumsum(lengths)
+  counts = np.array([np.bincount(np.searchsorted(ends, b['id'], 'right'),
+                                 minlength=len(weights)) for b in _take(reader, 30)])
+  expected = 8 * np.array(weights) / sum(weights)
+  assert np.abs(counts - expected).max() < within
+  np.testing.assert_allclose(counts.mean(0), expected, atol=within / 30 + 1e-3)
+
+
+def test_every_epoch_of_each_source_has_every_clip_of_it_once():
+  reader = _mixed(_grey(7), _grey(4), weights=(1, 3))
+  ids = np.concatenate([b['id'] for b in _take(reader, 14)])
+  for clips, of in ((range(7), ids[ids < 7]), (range(7, 11), ids[ids >= 7])):
+    epochs = of[:len(of) // len(clips) * len(clips)].reshape(-1, len(clips))
+    assert len(epochs) >= 4
+    np.testing.assert_array_equal(np.sort(epochs), [list(clips)] * len(epochs))
+    assert len(np.unique(epochs, axis=0)) > 1
+
+
+def test_a_mixture_is_the_same_on_any_number_of_hosts_and_from_any_step():
+  reader = _mixed(_grey(7), _tones(4), weights=(1, 3))
+  whole = _take(reader, 4)
+  for hosts in (2, 4):
+    parts = [_take(reader, 1, 3, host=h, num_hosts=hosts)[0] for h in range(hosts)]
+    _assert_same(whole[3], {k: np.concatenate([p[k] for p in parts])
+                            for k in whole[3]})
+
+
+def test_without_weights_all_clips_are_drawn_alike():
+  reader = _mixed(_grey(5), _grey(11))
+  ids = np.concatenate([b['id'] for b in _take(reader, 4)]).reshape(2, 16)
+  np.testing.assert_array_equal(np.sort(ids), [range(16)] * 2)
+  _assert_same(_take(reader, 3)[2], _take(_reader(_grey(16)), 3)[2])
+
+
+def test_a_broken_clip_of_a_mixture_is_replaced_by_one_of_its_own_source():
+  broken = clip.Clip('broken', content=stills.Stills('broken', [b'no picture'], 1.0))
+  reader = _mixed(_grey(3), [broken, *_tones(3)], weights=(1, 1))
+  for batch in _take(reader, 6):
+    assert batch['has_audio'].sum() == 4 and 3 not in batch['id']
+
+
+def test_what_a_source_lacks_is_masked():
+  batch, = _take(_mixed(_grey(4), _tones(4), weights=(1, 1)), 1)
+  silent = batch['id'] < 4
+  np.testing.assert_array_equal(batch['has_video'], silent)
+  np.testing.assert_array_equal(batch['has_audio'], ~silent)
+  assert silent.sum() == 4 and batch['mask'].all() and not batch['has_text'].any()
+  assert not batch['audio'][silent].any() and not batch['video'][~silent].any()
+  assert batch['audio'][~silent].any(1).all()
+  assert batch['video'][silent].any((1, 2, 3, 4)).all()
+
+
+@pytest.mark.parametrize('modalities', [
+    ('audio',), ('video',), ('video', 'text'), ('audio', 'text'), ('video', 'audio')])
+def test_a_window_of_some_modalities_has_these_alone(reader, modalities):
+  window = dataclasses.replace(WINDOW, modalities=modalities)
+  some = dataclasses.replace(reader, window=window)
+  batch, whole = _take(some, 2)[1], _take(reader, 2)[1]
+  expected = {'id', 'mask', *modalities, *(f'has_{m}' for m in modalities)}
+  assert batch.keys() == expected
+  if 'video' in modalities:    # or else a silent clip's place is another's
+    _assert_same(batch, {k: whole[k] for k in batch})
+
+
+@pytest.mark.parametrize('modalities', [(), ('text',), ('video', 'smell')])
+def test_a_window_without_picture_and_sound_is_refused(modalities):
+  with pytest.raises(ValueError, match='expected some of video, audio, text, not text'):
+    dataclasses.replace(WINDOW, modalities=modalities)
+
+
+@pytest.mark.parametrize('kind, codec', [
+    ('wav', 'pcm_s16le'), ('flac', 'flac'), ('ogg', 'libopus'), ('mp3', 'mp3'),
+    ('m4a', 'aac')])
+def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_path):
+  path = tmp_path / f'tone.{kind}'
+  tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream(codec, rate=16_000, layout='mono')
+    cover = container.add_stream('mjpeg') if kind == 'mp3' else None
+    if cover:    # which is no film
+      cover.width, cover.height, cover.pix_fmt = 32, 32, 'yuvj420p'
+      cover.disposition = av.stream.Disposition.attached_pic
+      container.mux(cover.encode(av.VideoFrame(32, 32, 'yuvj420p'))
+                    + cover.encode(None))
+    frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), 'fltp', 'mono')
+    frame.sample_rate, frame.pts = 16_000, 0
+    packets = [stream.encode(part) for part in av.AudioResampler(
+        stream.format, 'mono', 16_000).resample(frame)]
+    container.mux([p for part in packets for p in part] + stream.encode(None))
+  reader = _reader(sources.open_source(str(tmp_path)), 1.0)
+  batch, = pipeline.eval_batches(reader, 1)
+  assert batch['mask'].all() and batch['has_audio'].all()
+  assert not batch['has_video'].any() and not batch['video'].any()
+  spectrum = np.abs(np.fft.rfft(batch['audio'][0]))
+  assert abs(spectrum.argmax() * 4000 / 3200 - 440) < 2
+  alone = dataclasses.replace(reader, window=dataclasses.replace(
+      WINDOW, modalities=('audio',)))
+  _assert_same(*({k: b[k] for k in ('audio', 'has_audio', 'id', 'mask')}
+                 for b in (next(pipeline.eval_batches(alone, 1)), batch)))
+  pictures = dataclasses.replace(reader, window=dataclasses.replace(
+      WINDOW, modalities=('video',)))
+  assert not next(pipeline.eval_batches(pictures, 1))['mask'].any()
+  assert reader.notes.skipped[str(path)] == f'{path}: has no picture'
+
+
+def test_a_sound_file_that_is_silent_is_named_once():
+  silence = _record((), 'hush.wav', waveform=np.zeros(4000, np.float32),
+                    audio_hz=4000)
+  reader = _reader([silence], 1.0)
+  assert reader.read(0, None) is None
+  assert reader.notes.skipped == {'hush.wav': 'hush.wav: has no sound at 0.1 s'}
+
+
+def _striped(width, height):
+  """A film of 2 s, a picture each 0.2 s.
+
+  Red tells the third of the longer edge, green the time.
+  """
+  images = []
+  for i in range(10):
+    picture = np.zeros((height, width, 3), np.uint8)
+    along = picture if width > height else picture.transpose(1, 0, 2)
+    for third, red in enumerate((50, 150, 250)):
+      along[:, third * 16:(third + 1) * 16, 0] = red
+    picture[..., 1] = 20 * i
+    image = io.BytesIO()
+    Image.fromarray(picture).save(image, 'PNG')
+    images.append(image.getvalue())
+  return clip.Clip('film', content=stills.Stills('film', images, 5.0))
+
+
+@pytest.mark.parametrize('size', [(48, 16), (16, 48)])
+def test_views_are_windows_from_begin_to_end_and_crops_from_side_to_side(size):
+  reader = _reader([_striped(*size), _striped(*size)])
+  batch, = pipeline.eval_batches(reader, 18, num_windows=3, num_crops=3)
+  assert batch['id'].tolist() == [0] * 9 + [1] * 9 and batch['mask'].all()
+  assert (batch['video'][..., 0] == batch['video'][:, :1, :1, :1, 0]).all()
+  assert batch['video'][:, 0, 0, 0, 0].tolist() == [50, 150, 250] * 6
+  # 2 s, windows of 0.8 s: they begin at 0, 0.6 and 1.2 s.
+  assert batch['video'][:, 0, 0, 0, 1].tolist() == (
+      [0] * 3 + [60] * 3 + [120] * 3) * 2
+  one, = pipeline.eval_batches(reader, 2)
+  np.testing.assert_array_equal(one['video'][0], batch['video'][4])
+
+
+@pytest.mark.parametrize('num_hosts', [1, 2, 3, 6])
+def test_hosts_together_see_every_view_exactly_once(num_hosts):
+  clips = [_striped(48, 16) for _ in range(5)]
+  hosts = [list(pipeline.eval_batches(_reader(clips), 12, 2, 3, host=h,
+                                      num_hosts=num_hosts)) for h in range(num_hosts)]
+  assert {len(h) for h in hosts} == {3}    # all take the same steps
+  rows = [{k: np.concatenate([h[s][k] for h in hosts]) for k in hosts[0][0]}
+          for s in range(3)]
+  whole = list(pipeline.eval_batches(_reader(clips), 12, 2, 3))
+  for ours, theirs in zip(rows, whole, strict=True):
+    _assert_same(ours, theirs)
+  mask = np.concatenate([r['mask'] for r in rows])
+  assert mask.tolist() == [True] * 30 + [False] * 6
+  seen = [(r['id'][i], *r['video'][i, 0, 0, 0, :2]) for r in rows for i in range(12)]
+  assert len(set(seen[:30])) == 30
+  assert not rows[2]['video'][6:].any() and not rows[2]['has_video'][6:].any()
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(reader):
+  """Or else its last rows would be nobody's."""
+  for batches, args in ((pipeline.eval_batches, ()), (pipeline.train_batches, (0, 0))):
+    with pytest.raises(UserError, match='batch_size=10: expected a multiple of the 4'):
+      batches(reader, 10, *args, host=0, num_hosts=4)

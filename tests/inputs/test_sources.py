@@ -1,12 +1,14 @@
 """vatt_jax/inputs/sources.py"""
 
 import math
+import tracemalloc
 
 import pytest
 
 from vatt_jax.errors import UserError
 from vatt_jax.inputs.sources import Caption
 from vatt_jax.inputs.sources import Clip
+from vatt_jax.inputs.sources import Mixture
 from vatt_jax.inputs.sources import open_source
 
 
@@ -51,6 +53,80 @@ def test_captions_match_however_a_path_is_written(tmp_path, caplog):
   assert '1 of its 2 paths are not in the manifest' in caplog.text
 
 
+@pytest.mark.parametrize('start', ['', '\ufeff'])
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_captions_are_found_wherever_their_rows_stand(start, end, tmp_path):
+  """In pieces, over several lines, with characters of many bytes, at the file's end."""
+  (tmp_path / 'm.csv').write_text('path\na.mp4\nb.mp4\na.mp4\n')
+  rows = ['path,start,end,text', 'a.mp4,0,1,één', 'a.mp4,1,2,"zwei,', 'drei"',
+          'b.mp4,0,1,b\u2028', '', 'a.mp4,5,6,vier', './a.mp4,6,7,fünf', 'z.mp4,,,z',
+          'a.mp4,7,8,sechs']
+  (tmp_path / 'c.csv').write_bytes((start + end.join(rows)).encode())
+  clips = open_source(str(tmp_path / 'm.csv'), 'c.csv')
+  said = [Caption(0, 1, 'één'), Caption(1, 2, f'zwei,{end}drei'), Caption(5, 6, 'vier'),
+          Caption(6, 7, 'fünf'), Caption(7, 8, 'sechs')]
+  assert [list(c.captions) for c in clips] == [said, [Caption(0, 1, 'b\u2028')], said]
+
+
+def test_captions_as_jsonl_are_those_as_csv(tmp_path):
+  (tmp_path / 'm.csv').write_text('path\na.mp4\nb.mp4\n')
+  (tmp_path / 'c.csv').write_text('path,start,end,text\nb.mp4,1,2,x\na.mp4,3,4,y\n')
+  (tmp_path / 'c.jsonl').write_text(
+      '{"path": "b.mp4", "start": 1, "end": 2, "text": "x"}\n\n'
+      '{"path": "a.mp4", "start": 3, "end": 4, "text": "y"}\n')
+  one, other = (list(open_source(str(tmp_path / 'm.csv'), f'c.{kind}'))
+                for kind in ('csv', 'jsonl'))
+  assert one == other and one[0].captions == (Caption(3, 4, 'y'),)
+
+
+def test_captions_are_kept_as_places_not_as_sentences(tmp_path):
+  """A hundred million of them must fit into memory."""
+  (tmp_path / 'm.csv').write_text('path\n' + ''.join(f'{i}.mp4\n' for i in range(10)))
+  with (tmp_path / 'c.csv').open('w') as file:
+    file.write('path,start,end,text\n')
+    file.writelines(f'{i // 2000}.mp4,{i},{i + 1},so now we do this\n'
+                    for i in range(20_000))
+  tracemalloc.start()
+  clips = open_source(str(tmp_path / 'm.csv'), 'c.csv')
+  kept, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert kept < 50_000 and most < 500_000
+  assert [len(c.captions) for c in clips] == [2000] * 10
+  assert clips[7].captions[3] == Caption(14_003, 14_004, 'so now we do this')
+
+
+def test_a_mistake_in_the_captions_is_told_at_the_start(tmp_path):
+  (tmp_path / 'm.csv').write_text('path\na.mp4\n')
+  (tmp_path / 'c.csv').write_text('path,start,text\na.mp4,1,x\na.mp4,soon,y\n')
+  with pytest.raises(UserError, match=r"c\.csv:3: start='soon': expected seconds"):
+    open_source(str(tmp_path / 'm.csv'), 'c.csv')
+
+
+def test_captions_match_the_files_of_a_folder_however_it_is_written(tmp_path):
+  (tmp_path / 'x').mkdir()
+  (tmp_path / 'x' / 'a.mp4').touch()
+  (tmp_path / 'c.csv').write_text('path,text\nx/a.mp4,one\n')
+  clip, = open_source(f'{tmp_path}/x/../x', '../c.csv')
+  assert [c.text for c in clip.captions] == ['one']
+
+
+def test_a_mixture_is_its_sources_one_after_the_other():
+  a, b = [Clip('a'), Clip('b')], [Clip('c'), Clip('c', 2.0)]
+  mixture = Mixture([a, b], (2, 3))
+  assert list(mixture) == a + b and len(mixture) == 4
+  assert mixture.num_files == 3 and mixture.shares == (4000, 6000)
+  assert Mixture([a, b]).shares == ()
+
+
+@pytest.mark.parametrize('weights, message', [
+    ((1,), 'expected a positive number for each of the 2 sources'),
+    ((1, 0), 'expected a positive number'), ((1, -2), 'expected a positive number'),
+    ((1, 1e-9), 'the least is too small beside the others')])
+def test_weights_that_cannot_be_are_named(weights, message):
+  with pytest.raises(UserError, match=rf'data\.weights=.*{message}'):
+    Mixture([[Clip('a')], [Clip('b')]], weights)
+
+
 def test_text_of_another_encoding_is_named(tmp_path):
   (tmp_path / 'm.csv').write_bytes('path,text\na.mp4,été\n'.encode('latin-1'))
   with pytest.raises(UserError, match=r'm\.csv: expected UTF-8 text'):
@@ -68,6 +144,8 @@ def test_text_of_another_encoding_is_named(tmp_path):
     ('m.jsonl', '{"path": "a"}\n{"file": "b"}\n', r"m\.jsonl:2: no key 'path'"),
     ('m.jsonl', '{"path": 3}\n', r'm\.jsonl:1: path=3: expected text'),
     ('m.jsonl', '{"path": "a", "captions": ["x"]}\n', r'm\.jsonl:1: expected a cap'),
+    ('m.jsonl', '{"path": "a", "captions": 5}\n', r'm\.jsonl:1: captions=5: expected'),
+    ('m.csv', f'path\n{"a" * 200_000}\n', r'm\.csv:2: no CSV \(field larger'),
     ('m.txt', 'a.mp4\n', r'm\.txt: expected a folder, a \.csv or a \.jsonl'),
 ])
 def test_a_bad_manifest_is_one_clear_line(tmp_path, name, content, message):
@@ -78,6 +156,8 @@ def test_a_bad_manifest_is_one_clear_line(tmp_path, name, content, message):
 
 
 def test_nothing_to_read_is_one_clear_line(tmp_path):
+  with pytest.raises(UserError, match=r'\(data\.path, --source\) is empty'):
+    open_source('')
   with pytest.raises(UserError, match='holds no clips'):
     open_source(str(tmp_path))
   with pytest.raises(UserError, match='no such folder or file'):

@@ -96,6 +96,28 @@ def test_rows_left_out_give_their_weight_to_the_rest():
       contrastive.nce(video[kept], text[kept, 0], jnp.ones(3, bool), 0.07), rtol=1e-5)
 
 
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+def test_an_absent_anchor_leaves_the_loss_of_the_rest(form):
+  """As if the batch had never had it, nor its candidates, whatever stands there."""
+  video, text = _embeddings(b=7)
+  anchored = np.array([1, 0, 1, 1, 1, 0, 1], bool)
+  present = np.array([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1],
+                      [0, 0, 0], [0, 1, 0]], bool)
+
+  def loss(video, text, present, anchored=None):
+    if form == 'sigmoid':
+      return contrastive.sigmoid(video, text, present, 0.2, -3.0, anchored)
+    return contrastive.mil_nce(video, text, present, 0.2, form, anchored)
+
+  alone = loss(video[anchored], text[anchored], present[anchored])
+  np.testing.assert_allclose(loss(video, text, present, anchored), alone, rtol=1e-6)
+  other = video.at[~anchored].set(7.0), text.at[~present].set(-7.0)
+  value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*other, present, anchored)
+  np.testing.assert_allclose(value, alone, rtol=1e-6)
+  assert not gradients[0][~anchored].any() and not gradients[1][~anchored].any()
+  assert abs(gradients[0][anchored & present.any(1)]).min() > 0
+
+
 @pytest.mark.parametrize('form', contrastive.FORMS)
 def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
   video, text = _embeddings()

@@ -18,6 +18,7 @@ from sklearn import preprocessing
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
 
 _MODALITIES = ('video', 'audio')
 
@@ -52,8 +53,12 @@ class LinearProbe:
       if modality not in _MODALITIES:
         raise UserError(f'linear probe of {label!r}: modality {modality!r}; expected '
                         f'one of {", ".join(_MODALITIES)}')
-    for reader, which in ((train, 'train'), (test, 'test')):
-      columns = {c for clip in reader.clips for c in clip.labels}
+    # Once: of a container, this reads all of it.
+    self._train_rows, self._test_rows = (
+        [clip.labels for clip in sources.each(reader.clips)]
+        for reader in (train, test))
+    for rows, which in ((self._train_rows, 'train'), (self._test_rows, 'test')):
+      columns = {c for row in rows for c in row}
       missing = [c for c in labels if c not in columns]
       if missing:
         raise UserError(
@@ -80,8 +85,8 @@ class LinearProbe:
       if modality not in train:
         raise UserError(f'linear probe of {label!r}: the model has no {modality}')
       (x, y), (x_test, y_test) = (
-          _labelled(features, reader.clips, label, modality)
-          for features, reader in ((train, self._train), (test, self._test)))
+          _labelled(features, rows, label, modality)
+          for features, rows in ((train, self._train_rows), (test, self._test_rows)))
       if len(set(y)) < 2 or not len(y_test):
         logging.warning('No probe of %s: %d labels to train on, %d clips to test',
                         label, len(set(y)), len(y_test))
@@ -104,10 +109,10 @@ def _pick(outputs, batch):
   return {m: (pooled[m], batch[f'has_{m}']) for m in ('video', 'audio') if m in pooled}
 
 
-def _labelled(features, clips, label, modality):
+def _labelled(features, rows, label, modality):
   """The features of clips that have modality and label, and the labels."""
   x, there = features[modality]
-  y = np.asarray([clip.labels.get(label, '') for clip in clips], dtype=object)
+  y = np.asarray([row.get(label, '') for row in rows], dtype=object)
   there = there & (y != '')
   return x[there], y[there]
 

@@ -12,6 +12,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
 
 # direction -> (space, query, candidate)
 DIRECTIONS = {
@@ -81,8 +82,9 @@ class Retrieval:
     embed, present = extract.by_clip(self._predict, state, self.reader,
                                      self._batch_size, *self._views, _pick)
     if not present['video'].any():
-      raise UserError(f'{self.reader.clips[0].path} and all the other clips to '
-                      'retrieve from are broken')
+      first = next(sources.each(self.reader.clips))
+      raise UserError(f'{first.path} and all the other clips to retrieve from are '
+                      'broken')
     return (extract.of_clips(embed, present),
             {m: x.any(axis=1) for m, x in present.items()})
 

@@ -16,10 +16,10 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import stills
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'})
-MEDIA_SUFFIXES = IMAGE_SUFFIXES | {
+SOUND_SUFFIXES = frozenset({'.wav', '.flac', '.ogg', '.mp3', '.m4a', '.aac', '.opus'})
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | SOUND_SUFFIXES | {
     '.mp4', '.m4v', '.mkv', '.webm', '.mov', '.avi', '.mpg', '.mpeg', '.ts', '.flv',
-    '.wmv', '.3gp', '.ogv',
-    '.wav', '.flac', '.ogg', '.mp3', '.m4a', '.aac', '.opus'}
+    '.wmv', '.3gp', '.ogv'}
 
 
 class Media(contextlib.AbstractContextManager, Protocol):

@@ -424,6 +424,8 @@ class MediaFile:
     if not streams:
       return None
     stream = max(streams, key=_merit)
+    if stream.disposition & Disposition.attached_pic:    # a record's cover
+      return None
     # Many files are read side by side: threads within one are in the way.
     stream.codec_context.thread_count = 1
     # Pictures may grow on the way, too.

@@ -88,9 +88,10 @@ class Window:
     if self.scale_jitter and (self.min_crop_area < 1 or self.max_crop_aspect > 1):
       raise ValueError(f'scale_jitter={self.scale_jitter}: is another way to cut than '
                        'min_crop_area and max_crop_aspect; leave those at 1')
-    if not self.modalities or not set(self.modalities) <= set(MODALITIES):
+    if not set(self.modalities) <= set(MODALITIES) or not (
+        {'video', 'audio'} & set(self.modalities)):
       raise ValueError(f'modalities={self.modalities}: expected some of '
-                       f'{", ".join(MODALITIES)}')
+                       f'{", ".join(MODALITIES)}, not text alone')
 
   @property
   def seconds(self) -> float:
@@ -251,7 +252,8 @@ class Reader:
       example |= dict(text=text, has_text=np.any(text != 0))
     # A clip of which nothing is there says so, rather than being all zeros.
     if not any(example.get(f'has_{m}') for m in ('video', 'audio')):
-      raise media.MediaError(clip.path, soundless or 'has no picture')
+      raise media.MediaError(clip.path, soundless.removeprefix(f'{clip.path}: ')
+                             or 'has no picture')
     return example, soundless
 
   def _pictures(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float,
@@ -395,9 +397,10 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
     num_hosts: each gives its share of every batch.
 
   Raises:
-    UserError: from the iterator: too many files are broken.
+    UserError: the batch does not split among the hosts; from the iterator: too many
+      files are broken.
   """
-  share = batch_size // num_hosts
+  share = _host_share(batch_size, num_hosts)
   parts = [(0, len(reader.clips), 1)]
   if isinstance(reader.clips, sources.Mixture) and reader.clips.shares:
     lengths = [len(part) for part in reader.clips.parts]
@@ -422,6 +425,14 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
   return _batches(dataset, reader.window.empty(), read, share)
 
 
+def _host_share(batch_size: int, num_hosts: int) -> int:
+  """How many rows of a batch each host reads."""
+  if batch_size % num_hosts:
+    raise UserError(f'batch_size={batch_size}: expected a multiple of the {num_hosts} '
+                    'hosts')
+  return batch_size // num_hosts
+
+
 def _place(i: tf.Tensor, share: int, batch_size: int, host: int) -> tf.Tensor:
   """Where in the stream of all hosts the i-th row of a host stands."""
   return i // share * batch_size + host * share + i % share
@@ -431,8 +442,8 @@ def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
           ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Which clip comes at a place of the stream, in which epoch of its part.
 
-  The parts take turns as evenly as their shares allow, so every batch has of each
-  what it should, but for one clip.
+  The parts take turns as evenly as their shares allow: of two, a batch has what it
+  should but for less than one clip of each, of more but for less than two.
 
   Args:
     place: [], int64.
@@ -443,7 +454,9 @@ def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
     Epoch, part and clip.
   """
   drawn, left = None, sum(share for *_, share in parts)
-  for number, (first, length, share) in enumerate(parts):
+  # The largest first: each part's rounding is handed on, in proportion, to the next.
+  for number, (first, length, share) in sorted(
+      enumerate(parts), key=lambda part: -part[1][2]):
     before = place * share // left    # so many of the places before are this part's
     epoch, position = before // length, before % length
     clip = first + tf.raw_ops.RandomIndexShuffle(
@@ -477,9 +490,10 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
     num_hosts: each gives its share of every batch.
 
   Raises:
-    UserError: from the iterator: too many files are broken.
+    UserError: the batch does not split among the hosts; from the iterator: too many
+      files are broken.
   """
-  share = batch_size // num_hosts
+  share = _host_share(batch_size, num_hosts)
   count = len(reader.clips) * num_windows * num_crops
   empty = reader.window.empty()
   places, sides = window_places(num_windows), window_places(num_crops)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import bisect
+import codecs
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
@@ -16,6 +20,7 @@ import os
 import pathlib
 import re
 from typing import Any
+from typing import BinaryIO
 
 from absl import logging
 
@@ -53,30 +58,41 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
     UserError: names the file, and the line or column that is wrong.
   """
   if not path:
-    raise UserError(f'data.path is empty; set it to {_EXPECTED}')
+    raise UserError(f'the path of a source (data.path, --source) is empty; expected '
+                    f'{_EXPECTED}')
   root = pathlib.Path(path)
   clips = _open_many(path)
   if clips is not None:
     folder = root.parent
   elif root.is_dir():
-    clips = [Clip(str(p)) for p in sorted(root.rglob('*'))
-             if p.suffix.lower() in MEDIA_SUFFIXES and p.is_file()]
+    clips = [Clip(os.path.normpath(p)) for p in sorted(root.rglob('*'))
+             if _is_media(p) and p.is_file()]
     folder = root
   elif root.is_file():
     clips = [_clip(f'{root}:{number}', _beside(root, _path(f'{root}:{number}', row)),
-                   row) for number, row in _rows(root)]
+                   row) for number, row, *_ in _Table(root, ('path',))]
     folder = root.parent
   else:
-    raise UserError(f'{path}: no such folder or file; set data.path to {_EXPECTED}')
+    raise UserError(f'{path}: no such folder or file; expected {_EXPECTED}')
   if not clips:
     raise UserError(f'{path}: holds no clips; expected media files '
                     '(.mp4, .mkv, .webm, ...) or rows with a path')
   if captions:
     if not isinstance(clips, list):
-      raise UserError(f'{path}: its records have their own captions; set data.captions '
-                      f'to nothing instead of {captions!r}')
-    clips = _add_captions(clips, folder / captions)
+      raise UserError(f'{path}: its records have their own captions; leave out the '
+                      f'captions file, {captions!r}')
+    clips = Captioned(clips, folder / captions)
   return clips
+
+
+def each(clips: Sequence[Clip]) -> Iterator[Clip]:
+  """The clips in order; one that does not read is its name alone."""
+  for index in range(len(clips)):
+    try:
+      clip = clips[index]
+    except media.MediaError as e:
+      clip = Clip(e.path)
+    yield clip
 
 
 def _open_many(path: str) -> Sequence[Clip] | None:
@@ -93,18 +109,35 @@ def _open_many(path: str) -> Sequence[Clip] | None:
   by_kind: dict[str, list[pathlib.Path]] = {}
   for file in files:
     if kind := _MANY_SUFFIX.search(file.name):
-      by_kind.setdefault(kind[1], []).append(file)
-  if len(by_kind) > 1:
-    raise UserError(f'{path}: holds files of several kinds, {", ".join(by_kind)}; give '
-                    f'those of one, such as {path}/*.{next(iter(by_kind))}*')
-  for kind, found in by_kind.items():
-    clips = _MANY[kind](found)
+      # The script of DMVR gives its TFRecord files no suffix.
+      by_kind.setdefault(kind[1] or 'tfrecord', []).append(file)
+  if not by_kind:
+    return None
+  kinds = sorted(by_kind)
+  if root.is_dir() and any(map(_is_media, root.rglob('*'))):
+    kinds.append('media')
+  if len(kinds) > 1:
+    raise UserError(f'{path}: holds files of several kinds, {", ".join(kinds)}; give '
+                    f'those of one, such as {path}/*.{kinds[0]}*')
+  clips = _MANY[kinds[0]](by_kind[kinds[0]])
+  _check_readable(path, clips)
+  return clips
+
+
+def _check_readable(path: str, clips: Sequence[Clip]) -> None:
+  """Raises UserError if the first clips are all malformed: then so is the source."""
+  for index in range(min(len(clips), _NUM_TRIED)):
     try:
-      clips[0]
-    except (IndexError, media.MediaError) as e:
-      raise UserError(f'{path}: its first clip does not read: {e}') from e
-    return clips
-  return None
+      clips[index]
+      return
+    except media.MediaError as e:
+      reason = e
+  if len(clips):
+    raise UserError(f'{path}: none of its first clips reads: {reason}') from reason
+
+
+def _is_media(path: pathlib.Path) -> bool:
+  return path.suffix.lower() in MEDIA_SUFFIXES
 
 
 def _open_tar(paths: Sequence[pathlib.Path]) -> Sequence[Clip]:
@@ -113,7 +146,11 @@ def _open_tar(paths: Sequence[pathlib.Path]) -> Sequence[Clip]:
 
 _MANY = {'array_record': packed.open_array_records, 'tar': _open_tar,
          'tfrecord': packed.open_sequence_examples}
-_MANY_SUFFIX = re.compile(r'\.(array_record|tar|tfrecord)s?(-\d+-of-\d+)?$')
+# Compressed ones are taken too, so that their reader refuses them by name.
+_MANY_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
+                          r'(?:\.(?:gz|bz2|xz|zst))?|-\d{5}-of-\d{5})$')
+# How many clips of a source must be malformed for it to be of another kind.
+_NUM_TRIED = 10
 _EXPECTED = ('a folder of media files, a CSV or JSONL manifest, or shards '
              '(docs/data.md)')
 
@@ -143,8 +180,7 @@ class Mixture(Sequence[Clip]):
       raise UserError(f'data.weights={tuple(weights)}: the least is too small beside '
                       f'the others, below one in {_SHARE_STEPS}')
     self._ends = list(itertools.accumulate(map(len, self.parts)))
-    self.num_files = sum(len({c.path for c in part}) if isinstance(part, list)
-                         else len(part) for part in self.parts)
+    self.num_files = sum(map(_num_files, self.parts))
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -155,42 +191,150 @@ class Mixture(Sequence[Clip]):
     return self.parts[part][index - begin]
 
 
-def _rows(path: pathlib.Path, columns: tuple[str, ...] = ('path',)
-          ) -> list[tuple[int, dict[str, Any]]]:
-  """(line number, row) of a CSV or JSONL file that has the columns."""
-  try:
-    file = io.StringIO(path.read_text(encoding='utf-8-sig'), newline='')
-  except UnicodeDecodeError as e:
-    raise UserError(f'{path}: expected UTF-8 text ({e.reason} at byte '
-                    f'{e.start})') from e
-  with file:
-    if path.suffix == '.jsonl':
-      rows = []
-      for number, line in enumerate(file, 1):
-        if not line.strip():
-          continue
-        try:
-          row = json.loads(line)
-        except json.JSONDecodeError as e:
-          raise UserError(f'{path}:{number}: not JSON ({e.msg}); expected one '
-                          'object a line') from e
-        if not isinstance(row, dict):
-          raise UserError(f'{path}:{number}: expected a JSON object, found '
-                          f'{line[:40]!r}')
-        missing = [c for c in columns if c not in row]
-        if missing:
-          raise UserError(f'{path}:{number}: no key {missing[0]!r}; found {_list(row)}')
-        rows.append((number, row))
-      return rows
-    if path.suffix == '.csv':
-      reader = csv.DictReader(file)
-      found = reader.fieldnames or []
-      missing = [c for c in columns if c not in found]
-      if missing:
-        raise UserError(f'{path}: no column {missing[0]!r} in its first line; found '
-                        f'{_list(found)}')
-      return [(reader.line_num, row) for row in reader]
-  raise UserError(f'{path}: expected a folder, a .csv or a .jsonl file')
+class Captioned(Sequence[Clip]):
+  """Clips with captions that a file beside them has, many rows a clip.
+
+  Only where each file's rows stand is kept, as few numbers as these are pieces: a
+  hundred million sentences do not fit into memory. They are read with their clip.
+
+  Attributes:
+    plain: the clips as they are without the file.
+  """
+
+  def __init__(self, clips: Sequence[Clip], path: pathlib.Path):
+    """Reads the captions file once.
+
+    Raises:
+      UserError: it is not there, a row is malformed, or none is of a clip.
+    """
+    if not path.is_file():
+      raise UserError(f'{path}: no such captions file; expected a CSV or JSONL file of '
+                      'path,start,end,text')
+    self.plain = clips
+    self._table = _Table(path, ('path', 'text'))
+    # Of each file: begin, end, begin, end, ...
+    self._places = {clip.path: array.array('q') for clip in clips}
+    unknown, last, places = {}, None, None
+    for number, row, begin, end in self._table:
+      where = f'{path}:{number}'
+      _caption(where, row)    # a mistake is told now, not in the middle of a run
+      if row['path'] != last:
+        last, file = row['path'], _beside(path, _path(where, row))
+        places = self._places.get(file)
+        if places is None:
+          unknown[file] = None
+      if places is None:
+        continue
+      if places and places[-1] == begin:
+        places[-1] = end
+      else:
+        places.extend((begin, end))
+    if not any(self._places.values()):
+      raise UserError(f'{path}: none of its paths is in the manifest; the first is '
+                      f'{next(iter(unknown), "missing")!r}')
+    if unknown:
+      logging.warning('%s: %d of its %d paths are not in the manifest; the first is %s',
+                      path, len(unknown),
+                      len(unknown) + sum(map(bool, self._places.values())),
+                      next(iter(unknown)))
+
+  def __len__(self) -> int:
+    return len(self.plain)
+
+  def __getitem__(self, index: int) -> Clip:
+    clip = self.plain[index]
+    places = self._places[clip.path]
+    more = [_caption(str(self._table.path), row)
+            for begin, end in zip(places[::2], places[1::2], strict=True)
+            for row in self._table.read(begin, end)]
+    return dataclasses.replace(clip, captions=clip.captions + tuple(more))
+
+
+def _num_files(clips: Sequence[Clip]) -> int:
+  if isinstance(clips, Captioned):
+    clips = clips.plain
+  return len({c.path for c in clips}) if isinstance(clips, list) else len(clips)
+
+
+class _Table:
+  """The rows of a CSV or JSONL file."""
+
+  def __init__(self, path: pathlib.Path, columns: tuple[str, ...]):
+    """Takes a file, and the columns that it must have."""
+    self.path = path
+    self._columns = columns
+    self._names: list[str] | None = None    # of a CSV file's columns
+    if path.suffix not in ('.csv', '.jsonl'):
+      raise UserError(f'{path}: expected a folder, a .csv or a .jsonl file, or shards')
+
+  def __iter__(self) -> Iterator[tuple[int, dict[str, Any], int, int]]:
+    """Line number, row, and the bytes from which to which it stands.
+
+    Raises:
+      UserError: the file is not of its kind, or a column is missing.
+    """
+    self._names = None
+    with self.path.open('rb') as file:
+      begin = file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
+      for number, row in self._parse(self._lines(file)):
+        end = file.tell()
+        if row is not None:
+          yield number, row, begin, end
+        begin = end
+
+  def read(self, begin: int, end: int) -> list[dict[str, Any]]:
+    """The rows that stand there, once all have been gone through."""
+    with self.path.open('rb') as file:
+      file.seek(begin)
+      text = file.read(end - begin).decode()
+    return [row for _, row in self._parse(io.StringIO(text, newline='\n'))]
+
+  def _lines(self, file: BinaryIO) -> Iterator[str]:
+    for line in iter(file.readline, b''):
+      try:
+        yield line.decode()
+      except UnicodeDecodeError as e:
+        raise UserError(f'{self.path}: expected UTF-8 text ({e.reason} at byte '
+                        f'{file.tell() - len(line) + e.start})') from e
+
+  def _parse(self, lines: Iterable[str]
+             ) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Line number and row; None for a header."""
+    return (self._json_rows if self.path.suffix == '.jsonl' else self._csv_rows)(lines)
+
+  def _csv_rows(self, lines):
+    reader = csv.reader(lines)
+    try:
+      if self._names is None:
+        self._names = next(reader, [])
+        self._check(f'{self.path}: no column', ' in its first line', self._names)
+        yield 1, None
+      for values in reader:
+        if values:
+          yield reader.line_num, dict(itertools.zip_longest(
+              self._names, values[:len(self._names)]))
+    except csv.Error as e:
+      raise UserError(f'{self.path}:{reader.line_num}: no CSV ({e})') from e
+
+  def _json_rows(self, lines):
+    for number, line in enumerate(lines, 1):
+      if not line.strip():
+        continue
+      where = f'{self.path}:{number}'
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError as e:
+        raise UserError(f'{where}: not JSON ({e.msg}); expected one object a '
+                        'line') from e
+      if not isinstance(row, dict):
+        raise UserError(f'{where}: expected a JSON object, found {line[:40]!r}')
+      self._check(f'{where}: no key', '', row)
+      yield number, row
+
+  def _check(self, message: str, place: str, found: Iterable[str]) -> None:
+    for column in self._columns:
+      if column not in found:
+        raise UserError(f'{message} {column!r}{place}; found {_list(found)}')
 
 
 def _list(names) -> str:
@@ -209,7 +353,10 @@ def _clip(where: str, path: str, row: Mapping[str, Any]) -> Clip:
     raise UserError(f'{where}: end={end} is not after start={start} (seconds)')
   text = row.pop('text', None)
   captions = [] if not text else [Caption(start, end, _text(where, 'text', text))]
-  captions += [_caption(where, c) for c in row.pop('captions', None) or ()]
+  several = row.pop('captions', None) or []
+  if not isinstance(several, list):
+    raise UserError(f'{where}: captions={several!r}: expected a list')
+  captions += [_caption(where, c) for c in several]
   return Clip(path, start, end, tuple(captions),
               {k: '' if v is None else str(v) for k, v in row.items()
                if k is not None})
@@ -241,24 +388,3 @@ def _seconds(where: str, key: str, value: Any, default: float) -> float:
     return float(value)
   except (TypeError, ValueError):
     raise UserError(f'{where}: {key}={value!r}: expected seconds') from None
-
-
-def _add_captions(clips: list[Clip], path: pathlib.Path) -> list[Clip]:
-  if not path.is_file():
-    raise UserError(f'{path}: no such captions file; set data.captions to a CSV or '
-                    'JSONL file of path,start,end,text')
-  by_path: dict[str, list[Caption]] = {}
-  for number, row in _rows(path, ('path', 'text')):
-    where = f'{path}:{number}'
-    by_path.setdefault(_beside(path, _path(where, row)), []).append(
-        _caption(where, row))
-  known = {clip.path for clip in clips}
-  unknown = [p for p in by_path if p not in known]
-  if len(unknown) == len(by_path):
-    raise UserError(f'{path}: none of its paths is in the manifest; the first is '
-                    f'{next(iter(by_path), "missing")!r}')
-  if unknown:
-    logging.warning('%s: %d of its %d paths are not in the manifest; the first is %s',
-                    path, len(unknown), len(by_path), unknown[0])
-  return [dataclasses.replace(
-      c, captions=c.captions + tuple(by_path.get(c.path, ()))) for c in clips]
