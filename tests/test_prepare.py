@@ -33,7 +33,7 @@ def _make(plan, out):
 def _read(clips, index):
   reader = pipeline.Reader(clips, WINDOW, text.WordTokenizer(()),
                            pipeline.FileNotes(0.0, len(clips)))
-  return reader.read(index, None)
+  return reader.views(index)[0]
 
 
 def _correlation(a, b):

@@ -94,11 +94,11 @@ class Embedder:
         [clip.Clip(os.fspath(path), start, end)], self._window,
         text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, 1))
     examples = []
-    for place in pipeline.window_places(num_windows):
-      example = reader.read(0, None, place)
-      if example is None:
+    for place in pipeline.spread(num_windows):
+      views = reader.views(0, place)
+      if views is None:
         raise UserError(reader.notes.skipped[os.fspath(path)])
-      examples.append(example)
+      examples += views
     batch = {k: np.stack([e[k] for e in examples]) for k in ('video', 'audio')}
     embed = jax.tree.map(lambda x: x[None],                           # [1, V, D]
                          self._embed(augment.normalize(batch)))

@@ -50,9 +50,9 @@ def test_retrieval_counts_what_the_model_confuses(reader):
 
 def test_clips_without_sound_are_no_part_of_the_pool_of_sound(reader):
   class Quiet(pipeline.Reader):
-    def read(self, *args):
-      index = args[0]
-      return super().read(*args) | dict(has_audio=np.bool_(index > 3))
+    def views(self, index, *args):
+      return [view | dict(has_audio=np.bool_(index > 3))
+              for view in super().views(index, *args)]
 
   quiet = Quiet(reader.clips, reader.window, reader.tokenizer, reader.notes)
   results = dict(retrieval.Retrieval(_oracle, quiet, 8).run([]))

@@ -451,7 +451,7 @@ def test_a_file_that_vanishes_is_skipped_and_named(packs, tmp_path):
   _write_tar(tmp_path / 'a.tar', [('a.mp4', _film(packs))])
   reader = _reader(sources.open_source(str(tmp_path / 'a.tar')), 1.0)
   (tmp_path / 'a.tar').unlink()
-  assert reader.read(0, None) is None
+  assert reader.views(0) is None
   assert reader.notes.skipped == {
       f'{tmp_path}/a.tar/a.mp4': f'{tmp_path}/a.tar/a.mp4: No such file or directory'}
 

@@ -99,9 +99,9 @@ def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
   for hit in hits:
     strips = []
     for index in hit.found:
-      example = reader.read(index, None)
-      if example is not None:
-        strips.append(Strip(_strip(example['video']), _caption(clips[index]),
+      views = reader.views(index)
+      if views:
+        strips.append(Strip(_strip(views[0]['video']), _caption(clips[index]),
                             index == hit.query))
     queries.append(Query(_caption(clips[hit.query]), strips))
   return queries

@@ -205,76 +205,94 @@ class Reader:
   tokenizer: text_lib.Tokenizer
   notes: FileNotes
 
-  def read(self, index: int, rng: np.random.Generator | None,
-           place: float = 0.5, side: float = 0.5) -> Example | None:
-    """One example, or None if its file is broken (and counted as such).
-
-    Args:
-      index: of the clip.
-      rng: chooses window and crop; None takes a square as large as the picture
-        allows, and
-      place: where in the clip the window lies, 0 for its begin, 1 for its end;
-      side: where in the picture the square lies, 0 for its left or upper end, 1 for
-        the other.
+  def read(self, index: int, rng: np.random.Generator) -> Example | None:
+    """A random window and crop of a clip, or None if it is broken (and noted as such).
 
     Raises:
       UserError: too many files are broken.
     """
+    place = rng.random()
+    examples = self._read(index, place,
+                          lambda size: [self.window.random_box(size, rng)])
+    return None if examples is None else examples[0]
+
+  def views(self, index: int, place: float = 0.5, num_crops: int = 1
+            ) -> list[Example] | None:
+    """A window of a clip, cut in several ways, or None if it is broken (and noted).
+
+    Args:
+      index: of the clip.
+      place: where in the clip the window lies, 0 for its begin, 1 for its end.
+      num_crops: squares as large as the picture allows, evenly from one end of its
+        longer edge to the other; a single one is in the middle.
+
+    Raises:
+      UserError: too many files are broken.
+    """
+    sides = spread(num_crops)
+    return self._read(index, place,
+                      lambda size: [central_box(size, side) for side in sides])
+
+  def _read(self, index: int, place: float, choose: Callable[..., list[media.Box]]
+            ) -> list[Example] | None:
     try:
       clip = self.clips[index]
       with clip.open() as file:
-        example, soundless = self._decode(clip, file, rng, place, side)
+        examples, soundless = self._decode(clip, file, place, choose)
     except media.MediaError as e:
       self.notes.add_bad(e.path, str(e))
       return None
     self.notes.add_good(clip.path, soundless)
-    return example | dict(id=np.int32(index), mask=np.bool_(True))
+    return [example | dict(id=np.int32(index), mask=np.bool_(True))
+            for example in examples]
 
-  def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media,
-              rng: np.random.Generator | None, place: float, side: float
-              ) -> tuple[Example, str]:
-    """An example, and why it has no sound, if so."""
+  def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media, place: float,
+              choose: Callable[..., list[media.Box]]) -> tuple[list[Example], str]:
+    """An example for each crop, and why they have no sound, if so."""
     window = self.window
     end = min(clip.end, file.duration_seconds)
     if clip.start >= end:
       raise media.MediaError(clip.path, f'ends at {end:.1f} s, before the clip begins '
                                         f'at {clip.start:.1f} s')
-    room = max(end - clip.start - window.seconds, 0.0)
-    start = clip.start + room * (place if rng is None else rng.random())
-    example, soundless = {}, ''
+    start = clip.start + max(end - clip.start - window.seconds, 0.0) * place
+    crops, common, soundless = [{}], {}, ''
     if 'video' in window.modalities:
-      example = self._pictures(clip, file, start, end, rng, side)
+      crops = self._pictures(file, start, end, choose)
     if 'audio' in window.modalities:
-      sound, soundless = self._sound(clip, file, start, end)
-      example |= sound
+      common, soundless = self._sound(clip, file, start, end)
     if 'text' in window.modalities:
       text = self._candidates(clip, start + window.seconds / 2)
-      example |= dict(text=text, has_text=np.any(text != 0))
+      common |= dict(text=text, has_text=np.any(text != 0))
     # A clip of which nothing is there says so, rather than being all zeros.
-    if not any(example.get(f'has_{m}') for m in ('video', 'audio')):
+    if not (crops[0].get('has_video') or common.get('has_audio')):
       raise media.MediaError(clip.path, soundless.removeprefix(f'{clip.path}: ')
                              or 'has no picture')
-    return example, soundless
+    return [crop | common for crop in crops], soundless
 
-  def _pictures(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float,
-                end: float, rng: np.random.Generator | None, side: float) -> Example:
-    """video and has_video; zeros where a file has no pictures but sound instead."""
+  def _pictures(self, file: clip_lib.Media, start: float, end: float,
+                choose: Callable[..., list[media.Box]]) -> list[Example]:
+    """video and has_video of each crop; zeros where a file has sound alone."""
     window = self.window
     if not file.has_video and 'audio' in window.modalities:
-      return {k: window.empty()[k] for k in ('video', 'has_video')}
+      empty = window.empty()
+      return [{k: empty[k] for k in ('video', 'has_video')} for _ in choose((1, 1))]
     times = start + np.arange(window.num_frames) / window.frame_rate_hz
     # What follows a short clip in its file is not the clip's.
     pictures = file.frames(np.minimum(times, max(end - 1e-3, start)))
     whole = pictures[0].size
-    box = (central_box(whole, side) if rng is None else
-           window.random_box(whole, rng))
-    video = window.empty()['video']
+    return [dict(video=self._cut(pictures, box), has_video=np.bool_(True))
+            for box in choose(whole)]
+
+  def _cut(self, pictures: Sequence[media.Picture], box: media.Box) -> np.ndarray:
+    """The same part of all pictures; `box` is of the first.  -> [T, H, W, 3]."""
+    video = self.window.empty()['video']
     for i, picture in enumerate(pictures):
       if i and picture is pictures[i - 1]:    # the same for longer than a frame
         video[i] = video[i - 1]
       else:
-        video[i] = picture.cut(_rescale(box, whole, picture.size), video.shape[1:3])
-    return dict(video=video, has_video=np.bool_(True))
+        video[i] = picture.cut(_rescale(box, pictures[0].size, picture.size),
+                               video.shape[1:3])
+    return video
 
   def _sound(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float, end: float
              ) -> tuple[Example, str]:
@@ -375,8 +393,8 @@ def _rescale(box: media.Box, whole: tuple[int, int], size: tuple[int, int]
   return tuple(v * size[i % 2] / whole[i % 2] for i, v in enumerate(box))
 
 
-def window_places(count: int) -> np.ndarray:
-  """Evenly from one end, 0, to the other, 1; a single one is in the middle."""
+def spread(count: int) -> np.ndarray:
+  """Places evenly from one end, 0, to the other, 1; a single one is in the middle."""
   return np.linspace(0, 1, count) if count > 1 else np.array([0.5])
 
 
@@ -422,7 +440,7 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
                     f'{list(reader.notes.skipped.values())[-1]}')
 
   dataset = tf.data.Dataset.range(first_step * share, np.iinfo(np.int64).max).map(draw)
-  return _batches(dataset, reader.window.empty(), read, share)
+  return _batches(*_map(dataset, reader.window.empty(), read), share)
 
 
 def _host_share(batch_size: int, num_hosts: int) -> int:
@@ -478,14 +496,15 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
   """Every clip once, in order; the last batch is filled up with masked zeros.
 
   A broken file's place is masked too. A clip's views are rows that follow each
-  other: of the first window all crops, then of the second.
+  other: of the first window all crops, then of the second. Hosts take turns, window
+  by window.
 
   Args:
     reader: the source.
     batch_size: rows of a batch, of all hosts together.
     num_windows: of each clip, evenly from its begin to its end; one is in its middle.
-    num_crops: of each window, squares evenly from one end of the picture's longer
-      edge to the other; one is in the middle, three are the papers' (VATT, 4.2).
+    num_crops: of each window, which is decoded once (`Reader.views`); three are the
+      papers' (VATT, 4.2).
     host: this host's number.
     num_hosts: each gives its share of every batch.
 
@@ -494,28 +513,39 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
       files are broken.
   """
   share = _host_share(batch_size, num_hosts)
-  count = len(reader.clips) * num_windows * num_crops
-  empty = reader.window.empty()
-  places, sides = window_places(num_windows), window_places(num_crops)
+  count = len(reader.clips) * num_windows
+  rows = -(-count // num_hosts) * num_crops    # of each host
+  rows = -(-rows // share) * share
+  empty, places = reader.window.empty(), spread(num_windows)
 
-  def read(row):
-    if row >= count:
-      return empty
-    index, view = divmod(int(row), num_windows * num_crops)
-    window, crop = divmod(view, num_crops)
-    example = reader.read(index, None, places[window], sides[crop])
-    return empty if example is None else example
+  def read(window):
+    views = None
+    if window < count:
+      index, place = divmod(int(window), num_windows)
+      views = reader.views(index, places[place], num_crops)
+    views = views or [empty] * num_crops
+    return {k: np.stack([view[k] for view in views]) for k in empty}
 
-  dataset = tf.data.Dataset.range(-(-count // batch_size) * share).map(
-      lambda i: (_place(i, share, batch_size, host),))
-  return _batches(dataset, empty, read, share)
+  windows = tf.data.Dataset.range(-(-rows // num_crops)).map(
+      lambda i: (i * num_hosts + host,))
+  views = {k: np.broadcast_to(v, (num_crops, *v.shape)) for k, v in empty.items()}
+  examples, failure = _map(windows, views, read)
+  return _batches(examples.unbatch().take(rows), failure, share)
 
 
-def _batches(dataset: tf.data.Dataset, empty: Example, read: Callable[..., Example],
-             batch_size: int) -> Iterator[dict[str, Any]]:
-  """Maps `read` over a dataset of its arguments, in parallel and in order."""
-  keys = sorted(empty)
-  failure = []
+def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
+         ) -> tuple[tf.data.Dataset, list[UserError]]:
+  """Maps `read` over a dataset of its arguments, in parallel and in order.
+
+  Args:
+    dataset: of tuples.
+    like: the shapes and types of what comes.
+    read: arguments -> arrays.
+
+  Returns:
+    What is read; and a list, to which an error that ends it is added.
+  """
+  keys, failure = sorted(like), []
 
   def read_flat(*args):
     try:
@@ -523,16 +553,21 @@ def _batches(dataset: tf.data.Dataset, empty: Example, read: Callable[..., Examp
     except UserError as e:    # TensorFlow would bury it in a trace of its own
       failure.append(e)
       raise
-    return [np.asarray(example[k], empty[k].dtype) for k in keys]
+    return [np.asarray(example[k], like[k].dtype) for k in keys]
 
   def to_example(*args):
-    arrays = tf.numpy_function(read_flat, args, [empty[k].dtype for k in keys])
+    arrays = tf.numpy_function(read_flat, args, [like[k].dtype for k in keys])
     for key, array in zip(keys, arrays, strict=True):
-      array.set_shape(empty[key].shape)
+      array.set_shape(like[key].shape)
     return dict(zip(keys, arrays, strict=True))
 
-  dataset = dataset.map(to_example, num_parallel_calls=tf.data.AUTOTUNE,
-                        deterministic=True)
+  return dataset.map(to_example, num_parallel_calls=tf.data.AUTOTUNE,
+                     deterministic=True), failure
+
+
+def _batches(dataset: tf.data.Dataset, failure: list[UserError], batch_size: int
+             ) -> Iterator[dict[str, Any]]:
+  """Batches as arrays; raises the `failure` of `_map` if there is one."""
   dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
   try:
     yield from dataset.as_numpy_iterator()
