@@ -34,7 +34,6 @@ import uuid
 
 from absl import flags
 from absl import logging
-from array_record.python import array_record_module
 import cv2
 import numpy as np
 
@@ -140,6 +139,7 @@ def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> 
 
 def make_shard(plan: Plan, out: pathlib.Path, count: int, number: int) -> None:
   """Writes one shard, and beside it what it holds and lacks; it appears whole."""
+  from array_record.python import array_record_module
   clips = _open(plan.source, plan.captions)
   path = _shard(out, number, count)
   # A name of its own, for Beam may start a slow shard a second time.

@@ -156,3 +156,17 @@ def test_scale_jitter_stretches_only_its_share():
   widths = sides[~plain, 0]
   assert 60 / 1.2 <= widths.min() < 52 and 71 < widths.max() <= 75
   assert sides[:, 1].max() == 60    # not more than there is
+
+
+def test_deep_greys_stay_grey_and_a_palette_may_be_transparent():
+  deep = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+  flat = Image.new('P', (8, 8), 1)
+  flat.putpalette([0, 0, 0, 200, 100, 50])
+  for picture, options, expected in (
+      (Image.fromarray(deep), {}, deep[..., None] / 256),
+      (flat, dict(transparency=bytes([0, 255])), np.array([200, 100, 50]))):
+    file = io.BytesIO()
+    picture.save(file, 'PNG', **options)
+    shown = stills.image('x.png', file.getvalue()).frames([0.0])[0]
+    pixels = shown.cut((0, 0, 8, 8), (8, 8))
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected, (8, 8, 3)), atol=1)

@@ -21,7 +21,6 @@ import struct
 import tarfile
 from typing import Any
 
-from array_record.python import array_record_data_source
 from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow as tf
@@ -357,6 +356,11 @@ def _is_media(suffix: str) -> bool:
 
 
 def _array_records(paths: Sequence[pathlib.Path]) -> Sequence[bytes]:
+  try:    # where it does not run, nothing else should miss it
+    from array_record.python import array_record_data_source
+  except ImportError as e:
+    raise UserError(f'{_common_name(paths)}: the package array_record, which reads it, '
+                    'is not here; it runs on Linux') from e
   try:
     return array_record_data_source.ArrayRecordDataSource([os.fspath(p) for p in paths])
   except (RuntimeError, ValueError) as e:

@@ -15,6 +15,8 @@ import io
 import math
 import pathlib
 import re
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -29,6 +31,11 @@ from vatt_jax.inputs import media
 cv2.setNumThreads(1)
 
 _ORIENTATION = 0x0112    # in EXIF; 1 is upright
+# Pillow raises whatever it stumbles over in a damaged file.
+_DAMAGED = (ArithmeticError, AssertionError, AttributeError, EOFError,
+            Image.DecompressionBombError, LookupError, MemoryError, OSError,
+            RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+            tf.errors.OpError)
 # So much sound on both sides of a window lets a resampler ring out.
 _MARGIN_SECONDS = 0.05
 
@@ -149,7 +156,7 @@ class _Still:
     with self._naming():
       if plain and self._orientation == 1:
         return self._cut_jpeg(box, size)
-      upright = ImageOps.exif_transpose(self.header).convert('RGB')
+      upright = _to_rgb(ImageOps.exif_transpose(self.header))
       return np.asarray(upright.resize(size, Image.Resampling.BILINEAR, box))
 
   @functools.cached_property
@@ -163,9 +170,7 @@ class _Still:
     """Errors within, with the file's name before them."""
     try:
       yield
-    except media.MediaError:
-      raise
-    except Exception as e:    # Pillow raises whatever it stumbles over
+    except _DAMAGED as e:
       reason = (str(e) or type(e).__name__).splitlines()[0]
       reason = re.sub(r'{{.*}} | \[Op:.*', '', reason)    # TensorFlow's own affairs
       raise media.MediaError(self.path,
@@ -186,3 +191,12 @@ class _Still:
         ratio=shrink).numpy()
     return part if (w, h) == size else cv2.resize(part, size,
                                                   interpolation=cv2.INTER_LINEAR)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  """What lies under any transparency; of 16 bits the upper eight."""
+  if image.mode.startswith('I'):
+    return image.point(lambda value: value / 256).convert('L').convert('RGB')
+  if 'transparency' in image.info:
+    image = image.convert('RGBA')
+  return image.convert('RGB')
