@@ -100,10 +100,8 @@ def test_a_corpus_of_no_use_is_said(content, message, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--out=x'], '--source must have a value'),
     (['--source=x', '--out=y'], 'x: no such'),
-    (['--source=x', '--out=y', '--kind=bytes'], 'value should be one of <words|'),
-    (['--source=x', '--out=y', '--size=2'], 'size')])
+    (['--source=x', '--out=y', '--kind=bytes'], 'value should be one of <words|')])
 def test_a_command_that_is_wrong_is_told_so(flags, message):
   done = run(*flags)
   assert done.returncode == 2

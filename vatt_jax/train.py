@@ -188,6 +188,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
   training = [row for row in history if 'train/loss' in row]
   results |= {
       'input/skipped_files': len(run.reader.notes.skipped),
+      'input/pictureless_files': len(run.reader.notes.pictureless),
       'input/soundless_files': len(run.reader.notes.soundless),
       'params/sha256': checkpoint.digest(state.params)}
   if training:

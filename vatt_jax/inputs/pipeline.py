@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -124,10 +125,11 @@ class Window:
 
 
 class FileNotes:
-  """Which files were skipped or are without sound, in a file that survives the run.
+  """Which files were skipped or lack something, in a file that survives the run.
 
   Attributes:
     skipped: path -> why it could not be read.
+    pictureless: path -> why its pictures are masked.
     soundless: path -> why its sound is masked.
   """
 
@@ -148,6 +150,7 @@ class FileNotes:
     self._lock = threading.Lock()
     self._read: set[str] = set()
     self.skipped: dict[str, str] = {}
+    self.pictureless: dict[str, str] = {}
     self.soundless: dict[str, str] = {}
     if path is not None and path.exists():
       text = path.read_text(encoding='utf-8')
@@ -155,12 +158,12 @@ class FileNotes:
         row = json.loads(line)
         getattr(self, row['note'])[row['path']] = row['reason']
 
-  def add_good(self, path: str, soundless: str = '') -> None:
-    """Counts a file that was read; `soundless` says why its sound is masked."""
+  def add_good(self, path: str, lacks: Mapping[str, str]) -> None:
+    """Counts a file that was read; `pictureless` or `soundless` -> why it is masked."""
     with self._lock:
       self._read.add(path)
-      if soundless:
-        self._note('soundless', path, soundless)
+      for note, reason in lacks.items():
+        self._note(note, path, reason)
 
   def add_bad(self, path: str, reason: str) -> None:
     """Names a file, and stops the run if too many are like it.
@@ -238,36 +241,41 @@ class Reader:
     try:
       clip = self.clips[index]
       with clip.open() as file:
-        examples, soundless = self._decode(clip, file, place, choose)
+        examples, lacks = self._decode(clip, file, place, choose)
     except media.MediaError as e:
       self.notes.add_bad(e.path, str(e))
       return None
-    self.notes.add_good(clip.path, soundless)
+    self.notes.add_good(clip.path, lacks)
     return [example | dict(id=np.int32(index), mask=np.bool_(True))
             for example in examples]
 
   def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media, place: float,
-              choose: Callable[..., list[media.Box]]) -> tuple[list[Example], str]:
-    """An example for each crop, and why they have no sound, if so."""
+              choose: Callable[..., list[media.Box]]
+              ) -> tuple[list[Example], dict[str, str]]:
+    """An example for each crop, and what they lack, for `FileNotes.add_good`."""
     window = self.window
     end = min(clip.end, file.duration_seconds)
     if clip.start >= end:
       raise media.MediaError(clip.path, f'ends at {end:.1f} s, before the clip begins '
                                         f'at {clip.start:.1f} s')
     start = clip.start + max(end - clip.start - window.seconds, 0.0) * place
-    crops, common, soundless = [{}], {}, ''
+    crops, common, lacks = [{}], {}, {}
     if 'video' in window.modalities:
       crops = self._pictures(file, start, end, choose)
+      if not crops[0]['has_video']:
+        lacks['pictureless'] = f'{clip.path}: has no picture'
     if 'audio' in window.modalities:
       common, soundless = self._sound(clip, file, start, end)
+      if soundless:
+        lacks['soundless'] = soundless
     if 'text' in window.modalities:
       text = self._candidates(clip, start + window.seconds / 2)
       common |= dict(text=text, has_text=np.any(text != 0))
     # A clip of which nothing is there says so, rather than being all zeros.
     if not (crops[0].get('has_video') or common.get('has_audio')):
-      raise media.MediaError(clip.path, soundless.removeprefix(f'{clip.path}: ')
-                             or 'has no picture')
-    return [crop | common for crop in crops], soundless
+      reason = ''.join(list(lacks.values())[-1:]) or 'has no picture'
+      raise media.MediaError(clip.path, reason.removeprefix(f'{clip.path}: '))
+    return [crop | common for crop in crops], lacks
 
   def _pictures(self, file: clip_lib.Media, start: float, end: float,
                 choose: Callable[..., list[media.Box]]) -> list[Example]:
