@@ -24,6 +24,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -84,16 +85,15 @@ def main() -> None:
           f'{row.speed:6.2f}')
 
 
-def measure(group: str, contenders: dict[str, Callable[[int], int]], rounds: int
+def measure(group: str, contenders: dict[str, Callable[[int], float]], rounds: int
             ) -> list[Row]:
-  """Runs them in turn; each takes a round's number and says how many clips it read."""
+  """Runs them in turn; each takes a round's number and tells its clips a second."""
   speeds: dict[str, list[float]] = {name: [] for name in contenders}
   for number in range(-1, rounds):    # the first warms up
     for name, run in contenders.items():
-      began = time.perf_counter()
-      count = run(number)
+      speed = run(number)
       if number >= 0:
-        speeds[name].append(count / (time.perf_counter() - began))
+        speeds[name].append(speed)
   first = next(iter(speeds.values()))
   return [Row(group, name, statistics.median(s), statistics.median(
       a / b for a, b in zip(s, first, strict=True))) for name, s in speeds.items()]
@@ -110,7 +110,7 @@ def _is_long(film: clip.Clip) -> bool:
 
 
 def mp4_groups(films: Sequence[str]
-               ) -> Iterator[tuple[str, dict[str, Callable[[int], int]]]]:
+               ) -> Iterator[tuple[str, dict[str, Callable[[int], float]]]]:
   """FFmpeg and we; then the same and each other that is installed."""
   readers = {'FFmpeg, decoding alone': decode_alone, 'vatt_jax': read_window}
   yield 'mp4', _contenders(films, readers)
@@ -129,7 +129,7 @@ def _reads(read: Callable[[str, float], Any], path: str) -> bool:
 
 
 def _contenders(films: Sequence[str], readers: dict[str, Callable[[str, float], Any]]
-                ) -> dict[str, Callable[[int], int]]:
+                ) -> dict[str, Callable[[int], float]]:
   lengths = {}
   for path in films:
     with media.MediaFile(path) as file:
@@ -139,10 +139,12 @@ def _contenders(films: Sequence[str], readers: dict[str, Callable[[str, float], 
     rng = np.random.default_rng(number + 1)
     return [(p, rng.random() * lengths[p]) for p in films for _ in range(2)]
 
-  def contender(read: Callable[[str, float], Any]) -> Callable[[int], int]:
-    def run(number: int) -> int:
+  def contender(read: Callable[[str, float], Any]) -> Callable[[int], float]:
+    def run(number: int) -> float:
+      began = time.perf_counter()
       with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return len([None for _ in pool.map(lambda job: read(*job), jobs(number))])
+        count = len([None for _ in pool.map(lambda job: read(*job), jobs(number))])
+      return count / (time.perf_counter() - began)
     return run
 
   return {name: contender(read) for name, read in readers.items()}
@@ -234,7 +236,7 @@ PEERS = {'decord': read_by_decord, 'torchcodec': read_by_torchcodec}
 
 
 def packed_contenders(films: Sequence[str], scratch: pathlib.Path
-                      ) -> dict[str, Callable[[int], int]]:
+                      ) -> dict[str, Callable[[int], float]]:
   """The ordinary way, and ours, over the same pictures."""
   (scratch / 'films').mkdir()
   for i, path in enumerate(films * 4):
@@ -249,16 +251,21 @@ def packed_contenders(films: Sequence[str], scratch: pathlib.Path
       file.write(as_sequence_example(clips[i]))
   reader = pipeline.Reader(clips, WINDOW, text.WordTokenizer(()),
                            pipeline.FileNotes(1.0, len(clips)))
-  count = len(clips)
-  ours = pipeline.train_batches(reader, 4, 0, 0)
-  ordinary = iter(ordinary_batches(str(scratch / 'ordinary.tfrecord'), 4))
 
-  def take(batches: Any, number: int) -> int:
+  def take(make: Callable[[], Any], number: int) -> float:
+    """Made and closed within its turn, for it reads ahead; started before it counts."""
     del number
-    return sum(len(b['video']) for b in itertools.islice(batches, count // 4))
+    with contextlib.closing(make()) as batches:
+      for _ in itertools.islice(batches, 10):
+        pass
+      began = time.perf_counter()
+      count = sum(len(b['video']) for b in itertools.islice(batches, 60))
+      return count / (time.perf_counter() - began)
 
+  ordinary = functools.partial(ordinary_batches, str(scratch / 'ordinary.tfrecord'), 4)
   return {'the ordinary way': functools.partial(take, ordinary),
-          'vatt_jax': functools.partial(take, ours)}
+          'vatt_jax': functools.partial(take, functools.partial(
+              pipeline.train_batches, reader, 4, 0, 0))}
 
 
 def as_sequence_example(source: clip.Clip) -> bytes:
@@ -275,7 +282,7 @@ def as_sequence_example(source: clip.Clip) -> bytes:
   return example.SerializeToString()
 
 
-def ordinary_batches(path: str, batch_size: int) -> Any:
+def ordinary_batches(path: str, batch_size: int) -> Iterator[Any]:
   """tf.data as DMVR and the released code use it (random crop, flip and colours)."""
   size, num_frames = WINDOW.image_size, WINDOW.num_frames
   samples_per_frame = WINDOW.audio_hz // int(WINDOW.frame_rate_hz)
@@ -314,7 +321,7 @@ def ordinary_batches(path: str, batch_size: int) -> Any:
   dataset = tf.data.TFRecordDataset(path).repeat()
   dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
   dataset = dataset.map(process, num_parallel_calls=tf.data.AUTOTUNE)
-  return dataset.batch(batch_size).prefetch(2).as_numpy_iterator()
+  yield from dataset.batch(batch_size).prefetch(2).as_numpy_iterator()
 
 
 if __name__ == '__main__':

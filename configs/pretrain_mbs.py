@@ -31,8 +31,8 @@ def recipe() -> ConfigDict:
   c.init_from = ''
 
   c.data = dict(path=('data/howto100m/train.csv', 'data/audioset/train.csv'),
-                captions=('captions.csv', ''), tokenizer='words', vocabulary='',
-                drop_stop_words=False, builder='', max_bad_fraction=0.1)
+                captions=('captions.csv', ''), weights=(), tokenizer='words',
+                vocabulary='', drop_stop_words=False, builder='', max_bad_fraction=0.1)
   c.window = dict(num_frames=32, frame_rate_hz=10.0, image_size=224, audio_hz=48_000,
                   num_candidates=5, max_words=16, min_crop_area=0.08,
                   max_crop_aspect=2.0)

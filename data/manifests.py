@@ -29,9 +29,9 @@ from absl import flags
 
 from vatt_jax import cli
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import sources
+from vatt_jax.inputs import clip
 
-_SOUND_SUFFIXES = frozenset({'.wav', '.flac', '.ogg', '.mp3', '.m4a', '.aac', '.opus'})
+FILM_AND_SOUND = clip.MEDIA_SUFFIXES - clip.IMAGE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +62,13 @@ class Media:
   """The media files below a folder, to be found by name."""
 
   def __init__(self, folder: str | os.PathLike[str],
-               suffixes: Collection[str] = sources.MEDIA_SUFFIXES):
+               suffixes: Collection[str] = FILM_AND_SOUND):
     """Lists the folder, once.
 
     Args:
       folder: links to other folders in it are followed.
-      suffixes: of the files that count, in lower case.
+      suffixes: of the files that count, in lower case; by default not images, for
+        downloaders put a film's thumbnail beside it.
 
     Raises:
       UserError: there is no such folder.
@@ -78,7 +79,7 @@ class Media:
     self._by_stem: dict[str, list[str]] = {}
     files = [f for f in _files(self.folder) if _suffix(f) in suffixes]
     # A film has its sound too, so it comes before a file of sound alone.
-    for file in sorted(files, key=lambda f: (_suffix(f) in _SOUND_SUFFIXES, f)):
+    for file in sorted(files, key=lambda f: (_suffix(f) in clip.SOUND_SUFFIXES, f)):
       stem = os.path.splitext(os.path.basename(file))[0]
       self._by_stem.setdefault(stem, []).append(file)
 

@@ -88,3 +88,12 @@ def test_the_command_prints_a_table_or_json(folder):
 def test_without_a_source_it_asks_for_one():
   done = _run()
   assert done.returncode == 2 and '--source: missing' in done.stderr
+
+
+def test_a_broken_clip_is_named_whatever_the_others_are(folder):
+  clips = [c for c in sources.open_source(str(folder / 'all.csv'))
+           if c.path.endswith(('silent.mp4', 'cut.mp4'))]
+  findings = check_data.check_source(clips, 3.2)
+  table = check_data.as_text(check_data.summarize(findings, 1.0, False), findings)
+  assert 'silent.mp4: has sound that is zero throughout' in table
+  assert 'cut.mp4: Invalid data' in table

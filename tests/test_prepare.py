@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import av
 import numpy as np
 import pytest
 
+from data import toy_world as world
 from vatt_jax import prepare
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
@@ -113,6 +115,65 @@ def test_a_broken_clip_is_left_out_and_named(toy_world, tmp_path):
     assert 'Invalid data' in note['skipped'][0]['reason']
 
 
+def test_what_has_neither_picture_nor_sound_is_no_record(tmp_path):
+  world.encode(tmp_path / 'mute.mp4', np.zeros((10, 16, 16, 3), np.uint8), 10)
+  with av.open(tmp_path / 'silent.wav', 'w') as container:
+    stream = container.add_stream('pcm_s16le', rate=11_127, layout='mono')
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 20_000), np.int16), layout='mono')
+    frame.sample_rate = 11_127
+    container.mux(stream.encode(frame) + stream.encode(None))
+  packed = _make(prepare.Plan(str(tmp_path), '', 'frames'), tmp_path / 'out')
+  assert [pathlib.Path(packed[i].path).name for i in range(len(packed))] == ['mute.mp4']
+  note = json.loads(next((tmp_path / 'out').glob('*.json')).read_text())
+  assert 'has no sound' in note['skipped'][0]['reason']
+
+
+def test_sound_of_an_odd_rate_is_packed_with_its_film(tmp_path):
+  (tmp_path / 'in').mkdir()
+  film = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
+  tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * 11_127) / 11_127)
+  with av.open(tmp_path / 'in' / 'old.avi', 'w') as container:
+    picture = container.add_stream('mpeg4', rate=10)
+    picture.width = picture.height = 32
+    picture.pix_fmt = 'yuv420p'
+    voice = container.add_stream('pcm_s16le', rate=11_127, layout='mono')
+    packets = [p for image in film for p in picture.encode(
+        av.VideoFrame.from_ndarray(image, format='rgb24'))]
+    frame = av.AudioFrame.from_ndarray((tone[None] * 32767).astype(np.int16),
+                                       layout='mono')
+    frame.sample_rate, frame.pts = 11_127, 0
+    container.mux(packets + picture.encode(None) + voice.encode(frame)
+                  + voice.encode(None))
+  packed = _make(prepare.Plan(str(tmp_path / 'in'), '', 'video'), tmp_path / 'out')
+  with packed[0].open() as file:
+    sound = file.sound(0.5, 8000, 8000)
+  spectrum = np.abs(np.fft.rfft(sound))
+  assert np.argmax(spectrum) == pytest.approx(440, abs=2)
+
+
+def test_a_source_that_changed_is_no_way_to_go_on(toy_world, tmp_path):
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  clips = toy_world / 'clips' / 'train'
+  for i in (1, 2):
+    (folder / f'{i}.mp4').symlink_to(clips / f'000{i}.mp4')
+  out = tmp_path / 'out'
+  prepare.prepare(prepare.Plan(str(folder), '', 'untouched'), out)
+  (folder / '0.mp4').symlink_to(clips / '0000.mp4')
+  prepare._open.cache_clear()    # another process
+  with pytest.raises(UserError, match='was begun with num_clips=2, now it is 3'):
+    prepare.prepare(prepare.Plan(str(folder), '', 'untouched'), out)
+
+
+def test_a_folder_that_lacks_shards_is_no_source(toy_world, tmp_path):
+  plan = prepare.Plan(str(toy_world / 'train.csv'), '', 'untouched', clips_per_shard=8)
+  _make(plan, tmp_path / 'out')
+  (tmp_path / 'out' / 'clips-00001-of-00003.array_record').unlink()
+  with pytest.raises(UserError, match='holds 2 of the 3 shards'):
+    sources.open_source(str(tmp_path / 'out'))
+  assert len(sources.open_source(str(tmp_path / 'out' / 'clips-00002*'))) == 8
+
+
 def _command(source, out, *args):
   return [sys.executable, '-m', 'vatt_jax.prepare', f'--source={source}',
           f'--out={out}', *args]
@@ -144,7 +205,7 @@ def test_killed_and_started_again_nothing_is_made_twice(toy_world, tmp_path):
   changed = [a.replace('--form=frames', '--form=video') for a in command]
   refused = subprocess.run(changed, cwd=ROOT, capture_output=True, text=True)
   assert refused.returncode == 2
-  assert "was begun with --form='frames', now it is 'video'" in refused.stderr
+  assert "was begun with form='frames', now it is 'video'" in refused.stderr
 
 
 @pytest.mark.parametrize('settings, message', [
@@ -167,5 +228,5 @@ def test_a_folder_of_something_else_is_left_alone(toy_world, tmp_path):
 def test_without_beam_it_says_what_to_install(monkeypatch, toy_world, tmp_path):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   plan = prepare.Plan(str(toy_world / 'train.csv'), '', 'video')
-  with pytest.raises(UserError, match=r"pip install 'vatt_jax\[prep\]'"):
+  with pytest.raises(UserError, match=r"pip install -e '\.\[prep\]'"):
     prepare.prepare(plan, tmp_path / 'out')

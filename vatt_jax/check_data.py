@@ -9,7 +9,7 @@ each clip that has something amiss; `--json` prints all of it for a machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import json
@@ -34,6 +34,7 @@ FAULTS = {
     'broken': 'does not decode',
     'no_video': 'has no pictures',
     'no_audio': 'has no sound',
+    'bad_audio': 'has sound that does not decode',
     'silent': 'has sound that is zero throughout',
     'no_text': 'has no sentence',
     'short': 'is shorter than the window',
@@ -43,6 +44,7 @@ _FRAME_RATES_HZ = (10.0, 120.0)
 _AUDIO_HZ = 16_000
 # So much of a film is in memory at a time.
 _CHUNK_SECONDS = 5.0
+_CHUNK_PIXELS = 2 ** 27
 _THUMBNAIL = (32, 32)
 
 
@@ -115,21 +117,39 @@ def _check_media(clip: clip_lib.Clip, file: clip_lib.Media, finding: Finding,
                                         'does not say its frame rate')
   if not file.has_audio:
     finding.faults['no_audio'] = FAULTS['no_audio']
+  if file.has_video:
+    _see(file, clip.start, end, min(rate or _FRAME_RATES_HZ[0], _FRAME_RATES_HZ[1]))
+  try:
+    if file.has_audio and not _hear(file, clip.start, end):
+      finding.faults['silent'] = FAULTS['silent']
+  except media.MediaError as e:    # training masks it, and uses the pictures
+    if not file.has_video:
+      raise
+    finding.faults['bad_audio'] = str(e).removeprefix(f'{clip.path}: ')
+
+
+def _see(file: clip_lib.Media, start: float, end: float, rate_hz: float) -> None:
+  """Decodes the pictures of a stretch."""
+  times = np.arange(start, end, 1 / rate_hz)
+  while len(times):
+    width, height = file.frames(times[:1])[0].size
+    count = max(min(_CHUNK_PIXELS // (width * height),
+                    round(_CHUNK_SECONDS * rate_hz)), 1)
+    for picture in file.frames(times[:count]):
+      picture.cut((0, 0, *picture.size), _THUMBNAIL)
+    times = times[count:]
+
+
+def _hear(file: clip_lib.Media, start: float, end: float) -> bool:
+  """Decodes the sound of a stretch; False if all of it is zero."""
   heard = False
-  for start in np.arange(clip.start, end, _CHUNK_SECONDS):
-    length = min(_CHUNK_SECONDS, end - start)
-    if file.has_video:
-      step = 1 / (rate or _FRAME_RATES_HZ[0])
-      for picture in file.frames(np.arange(start, start + length, step)):
-        picture.cut((0, 0, *picture.size), _THUMBNAIL)
-    if file.has_audio:
-      num_samples = max(round(length * _AUDIO_HZ), 1)
-      heard |= file.sound(start, num_samples, _AUDIO_HZ) is not None
-  if file.has_audio and not heard:
-    finding.faults['silent'] = FAULTS['silent']
+  for now in np.arange(start, end, _CHUNK_SECONDS):
+    num_samples = max(round(min(_CHUNK_SECONDS, end - now) * _AUDIO_HZ), 1)
+    heard |= file.sound(now, num_samples, _AUDIO_HZ) is not None
+  return heard
 
 
-def check_source(clips: Iterable[clip_lib.Clip] | Any, min_seconds: float,
+def check_source(clips: Sequence[clip_lib.Clip], min_seconds: float,
                  tokenizer: text.Tokenizer | None = None) -> list[Finding]:
   """Checks every clip of a source, several at a time."""
   def read(index):
@@ -192,7 +212,8 @@ def as_text(summary: dict[str, Any], findings: list[Finding]) -> str:
     number = f'{value:.3f}' if isinstance(value, float) else str(value)
     lines.append(f'{key:{width}}  {number:>10}  {FAULTS.get(key, "")}'.rstrip())
   # Where no clip at all has text, or sound, that is how the source is.
-  common = {k for k in FAULTS if summary[k] == summary['clips'] - summary['broken']}
+  common = {k for k in ('no_video', 'no_audio', 'no_text')
+            if summary[k] == summary['clips'] - summary['broken']}
   rows = [f'{f.path}: {"; ".join(v for k, v in f.faults.items() if k not in common)}'
           for f in findings if f.faults.keys() - common]
   return '\n'.join([*lines, *([''] if rows else []), *rows])
@@ -221,7 +242,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('source', '', 'A folder, a manifest, or files of many clips.')
   flags.DEFINE_string('captions', '', 'Timed sentences beside it.')
   flags.DEFINE_string('vocabulary', '', 'Counts the words outside this file.')
-  flags.DEFINE_string('tokenizer', 'words', 'Its kind, as config.data.tokenizer.')
+  flags.DEFINE_enum('tokenizer', 'words', list(text.TOKENIZERS), 'Its kind.')
   flags.DEFINE_float('min_seconds', 3.2, "Of a clip; by default a window of VATT's.")
   flags.DEFINE_bool('json', False, 'Print JSON, not a table.')
   cli.run(main)

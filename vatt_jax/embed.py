@@ -85,7 +85,7 @@ class Embedder:
         section 4.3).
 
     Returns:
-      space -> `video` and, if there is sound, `audio` -> [D] of unit norm.
+      space -> of `video` and `audio` what there is -> [D] of unit norm.
 
     Raises:
       UserError: the file cannot be read.
@@ -99,11 +99,12 @@ class Embedder:
       if views is None:
         raise UserError(reader.notes.skipped[os.fspath(path)])
       examples += views
-    batch = {k: np.stack([e[k] for e in examples]) for k in ('video', 'audio')}
+    modalities = [m for m in ('video', 'audio') if m in examples[0]]
+    batch = {m: np.stack([e[m] for e in examples]) for m in modalities}
     embed = jax.tree.map(lambda x: x[None],                           # [1, V, D]
                          self._embed(augment.normalize(batch)))
-    heard = np.array([[e['has_audio'] for e in examples]])            # [1, V]
-    present = {'video': np.ones_like(heard), 'audio': heard}
+    present = {m: np.array([[e[f'has_{m}'] for e in examples]])       # [1, V]
+               for m in modalities}
     return {space: {m: x[0] for m, x in sides.items() if present[m].any()}
             for space, sides in extract.of_clips(embed, present).items()}
 

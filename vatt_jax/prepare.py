@@ -10,7 +10,7 @@ A source is what `--config.data.path` takes; `--out`, once made, is one too. For
                 to read at random, and the largest
     untouched   the files' own bytes, or a record's own pictures
 
-Runs on Apache Beam (`pip install 'vatt_jax[prep]'`): as many processes here as the
+Runs on Apache Beam (`pip install -e '.[prep]'`): as many processes here as the
 machine has cores, or a cluster by --beam=--runner=... (one --beam for each of Beam's
 own flags). Killed and started again, it goes on: a shard appears whole, and is not
 made twice. Clips that don't decode are left out, and named in `skipped.jsonl`.
@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import fractions
 import functools
+import hashlib
 import io
 import json
 import math
@@ -34,6 +35,7 @@ import uuid
 
 from absl import flags
 from absl import logging
+import av
 import cv2
 import numpy as np
 
@@ -51,7 +53,8 @@ FORMS = ('video', 'frames', 'untouched')
 SHORT_SIDE_PIXELS = 256
 FRAME_RATE_HZ = 10.0
 _JPEG_QUALITY = 90
-_MAX_AUDIO_HZ = 48_000
+# Of AAC.
+_AUDIO_RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 _AUDIO_BIT_RATE = 96_000
 _MAX_VIDEO_HZ = 30
 # So much of a film is decoded at a time: all of it would not fit into memory.
@@ -107,7 +110,7 @@ def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> 
     import apache_beam as beam
     from apache_beam.options import pipeline_options
   except ImportError as e:
-    raise UserError("vatt_jax.prepare needs Apache Beam: pip install 'vatt_jax[prep]'"
+    raise UserError("vatt_jax.prepare needs Apache Beam: pip install -e '.[prep]'"
                     ) from e
   count = plan.num_shards()
   _claim(plan, out)
@@ -146,7 +149,9 @@ def make_shard(plan: Plan, out: pathlib.Path, count: int, number: int) -> None:
   partial = path.with_suffix(f'.{uuid.uuid4().hex}.partial')
   first = number * plan.clips_per_shard
   note: dict[str, Any] = dict(records=0, bytes=0, skipped=[])
-  writer = array_record_module.ArrayRecordWriter(os.fspath(partial), 'group_size:1')
+  # Films and JPEGs are compressed already.
+  writer = array_record_module.ArrayRecordWriter(
+      os.fspath(partial), 'group_size:1,uncompressed')
   with contextlib.closing(writer) as file:
     for index in range(first, min(first + plan.clips_per_shard, len(clips))):
       try:
@@ -163,14 +168,15 @@ def make_shard(plan: Plan, out: pathlib.Path, count: int, number: int) -> None:
 
 
 def _claim(plan: Plan, out: pathlib.Path) -> None:
-  """Notes the plan in the folder; whoever goes on must have the same."""
-  settings = dataclasses.asdict(plan)
+  """Notes plan and source in the folder; whoever goes on must have the same."""
+  settings = dataclasses.asdict(plan) | _fingerprint(
+      _open(plan.source, plan.captions))
   path = out / checkpoint.CONFIG_FILE
   if path.exists():
     theirs = json.loads(path.read_text(encoding='utf-8'))
     for key, value in settings.items():
       if theirs.get(key) != value:
-        raise UserError(f'{out}: was begun with --{key}={theirs.get(key)!r}, now it is '
+        raise UserError(f'{out}: was begun with {key}={theirs.get(key)!r}, now it is '
                         f'{value!r}; choose another --out, or the same to go on')
     return
   out.mkdir(parents=True, exist_ok=True)
@@ -178,6 +184,15 @@ def _claim(plan: Plan, out: pathlib.Path) -> None:
     raise UserError(f'{out}: is not empty, and not begun by this command; choose '
                     'another --out')
   checkpoint.write_config(out, settings)
+
+
+def _fingerprint(clips: Sequence[clip_lib.Clip]) -> dict[str, Any]:
+  """What tells a source from what it was: of records, how many, of files also which."""
+  digest = hashlib.sha256()
+  if not isinstance(clips, packed.Records | packed.TarClips):
+    for clip in getattr(clips, 'plain', clips):
+      digest.update(f'{clip.path}\0{clip.start}\0{clip.end}\n'.encode())
+  return dict(num_clips=len(clips), clips_sha256=digest.hexdigest())
 
 
 def _shard(out: pathlib.Path, number: int, count: int) -> pathlib.Path:
@@ -210,7 +225,13 @@ def _records(plan: Plan, clip: clip_lib.Clip, index: int) -> Iterator[bytes]:
           num_segments == 1))
       suffix = f'{name}/{i}' if num_segments > 1 else name
       pack = _frames if plan.form == 'frames' else _video
-      yield packed.to_example(segment, suffix, **pack(file, start, stop))
+      try:
+        content = pack(file, start, stop)
+      except av.FFmpegError as e:
+        raise media.MediaError(clip.path, f'does not encode: {e.strerror}') from e
+      if not content:
+        raise media.MediaError(clip.path, f'has no sound at {start:.1f} s')
+      yield packed.to_example(segment, suffix, **content)
 
 
 def _shift(clip: clip_lib.Clip, whole: bool) -> clip_lib.Clip:
@@ -283,18 +304,28 @@ def _video(file: clip_lib.Media, start: float, end: float) -> dict[str, Any]:
                             ).limit_denominator(1001)
   out = io.BytesIO()
   encode.film(out, _pictures(file, start, end, float(rate)), rate,
-              _sound(file, start, end), _audio_hz(file), _AUDIO_BIT_RATE, {
+              _sound(file, start, end), _audio_hz(file),
+              # As good for little as for much: 8 kHz take no more than so many bits.
+              min(_AUDIO_BIT_RATE, 2 * _audio_hz(file)), {
                   'preset': 'veryfast', 'crf': '23', 'g': str(math.ceil(rate))})
   return dict(media=out.getvalue())
 
 
 def _audio_hz(file: clip_lib.Media) -> int:
-  return min(file.audio_hz, _MAX_AUDIO_HZ)
+  """The file's own rate, or the next higher one that there is."""
+  return next((rate for rate in _AUDIO_RATES_HZ if rate >= file.audio_hz),
+              _AUDIO_RATES_HZ[-1])
 
 
 def _sound(file: clip_lib.Media, start: float, end: float) -> np.ndarray | None:
+  """None if there is none, or, beside pictures, none that decodes: as in training."""
   rate = _audio_hz(file)
-  return file.sound(start, max(round((end - start) * rate), 1), rate)
+  try:
+    return file.sound(start, max(round((end - start) * rate), 1), rate)
+  except media.MediaError:
+    if not file.has_video:
+      raise
+    return None
 
 
 def _pictures(file: clip_lib.Media, start: float, end: float, rate_hz: float

@@ -197,6 +197,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
   mesh = sharding.make_mesh(batch_size)
   sizes, words = call('window', pipeline.Window, window), model.get('text')
   task = _task(seed, total_steps, model, losses, optim, augment or {}, sizes.modalities)
+  _check_rate(task.model, sizes.audio_hz)
   max_words = words.get('max_words', 0) if words else sizes.max_words
   if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
@@ -295,6 +296,15 @@ def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
   if not path.exists():
     raise UserError(f'{init_from}: comes without its words; set config.data.'
                     'vocabulary to their file')
+
+
+def _check_rate(network: multimodal.Vatt, audio_hz: int) -> None:
+  """Raises UserError unless a spectrogram is made for the sound that is read."""
+  made_for = getattr(network.tokenizers.get('audio'), 'spectrogram', None)
+  if made_for is not None and made_for.audio_hz != audio_hz:
+    raise UserError(f'config.window.audio_hz={audio_hz}: the spectrogram of '
+                    f'config.model.audio is made for {made_for.audio_hz}; make them '
+                    'equal')
 
 
 def _check_pair(pair: str, network: multimodal.Vatt, modalities: Sequence[str]) -> None:

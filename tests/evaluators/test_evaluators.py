@@ -1,10 +1,12 @@
 """vatt_jax/evaluators/retrieval.py, linear.py and report.py, on a made-up model"""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
+from vatt_jax import prepare
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import linear
@@ -32,8 +34,9 @@ def _oracle(state, batch):
   confused = ids + np.isin(ids, state)
   embed = truth[confused % COUNT]
   texts = np.stack([truth[ids], np.full_like(embed, 9.0)], axis=1)
+  words = dict(text=texts) if 'text' in batch else {}
   return dict(embed=dict(video_audio=dict(video=embed, audio=truth[ids]),
-                         video_text=dict(video=embed, text=texts)))
+                         video_text=dict(video=embed, **words)))
 
 
 def test_retrieval_counts_what_the_model_confuses(reader):
@@ -70,6 +73,23 @@ def test_the_gallery_shows_the_right_clip_first_and_marks_it(reader):
   assert [s.right for s in queries[0].strips] == [True, False, False]
   assert queries[0].text == reader.clips[0].captions[0].text
   assert queries[0].strips[0].image.startswith('data:image/jpeg;base64,')
+
+
+def test_a_gallery_of_records_reads_their_own_films(reader, toy_world, tmp_path):
+  plan = prepare.Plan(str(toy_world / 'test_segments.csv'), '', 'untouched')
+  prepare.make_shard(plan, tmp_path, 1, 0)
+  records = dataclasses.replace(reader, clips=sources.open_source(str(tmp_path)))
+  evaluator = retrieval.Retrieval(_oracle, records, batch_size=8)
+  queries = report.draw_gallery(evaluator, evaluator.gallery([], num_queries=2))
+  assert queries[0].text == reader.clips[0].captions[0].text
+
+
+def test_pictures_and_sound_without_words_are_compared(reader):
+  mute = dataclasses.replace(reader, window=dataclasses.replace(
+      reader.window, modalities=('video', 'audio')))
+  results = dict(retrieval.Retrieval(_oracle, mute, 8).run([]))
+  assert results['video_to_audio/R@1'] == 1
+  assert not any('text' in name for name in results)
 
 
 def test_windows_of_a_clip_are_averaged(reader):

@@ -486,8 +486,8 @@ def test_a_folder_of_several_kinds_is_refused(packs, plain, tmp_path):
 
 
 @pytest.mark.parametrize('name', [
-    'train-00001-of-00010', 'train-00001-of-00010.tfrecord', 'train.tfrecords',
-    'train.tfrecord-00001-of-00010'])
+    'train-00000-of-00001', 'train-00000-of-00001.tfrecord', 'train.tfrecords',
+    'train.tfrecord-00000-of-00001'])
 def test_shards_are_known_by_any_of_their_names(name, tmp_path, packs):
   _write_tfrecord(tmp_path / name, [_sequence_example([b'x'], [], [])])
   assert len(sources.open_source(str(tmp_path))) == 1

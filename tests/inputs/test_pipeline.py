@@ -379,6 +379,18 @@ def _striped(width, height):
   return clip.Clip('film', content=stills.Stills('film', images, 5.0))
 
 
+def test_sound_is_as_long_and_as_fine_as_the_papers_take_it():
+  """48 kHz in pre-training; in AudioSet's fine-tuning 6.4 s at 24 kHz (section 4.2)."""
+  fine_tuning = pipeline.Window(num_frames=64, frame_rate_hz=10.0, image_size=224,
+                                audio_hz=24_000, modalities=('audio',))
+  assert fine_tuning.seconds == 6.4
+  assert fine_tuning.empty()['audio'].shape == (153_600,)
+  assert set(fine_tuning.empty()) == {'audio', 'has_audio', 'id', 'mask'}
+  pre_training = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
+                                 audio_hz=48_000)
+  assert pre_training.num_samples == 153_600
+
+
 @pytest.mark.parametrize('size', [(48, 16), (16, 48)])
 def test_views_are_windows_from_begin_to_end_and_crops_from_side_to_side(size):
   reader = _reader([_striped(*size), _striped(*size)])

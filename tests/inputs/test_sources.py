@@ -173,3 +173,15 @@ def test_nothing_to_read_is_one_clear_line(tmp_path):
 def test_a_published_list_of_other_columns_is_told_which_it_has(shared):
   with pytest.raises(UserError, match=r"no column 'path'.*vid_key, video_id"):
     open_source(str(shared / 'captions' / 'msrvtt_test.csv'))
+
+
+def test_several_labels_of_json_are_one_text(tmp_path):
+  (tmp_path / 'm.jsonl').write_text('{"path": "a.mp4", "label": ["dog", "bark"]}\n')
+  clip, = open_source(str(tmp_path / 'm.jsonl'))
+  assert clip.labels == {'label': 'dog|bark'}
+
+
+def test_a_comma_without_quotes_is_told(tmp_path):
+  (tmp_path / 'm.csv').write_text('path,text\na.mp4,cut the onion, then fry\n')
+  with pytest.raises(UserError, match=r'm\.csv:2: 3 values for 2 columns; put text'):
+    open_source(str(tmp_path / 'm.csv'))

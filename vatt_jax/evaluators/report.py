@@ -18,7 +18,6 @@ from PIL import Image
 
 from vatt_jax.evaluators.retrieval import Hits
 from vatt_jax.evaluators.retrieval import Retrieval
-from vatt_jax.inputs import media
 from vatt_jax.inputs.sources import Clip
 
 _RANDOM_INIT = '_random_init'
@@ -143,7 +142,7 @@ def _plain(value: Any) -> str:
 
 def _caption(clip: Clip) -> str:
   """The caption nearest to the clip's middle."""
-  with media.MediaFile(clip.path) as file:
+  with clip.open() as file:
     middle = (clip.start + min(clip.end, file.duration_seconds)) / 2
   nearest = min(clip.captions, default=None,
                 key=lambda c: abs((c.start + c.end) / 2 - middle))

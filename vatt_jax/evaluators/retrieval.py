@@ -52,8 +52,10 @@ class Retrieval:
     """
     embed, present = self._embed(state)
     for direction, (space, query, candidate) in DIRECTIONS.items():
+      if not {query, candidate} <= embed[space].keys() & present.keys():
+        continue
       there = present[query] & present[candidate]
-      if not {query, candidate} <= embed[space].keys() or not there.any():
+      if not there.any():
         continue
       queries, pool = (embed[space][m][there] for m in (query, candidate))
       rank = metrics.rank_of_match(queries @ pool.T)
@@ -65,7 +67,7 @@ class Retrieval:
   def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
     """The best clips for some sentences, taken evenly from the source."""
     embed, present = self._embed(state)
-    if not {'text', 'video'} <= embed['video_text'].keys():
+    if not {'text', 'video'} <= embed['video_text'].keys() & present.keys():
       return []
     there = np.flatnonzero(present['text'] & present['video'])
     chosen = there[np.linspace(0, len(there) - 1, min(num_queries, len(there)),
@@ -81,7 +83,7 @@ class Retrieval:
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
     embed, present = extract.by_clip(self._predict, state, self.reader,
                                      self._batch_size, *self._views, _pick)
-    if not present['video'].any():
+    if not any(present[m].any() for m in ('video', 'audio') if m in present):
       first = next(sources.each(self.reader.clips))
       raise UserError(f'{first.path} and all the other clips to retrieve from are '
                       'broken')
@@ -97,5 +99,8 @@ def _pick(outputs, batch):
   embed = {
       space: {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
       for space, sides in outputs['embed'].items()}
-  return embed, dict(video=batch['has_video'], audio=batch['has_audio'],
-                     text=np.any(batch['text'][:, 0] != 0, axis=-1))
+  present = {m: batch[f'has_{m}'] for m in ('video', 'audio', 'text')
+             if f'has_{m}' in batch}
+  if 'text' in present:    # of the nearest caption
+    present['text'] = np.any(batch['text'][:, 0] != 0, axis=-1)
+  return embed, present

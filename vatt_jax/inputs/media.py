@@ -195,11 +195,7 @@ class MediaFile:
       buffer = self._native_sound(begin, length, native_hz)
     if buffer is None:
       return None
-    resampled = soxr.resample(buffer, native_hz, rate_hz)
-    first = round((start - begin / native_hz) * rate_hz)
-    window = resampled[first:first + num_samples]
-    window = np.pad(window, (0, num_samples - len(window)))
-    return window if np.any(window) else None
+    return resample(buffer, begin, native_hz, start, num_samples, rate_hz)
 
   def _show(self, packets: list[av.Packet], times: Sequence[float]
             ) -> tuple[list[int], dict[int, av.VideoFrame]]:
@@ -409,8 +405,8 @@ class MediaFile:
     stream = self._video or self._audio
     if stream is None:
       raise MediaError(self._path, 'has neither picture nor sound')
-    if stream.duration:
-      return float(stream.duration * stream.time_base)
+    if stream.duration:    # it may begin later than the other one
+      return self._seconds(stream, (stream.start_time or 0) + stream.duration)
     if self._container.duration:
       return self._container.duration / av.time_base
     with self._naming():
@@ -441,6 +437,28 @@ class MediaFile:
     except (OSError, av.FFmpegError, OverflowError, ValueError) as e:
       reason = getattr(e, 'strerror', '') or f'Invalid data ({type(e).__name__}: {e})'
       raise MediaError(self._path, reason) from e
+
+
+def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
+             num_samples: int, rate_hz: int) -> np.ndarray | None:
+  """A window out of more of a sound, at another rate.
+
+  Args:
+    buffer: float32; mono, with some sound to spare on both sides of the window.
+    begin: the first sample's number.
+    native_hz: sample rate of the buffer.
+    start: of the window, seconds.
+    num_samples: of the window, at `rate_hz`.
+    rate_hz: sample rate of the window.
+
+  Returns:
+    float32 [num_samples]; None for nothing but digital silence.
+  """
+  sound = soxr.resample(buffer, native_hz, rate_hz)
+  first = round((start - begin / native_hz) * rate_hz)
+  window = sound[first:first + num_samples]
+  window = np.pad(window, (0, num_samples - len(window)))
+  return window if np.any(window) else None
 
 
 def _merit(stream: Any) -> int:

@@ -21,6 +21,7 @@ import struct
 import tarfile
 from typing import Any
 
+from absl import logging
 from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow as tf
@@ -336,6 +337,7 @@ class TarClips(Sequence[Clip]):
 def _tar_members(path: pathlib.Path) -> list[tuple[pathlib.Path, str, dict]]:
   """(shard, name, suffix -> offset and size) of each clip."""
   clips: dict[str, dict[str, tuple[int, int]]] = {}
+  dotted = []
   try:
     with tarfile.open(path, 'r:') as archive:
       for member in archive:
@@ -344,9 +346,14 @@ def _tar_members(path: pathlib.Path) -> list[tuple[pathlib.Path, str, dict]]:
         if member.isfile():
           name = f'{folder}/{stem}' if folder else stem
           clips.setdefault(name, {})[suffix.lower()] = member.offset_data, member.size
+          if '.' in suffix and _is_media(suffix.rpartition('.')[2].lower()):
+            dotted.append(file)
         archive.members.clear()    # or it keeps them all
   except tarfile.TarError as e:
     raise UserError(f'{path}: expected a whole, uncompressed tar file ({e})') from e
+  if dotted:
+    logging.warning('%s: %d media files have dots in their names, and are left out; '
+                    'the first is %s', path, len(dotted), dotted[0])
   return [(path, name, members) for name, members in clips.items()
           if any(map(_is_media, members))]
 
@@ -379,5 +386,6 @@ def _common_name(paths: Sequence[pathlib.Path]) -> str:
 
 
 def _read(path: pathlib.Path, offset: int, length: int) -> bytes:
-  with path.open('rb', buffering=0) as file:
-    return os.pread(file.fileno(), length, offset)
+  with path.open('rb') as file:
+    file.seek(offset)
+    return file.read(length)

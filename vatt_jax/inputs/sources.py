@@ -119,9 +119,24 @@ def _open_many(path: str) -> Sequence[Clip] | None:
   if len(kinds) > 1:
     raise UserError(f'{path}: holds files of several kinds, {", ".join(kinds)}; give '
                     f'those of one, such as {path}/*.{kinds[0]}*')
+  if root.is_dir():
+    _check_complete(path, by_kind[kinds[0]])
   clips = _MANY[kinds[0]](by_kind[kinds[0]])
   _check_readable(path, clips)
   return clips
+
+
+def _check_complete(path: str, files: Sequence[pathlib.Path]) -> None:
+  """Raises UserError if of `NAME-00000-of-00010` and so on some are not there."""
+  found: dict[str, set[int]] = {}
+  for file in files:
+    if part := re.search(r'^(.*)-(\d+)-of-(\d+)', file.name):
+      found.setdefault(f'{part[1]}-*-of-{part[3]}', set()).add(int(part[2]))
+  for name, numbers in found.items():
+    count = int(name.rpartition('-')[2])
+    if len(numbers) < count:
+      raise UserError(f'{path}: holds {len(numbers)} of the {count} shards {name}; '
+                      'finish them, or give those you want by a pattern')
 
 
 def _check_readable(path: str, clips: Sequence[Clip]) -> None:
@@ -310,9 +325,11 @@ class _Table:
         self._check(f'{self.path}: no column', ' in its first line', self._names)
         yield 1, None
       for values in reader:
+        if len(values) > len(self._names):
+          raise UserError(f'{self.path}:{reader.line_num}: {len(values)} values for '
+                          f'{len(self._names)} columns; put text with commas in quotes')
         if values:
-          yield reader.line_num, dict(itertools.zip_longest(
-              self._names, values[:len(self._names)]))
+          yield reader.line_num, dict(itertools.zip_longest(self._names, values))
     except csv.Error as e:
       raise UserError(f'{self.path}:{reader.line_num}: no CSV ({e})') from e
 
@@ -358,8 +375,14 @@ def _clip(where: str, path: str, row: Mapping[str, Any]) -> Clip:
     raise UserError(f'{where}: captions={several!r}: expected a list')
   captions += [_caption(where, c) for c in several]
   return Clip(path, start, end, tuple(captions),
-              {k: '' if v is None else str(v) for k, v in row.items()
-               if k is not None})
+              {k: _label(v) for k, v in row.items()})
+
+
+def _label(value: Any) -> str:
+  """Of several labels, as JSON has them, one text."""
+  if isinstance(value, list):
+    return '|'.join(map(str, value))
+  return '' if value is None else str(value)
 
 
 def _beside(manifest: pathlib.Path, path: str) -> str:

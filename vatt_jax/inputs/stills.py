@@ -6,6 +6,7 @@ as near as its blocks allow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -16,13 +17,13 @@ import math
 import pathlib
 import re
 import struct
+from typing import Any
 import zlib
 
 import cv2
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
-import soxr
 import tensorflow as tf
 
 from vatt_jax.inputs import media
@@ -91,7 +92,10 @@ class Stills(contextlib.AbstractContextManager):
       raise media.MediaError(self._path, 'has no picture')
     shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), len(self.pictures) - 1)
              for t in times]
-    pictures = {i: _Still(self._path, self.pictures[i]) for i in set(shown)}
+    together = _Together()
+    pictures = {i: _Still(self._path, self.pictures[i], together)
+                for i in sorted(set(shown))}
+    together.stills = list(pictures.values())
     return [pictures[i] for i in shown]
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
@@ -106,12 +110,7 @@ class Stills(contextlib.AbstractContextManager):
     buffer = np.zeros(end - begin, np.float32)
     offset = max(-begin, 0)
     buffer[offset:offset + len(samples)] = samples * np.float32(scale)
-    if native_hz != rate_hz:
-      buffer = soxr.resample(buffer, native_hz, rate_hz)
-    first = round((start - begin / native_hz) * rate_hz)
-    window = buffer[first:first + num_samples]
-    window = np.pad(window, (0, num_samples - len(window)))
-    return window if np.any(window) else None
+    return media.resample(buffer, begin, native_hz, start, num_samples, rate_hz)
 
 
 def image(path: str, content: bytes | None = None) -> Stills:
@@ -128,11 +127,12 @@ def image(path: str, content: bytes | None = None) -> Stills:
   return Stills(path, [content], 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Still:
-  """An encoded image."""
+  """An encoded image, one of those of a window."""
   path: str
   content: bytes
+  together: _Together
 
   @functools.cached_property
   def header(self) -> Image.Image:
@@ -151,10 +151,16 @@ class _Still:
     turned = self._orientation in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
+  @functools.cached_property
+  def plain(self) -> bool:
+    """A JPEG that need not be turned or converted."""
+    return (self.header.format == 'JPEG' and self.header.mode in ('RGB', 'L')
+            and self._orientation == 1)
+
   def cut(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
-    plain = self.header.format == 'JPEG' and self.header.mode in ('RGB', 'L')
+    plain = self.plain
     with self._naming():
-      if plain and self._orientation == 1:
+      if plain:
         return self._cut_jpeg(box, size)
       upright = _to_rgb(ImageOps.exif_transpose(self.header))
       return np.asarray(upright.resize(size, Image.Resampling.BILINEAR, box))
@@ -186,11 +192,47 @@ class _Still:
                                                          strict=True))
     w = min(max(round((right - left) / shrink), 1), whole[0] - x)
     h = min(max(round((bottom - top) / shrink), 1), whole[1] - y)
-    part = tf.raw_ops.DecodeAndCropJpeg(
-        contents=self.content, crop_window=[y, x, h, w], channels=3,
-        ratio=shrink).numpy()
+    part = self.together.parts(self.header.size, (y, x, h, w), shrink)[self]
     return part if (w, h) == size else cv2.resize(part, size,
                                                   interpolation=cv2.INTER_LINEAR)
+
+
+class _Together:
+  """The pictures of a window: parts of plain JPEGs of one size, decoded in one call.
+
+  Attributes:
+    stills: all of them.
+  """
+
+  def __init__(self):
+    self.stills: list[_Still] = []
+    self._key: Any = None
+    self._parts: dict[_Still, np.ndarray] = {}
+
+  def parts(self, size: tuple[int, int], window: tuple[int, int, int, int],
+            shrink: int) -> dict[_Still, np.ndarray]:
+    """The same part (top, left, height, width) of all of a size, shrunk before."""
+    key = size, window, shrink
+    if key != self._key:
+      stills = [s for s in self.stills if s.plain and s.header.size == size]
+      parts = _decoder(shrink)(tf.constant([s.content for s in stills]),
+                               tf.constant(window)).numpy()
+      self._parts, self._key = dict(zip(stills, parts, strict=True)), key
+    return self._parts
+
+
+@functools.cache
+def _decoder(shrink: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+  """Decodes parts of JPEGs, while others may use Python."""
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.string),
+                                tf.TensorSpec([4], tf.int32)])
+  def decode(contents, window):
+    part = functools.partial(tf.io.decode_and_crop_jpeg, crop_window=window, channels=3,
+                             ratio=shrink)
+    return tf.map_fn(part, contents, fn_output_signature=tf.uint8,
+                     parallel_iterations=1)    # the other cores have other clips
+
+  return decode
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
