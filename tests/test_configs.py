@@ -52,17 +52,20 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
   return config
 
 
+# They differ from pretrain_mbs by numbers alone.
+OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs')
+
+
 def takes_switches(path: pathlib.Path) -> bool:
   module = importlib.import_module(f'configs.{path.stem}')
   return bool(inspect.signature(module.get_config).parameters)
 
 
 @pytest.mark.parametrize('path, switches', [
-    (path, ()) for path in CONFIGS] + [
-    # The other two sizes change no more than numbers.
-    pytest.param(path, ('release',), marks=() if path.stem in (
-        'pretrain_mbs', 'pretrain_ma') else pytest.mark.slow)
-    for path in CONFIGS if takes_switches(path)],
+    pytest.param(path, switches, marks=pytest.mark.slow if path.stem in OTHER_SIZES
+                 else ())
+    for path in CONFIGS for switches in [(), ('release',)]
+    if not switches or takes_switches(path)],
                          ids=lambda x: x.stem if isinstance(x, pathlib.Path) else
                          ','.join(x) or 'plain')
 def test_every_recipe_takes_a_shrunk_step(path, switches, toy_world, tmp_path, capsys):
@@ -97,6 +100,7 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
     load(path, 'toys')
 
 
+@pytest.mark.slow
 def test_the_toy_recipe_runs_as_it_stands(toy_world, tmp_path):
   """But for the number of steps, and on fewer clips; by the release's reading, too."""
   config = load(pathlib.Path('configs/pretrain_mbs.py'), 'release,toy').to_dict()

@@ -202,10 +202,10 @@ def test_killed_and_started_again_nothing_is_made_twice(toy_world, tmp_path):
   names = [packed[i].path.rpartition('/')[2] for i in range(len(packed))]
   assert sorted(names) == [f'{i:04d}.mp4' for i in range(24)]
 
-  changed = [a.replace('--form=frames', '--form=video') for a in command]
-  refused = subprocess.run(changed, cwd=ROOT, capture_output=True, text=True)
-  assert refused.returncode == 2
-  assert "was begun with form='frames', now it is 'video'" in refused.stderr
+  other = prepare.Plan(str(toy_world / 'train.csv'), 'train_captions.csv', 'video',
+                       clips_per_shard=1)
+  with pytest.raises(UserError, match="begun with form='frames', now it is 'video'"):
+    prepare.prepare(other, out)
 
 
 @pytest.mark.parametrize('settings, message', [
