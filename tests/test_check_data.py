@@ -74,12 +74,17 @@ def _run(*args):
                         capture_output=True, text=True)
 
 
-def test_the_command_prints_a_table_or_json(folder):
-  table = _run(f'--source={folder / "all.csv"}')
-  assert table.returncode == 0, table.stderr
-  assert f'{folder}/mute.mp4: has no sound' in table.stdout.splitlines()
-  assert 'good.mp4: has no sentence' in table.stdout
-  told = json.loads(_run(f'--source={folder / "all.csv"}', '--json').stdout)
+def test_the_table_names_each_clip_with_something_amiss(folder):
+  findings = check_data.check_source(sources.open_source(str(folder / 'all.csv')), 3.2)
+  table = check_data.as_text(check_data.summarize(findings, 1.0, False), findings)
+  assert f'{folder}/mute.mp4: has no sound' in table.splitlines()
+  assert 'good.mp4: has no sentence' in table
+
+
+def test_the_command_prints_json(folder):
+  done = _run(f'--source={folder / "all.csv"}', '--json')
+  assert done.returncode == 0, done.stderr
+  told = json.loads(done.stdout)
   assert told['clips'] == 9 and told['no_audio'] == 1
   assert [pathlib.Path(x['path']).name for x in told['amiss'] if 'broken' in x] == [
       'cut.mp4', 'hole.mp4', 'absent.mp4']

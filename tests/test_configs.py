@@ -52,8 +52,8 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
   return config
 
 
-# They differ from pretrain_mbs by numbers alone.
-OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs')
+# They differ from pretrain_mbs, and from pretrain_ma, by numbers alone.
+OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'quickstart_agnostic')
 
 
 def takes_switches(path: pathlib.Path) -> bool:

@@ -16,7 +16,8 @@ STEPS = 12
 def _command(toy_world, workdir, *overrides):
   """Quickstart's recipe made small, by flags alone."""
   flags = ['total_steps=12', 'batch_size=8', 'log_every_steps=4',
-           'evals.retrieval.every_steps=6',
+           'evals.retrieval.every_steps=6', 'evals.retrieval.num_windows=1',
+           'evals.probe.num_windows=1',
            'checkpoint.every_steps=3', 'optim.warmup_steps=2',
            'window.num_frames=4', 'window.image_size=32', 'window.audio_hz=4000',
            f'data.path={toy_world}/train.csv',
