@@ -106,13 +106,13 @@ def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> 
   Raises:
     UserError: the plan is wrong, or Beam is not installed.
   """
+  count = plan.num_shards()
   try:
     import apache_beam as beam
     from apache_beam.options import pipeline_options
   except ImportError as e:
     raise UserError("vatt_jax.prepare needs Apache Beam: pip install -e '.[prep]'"
                     ) from e
-  count = plan.num_shards()
   _claim(plan, out)
   missing = [i for i in range(count) if not _shard(out, i, count).exists()]
   logging.info('%s: %d of %d shards to make', out, len(missing), count)
