@@ -56,7 +56,6 @@ class Finding:
     path: of its file, or the name of its record.
     faults: of `FAULTS` -> in words.
     duration_seconds: of the clip; 0 if it is broken.
-    read_seconds: how long it took to decode.
     num_captions: sentences.
     num_words: in all of them.
     num_unknown: of these, outside the vocabulary.
@@ -64,7 +63,6 @@ class Finding:
   path: str
   faults: dict[str, str] = dataclasses.field(default_factory=dict)
   duration_seconds: float = 0.0
-  read_seconds: float = 0.0
   num_captions: int = 0
   num_words: int = 0
   num_unknown: int = 0
@@ -87,24 +85,19 @@ def check(clip: clip_lib.Clip, min_seconds: float,
     finding.num_unknown += unknown
   if not finding.num_words:
     finding.faults['no_text'] = FAULTS['no_text']
-  began = time.perf_counter()
   try:
     with clip.open() as file:
       _check_media(clip, file, finding, min_seconds)
   except media.MediaError as e:
     finding.faults = {'broken': str(e).removeprefix(f'{clip.path}: ')}
     finding.duration_seconds = 0.0
-  finding.read_seconds = time.perf_counter() - began
   return finding
 
 
 def _check_media(clip: clip_lib.Clip, file: clip_lib.Media, finding: Finding,
                  min_seconds: float) -> None:
   """Raises MediaError: something does not decode."""
-  end = min(clip.end, file.duration_seconds)
-  if clip.start >= end:
-    raise media.MediaError(clip.path, f'ends at {end:.1f} s, before the clip begins at '
-                                      f'{clip.start:.1f} s')
+  end = clip.end_in(file)
   finding.duration_seconds = end - clip.start
   if finding.duration_seconds < min_seconds:
     finding.faults['short'] = (f'is {finding.duration_seconds:.2f} s long, less than '

@@ -211,10 +211,7 @@ def _records(plan: Plan, clip: clip_lib.Clip, index: int) -> Iterator[bytes]:
     yield packed.to_example(clip, name, **_untouched(clip))
     return
   with clip.open() as file:
-    end = min(clip.end, file.duration_seconds)
-    if clip.start >= end:
-      raise media.MediaError(clip.path, f'ends at {end:.1f} s, before the clip begins '
-                                        f'at {clip.start:.1f} s')
+    end = clip.end_in(file)
     length = plan.segment_seconds or end - clip.start
     # A last piece of less than half is left to the one before it.
     num_segments = max(round((end - clip.start) / length), 1)
@@ -269,13 +266,9 @@ def _as_they_are(content: stills.Stills) -> dict[str, Any]:
   if content.has_audio:
     samples = content.waveform
     if samples.dtype != np.int16:
-      samples = _to_int16(samples)
+      samples = media.to_int16(samples)
     record |= dict(sound=samples.astype('<i2').tobytes(), sound_hz=content.audio_hz)
   return record
-
-
-def _to_int16(sound: np.ndarray) -> np.ndarray:
-  return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
 
 
 def _frames(file: clip_lib.Media, start: float, end: float) -> dict[str, Any]:
@@ -291,7 +284,7 @@ def _frames(file: clip_lib.Media, start: float, end: float) -> dict[str, Any]:
     record |= dict(frames=encoded, frame_rate_hz=rate)
   sound = _sound(file, start, end)
   if sound is not None:
-    record |= dict(sound=_to_int16(sound).astype('<i2').tobytes(),
+    record |= dict(sound=media.to_int16(sound).astype('<i2').tobytes(),
                    sound_hz=_audio_hz(file))
   return record
 

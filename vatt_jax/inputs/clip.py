@@ -75,3 +75,15 @@ class Clip:
     if pathlib.Path(self.path).suffix.lower() in IMAGE_SUFFIXES:
       return stills.image(self.path, self.content)
     return media.MediaFile(self.path, self.content)
+
+  def end_in(self, file: Media) -> float:
+    """Where it ends in its file at the latest, seconds.
+
+    Raises:
+      media.MediaError: the file ends before the clip begins.
+    """
+    end = min(self.end, file.duration_seconds)
+    if self.start >= end:
+      raise media.MediaError(self.path, f'ends at {end:.1f} s, before the clip begins '
+                                        f'at {self.start:.1f} s')
+    return end

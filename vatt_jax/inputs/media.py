@@ -439,6 +439,11 @@ class MediaFile:
       raise MediaError(self._path, reason) from e
 
 
+def to_int16(sound: np.ndarray) -> np.ndarray:
+  """Samples in [-1, 1] (what is beyond is clipped) as whole numbers of 16 bits."""
+  return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+
+
 def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
              num_samples: int, rate_hz: int) -> np.ndarray | None:
   """A window out of more of a sound, at another rate.

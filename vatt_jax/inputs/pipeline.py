@@ -254,10 +254,7 @@ class Reader:
               ) -> tuple[list[Example], dict[str, str]]:
     """An example for each crop, and what they lack, for `FileNotes.add_good`."""
     window = self.window
-    end = min(clip.end, file.duration_seconds)
-    if clip.start >= end:
-      raise media.MediaError(clip.path, f'ends at {end:.1f} s, before the clip begins '
-                                        f'at {clip.start:.1f} s')
+    end = clip.end_in(file)
     start = clip.start + max(end - clip.start - window.seconds, 0.0) * place
     crops, common, lacks = [{}], {}, {}
     if 'video' in window.modalities:
@@ -314,8 +311,8 @@ class Reader:
       soundless = soundless or f'{clip.path}: has no sound at {start:.1f} s'
       audio = np.zeros(window.num_samples, np.float32)
     audio[round((end - start) * window.audio_hz):] = 0
-    samples = np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
-    return dict(audio=samples, has_audio=np.bool_(not soundless)), soundless
+    example = dict(audio=media.to_int16(audio), has_audio=np.bool_(not soundless))
+    return example, soundless
 
   def _candidates(self, clip: clip_lib.Clip, middle: float) -> np.ndarray:
     """The sentences nearest in time.  -> int32 [K, N]."""
