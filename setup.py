@@ -13,7 +13,7 @@ REQUIREMENTS = [
     'flax>=0.12.6,<0.13',
     'jax>=0.10.2,<0.11',
     'jinja2>=3.1,<4',                    # report.html
-    'matplotlib>=3.9,<4',                # its curves
+    'matplotlib>=3.9,<4',                # its figures
     'ml_collections>=1.1,<2',
     'numpy>=2.0,<3',
     'opencv-python-headless>=4.10,<6',   # resizes pictures
@@ -21,7 +21,8 @@ REQUIREMENTS = [
     'orbax-checkpoint>=0.12.6,<0.13',
     'pillow>=11',                        # reads images
     'safetensors>=0.5,<1',               # weights for others to read
-    'scikit-learn>=1.6,<2',              # linear probes
+    'scikit-learn>=1.6,<2',              # linear probes, t-SNE
+    'scipy>=1.13,<2',                    # densities
     'sentencepiece>=0.2.1,<0.3',         # its pieces of sentences, and training them
     'soxr>=0.5,<2',                      # resamples sound
     'tensorboard>=2.19,<3',              # clu's writer needs it
@@ -32,6 +33,7 @@ REQUIREMENTS = [
     'tensorflow>=2.20,<2.22; platform_system != "Linux" '
     'or platform_machine != "x86_64"',
     'tensorflow-datasets>=4.9.9,<5',
+    'threadpoolctl>=3.5,<4',             # t-SNE by one thread
     'tokenizers>=0.21,<0.24',            # BERT's WordPiece
 ]
 

@@ -110,6 +110,11 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
   partial.rename(path)
 
 
+def steps(folder: pathlib.Path) -> list[int]:
+  """The steps of which a workdir holds a checkpoint, whole; oldest first."""
+  return sorted(ocp.utils.checkpoint_steps((folder / 'checkpoints').absolute()))
+
+
 def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the newest model of a workdir, or one that `save_model` wrote.
 

@@ -95,6 +95,46 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Figures:
+  """What `--mode=figures` draws (VATT, section 4.4.6).
+
+  Attributes:
+    path: a source of clips; empty for that of the first evaluation that has one, or
+      else what the run trains on.
+    captions: of the source.
+    label: the label by which features are coloured; empty for the first there is.
+    num_clips: at most, drawn at random.
+    num_classes: at most, drawn at random; the paper has 100, of which more than 21
+      are not named.
+    beside: the workdir of another run, shown beside this one: of the other kind, say,
+      modality-specific or agnostic.
+    runs: a pattern of workdirs of finished runs, whose cost is held against
+    measure: a name of their `results.json`; both empty for no such figure.
+    seed: of what is drawn at random, and of t-SNE.
+
+  Raises:
+    ValueError: a number is too small, or of `runs` and `measure` there is but one.
+  """
+  path: str = ''
+  captions: str = ''
+  label: str = ''
+  num_clips: int = 1000
+  num_classes: int = 20
+  beside: str = ''
+  runs: str = ''
+  measure: str = ''
+  seed: int = 0
+
+  def __post_init__(self):
+    for key, least in (('num_clips', 1), ('num_classes', 2), ('seed', 0)):
+      if getattr(self, key) < least:
+        raise ValueError(f'{key}={getattr(self, key)}: expected {least} or more')
+    if bool(self.runs) != bool(self.measure):
+      raise ValueError(f'runs={self.runs!r}, measure={self.measure!r}: expected both '
+                       'or none')
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """An evaluator, and how often it runs during training (0: only at the end)."""
   evaluator: Any
@@ -122,6 +162,7 @@ class Recipe:
   reader: pipeline.Reader
   task: step.Task
   evaluations: dict[str, Evaluation]
+  figures: Figures
 
 
 def make(config: Settings, workdir: pathlib.Path,
@@ -144,6 +185,12 @@ def make(config: Settings, workdir: pathlib.Path,
   return run
 
 
+def initial(config: Settings, run: Recipe) -> dict[str, Any] | None:
+  """What `Recipe.initial` was when the run began."""
+  return _initial(config.get('init_from', ''), run.task,
+                  run.reader.window.batch(run.batch_size), config['model'])
+
+
 def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
   """The model of a recipe, and the shapes of one clip as the model takes it."""
   window = call('window', pipeline.Window, config['window'])
@@ -152,7 +199,7 @@ def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
 
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
-  """The config of a workdir that has one must be this one."""
+  """The config of a workdir that has one must be this one, but for its figures."""
   path = workdir / checkpoint.CONFIG_FILE
   if not path.exists():
     return
@@ -160,7 +207,7 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
   ours = _flat(json.loads(json.dumps(config)))
   theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
   for key in sorted(ours.keys() | theirs.keys()):
-    if ours.get(key) != theirs.get(key):
+    if not key.startswith('figures.') and ours.get(key) != theirs.get(key):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
           f'where this one has {ours.get(key)!r}; choose another --workdir, or '
@@ -188,7 +235,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
            total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
            window: Settings, model: Settings, losses: Mapping[str, Settings],
            optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings,
-           augment: Settings | None = None, init_from: str = '') -> Recipe:
+           augment: Settings | None = None, figures: Settings | None = None,
+           init_from: str = '') -> Recipe:
   for name, value, least in (
       ('total_steps', total_steps, 0), ('batch_size', batch_size, 1),
       ('log_every_steps', log_every_steps, 1)):
@@ -216,7 +264,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       for name, section in evals.items()}
   return Recipe(
       seed, total_steps, batch_size, log_every_steps, initial,
-      call('checkpoint', _checkpoint, checkpoint), mesh, reader, task, evaluations)
+      call('checkpoint', _checkpoint, checkpoint), mesh, reader, task, evaluations,
+      call('figures', Figures, figures or {}))
 
 
 def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],

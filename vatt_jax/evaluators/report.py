@@ -9,13 +9,16 @@ from collections.abc import Sequence
 import dataclasses
 import io
 import pathlib
+import textwrap
 from typing import Any
+import wave
 
 import jinja2
-from matplotlib.figure import Figure
+import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
+from vatt_jax.evaluators import figures
 from vatt_jax.evaluators.retrieval import Hits
 from vatt_jax.evaluators.retrieval import Retrieval
 from vatt_jax.inputs.sources import Clip
@@ -23,6 +26,7 @@ from vatt_jax.inputs.sources import Clip
 _RANDOM_INIT = '_random_init'
 _STRIP_FRAMES = 4
 _FRAME_PIXELS = 72
+_SOUND_HZ = 8000    # at most, of the sounds on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +40,56 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-  """A clip in a gallery: its pictures as a data URI, its own words, is it right."""
-  image: str
+  """A clip in a gallery.
+
+  Attributes:
+    clip: number in its source.
+    path: of its file.
+    start: seconds.
+    caption: its own words.
+    right: whether it is the query's own clip.
+    pictures: uint8 [T, H, W, 3].
+  """
+  clip: int
+  path: str
+  start: float
   caption: str
   right: bool
+  pictures: np.ndarray
+
+  @property
+  def row(self) -> np.ndarray:
+    """The pictures side by side.  -> uint8 [H, T * W, 3]."""
+    return np.concatenate(list(self.pictures), axis=1)
+
+  @property
+  def image(self) -> str:
+    """The same as a data URI."""
+    file = io.BytesIO()
+    Image.fromarray(self.row).save(file, 'JPEG', quality=85)
+    return _data_uri('image/jpeg', file.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """A sentence and the clips that it found, best first."""
-  text: str
+  """What was asked, and the clips that it found, best first.
+
+  Attributes:
+    direction: of `retrieval.GALLERIES`.
+    own: the clip whose words or sound ask.
+    sound: of a sound that asks, a data URI; empty for words.
+    strips: what was found.
+  """
+  direction: str
+  own: Strip
+  sound: str
   strips: list[Strip]
+
+  @property
+  def title(self) -> str:
+    """The sentence; of a sound, that of its clip."""
+    words = f'“{self.own.caption}”' if self.own.caption else self.own.path
+    return f'Sound of {words}' if self.sound else words
 
 
 def is_chance(name: str) -> bool:
@@ -88,44 +131,83 @@ def as_text(results: Mapping[str, Any]) -> str:
 
 
 def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
-  """Reads a few pictures of every clip that was found."""
+  """Reads a few pictures of every clip that was found, and the sounds that asked."""
   window = retrieval.reader.window
   reader = dataclasses.replace(retrieval.reader, window=dataclasses.replace(
       window, num_frames=_STRIP_FRAMES, image_size=_FRAME_PIXELS,
-      frame_rate_hz=_STRIP_FRAMES / window.seconds))
-  clips = reader.clips
+      frame_rate_hz=_STRIP_FRAMES / window.seconds,
+      audio_hz=min(window.audio_hz, _SOUND_HZ)))
   queries = []
   for hit in hits:
-    strips = []
-    for index in hit.found:
-      views = reader.views(index)
-      if views:
-        strips.append(Strip(_strip(views[0]['video']), _caption(clips[index]),
-                            index == hit.query))
-    queries.append(Query(_caption(clips[hit.query]), strips))
+    examples = {i: reader.views(i) for i in {hit.query, *hit.found}}
+    strips = {i: _strip(reader.clips[i], i, views[0]['video'], i == hit.query)
+              for i, views in examples.items() if views}
+    if hit.query not in strips:
+      continue
+    sound = ''
+    if hit.direction.startswith('audio'):
+      sound = _sound(examples[hit.query][0]['audio'], reader.window.audio_hz)
+    queries.append(Query(hit.direction, strips[hit.query], sound,
+                         [strips[i] for i in hit.found if i in strips]))
   return queries
+
+
+@mpl.rc_context(figures.STYLE)
+def gallery_drawing(name: str, queries: Sequence[Query]) -> figures.Drawing:
+  """Queries of one direction and what they found, as a figure.
+
+  Args:
+    name: of the evaluation.
+    queries: at least one.
+  """
+  direction = queries[0].direction
+  asks, finds = direction.split('_to_')
+  columns = max(len(q.strips) for q in queries)
+  figure, grid = figures.grid(len(queries), columns, 1.0 * len(queries))
+  table = []
+  for line, query in zip(grid, queries, strict=True):
+    for axes in line[len(query.strips):]:
+      axes.remove()
+    for rank, (axes, strip) in enumerate(zip(line, query.strips, strict=False), 1):
+      axes.imshow(strip.row, aspect='equal')
+      axes.set(xticks=[], yticks=[])
+      axes.grid(False)
+      axes.spines[:].set(visible=True, linewidth=2,
+                         color=figures.COLOURS[2] if strip.right else '#DDDDDD')
+      axes.set_xlabel(textwrap.fill(strip.caption, 26), fontsize=5.5)
+      table.append(dict(query=query.own.clip, query_path=query.own.path,
+                        query_start=query.own.start, query_text=query.own.caption,
+                        rank=rank, clip=strip.clip, path=strip.path, start=strip.start,
+                        text=strip.caption, right=strip.right))
+    line[0].set_title(query.title, loc='left')
+  return figures.Drawing(
+      f'gallery_{name}_{direction}', f'{asks.title()} to {finds}: {name}',
+      'The best clips for each query, best first, with their own captions; the '
+      "query's own clip is framed.", figure, table)
 
 
 def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
           history: Sequence[Mapping[str, float]],
-          galleries: Mapping[str, Sequence[Query]]) -> None:
+          galleries: Mapping[str, Sequence[Query]],
+          drawings: Sequence[figures.Drawing] = ()) -> None:
   """Writes one self-contained HTML file.
 
   Args:
     path: of the file.
     title: the run's name.
     results: flat names to numbers.
-    history: rows of `metrics.jsonl`.
+    history: rows of `metrics.jsonl`, for the curves of training.
     galleries: name -> queries and what they found.
+    drawings: other figures.
   """
   rows = list(as_rows(results))
   environment = jinja2.Environment(
       loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
       autoescape=True, trim_blocks=True, lstrip_blocks=True)
   page = environment.get_template('report.html.jinja').render(
-      title=title, rows=rows, number=format_number,
+      title=title, rows=rows, number=format_number, png=_png,
       alone=[(name, _plain(value)) for name, value in _alone(results, rows)],
-      curves=_curves(history), galleries=galleries)
+      curves=list(figures.learning(history)), drawings=drawings, galleries=galleries)
   path.write_text(page, encoding='utf-8')
 
 
@@ -149,27 +231,24 @@ def _caption(clip: Clip) -> str:
   return nearest.text if nearest else ''
 
 
-def _strip(video: np.ndarray) -> str:
-  """Pictures side by side.  uint8 [T, H, W, 3] -> data URI."""
+def _strip(clip: Clip, number: int, pictures: np.ndarray, right: bool) -> Strip:
+  return Strip(number, clip.path, clip.start, _caption(clip), right, pictures)
+
+
+def _sound(samples: np.ndarray, rate_hz: int) -> str:
+  """int16 [S] -> a WAV file as a data URI."""
   file = io.BytesIO()
-  Image.fromarray(np.concatenate(list(video), axis=1)).save(file, 'JPEG', quality=85)
-  return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
+  with wave.open(file, 'wb') as out:
+    out.setnchannels(1)
+    out.setsampwidth(2)
+    out.setframerate(rate_hz)
+    out.writeframes(samples.astype('<i2').tobytes())
+  return _data_uri('audio/wav', file.getvalue())
 
 
-def _curves(history: Sequence[Mapping[str, float]]) -> str:
-  """The losses over the steps, as SVG."""
-  names = sorted({k for row in history for k in row if k.startswith('train/loss')})
-  figure = Figure(figsize=(8, 3.2), layout='constrained')
-  axes = figure.subplots()
-  for name in names:
-    points = [(row['step'], row[name]) for row in history if name in row]
-    axes.plot(*zip(*points, strict=True), label=name.removeprefix('train/'))
-  axes.set(xlabel='step', ylabel='loss')
-  axes.grid(alpha=0.3)
-  axes.spines[['top', 'right']].set_visible(False)
-  if names:
-    axes.legend(frameon=False)
-  file = io.StringIO()
-  figure.savefig(file, format='svg')
-  svg = file.getvalue()
-  return svg[svg.index('<svg'):]
+def _png(drawing: figures.Drawing) -> str:
+  return _data_uri('image/png', drawing.png())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+  return f'data:{kind};base64,' + base64.b64encode(content).decode()

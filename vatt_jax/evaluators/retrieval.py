@@ -20,11 +20,13 @@ DIRECTIONS = {
     'video_to_text': ('video_text', 'video', 'text'),
     'audio_to_video': ('video_audio', 'audio', 'video'),
     'video_to_audio': ('video_audio', 'video', 'audio')}
+GALLERIES = ('text_to_video', 'audio_to_video')    # what a person can judge at a glance
 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
   """A query and the clips it found: numbers of clips, best first."""
+  direction: str
   query: int
   found: list[int]
 
@@ -65,18 +67,19 @@ class Retrieval:
         yield f'{direction}/chance_{name}', value
 
   def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
-    """The best clips for some sentences, taken evenly from the source."""
+    """The best clips for some sentences and sounds, taken evenly from the source."""
     embed, present = self._embed(state)
-    if not {'text', 'video'} <= embed['video_text'].keys() & present.keys():
-      return []
-    there = np.flatnonzero(present['text'] & present['video'])
-    chosen = there[np.linspace(0, len(there) - 1, min(num_queries, len(there)),
-                               dtype=int)] if len(there) else there
-    text, video = embed['video_text']['text'], embed['video_text']['video'][there]
     hits = []
-    for query in chosen:
-      best = np.argsort(-(video @ text[query]), kind='stable')[:num_hits]
-      hits.append(Hits(int(query), there[best].tolist()))
+    for direction in GALLERIES:
+      space, query, candidate = DIRECTIONS[direction]
+      if not {query, candidate} <= embed[space].keys() & present.keys():
+        continue
+      there = np.flatnonzero(present[query] & present[candidate])
+      places = np.linspace(0, len(there) - 1, min(num_queries, len(there)), dtype=int)
+      pool = embed[space][candidate][there]
+      for asked in there[places]:
+        best = np.argsort(-(pool @ embed[space][query][asked]), kind='stable')
+        hits.append(Hits(direction, int(asked), there[best[:num_hits]].tolist()))
     return hits
 
   def _embed(self, state):

@@ -51,14 +51,7 @@ class Vatt(nn.Module):
       dim]), or `logits` [B, classes].
     """
     tokens, pooled = {}, {}
-    for modality in MODALITIES:
-      if modality not in batch or modality not in self.tokenizers:
-        continue
-      x = batch[modality]
-      lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
-      if modality == 'text':
-        x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
-      x, mask = self.tokenizers[modality](x, train)
+    for modality, lead, x, mask in self._tokenized(batch, train):
       x = self.aggregators[modality](x)
       if mask is not None:
         mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
@@ -72,6 +65,34 @@ class Vatt(nn.Module):
       name = 'logits' if isinstance(self.head, heads.Classifier) else 'embed'
       outputs[name] = self.head(pooled, find_present(batch), train)
     return outputs
+
+  def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The mean of the tokens that enter the Transformer (VATT, section 4.4.6).
+
+    Args:
+      batch: as for a call.
+
+    Returns:
+      modality -> [B, D] (text: [B, K, D], of words that are no padding).
+    """
+    means = {}
+    for modality, lead, x, mask in self._tokenized(batch, train=False):
+      there = jnp.ones(x.shape[:2], bool) if mask is None else mask    # [B, N]
+      total = jnp.einsum('bnd,bn->bd', x, there.astype(x.dtype))
+      mean = total / jnp.maximum(there.sum(axis=1), 1)[:, None].astype(x.dtype)
+      means[modality] = mean.reshape(*lead, -1)
+    return means
+
+  def _tokenized(self, batch, train):
+    """Of every modality that is there: name, lead ([B] or [B, K]), tokens, mask."""
+    for modality in MODALITIES:
+      if modality not in batch or modality not in self.tokenizers:
+        continue
+      x = batch[modality]
+      lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
+      if modality == 'text':
+        x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
+      yield modality, lead, *self.tokenizers[modality](x, train)
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]

@@ -1,0 +1,472 @@
+"""Figures: arrays in; a picture, the table behind it and its words out.
+
+Colours are those of Okabe and Ito, which colour-blind people can tell apart, and
+never speak alone: classes have markers too, curves have line styles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import dataclasses
+import io
+import itertools
+import math
+import pathlib
+from typing import Any
+
+from absl import logging
+import matplotlib as mpl
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+from scipy import stats
+from sklearn import manifold
+import threadpoolctl
+
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_MARKERS = 'o^s'
+_LINES = ('-', '--', '-.', ':')
+_OF_MODALITY = dict(zip(('video', 'audio', 'text'), COLOURS, strict=False))
+_NEVER_IN_0_1 = ('MedR', 'MeanR', 'd_prime')    # measures on scales of their own
+
+_WIDTH = 7.2    # inches, of every figure
+_DPI = 200      # of the PNG; a page shows it at half its size
+STYLE = {
+    'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 8,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#666666',
+    'axes.grid': True, 'grid.alpha': 0.3, 'grid.linewidth': 0.6, 'lines.linewidth': 1.4,
+    'legend.frameon': False}
+_LEAST_POINTS = 5    # below, a t-SNE says nothing
+_GRID_POINTS = 256    # of a density
+
+
+class NothingToDraw(Exception):
+  """A figure that the model or the data do not allow; says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """A figure, and what belongs to it.
+
+  Attributes:
+    name: of its files.
+    title: a few words.
+    caption: what it shows, and of what.
+    figure: the picture.
+    table: the numbers behind it, one dict a row.
+  """
+  name: str
+  title: str
+  caption: str
+  figure: Figure
+  table: Sequence[Mapping[str, Any]]
+
+  def png(self) -> bytes:
+    """The picture, with title and caption in its metadata."""
+    file = io.BytesIO()
+    self.figure.savefig(file, format='png', dpi=_DPI, metadata=dict(
+        Title=self.title, Description=self.caption, Software=None))
+    return file.getvalue()
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes NAME.png and NAME.csv."""
+    (folder / f'{self.name}.png').write_bytes(self.png())
+    with (folder / f'{self.name}.csv').open('w', encoding='utf-8', newline='') as file:
+      writer = csv.DictWriter(file, list(self.table[0]))
+      writer.writeheader()
+      writer.writerows(self.table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """What a model makes of N clips, a window of each.
+
+  Attributes:
+    clip: int [N], the numbers of the clips in their source.
+    present: modality -> bool [N].
+    inputs: modality -> [N, D], the mean of the tokens before the Transformer; D may
+      differ between modalities.
+    pooled: modality -> [N, D], after it.
+    embed: space -> modality -> [N, dim]; empty for a model without common spaces.
+  """
+  clip: np.ndarray
+  present: Mapping[str, np.ndarray]
+  inputs: Mapping[str, np.ndarray]
+  pooled: Mapping[str, np.ndarray]
+  embed: Mapping[str, Mapping[str, np.ndarray]]
+
+  def spaces(self) -> dict[str, Mapping[str, np.ndarray]]:
+    """Title -> modality -> [N, D]: the input space, and the output spaces."""
+    return {'input': self.inputs} | {
+        f'output, {space.replace("_", " and ")}': sides
+        for space, sides in self.embed.items()}
+
+
+def learning(history: Sequence[Mapping[str, float]]) -> Iterator[Drawing]:
+  """The figures of training that there are.  Rows of `metrics.jsonl` -> drawings."""
+  for draw in (losses, measures):
+    try:
+      yield draw(history)
+    except NothingToDraw as e:
+      logging.info('No figure %r: %s', draw.__name__, e)
+
+
+@mpl.rc_context(STYLE)
+def losses(history: Sequence[Mapping[str, float]]) -> Drawing:
+  """The losses over the steps.
+
+  Args:
+    history: rows of `metrics.jsonl`.
+
+  Raises:
+    NothingToDraw: no step was trained.
+  """
+  names = sorted({k for row in history for k in row if k.startswith('train/loss')})
+  if not names:
+    raise NothingToDraw('no step was trained')
+  figure, ((axes,),) = grid(1, 1, 2.9)
+  table = []
+  for name, (colour, line) in zip(names, _styles(), strict=False):
+    points = [(row['step'], row[name]) for row in history if name in row]
+    short = name.removeprefix('train/')
+    axes.plot(*zip(*points, strict=True), line, color=colour, label=short)
+    table += [dict(step=step, name=short, value=value) for step, value in points]
+  axes.set(xlabel='step', ylabel='loss (nats)')
+  axes.xaxis.set_major_formatter(_thousands())
+  axes.legend()
+  return Drawing('losses', 'Losses', 'Means between two log lines; loss is the '
+                 'weighted sum of the others.', figure, table)
+
+
+@mpl.rc_context(STYLE)
+def measures(history: Sequence[Mapping[str, float]]) -> Drawing:
+  """What the evaluations measured during training, one panel for each task.
+
+  Ranks and d' are left out, for they are no shares.
+
+  Args:
+    history: rows of `metrics.jsonl`.
+
+  Raises:
+    NothingToDraw: there were fewer than two evaluations.
+  """
+  curves = _measures_by_task(history)
+  if not curves:
+    raise NothingToDraw('it takes two evaluations; set config.evals.*.every_steps')
+  columns = min(3, len(curves))
+  rows = -(-len(curves) // columns)
+  figure, panels = grid(rows, columns, 1.9 * rows, sharex=True, sharey=True)
+  names = dict.fromkeys(name for task in curves.values() for name in task)
+  styles = dict(zip(names, _styles(), strict=False))
+  table = []
+  for axes, (task, named) in itertools.zip_longest(panels.flat, curves.items(),
+                                                   fillvalue=(None, None)):
+    if task is None:
+      axes.remove()
+      continue
+    axes.set_title(task)
+    for name, points in named.items():
+      steps, values, chances = zip(*points, strict=True)
+      colour, line = styles[name]
+      axes.plot(steps, values, line, color=colour, marker='.', label=name)
+      if None not in chances:
+        axes.plot(steps, chances, color=colour, linewidth=0.6, alpha=0.6)
+      table += [dict(step=step, name=f'{task}/{name}', value=value, chance=chance)
+                for step, value, chance in points]
+  for axes in figure.axes:
+    axes.set(ylim=(0, 1.02), xlabel='step')
+    axes.xaxis.set_major_formatter(_thousands())
+    axes.xaxis.set_tick_params(labelbottom=True)
+  _legend(figure)
+  return Drawing('measures', 'Measures', 'What the evaluations found during training, '
+                 'shares of one; the thin lines are chance.', figure, table)
+
+
+def _measures_by_task(history):
+  """task -> measure -> [(step, value, chance or None)], of two steps or more."""
+  curves: dict[str, dict[str, list[tuple[int, float, float | None]]]] = {}
+  for row in history:
+    for key, value in row.items():
+      task, _, name = key.rpartition('/')
+      if task in ('', 'train') or name.startswith('chance_') or (
+          name.endswith('_random_init') or name in _NEVER_IN_0_1):
+        continue
+      curves.setdefault(task, {}).setdefault(name, []).append(
+          (row['step'], value, row.get(f'{task}/chance_{name}')))
+  several = {task: {k: v for k, v in named.items() if len({s for s, *_ in v}) > 1}
+             for task, named in curves.items()}
+  return {task: named for task, named in several.items() if named}
+
+
+@mpl.rc_context(STYLE)
+def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str,
+             num_classes: int, seed: int) -> Drawing:
+  """t-SNE of the pooled features, coloured by class (VATT, figure 3).
+
+  Args:
+    features: title -> features of the same N clips: before training, and after.
+    labels: of each clip; of several, joined by `|`, the first counts; empty for none.
+    label: their name.
+    num_classes: at most; if there are more, so many at random.
+    seed: of the choice and of t-SNE.
+
+  Raises:
+    NothingToDraw: there is but one class, or hardly a clip.
+  """
+  first = np.asarray([text.split('|')[0] for text in labels])
+  classes = sorted(set(first) - {''})
+  if len(classes) < 2:
+    raise NothingToDraw(f'{label!r} tells apart {len(classes)} classes; expected 2 or '
+                        'more')
+  if len(classes) > num_classes:
+    drawn = np.random.default_rng(seed).choice(classes, num_classes, replace=False)
+    classes = sorted(drawn.tolist())
+  modalities = [m for m in ('video', 'audio') if all(
+      m in f.pooled for f in features.values())]
+  figure, panels = grid(len(modalities), len(features), 3.5 * len(modalities))
+  table = []
+  for row, modality in zip(panels, modalities, strict=True):
+    for axes, (when, given) in zip(row, features.items(), strict=True):
+      there = given.present[modality] & np.isin(first, classes)
+      points = tsne(given.pooled[modality][there], seed)
+      _scatter_classes(axes, points, first[there], classes)
+      axes.set_title(f'{modality}, {when}')
+      table += [dict(when=when, modality=modality, clip=int(clip), label=name,
+                     x=float(x), y=float(y))
+                for clip, name, (x, y) in zip(given.clip[there], first[there], points,
+                                              strict=True)]
+  if len(classes) <= len(_class_styles()):
+    _legend(figure)
+  return Drawing(
+      'tsne_classes', f'Features by {label}',
+      f't-SNE of the features after the Transformer, coloured by {label} '
+      f'({len(classes)} classes; after figure 3 of the paper).', figure, table)
+
+
+def _scatter_classes(axes, points, names, classes):
+  styles = _class_styles()
+  if len(classes) > len(styles):    # too many to name: neighbours are alike
+    styles = [(colour, 'o') for colour in mpl.colormaps['turbo'](
+        np.linspace(0, 1, len(classes)))]
+  _bare(axes)
+  for name, (colour, marker) in zip(classes, styles, strict=False):
+    axes.scatter(*points[names == name].T, s=12, color=[colour], marker=marker,
+                 linewidths=0, alpha=0.8, label=name)
+
+
+def _class_styles() -> list[tuple[str, str]]:
+  return [(colour, marker) for marker in _MARKERS for colour in COLOURS]
+
+
+@mpl.rc_context(STYLE)
+def by_modality(features: Mapping[str, Features], seed: int) -> Drawing:
+  """t-SNE of input and output space, coloured by modality (VATT, figure 4).
+
+  The paper doesn't say how it put modalities of different width into one plane.
+  Here vectors are scaled to length one, and narrower ones filled up with zeros.
+  It doesn't say either how it showed both common spaces at once: here each has a
+  panel.
+
+  Args:
+    features: model -> features.
+    seed: of t-SNE.
+
+  Raises:
+    NothingToDraw: a model has no common space, or there are hardly any clips.
+  """
+  _check_embeds(features)
+  spaces = list(dict.fromkeys(s for f in features.values() for s in f.spaces()))
+  figure, panels = grid(len(features), len(spaces), 2.5 * len(features))
+  table = []
+  for row, (model, given) in zip(panels, features.items(), strict=True):
+    for axes, space in zip(row, spaces, strict=True):
+      _bare(axes)
+      axes.set_title(space)
+      sides = {m: x[given.present[m]] for m, x in given.spaces().get(space, {}).items()}
+      if not sides:
+        axes.remove()
+        continue
+      points = tsne(np.concatenate(common_width(list(sides.values()))), seed)
+      ends = np.cumsum([len(x) for x in sides.values()])
+      for modality, part in zip(sides, np.split(points, ends[:-1]), strict=True):
+        axes.scatter(*part.T, s=5, color=_OF_MODALITY[modality], linewidths=0,
+                     alpha=0.6, label=modality)
+        table += [dict(model=model, space=space, modality=modality, clip=int(clip),
+                       x=float(x), y=float(y))
+                  for clip, (x, y) in zip(given.clip[given.present[modality]], part,
+                                          strict=True)]
+    row[0].set_ylabel(model)
+  _legend(figure)
+  return Drawing(
+      'tsne_spaces', 'Input and output space',
+      't-SNE of what enters the Transformer (the mean of the tokens) and of what the '
+      'loss sees, a plane for each space (after figure 4 of the paper).'
+      f'{_widths(features)}', figure, table)
+
+
+@mpl.rc_context(STYLE)
+def similarities(features: Mapping[str, Features]) -> Drawing:
+  """Densities of the similarity of pairs (VATT, figure 5).
+
+  Positive pairs are of one clip, negative ones are all others. Where the input
+  widths of two modalities differ, the narrower vectors are filled up with zeros.
+
+  Args:
+    features: model -> features.
+
+  Raises:
+    NothingToDraw: a model has no common space, or there are hardly any pairs.
+  """
+  _check_embeds(features)
+  rows = [(model, given, space, tuple(sides))
+          for model, given in features.items()
+          for space, sides in given.embed.items() if len(sides) > 1]
+  if not rows:
+    raise NothingToDraw('there is no common space of two modalities')
+  figure, panels = grid(len(rows), 2, 1.9 * len(rows))
+  table = []
+  for line, (model, given, space, sides) in zip(panels, rows, strict=True):
+    a, b = ('video', next(m for m in ('text', 'audio') if m in sides))
+    there = given.present[a] & given.present[b]
+    for axes, (title, x) in zip(line, (('input', given.inputs),
+                                       ('output', given.embed[space])), strict=True):
+      one, other = common_width([x[a][there], x[b][there]])
+      place, curves = _densities(one @ other.T)
+      for (name, density), (colour, style) in zip(curves.items(), _styles(),
+                                                  strict=False):
+        axes.plot(place, density, style, color=colour, label=f'{name} pairs')
+        axes.fill_between(place, density, color=colour, alpha=0.2, linewidth=0)
+      axes.set_title(f'{a} and {b}, {title} space')
+      axes.set(xlabel='cosine similarity', ylim=(0, None))
+      table += [dict(model=model, pair=f'{a}_{b}', space=title,
+                     similarity=float(s), positive=float(p), negative=float(n))
+                for s, p, n in zip(place, *curves.values(), strict=True)]
+    line[0].set_ylabel(f'{model}\ndensity')
+  _legend(figure)
+  return Drawing(
+      'similarities', 'Similarity of pairs',
+      'Kernel density estimates (Gaussian, by Scott\'s rule) of the cosine similarity '
+      'of pairs of one clip (positive) and of all other pairs (negative; after figure '
+      f'5 of the paper).{_widths(features)}', figure, table)
+
+
+def _densities(similarity):
+  """[N, N] -> places [P], and of positive and negative pairs the densities [P]."""
+  same = np.eye(len(similarity), dtype=bool)
+  sides = dict(positive=similarity[same], negative=similarity[~same])
+  for name, values in sides.items():
+    if len(values) < 2 or np.ptp(values) < 1e-9:
+      raise NothingToDraw(f'{len(values)} {name} pairs, which hardly differ')
+  low, high = similarity.min(), similarity.max()
+  margin = 0.1 * (high - low)
+  place = np.linspace(low - margin, high + margin, _GRID_POINTS)
+  return place, {name: stats.gaussian_kde(values)(place)
+                 for name, values in sides.items()}
+
+
+@mpl.rc_context(STYLE)
+def cost_curve(runs: Sequence[Mapping[str, Any]], measure: str) -> Drawing:
+  """Accuracy against cost, for rates of DropToken (VATT, tables 13 and 14).
+
+  Args:
+    runs: `run`, its `drop_token_rate`, `gflops` of a clip, and the measure.
+    measure: its name.
+  """
+  runs = sorted(runs, key=lambda r: r['gflops'])
+  figure, ((axes,),) = grid(1, 1, 3.2)
+  points = [(cost, np.mean([r[measure] for r in group]), group[0]['drop_token_rate'])
+            for cost, same in itertools.groupby(runs, key=lambda r: r['gflops'])
+            for group in [list(same)]]
+  axes.plot([p[0] for p in points], [p[1] for p in points], color='#999999',
+            linewidth=1, zorder=1)
+  axes.scatter([r['gflops'] for r in runs], [r[measure] for r in runs], s=28,
+               color=COLOURS[0], zorder=2)
+  for cost, value, rate in points:
+    axes.annotate(f'{rate:.0%} dropped', (cost, value), (0, -12), ha='center', va='top',
+                  textcoords='offset points')
+  axes.set(xlabel='GFLOPs of a forward call on one clip', ylabel=measure)
+  axes.margins(x=0.12, y=0.25)
+  return Drawing(
+      'drop_token', 'DropToken: accuracy and cost',
+      'One point for each run, the line through the mean of those that cost the same. '
+      'Operations are counted on the tokens that are kept (two for each '
+      'multiply-add); the measure is of clips of which nothing is dropped.',
+      figure, runs)
+
+
+def common_width(sides: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Vectors of length one, zeros after the narrower ones.  [N, D] each -> [N, widest].
+  """
+  width = max(x.shape[1] for x in sides)
+  return [np.pad(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12),
+                 [(0, 0), (0, width - x.shape[1])]) for x in sides]
+
+
+def tsne(x: np.ndarray, seed: int) -> np.ndarray:
+  """t-SNE, its perplexity 30 or less where points are few.  [N, D] -> [N, 2].
+
+  Raises:
+    NothingToDraw: there are hardly any points, or they all fall together.
+  """
+  if len(x) < _LEAST_POINTS or not np.ptp(x, axis=0).any():
+    raise NothingToDraw(f'{len(x)} points that can be told apart; expected '
+                        f'{_LEAST_POINTS} or more')
+  model = manifold.TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init='pca',
+                        random_state=seed)
+  # Its threads wait for each other busily: on a machine that has other work, ten
+  # times slower than one.
+  with threadpoolctl.threadpool_limits(1):
+    return model.fit_transform(x.astype(np.float32))
+
+
+def _widths(features: Mapping[str, Features]) -> str:
+  """For the caption: whose input widths differ, and what was done about it."""
+  differ = [f'{model}: ' + ', '.join(f'{m} {x.shape[1]}' for m, x in f.inputs.items())
+            for model, f in features.items()
+            if len({x.shape[1] for x in f.inputs.values()}) > 1]
+  if not differ:
+    return ''
+  return (f' Where input widths differ ({"; ".join(differ)}) the narrower vectors are '
+          'filled up with zeros.')
+
+
+def _check_embeds(features):
+  for model, given in features.items():
+    if not given.embed:
+      raise NothingToDraw(f'the {model} model has no common space')
+
+
+def grid(rows: int, columns: int, height: float, **settings: Any
+          ) -> tuple[Figure, np.ndarray]:
+  """A figure with [rows, columns] panels; height in inches."""
+  figure = Figure(figsize=(_WIDTH, height), layout='constrained')
+  return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+
+
+def _bare(axes: Axes) -> None:
+  """A square frame without ticks, for planes whose axes mean nothing."""
+  axes.set(xticks=[], yticks=[], box_aspect=1)
+  axes.spines[:].set_visible(True)
+  axes.grid(False)
+
+
+def _legend(figure: Figure) -> None:
+  """One for all panels, below them."""
+  found = {name: handle for axes in figure.axes
+           for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+  figure.legend(found.values(), found.keys(), loc='outside lower center',
+                ncols=min(len(found), 7), markerscale=1.5)
+
+
+def _styles() -> Iterator[tuple[str, str]]:
+  """Colours and line styles, for as many curves as come."""
+  return zip(itertools.cycle(COLOURS), itertools.cycle(_LINES), strict=False)
+
+
+def _thousands() -> ticker.Formatter:
+  return ticker.FuncFormatter(
+      lambda x, _: f'{x / 1000:g}k' if math.fabs(x) >= 10_000 else f'{x:g}')

@@ -1,0 +1,266 @@
+"""Draws what a run has learnt: python -m vatt_jax.main --mode=figures
+
+Of the newest checkpoint, into `figures/` of the workdir as PNG and CSV, and into
+`report.html`. The section `figures` of the recipe says of what (`recipe.Figures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import glob
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from vatt_jax import checkpoint
+from vatt_jax import cost
+from vatt_jax import interrupt
+from vatt_jax import recipe
+from vatt_jax import sharding
+from vatt_jax import step
+from vatt_jax import train
+from vatt_jax import writers
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import extract
+from vatt_jax.evaluators import figures
+from vatt_jax.evaluators import report
+from vatt_jax.inputs import augment
+from vatt_jax.inputs import clip
+from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
+
+_RESULTS = 'results.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A run, and its model before training and now.
+
+  Attributes:
+    run: what its recipe says.
+    before: what it started from.
+    now: of its newest checkpoint.
+    step: of that.
+  """
+  run: recipe.Recipe
+  before: step.State
+  now: step.State
+  step: int
+
+  @property
+  def kind(self) -> str:
+    shared = 'shared' in self.run.task.model.backbones
+    return 'modality-agnostic' if shared else 'modality-specific'
+
+
+class Sample(Sequence[clip.Clip]):
+  """Some clips of a source, at random and in order; all if there are no more."""
+
+  def __init__(self, clips: Sequence[clip.Clip], count: int, seed: int):
+    self._clips = clips
+    rng = np.random.default_rng(seed)
+    self.numbers = np.sort(rng.permutation(len(clips))[:count])
+
+  def __len__(self) -> int:
+    return len(self.numbers)
+
+  def __getitem__(self, index: int) -> clip.Clip:
+    return self._clips[int(self.numbers[index])]
+
+
+def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Draws the figures of a run.
+
+  Args:
+    config: its recipe, as nested dicts; of `figures` it may say other things than
+      when it was trained.
+    workdir: the run's folder.
+
+  Raises:
+    UserError: there is no such run, it has no checkpoint, or bad input.
+    interrupt.Interrupted: SIGTERM or Ctrl-C.
+  """
+  with interrupt.Interrupt() as stop:
+    model = _load(config, workdir, stop.check)
+    history = writers.read_jsonl(workdir / writers.METRICS_FILE)
+    learnt = list(_drawn(config, model, stop.check))
+    galleries = {
+        name: report.draw_gallery(e.evaluator, e.evaluator.gallery(model.now))
+        for name, e in model.run.evaluations.items() if hasattr(e.evaluator, 'gallery')}
+  folder = workdir / 'figures'
+  folder.mkdir(exist_ok=True)
+  drawings = [*figures.learning(history), *learnt, *_of_galleries(galleries)]
+  for drawing in drawings:
+    drawing.save(folder)
+  results = _read_results(workdir) or {}
+  page = workdir / 'report.html'
+  report.write(page, workdir.name, results, history, galleries, learnt)
+  print(f'{folder.resolve()}: {", ".join(d.name for d in drawings)}')
+  print(f'Report: {page.resolve()}')
+
+
+def _load(config: Mapping[str, Any], workdir: pathlib.Path,
+          check: Callable[[], None]) -> Model:
+  if not (workdir / checkpoint.CONFIG_FILE).exists():
+    raise UserError(f'{workdir}: holds no run; train one there first (--mode=train)')
+  run = recipe.make(config, workdir, check)
+  steps = checkpoint.steps(workdir)
+  _, variables = checkpoint.load_model(workdir)
+  random = train.random_state(run)
+  initial = recipe.initial(config, run)
+  before = random if initial is None else train.start_from(initial, random)
+  return Model(run, before, train.start_from(variables, random), steps[-1])
+
+
+def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
+           ) -> Iterator[figures.Drawing]:
+  """The figures of features and of costs that there are."""
+  wish = model.run.figures
+  reader = _reader(model.run)
+  clips = Sample(reader.clips, wish.num_clips, wish.seed)
+  logging.info('Reading %d clips', len(clips))
+  features = functools.partial(_features, clips=clips, check=check)
+  now, before = (features(model.run, s, reader) for s in (model.now, model.before))
+  models = {model.kind: now}
+  if wish.beside:
+    models |= _beside(wish.beside, model, reader, features, check)
+  started = config.get('init_from') or 'random weights'
+  whose = f' Step {model.step}; {len(clips)} clips.'
+  when = {f'before training ({started})': before, f'at step {model.step}': now}
+  tasks = dict(
+      tsne_classes=lambda: figures.by_class(when, *_labels(clips, wish.label),
+                                            wish.num_classes, wish.seed),
+      tsne_spaces=lambda: figures.by_modality(models, wish.seed),
+      similarities=lambda: figures.similarities(models))
+  for name, task in tasks.items():
+    check()
+    drawing = _try(name, task)
+    if drawing:
+      yield dataclasses.replace(drawing, caption=drawing.caption + whose)
+  if wish.runs:
+    yield figures.cost_curve(_costs(wish.runs, wish.measure), wish.measure)
+
+
+def _try(name: str, task: Callable[[], figures.Drawing]) -> figures.Drawing | None:
+  logging.info('Drawing %s', name)
+  try:
+    return task()
+  except figures.NothingToDraw as e:
+    logging.info('No figure %r: %s', name, e)
+    return None
+
+
+def _reader(run: recipe.Recipe) -> pipeline.Reader:
+  """Of the source that the recipe names, or of its first evaluation that has one."""
+  if run.figures.path:
+    clips = sources.open_source(run.figures.path, run.figures.captions)
+    return dataclasses.replace(run.reader, clips=clips)
+  return next((e.evaluator.reader for e in run.evaluations.values()
+               if hasattr(e.evaluator, 'reader')), run.reader)
+
+
+def _features(run: recipe.Recipe, state: step.State, reader: pipeline.Reader,
+              clips: Sample, check: Callable[[], None]) -> figures.Features:
+  """What a model makes of the middle of each clip."""
+  inputs = jax.jit(lambda state, batch: run.task.model.apply(
+      step.variables(state), augment.normalize(batch), method='mean_inputs'))
+
+  def predict(state, batch):
+    check()
+    batch = sharding.to_devices(batch, run.mesh)
+    return dict(run.task.predict(state, batch), inputs=inputs(state, batch))
+
+  found = extract.by_clip(predict, state, dataclasses.replace(reader, clips=clips),
+                          run.batch_size, 1, 1, _pick)
+  found = jax.tree.map(lambda x: x[:, 0], found)    # there is but one view
+  return figures.Features(clip=clips.numbers, **found)
+
+
+def _pick(outputs, batch):
+  """Of a clip's sentences the nearest; without the `logits` of a classifier."""
+  def nearest(sides):
+    return {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
+
+  present = {m: batch[f'has_{m}'] for m in outputs['inputs']}
+  if 'text' in present:
+    present['text'] = np.any(batch['text'][:, 0] != 0, axis=-1)
+  return dict(present=present, inputs=nearest(outputs['inputs']),
+              pooled=nearest(outputs['pooled']),
+              embed={space: nearest(sides)
+                     for space, sides in outputs.get('embed', {}).items()})
+
+
+def _beside(folder: str, model: Model, reader: pipeline.Reader,
+            features: Callable[..., figures.Features], check: Callable[[], None]
+            ) -> dict[str, figures.Features]:
+  """Another run's model, by its kind, and of the same kind also by its workdir."""
+  workdir = pathlib.Path(folder)
+  path = workdir / checkpoint.CONFIG_FILE
+  if not path.exists():
+    raise UserError(f'config.figures.beside={folder!r}: holds no run')
+  other = _load(json.loads(path.read_text(encoding='utf-8')), workdir, check)
+  name = other.kind if other.kind != model.kind else f'{other.kind}, {workdir.name}'
+  return {name: features(other.run, other.now, other.run.reader)}
+
+
+def _labels(clips: Sequence[clip.Clip], label: str) -> tuple[list[str], str]:
+  """The label of each clip, and its name."""
+  rows = [c.labels for c in sources.each(clips)]
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  if not columns and not label:
+    raise figures.NothingToDraw('the clips have no labels')
+  label = label or columns[0]
+  if label not in columns:
+    raise UserError(f'config.figures.label={label!r}: the clips have no such label; '
+                    f'found {", ".join(columns) or "none"}')
+  return [row.get(label, '') for row in rows], label
+
+
+def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:
+  """Of each finished run what it cost and reached."""
+  rows, known = [], set()
+  for folder in map(pathlib.Path, sorted(glob.glob(pattern))):
+    results, path = _read_results(folder), folder / checkpoint.CONFIG_FILE
+    if results is None or not path.exists():
+      logging.info('%s: left out of figure %r, for it has no results', folder,
+                   'drop_token')
+      continue
+    known |= results.keys()
+    if measure in results:
+      rows.append(_cost(folder, json.loads(path.read_text(encoding='utf-8')))
+                  | {measure: results[measure]})
+  if not rows:
+    raise UserError(
+        f'config.figures.measure={measure!r}: no run of figures.runs={pattern!r} has it; '
+        f'found {", ".join(sorted(known)) or "no results"}')
+  return rows
+
+
+def _cost(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  model, batch = recipe.model_and_clip(config)
+  rates = [config['model'][m].get('drop_token_rate', 0.0) for m in ('video', 'audio')
+           if config['model'].get(m)]
+  operations = cost.forward(model, batch, train=True)
+  return dict(run=str(folder), drop_token_rate=rates[0], gflops=operations.true / 1e9)
+
+
+def _read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
+  path = workdir / _RESULTS
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
+def _of_galleries(galleries: Mapping[str, Sequence[report.Query]]
+                  ) -> Iterator[figures.Drawing]:
+  for name, queries in galleries.items():
+    for direction in dict.fromkeys(q.direction for q in queries):
+      yield report.gallery_drawing(
+          name, [q for q in queries if q.direction == direction])
