@@ -113,13 +113,15 @@ class Recipe:
   """All that a config says, built.
 
   Of `initial`, the model's variables that a checkpoint gives the run, what is only
-  a shape starts from random.
+  a shape starts from random. `load(path, allow_random_head)` gives the same of any
+  other checkpoint (`weights.read`, `weights.merge`).
   """
   seed: int
   total_steps: int
   batch_size: int
   log_every_steps: int
   initial: dict[str, Any] | None
+  load: Callable[[str, bool], dict[str, Any]]
   checkpoint: dict[str, int]
   mesh: Mesh
   reader: pipeline.Reader
@@ -128,19 +130,21 @@ class Recipe:
 
 
 def make(config: Settings, workdir: pathlib.Path,
-          check: Callable[[], None] = lambda: None) -> Recipe:
+          check: Callable[[], None] = lambda: None, weights_from: str = '') -> Recipe:
   """Builds what a config says.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: of the run; keeps the config, the vocabulary and notes on bad files.
     check: called before each batch of an evaluation, may raise to stop it.
+    weights_from: in place of `init_from`, where weights will come from by and by,
+      through `Recipe.load`; now it gives the words, and no weights.
 
   Raises:
     UserError: names the key or file that is wrong.
   """
   _compare(config, workdir)
-  given = dict(workdir=workdir, check=check)
+  given = dict(workdir=workdir, check=check, weights_from=weights_from)
   check_keys('', _build, config, given)
   run = _build(**config, **given)
   _claim(config, workdir, run)    # last: a mistyped config leaves no trace
@@ -166,8 +170,8 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
     if ours.get(key) != theirs.get(key):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
-          f'where this one has {ours.get(key)!r}; choose another --workdir, or '
-          'the same config to go on with that run')
+          f'where this one has {ours.get(key)!r}; choose another --workdir or '
+          'move that folder away, or give the same config to go on with that run')
 
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
@@ -187,9 +191,10 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
           for k, v in _flat(branch, f'{prefix}.{name}' if prefix else name).items()}
 
 
-def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
-           total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
-           window: Settings, model: Settings, evals: Mapping[str, Settings],
+def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
+           seed: int, total_steps: int, batch_size: int, log_every_steps: int,
+           data: Settings, window: Settings, model: Settings,
+           evals: Mapping[str, Settings],
            losses: Mapping[str, Settings] | None = None,
            optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, init_from: str = '') -> Recipe:
@@ -213,12 +218,14 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={sizes.max_words} or more')
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
-  initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model)
+  load = functools.partial(_load, task, sizes.batch(batch_size),
+                           model.get('variant') == 'release')
+  initial = None if begun or weights_from else _initial(init_from, load, model)
   sources = call('data', Data, data)
   if total_steps and not sources.path:
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
-  reader = _reader(sources, sizes, words, init_from, workdir)
+  reader = _reader(sources, sizes, words, weights_from or init_from, workdir)
 
   def predict(state, batch):
     check()
@@ -229,23 +236,27 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
                  reader=reader, predict=predict, batch_size=batch_size)
       for name, section in evals.items()}
   return Recipe(
-      seed, total_steps, batch_size, log_every_steps, initial,
+      seed, total_steps, batch_size, log_every_steps, initial, load,
       call('checkpoint', _checkpoint, checkpoint or {}), mesh, reader, task,
       evaluations)
 
 
-def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],
-             model: Settings) -> dict[str, Any] | None:
-  """The variables that a checkpoint gives the run; of the rest the shapes."""
-  release = model.get('variant') == 'release'
+def _initial(init_from: str, load: Callable[..., Any], model: Settings
+             ) -> dict[str, Any] | None:
   if not init_from:
-    if release and model.get('text'):
+    if model.get('variant') == 'release' and model.get('text'):
       logging.warning('The released code keeps its word vectors as they are, and here '
                       'they are random: give --config.init_from=CHECKPOINT')
     return None
+  return load(init_from)
+
+
+def _load(task: step.Task, batch: Mapping[str, Any], spline: bool, path: str,
+          allow_random_head: bool = True) -> dict[str, Any]:
+  """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
-  _, theirs = weights.read(init_from)
-  return weights.merge(step.variables(state), theirs, init_from, spline=release)
+  _, theirs = weights.read(path)
+  return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
 
 
 def _checkpoint(every_steps: int = 1000, keep: int = 2) -> dict[str, int]:
@@ -289,7 +300,7 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
   if (workdir / checkpoint.CONFIG_FILE).exists():
     path = workdir / own
   elif init_from and not path:
-    path = pathlib.Path(init_from) / own
+    path = checkpoint.split(init_from)[0] / own
     _check_words(data, init_from, path)
   if path:
     return text.load(data.tokenizer, path, size, data.drop_stop_words)
@@ -302,9 +313,9 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
 
 def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
   """Raises UserError unless a checkpoint brings its words, made as the run's are."""
-  config = pathlib.Path(init_from) / checkpoint.CONFIG_FILE
-  theirs = (json.loads(config.read_text(encoding='utf-8')).get('data', {})
-            if config.exists() else {})
+  folder, _ = checkpoint.split(init_from)
+  theirs = (checkpoint.read_config(folder).get('data', {})
+            if (folder / checkpoint.CONFIG_FILE).exists() else {})
   for key in ('tokenizer', 'drop_stop_words'):
     value = theirs.get(key, getattr(Data, key))    # its default
     if value != getattr(data, key):

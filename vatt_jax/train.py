@@ -79,7 +79,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
-  state = _random_state(run)
+  state = random_state(run)
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
@@ -87,12 +87,12 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
     state = saved.restore(state)
     logging.info('Going on from step %d', int(state.step))
   elif run.initial is not None:
-    state = _start_from(run.initial, state)
+    state = start_from(run.initial, state)
   return state
 
 
-def _start_from(initial: dict[str, Any], state: State) -> State:
-  """The state of step 0 with the weights of a checkpoint."""
+def start_from(initial: dict[str, Any], state: State) -> State:
+  """The state of step 0 with the weights of a checkpoint (`recipe.Recipe.initial`)."""
   def choose(given, random):
     if isinstance(given, jax.ShapeDtypeStruct):
       return random
@@ -102,7 +102,7 @@ def _start_from(initial: dict[str, Any], state: State) -> State:
   return state.replace(params=state.params | chosen.pop('params'), model_state=chosen)
 
 
-def _random_state(run: recipe.Recipe) -> State:
+def random_state(run: recipe.Recipe) -> State:
   """The state of step 0, made where it will live."""
   init = _compile_init(run.task, run.mesh)
   return init(run.reader.window.batch(run.batch_size))
@@ -175,12 +175,12 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
   logging.info('Evaluating, and a randomly initialised model beside it')
-  random_state = _random_state(run)
+  random = random_state(run)
   results = {}
   for name, evaluation in run.evaluations.items():
     results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
     results |= {f'{name}/{k}_random_init': v
-                for k, v in evaluation.evaluator.run(random_state)
+                for k, v in evaluation.evaluator.run(random)
                 if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
