@@ -93,12 +93,15 @@ def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     model = _load(config, workdir, stop.check)
     history = writers.read_jsonl(workdir / writers.METRICS_FILE)
     learnt = list(_drawn(config, model, stop.check))
+    logging.info('Drawing galleries')
     galleries = {
         name: report.draw_gallery(e.evaluator, e.evaluator.gallery(model.now))
         for name, e in model.run.evaluations.items() if hasattr(e.evaluator, 'gallery')}
   folder = workdir / 'figures'
   folder.mkdir(exist_ok=True)
-  drawings = [*figures.learning(history), *learnt, *_of_galleries(galleries)]
+  training = filter(None, (_try(f.__name__, functools.partial(f, history))
+                           for f in (figures.losses, figures.measures)))
+  drawings = [*training, *learnt, *_of_galleries(galleries)]
   for drawing in drawings:
     drawing.save(folder)
   results = _read_results(workdir) or {}
@@ -112,13 +115,15 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
           check: Callable[[], None]) -> Model:
   if not (workdir / checkpoint.CONFIG_FILE).exists():
     raise UserError(f'{workdir}: holds no run; train one there first (--mode=train)')
-  run = recipe.make(config, workdir, check)
   steps = checkpoint.steps(workdir)
-  _, variables = checkpoint.load_model(workdir)
-  random = train.random_state(run)
-  initial = recipe.initial(config, run)
-  before = random if initial is None else train.start_from(initial, random)
-  return Model(run, before, train.start_from(variables, random), steps[-1])
+  if not steps:
+    raise UserError(f'{workdir}: holds no checkpoint yet')
+  run = recipe.make(config, workdir, check)
+  random = train.random_state(run).replace(opt_state=())    # only a burden here
+  start = config.get('init_from')
+  before = train.start_from(run.load(start), random) if start else random
+  path = checkpoint.of_step(workdir, steps[-1])
+  return Model(run, before, train.start_from(run.load(str(path)), random), steps[-1])
 
 
 def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
@@ -204,10 +209,9 @@ def _beside(folder: str, model: Model, reader: pipeline.Reader,
             ) -> dict[str, figures.Features]:
   """Another run's model, by its kind, and of the same kind also by its workdir."""
   workdir = pathlib.Path(folder)
-  path = workdir / checkpoint.CONFIG_FILE
-  if not path.exists():
+  if not (workdir / checkpoint.CONFIG_FILE).exists():
     raise UserError(f'config.figures.beside={folder!r}: holds no run')
-  other = _load(json.loads(path.read_text(encoding='utf-8')), workdir, check)
+  other = _load(checkpoint.read_config(workdir), workdir, check)
   name = other.kind if other.kind != model.kind else f'{other.kind}, {workdir.name}'
   return {name: features(other.run, other.now, other.run.reader)}
 
@@ -236,12 +240,12 @@ def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:
       continue
     known |= results.keys()
     if measure in results:
-      rows.append(_cost(folder, json.loads(path.read_text(encoding='utf-8')))
-                  | {measure: results[measure]})
+      rows.append(_cost(folder, checkpoint.read_config(folder)) |
+                  {measure: results[measure]})
   if not rows:
     raise UserError(
-        f'config.figures.measure={measure!r}: no run of figures.runs={pattern!r} has it; '
-        f'found {", ".join(sorted(known)) or "no results"}')
+        f'config.figures.measure={measure!r}: no run of figures.runs={pattern!r} has '
+        f'it; found {", ".join(sorted(known)) or "no results"}')
   return rows
 
 

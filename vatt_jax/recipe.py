@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 import jax
 from jax.sharding import Mesh
+import optax
 
 from vatt_jax import checkpoint
 from vatt_jax import optim
@@ -50,7 +51,7 @@ class Data:
 
   Attributes:
     path: a folder of media, a manifest or shards (`inputs.sources`), or several,
-      from whose clips together all are drawn alike.
+      from whose clips together all are drawn alike; empty where nothing is trained.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
     weights: how much of every batch each path gives, relative to the others; empty:
@@ -67,7 +68,7 @@ class Data:
     ValueError: not as many captions as paths, no such tokenizer, or one that knows
       no stop words.
   """
-  path: str | Sequence[str]
+  path: str | Sequence[str] = ''
   captions: str | Sequence[str] = ''
   weights: Sequence[float] = ()
   tokenizer: str = 'words'
@@ -89,6 +90,8 @@ class Data:
   @property
   def sources(self) -> list[tuple[str, str]]:
     """(path, captions) of each source."""
+    if not self.path:
+      return []
     if isinstance(self.path, str):
       return [(self.path, self.captions)]
     return list(zip(self.path, self.captions, strict=True))
@@ -150,13 +153,15 @@ class Recipe:
   """All that a config says, built.
 
   Of `initial`, the model's variables that a checkpoint gives the run, what is only
-  a shape starts from random.
+  a shape starts from random. `load(path, allow_random_head)` gives the same of any
+  other checkpoint (`weights.read`, `weights.merge`).
   """
   seed: int
   total_steps: int
   batch_size: int
   log_every_steps: int
   initial: dict[str, Any] | None
+  load: Callable[[str, bool], dict[str, Any]]
   checkpoint: dict[str, int]
   mesh: Mesh
   reader: pipeline.Reader
@@ -166,29 +171,25 @@ class Recipe:
 
 
 def make(config: Settings, workdir: pathlib.Path,
-          check: Callable[[], None] = lambda: None) -> Recipe:
+          check: Callable[[], None] = lambda: None, weights_from: str = '') -> Recipe:
   """Builds what a config says.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: of the run; keeps the config, the vocabulary and notes on bad files.
     check: called before each batch of an evaluation, may raise to stop it.
+    weights_from: in place of `init_from`, where weights will come from by and by,
+      through `Recipe.load`; now it gives the words, and no weights.
 
   Raises:
     UserError: names the key or file that is wrong.
   """
   _compare(config, workdir)
-  given = dict(workdir=workdir, check=check)
+  given = dict(workdir=workdir, check=check, weights_from=weights_from)
   check_keys('', _build, config, given)
   run = _build(**config, **given)
   _claim(config, workdir, run)    # last: a mistyped config leaves no trace
   return run
-
-
-def initial(config: Settings, run: Recipe) -> dict[str, Any] | None:
-  """What `Recipe.initial` was when the run began."""
-  return _initial(config.get('init_from', ''), run.task,
-                  run.reader.window.batch(run.batch_size), config['model'])
 
 
 def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
@@ -210,8 +211,8 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
     if not key.startswith('figures.') and ours.get(key) != theirs.get(key):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
-          f'where this one has {ours.get(key)!r}; choose another --workdir, or '
-          'the same config to go on with that run')
+          f'where this one has {ours.get(key)!r}; choose another --workdir or '
+          'move that folder away, or give the same config to go on with that run')
 
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
@@ -231,12 +232,19 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
           for k, v in _flat(branch, f'{prefix}.{name}' if prefix else name).items()}
 
 
-def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
-           total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
-           window: Settings, model: Settings, losses: Mapping[str, Settings],
-           optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings,
+def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
+           seed: int, total_steps: int, batch_size: int, log_every_steps: int,
+           data: Settings, window: Settings, model: Settings,
+           evals: Mapping[str, Settings],
+           losses: Mapping[str, Settings] | None = None,
+           optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, figures: Settings | None = None,
            init_from: str = '') -> Recipe:
+  """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
+  trained = dict(losses=losses, optim=optim, checkpoint=checkpoint)
+  for name, section in trained.items():
+    if total_steps and section is None:
+      raise UserError(f'config.{name}: missing')
   for name, value, least in (
       ('total_steps', total_steps, 0), ('batch_size', batch_size, 1),
       ('log_every_steps', log_every_steps, 1)):
@@ -244,15 +252,22 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       raise UserError(f'config.{name}={value}: expected {least} or more')
   mesh = sharding.make_mesh(batch_size)
   sizes, words = call('window', pipeline.Window, window), model.get('text')
-  task = _task(seed, total_steps, model, losses, optim, augment or {}, sizes.modalities)
+  task = _task(seed, total_steps, model, losses or {}, optim, augment or {},
+               sizes.modalities)
   _check_rate(task.model, sizes.audio_hz)
   max_words = words.get('max_words', 0) if words else sizes.max_words
   if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={sizes.max_words} or more')
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
-  initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model)
-  reader = _reader(call('data', Data, data), sizes, words, init_from, workdir)
+  load = functools.partial(_load, task, sizes.batch(batch_size),
+                           model.get('variant') == 'release')
+  initial = None if begun or weights_from else _initial(init_from, load, model)
+  sources = call('data', Data, data)
+  if total_steps and not sources.path:
+    raise UserError('config.data.path: is empty; expected a folder of media files, a '
+                    'manifest or shards (docs/data.md)')
+  reader = _reader(sources, sizes, words, weights_from or init_from, workdir)
 
   def predict(state, batch):
     check()
@@ -263,26 +278,30 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
                  reader=reader, predict=predict, batch_size=batch_size)
       for name, section in evals.items()}
   return Recipe(
-      seed, total_steps, batch_size, log_every_steps, initial,
-      call('checkpoint', _checkpoint, checkpoint), mesh, reader, task, evaluations,
-      call('figures', Figures, figures or {}))
+      seed, total_steps, batch_size, log_every_steps, initial, load,
+      call('checkpoint', _checkpoint, checkpoint or {}), mesh, reader, task,
+      evaluations, call('figures', Figures, figures or {}))
 
 
-def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],
-             model: Settings) -> dict[str, Any] | None:
-  """The variables that a checkpoint gives the run; of the rest the shapes."""
-  release = model.get('variant') == 'release'
+def _initial(init_from: str, load: Callable[..., Any], model: Settings
+             ) -> dict[str, Any] | None:
   if not init_from:
-    if release and model.get('text'):
+    if model.get('variant') == 'release' and model.get('text'):
       logging.warning('The released code keeps its word vectors as they are, and here '
                       'they are random: give --config.init_from=CHECKPOINT')
     return None
+  return load(init_from)
+
+
+def _load(task: step.Task, batch: Mapping[str, Any], spline: bool, path: str,
+          allow_random_head: bool = True) -> dict[str, Any]:
+  """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
-  _, theirs = weights.read(init_from)
-  return weights.merge(step.variables(state), theirs, init_from, spline=release)
+  _, theirs = weights.read(path)
+  return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
 
 
-def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
+def _checkpoint(every_steps: int = 1000, keep: int = 2) -> dict[str, int]:
   if min(every_steps, keep) < 1:
     raise ValueError(f'every_steps={every_steps}, keep={keep}: expected 1 or more')
   return dict(every_steps=every_steps, keep=keep)
@@ -294,7 +313,7 @@ def _reader(data: Data, window: pipeline.Window, words: Settings | None,
   _build_data(data)
   clips = sources.Mixture([sources.open_source(path, captions)
                            for path, captions in data.sources], data.weights)
-  notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files,
+  notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files or None,
                              workdir / 'file_notes.jsonl')
   size = 2 if words is None else words['vocabulary_size']
   return pipeline.Reader(clips, window,
@@ -302,6 +321,8 @@ def _reader(data: Data, window: pipeline.Window, words: Settings | None,
 
 
 def _build_data(data: Data) -> None:
+  if not data.sources:
+    return
   folder = pathlib.Path(data.sources[0][0]).parent
   if data.builder.endswith(f'.{folder.name}') and not folder.exists():
     logging.info('Making %s (python -m %s --out=%s)', folder, data.builder, folder)
@@ -321,7 +342,7 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
   if (workdir / checkpoint.CONFIG_FILE).exists():
     path = workdir / own
   elif init_from and not path:
-    path = pathlib.Path(init_from) / own
+    path = checkpoint.split(init_from)[0] / own
     _check_words(data, init_from, path)
   if path:
     return text.load(data.tokenizer, path, size, data.drop_stop_words)
@@ -334,9 +355,9 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
 
 def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
   """Raises UserError unless a checkpoint brings its words, made as the run's are."""
-  config = pathlib.Path(init_from) / checkpoint.CONFIG_FILE
-  theirs = (json.loads(config.read_text(encoding='utf-8')).get('data', {})
-            if config.exists() else {})
+  folder, _ = checkpoint.split(init_from)
+  theirs = (checkpoint.read_config(folder).get('data', {})
+            if (folder / checkpoint.CONFIG_FILE).exists() else {})
   for key in ('tokenizer', 'drop_stop_words'):
     value = theirs.get(key, getattr(Data, key))    # its default
     if value != getattr(data, key):
@@ -375,7 +396,7 @@ def _check_pair(pair: str, network: multimodal.Vatt, modalities: Sequence[str]) 
 
 
 def _task(seed: int, total_steps: int, model: Settings,
-          losses: Mapping[str, Settings], optim_settings: Settings,
+          losses: Mapping[str, Settings], optim_settings: Settings | None,
           augment_settings: Settings, modalities: Sequence[str]) -> step.Task:
   network = call('model', build.build_model, model)
   for pair in losses:
@@ -385,8 +406,11 @@ def _task(seed: int, total_steps: int, model: Settings,
     _check_pair(pair, network, modalities)
   terms = {pair: call(f'losses.{pair}', _term, section, pair=pair)
            for pair, section in losses.items()}
-  optimizer, schedule = call('optim', optim.adam, optim_settings,
-                             total_steps=total_steps)
+  if optim_settings is None:    # nothing is trained
+    optimizer, schedule = optax.set_to_zero(), optax.constant_schedule(0.0)
+  else:
+    optimizer, schedule = call('optim', optim.adam, optim_settings,
+                               total_steps=total_steps)
   return step.Task(network, terms, optimizer, schedule, seed,
                    call('augment', augment.Augment, augment_settings))
 

@@ -92,7 +92,7 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
 
 
 def start_from(initial: dict[str, Any], state: State) -> State:
-  """A state with the weights of a checkpoint (`Recipe.initial`)."""
+  """The state of step 0 with the weights of a checkpoint (`recipe.Recipe.initial`)."""
   def choose(given, random):
     if isinstance(given, jax.ShapeDtypeStruct):
       return random
@@ -175,12 +175,12 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
   logging.info('Evaluating, and a randomly initialised model beside it')
-  untrained = random_state(run)
+  random = random_state(run)
   results = {}
   for name, evaluation in run.evaluations.items():
     results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
     results |= {f'{name}/{k}_random_init': v
-                for k, v in evaluation.evaluator.run(untrained)
+                for k, v in evaluation.evaluator.run(random)
                 if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import csv
 import dataclasses
 import io
@@ -17,12 +18,13 @@ import math
 import pathlib
 from typing import Any
 
-from absl import logging
 import matplotlib as mpl
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
+from PIL import Image
+from PIL import PngImagePlugin
 from scipy import stats
 from sklearn import manifold
 import threadpoolctl
@@ -30,7 +32,8 @@ import threadpoolctl
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = 'o^s'
 _LINES = ('-', '--', '-.', ':')
-_OF_MODALITY = dict(zip(('video', 'audio', 'text'), COLOURS, strict=False))
+_OF_MODALITY = {'video': (COLOURS[0], 'o'), 'audio': (COLOURS[1], '^'),
+                'text': (COLOURS[2], 's')}
 _NEVER_IN_0_1 = ('MedR', 'MeanR', 'd_prime')    # measures on scales of their own
 
 _WIDTH = 7.2    # inches, of every figure
@@ -66,10 +69,14 @@ class Drawing:
   table: Sequence[Mapping[str, Any]]
 
   def png(self) -> bytes:
-    """The picture, with title and caption in its metadata."""
-    file = io.BytesIO()
-    self.figure.savefig(file, format='png', dpi=_DPI, metadata=dict(
-        Title=self.title, Description=self.caption, Software=None))
+    """The picture in 256 colours, with title and caption in its metadata."""
+    file, whole = io.BytesIO(), io.BytesIO()
+    self.figure.savefig(whole, format='png', dpi=_DPI)
+    words = PngImagePlugin.PngInfo()
+    words.add_itxt('Title', self.title)
+    words.add_itxt('Description', self.caption)
+    picture = Image.open(whole).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    picture.save(file, 'PNG', optimize=True, pnginfo=words)
     return file.getvalue()
 
   def save(self, folder: pathlib.Path) -> None:
@@ -101,18 +108,17 @@ class Features:
 
   def spaces(self) -> dict[str, Mapping[str, np.ndarray]]:
     """Title -> modality -> [N, D]: the input space, and the output spaces."""
-    return {'input': self.inputs} | {
-        f'output, {space.replace("_", " and ")}': sides
-        for space, sides in self.embed.items()}
+    sides = {'input': self.inputs} | {
+        f'output, {space.replace("_", " and ")}': x for space, x in self.embed.items()}
+    return {title: {m: x[m] for m in _OF_MODALITY if m in x}
+            for title, x in sides.items()}
 
 
 def learning(history: Sequence[Mapping[str, float]]) -> Iterator[Drawing]:
   """The figures of training that there are.  Rows of `metrics.jsonl` -> drawings."""
   for draw in (losses, measures):
-    try:
+    with contextlib.suppress(NothingToDraw):
       yield draw(history)
-    except NothingToDraw as e:
-      logging.info('No figure %r: %s', draw.__name__, e)
 
 
 @mpl.rc_context(STYLE)
@@ -259,7 +265,10 @@ def _scatter_classes(axes, points, names, classes):
 
 
 def _class_styles() -> list[tuple[str, str]]:
-  return [(colour, marker) for marker in _MARKERS for colour in COLOURS]
+  """As many as no two are alike."""
+  count = math.lcm(len(COLOURS), len(_MARKERS))
+  return list(itertools.islice(
+      zip(itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False), count))
 
 
 @mpl.rc_context(STYLE)
@@ -293,8 +302,9 @@ def by_modality(features: Mapping[str, Features], seed: int) -> Drawing:
       points = tsne(np.concatenate(common_width(list(sides.values()))), seed)
       ends = np.cumsum([len(x) for x in sides.values()])
       for modality, part in zip(sides, np.split(points, ends[:-1]), strict=True):
-        axes.scatter(*part.T, s=5, color=_OF_MODALITY[modality], linewidths=0,
-                     alpha=0.6, label=modality)
+        colour, marker = _OF_MODALITY[modality]
+        axes.scatter(*part.T, s=6, color=colour, marker=marker, linewidths=0, alpha=0.6,
+                     label=modality)
         table += [dict(model=model, space=space, modality=modality, clip=int(clip),
                        x=float(x), y=float(y))
                   for clip, (x, y) in zip(given.clip[given.present[modality]], part,
@@ -324,7 +334,8 @@ def similarities(features: Mapping[str, Features]) -> Drawing:
   _check_embeds(features)
   rows = [(model, given, space, tuple(sides))
           for model, given in features.items()
-          for space, sides in given.embed.items() if len(sides) > 1]
+          for space, sides in sorted(given.embed.items(), reverse=True)    # text first
+          if len(sides) > 1]
   if not rows:
     raise NothingToDraw('there is no common space of two modalities')
   figure, panels = grid(len(rows), 2, 1.9 * len(rows))
@@ -346,6 +357,7 @@ def similarities(features: Mapping[str, Features]) -> Drawing:
                      similarity=float(s), positive=float(p), negative=float(n))
                 for s, p, n in zip(place, *curves.values(), strict=True)]
     line[0].set_ylabel(f'{model}\ndensity')
+  figure.align_ylabels()
   _legend(figure)
   return Drawing(
       'similarities', 'Similarity of pairs',
@@ -363,7 +375,7 @@ def _densities(similarity):
       raise NothingToDraw(f'{len(values)} {name} pairs, which hardly differ')
   low, high = similarity.min(), similarity.max()
   margin = 0.1 * (high - low)
-  place = np.linspace(low - margin, high + margin, _GRID_POINTS)
+  place = np.linspace(max(low - margin, -1), min(high + margin, 1), _GRID_POINTS)
   return place, {name: stats.gaussian_kde(values)(place)
                  for name, values in sides.items()}
 

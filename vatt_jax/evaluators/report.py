@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import io
+import itertools
 import pathlib
 import textwrap
 from typing import Any
@@ -15,6 +16,7 @@ import wave
 
 import jinja2
 import matplotlib as mpl
+from matplotlib.axes import Axes
 import numpy as np
 from PIL import Image
 
@@ -26,6 +28,7 @@ from vatt_jax.inputs.sources import Clip
 _RANDOM_INIT = '_random_init'
 _STRIP_FRAMES = 4
 _FRAME_PIXELS = 72
+_GAP_PIXELS = 2    # between pictures
 _SOUND_HZ = 8000    # at most, of the sounds on the page
 
 
@@ -59,8 +62,10 @@ class Strip:
 
   @property
   def row(self) -> np.ndarray:
-    """The pictures side by side.  -> uint8 [H, T * W, 3]."""
-    return np.concatenate(list(self.pictures), axis=1)
+    """The pictures side by side, white between them.  -> uint8 [H, ., 3]."""
+    gap = [(0, 0), (0, 0), (0, _GAP_PIXELS), (0, 0)]
+    wide = np.pad(self.pictures, gap, constant_values=255)
+    return np.concatenate(list(wide), axis=1)[:, :-_GAP_PIXELS]
 
   @property
   def image(self) -> str:
@@ -113,7 +118,7 @@ def format_number(name: str, value: float | None) -> str:
   """Ranks to a tenth, shares to a thousandth, and a dash for none."""
   if value is None:
     return '-'
-  return f'{value:.1f}' if name.endswith('MedR') else f'{value:.3f}'
+  return f'{value:.1f}' if name.endswith(('MedR', 'MeanR')) else f'{value:.3f}'
 
 
 def as_text(results: Mapping[str, Any]) -> str:
@@ -162,28 +167,36 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> figures.Drawing:
   """
   direction = queries[0].direction
   asks, finds = direction.split('_to_')
-  columns = max(len(q.strips) for q in queries)
-  figure, grid = figures.grid(len(queries), columns, 1.0 * len(queries))
-  table = []
-  for line, query in zip(grid, queries, strict=True):
-    for axes in line[len(query.strips):]:
-      axes.remove()
-    for rank, (axes, strip) in enumerate(zip(line, query.strips, strict=False), 1):
-      axes.imshow(strip.row, aspect='equal')
-      axes.set(xticks=[], yticks=[])
-      axes.grid(False)
-      axes.spines[:].set(visible=True, linewidth=2,
-                         color=figures.COLOURS[2] if strip.right else '#DDDDDD')
-      axes.set_xlabel(textwrap.fill(strip.caption, 26), fontsize=5.5)
-      table.append(dict(query=query.own.clip, query_path=query.own.path,
-                        query_start=query.own.start, query_text=query.own.caption,
-                        rank=rank, clip=strip.clip, path=strip.path, start=strip.start,
-                        text=strip.caption, right=strip.right))
-    line[0].set_title(query.title, loc='left')
+  rows = [[dataclasses.replace(q.own, right=False), *q.strips] if q.sound else q.strips
+          for q in queries]
+  figure, panels = figures.grid(len(queries), max(map(len, rows)), 0.9 * len(queries))
+  for line, query, strips in zip(panels, queries, rows, strict=True):
+    line[0].set_title(query.title, loc='left', fontsize=7)
+    for axes, strip in itertools.zip_longest(line, strips):
+      if strip is None:
+        axes.remove()
+        continue
+      _show(axes, strip)
+    if query.sound:
+      line[0].set_xlabel('heard here', fontsize=5, style='italic')
+  table = [dict(query=query.own.clip, query_path=query.own.path,
+                query_start=query.own.start, query_text=query.own.caption, rank=rank,
+                clip=strip.clip, path=strip.path, start=strip.start,
+                text=strip.caption, right=strip.right)
+           for query in queries for rank, strip in enumerate(query.strips, 1)]
   return figures.Drawing(
       f'gallery_{name}_{direction}', f'{asks.title()} to {finds}: {name}',
       'The best clips for each query, best first, with their own captions; the '
       "query's own clip is framed.", figure, table)
+
+
+def _show(axes: Axes, strip: Strip) -> None:
+  axes.imshow(strip.row)
+  axes.set(xticks=[], yticks=[])
+  axes.grid(False)
+  axes.spines[:].set(visible=True, linewidth=1.5,
+                     color=figures.COLOURS[2] if strip.right else '#DDDDDD')
+  axes.set_xlabel(textwrap.fill(strip.caption, 28), fontsize=5)
 
 
 def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
