@@ -135,12 +135,14 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
   logging.info('Reading %d clips', len(clips))
   features = functools.partial(_features, clips=clips, check=check)
   now, before = (features(model.run, s, reader) for s in (model.now, model.before))
-  models = {model.kind: now}
+  when = {'before training': before, f'at step {model.step}': now}
+  models, steps = {model.kind: now}, f'Step {model.step}'
   if wish.beside:
-    models |= _beside(wish.beside, model, reader, features, check)
-  started = config.get('init_from') or 'random weights'
-  whose = f' Step {model.step}; {len(clips)} clips.'
-  when = {f'before training ({started})': before, f'at step {model.step}': now}
+    name, other = _beside(wish.beside, model, check)
+    models[name] = features(other.run, other.now, other.run.reader)
+    steps += f', {name} of step {other.step}'
+  start = config.get('init_from') or 'random weights'
+  whose = f' {steps}; training began with {start}; {len(clips)} clips.'
   tasks = dict(
       tsne_classes=lambda: figures.by_class(when, *_labels(clips, wish.label),
                                             wish.num_classes, wish.seed),
@@ -204,16 +206,13 @@ def _pick(outputs, batch):
                      for space, sides in outputs.get('embed', {}).items()})
 
 
-def _beside(folder: str, model: Model, reader: pipeline.Reader,
-            features: Callable[..., figures.Features], check: Callable[[], None]
-            ) -> dict[str, figures.Features]:
-  """Another run's model, by its kind, and of the same kind also by its workdir."""
+def _beside(folder: str, model: Model, check: Callable[[], None]) -> tuple[str, Model]:
+  """Another run's model, and its name: its kind, or if that is the same its folder."""
   workdir = pathlib.Path(folder)
   if not (workdir / checkpoint.CONFIG_FILE).exists():
     raise UserError(f'config.figures.beside={folder!r}: holds no run')
   other = _load(checkpoint.read_config(workdir), workdir, check)
-  name = other.kind if other.kind != model.kind else f'{other.kind}, {workdir.name}'
-  return {name: features(other.run, other.now, other.run.reader)}
+  return workdir.name if other.kind == model.kind else other.kind, other
 
 
 def _labels(clips: Sequence[clip.Clip], label: str) -> tuple[list[str], str]:

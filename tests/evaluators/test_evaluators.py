@@ -1,14 +1,18 @@
 """vatt_jax/evaluators/retrieval.py, linear.py and report.py, on a made-up model"""
 
+import base64
 import dataclasses
+import io
 import re
 
+import av
 import numpy as np
 import pytest
 
 from vatt_jax import prepare
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
+from vatt_jax.evaluators import figures
 from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import report
 from vatt_jax.evaluators import retrieval
@@ -66,13 +70,49 @@ def test_clips_without_sound_are_no_part_of_the_pool_of_sound(reader):
 def test_the_gallery_shows_the_right_clip_first_and_marks_it(reader):
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   hits = evaluator.gallery([5], num_queries=COUNT, num_hits=3)
-  assert [h.query for h in hits] == list(range(COUNT))
-  assert all(h.found[0] == h.query for h in hits if h.query not in (5, 6))
-  assert hits[5].found[0] != 5
-  queries = report.draw_gallery(evaluator, hits[:2])
-  assert [s.right for s in queries[0].strips] == [True, False, False]
-  assert queries[0].text == reader.clips[0].captions[0].text
-  assert queries[0].strips[0].image.startswith('data:image/jpeg;base64,')
+  assert [h.direction for h in hits] == (
+      ['text_to_video'] * COUNT + ['audio_to_video'] * COUNT)
+  for direction in retrieval.GALLERIES:
+    found = [h for h in hits if h.direction == direction]
+    assert [h.query for h in found] == list(range(COUNT))
+    assert all(h.found[0] == h.query for h in found if h.query not in (5, 6))
+    assert found[5].found[0] != 5
+  by_text, by_sound = report.draw_gallery(evaluator, [hits[0], hits[COUNT + 1]])
+  assert [s.right for s in by_text.strips] == [True, False, False]
+  assert by_text.title == f'“{reader.clips[0].captions[0].text}”'
+  assert by_text.strips[0].image.startswith('data:image/jpeg;base64,')
+  assert by_text.sound == '' and by_sound.sound.startswith('data:audio/wav;base64,')
+  assert by_sound.title == f'Sound of “{reader.clips[1].captions[0].text}”'
+  assert by_sound.own.clip == 1
+
+
+def test_the_sound_of_a_gallery_is_the_clip_s(reader):
+  """As a WAV file that others read."""
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
+  (query,) = report.draw_gallery(evaluator, [
+      retrieval.Hits('audio_to_video', 2, [2])])
+  file = io.BytesIO(base64.b64decode(query.sound.partition(',')[2]))
+  with av.open(file) as sound:
+    (stream,) = sound.streams
+    samples = np.concatenate([f.to_ndarray()[0] for f in sound.decode(stream)])
+    assert stream.rate == reader.window.audio_hz
+  np.testing.assert_array_equal(samples, reader.views(2)[0]['audio'])
+
+
+def test_a_gallery_is_a_figure_too(reader):
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
+  queries = report.draw_gallery(evaluator, [
+      retrieval.Hits('audio_to_video', 2, [7, 2]),
+      retrieval.Hits('audio_to_video', 3, [3])])
+  drawing = report.gallery_drawing('mine', queries)
+  assert drawing.name == 'gallery_mine_audio_to_video'
+  assert [(r['query'], r['rank'], r['clip'], r['right']) for r in drawing.table] == [
+      (2, 1, 7, False), (2, 2, 2, True), (3, 1, 3, True)]
+  # The clip whose sound asks stands first, and is no answer.
+  shown = [axes.images[0].get_array() for axes in drawing.figure.axes]
+  assert len(shown) == 5
+  np.testing.assert_array_equal(shown[0], queries[0].own.row)
+  np.testing.assert_array_equal(shown[2], queries[0].own.row)
 
 
 def test_a_gallery_of_records_reads_their_own_films(reader, toy_world, tmp_path):
@@ -81,7 +121,7 @@ def test_a_gallery_of_records_reads_their_own_films(reader, toy_world, tmp_path)
   records = dataclasses.replace(reader, clips=sources.open_source(str(tmp_path)))
   evaluator = retrieval.Retrieval(_oracle, records, batch_size=8)
   queries = report.draw_gallery(evaluator, evaluator.gallery([], num_queries=2))
-  assert queries[0].text == reader.clips[0].captions[0].text
+  assert queries[0].own.caption == reader.clips[0].captions[0].text
 
 
 def test_pictures_and_sound_without_words_are_compared(reader):
@@ -173,10 +213,15 @@ def test_the_report_is_one_file_that_needs_no_other(tmp_path, reader):
   gallery = report.draw_gallery(evaluator, evaluator.gallery([], 2, 2))
   history = [{'step': s, 'train/loss': 5 / s, 'train/loss_video_text': 2 / s}
              for s in (1, 2, 3)] + [{'step': 3, 'a/R@1': 0.5}]
-  report.write(tmp_path / 'r.html', 'runs <b>', RESULTS, history, dict(a=gallery))
+  extra = dataclasses.replace(figures.losses(history), title='One <more>')
+  report.write(tmp_path / 'r.html', 'runs <b>', RESULTS, history, dict(a=gallery),
+               [extra])
   page = (tmp_path / 'r.html').read_text()
-  assert '<h1>runs &lt;b&gt;</h1>' in page
-  assert page.count('class="right"') == 2 and page.count('<img') == 4
-  assert 'loss_video_text' in page and '0.500' in page and '128.5' in page
+  assert '<h1>runs &lt;b&gt;</h1>' in page and '<h3>One &lt;more&gt;</h3>' in page
+  assert page.count('data:image/png') == 2    # the losses, and the other
+  assert page.index('Text to video: a') < page.index('Audio to video: a')
+  assert page.count('class="right"') == 4 and page.count('data:image/jpeg') == 10
+  assert page.count('<audio') == 2 and page.count('class="own"') == 2
+  assert '0.500' in page and '128.5' in page
   links = re.findall(r'(?:src|href)="([^"]*)"', page)
   assert all(link.startswith(('data:', '#')) for link in links)

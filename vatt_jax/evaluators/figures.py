@@ -390,16 +390,15 @@ def cost_curve(runs: Sequence[Mapping[str, Any]], measure: str) -> Drawing:
   """
   runs = sorted(runs, key=lambda r: r['gflops'])
   figure, ((axes,),) = grid(1, 1, 3.2)
-  points = [(cost, np.mean([r[measure] for r in group]), group[0]['drop_token_rate'])
-            for cost, same in itertools.groupby(runs, key=lambda r: r['gflops'])
-            for group in [list(same)]]
-  axes.plot([p[0] for p in points], [p[1] for p in points], color='#999999',
-            linewidth=1, zorder=1)
-  axes.scatter([r['gflops'] for r in runs], [r[measure] for r in runs], s=28,
-               color=COLOURS[0], zorder=2)
-  for cost, value, rate in points:
-    axes.annotate(f'{rate:.0%} dropped', (cost, value), (0, -12), ha='center', va='top',
-                  textcoords='offset points')
+  means = []
+  for cost, group in itertools.groupby(runs, key=lambda r: r['gflops']):
+    same = list(group)
+    values = [r[measure] for r in same]
+    means.append((cost, np.mean(values)))
+    axes.scatter([cost] * len(values), values, s=28, color=COLOURS[0], zorder=2)
+    axes.annotate(f'{same[0]["drop_token_rate"]:.0%} dropped', (cost, min(values)),
+                  (0, -7), ha='center', va='top', textcoords='offset points')
+  axes.plot(*zip(*means, strict=True), color='#999999', linewidth=1, zorder=1)
   axes.set(xlabel='GFLOPs of a forward call on one clip', ylabel=measure)
   axes.margins(x=0.12, y=0.25)
   return Drawing(

@@ -1,0 +1,150 @@
+"""vatt_jax/figures.py: the figures of a small run, from its workdir alone"""
+
+import csv
+import json
+import shutil
+
+from absl import logging
+import pytest
+
+from configs import quickstart
+from configs import quickstart_agnostic
+from vatt_jax import figures
+from vatt_jax import train
+from vatt_jax.errors import UserError
+
+TINY = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
+
+
+def recipe(toy_world, module=quickstart, **changes):
+  """Two steps of 4 clips, evaluated by retrieval alone."""
+  c = module.get_config()
+  c.total_steps, c.batch_size, c.optim.warmup_steps = 2, 4, 1
+  c.data.path = str(toy_world / 'train.csv')
+  c.window.update(num_frames=4, image_size=16, audio_hz=2000)
+  towers = ('shared',) if 'shared' in c.model else ('video', 'audio', 'text')
+  for tower in towers:
+    c.model[tower].update(TINY)
+  if 'text' in towers:
+    c.model.text.update(width=8, mlp_dim=8)
+  del c.evals['probe']
+  c.evals.retrieval.update(path=str(toy_world / 'test_segments.csv'), num_windows=1)
+  return c.to_dict() | changes
+
+
+@pytest.fixture(scope='module')
+def trained(toy_world, tmp_path_factory):
+  """Workdir of a run."""
+  workdir = tmp_path_factory.mktemp('runs') / 'specific'
+  train.train(recipe(toy_world), workdir)
+  return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+  return shutil.copytree(trained, tmp_path / 'run')
+
+
+def rows(path):
+  with path.open(newline='', encoding='utf-8') as file:
+    return list(csv.DictReader(file))
+
+
+def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsys):
+  results = (workdir / 'results.json').read_bytes()
+  wish = dict(label='colour', num_clips=9, runs=str(workdir.parent / '*'),
+              measure='retrieval/text_to_video/R@5')
+  figures.draw(recipe(toy_world, figures=wish), workdir)
+  names = ['drop_token', 'gallery_retrieval_audio_to_video',
+           'gallery_retrieval_text_to_video', 'losses', 'similarities', 'tsne_classes',
+           'tsne_spaces']
+  folder = workdir / 'figures'
+  assert sorted(p.stem for p in folder.glob('*.png')) == names
+  assert sorted(p.stem for p in folder.glob('*.csv')) == names
+  assert (workdir / 'results.json').read_bytes() == results
+
+  clips = rows(toy_world / 'test_segments.csv')
+  points = rows(folder / 'tsne_classes.csv')
+  assert {p['when'] for p in points} == {'before training', 'at step 2'}
+  assert all(clips[int(p['clip'])]['colour'] == p['label'] for p in points)
+  assert len({p['clip'] for p in points}) == 9
+  before, now = ([(p['x'], p['y']) for p in points if p['when'].startswith(when)]
+                 for when in ('before', 'at'))
+  assert len(before) == len(now) and before != now
+  (cost,) = rows(folder / 'drop_token.csv')
+  assert cost['run'] == str(workdir) and cost['drop_token_rate'] == '0.5'
+  assert float(cost[wish['measure']]) == json.loads(results)[wish['measure']]
+
+  page = (workdir / 'report.html').read_text()
+  assert page.count('data:image/png') == 5 and (
+      'Step 2; training began with random weights; 9 clips.' in page)
+  assert page.count('data:audio/wav') == 5 and '<h2>Evaluation</h2>' in page
+  assert f'Report: {workdir / "report.html"}' in capsys.readouterr().out
+
+
+def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
+  other = tmp_path / 'agnostic'
+  train.train(recipe(toy_world, quickstart_agnostic, total_steps=0, evals={}), other)
+  figures.draw(recipe(toy_world, figures=dict(beside=str(other), num_clips=8)), workdir)
+  points = rows(workdir / 'figures' / 'tsne_spaces.csv')
+  clips = {kind: {p['clip'] for p in points if p['model'] == kind}
+           for kind in ('modality-specific', 'modality-agnostic')}
+  assert clips['modality-specific'] == clips['modality-agnostic']
+  assert len(clips['modality-agnostic']) == 8
+
+
+def test_what_cannot_be_drawn_is_said_and_the_rest_drawn(toy_world, tmp_path,
+                                                         monkeypatch):
+  """Features alone, of pictures; the clips have no labels."""
+  said = []
+  monkeypatch.setattr(logging, 'info', lambda text, *args: said.append(
+      text % args if args else text))
+  config = recipe(toy_world, total_steps=0, evals={}, losses={})
+  config['model'] = dict(video=config['model']['video'])
+  config['window']['modalities'] = ('video',)
+  train.train(config, tmp_path / 'run')
+  figures.draw(config, tmp_path / 'run')
+  assert not list((tmp_path / 'run' / 'figures').iterdir())
+  reasons = [line for line in said if line.startswith('No figure')]
+  assert reasons == [
+      "No figure 'tsne_classes': the clips have no labels",
+      "No figure 'tsne_spaces': the modality-specific model has no common space",
+      "No figure 'similarities': the modality-specific model has no common space",
+      "No figure 'losses': no step was trained",
+      "No figure 'measures': it takes two evaluations; set config.evals.*.every_steps"]
+
+
+@pytest.mark.parametrize('wish, message', [
+    (dict(label='size'), r"figures\.label='size': the clips have no such label; found "
+     'shape, colour'),
+    (dict(beside='/nowhere'), r"figures\.beside='/nowhere': holds no run"),
+    (dict(runs='/nowhere/*', measure='x'), r"figures\.measure='x': no run of figures\."
+     r"runs='/nowhere/\*' has it; found no results"),
+    (dict(runs='x'), r"config\.figures: runs='x', measure='': expected both or none"),
+    (dict(num_clips=0), r'num_clips=0: expected 1 or more'),
+    (dict(clips=3), r'config\.figures\.clips: nobody takes this key'),
+    (dict(path='/nowhere'), '/nowhere: no such folder')])
+def test_a_wish_that_cannot_be_is_one_clear_line(toy_world, workdir, wish, message):
+  with pytest.raises(UserError, match=message):
+    figures.draw(recipe(toy_world, figures=dict(num_clips=6) | wish), workdir)
+
+
+def test_figures_need_a_run(toy_world, workdir, tmp_path):
+  with pytest.raises(UserError, match='none: holds no run; train one there first'):
+    figures.draw(recipe(toy_world), tmp_path / 'none')
+  assert not (tmp_path / 'none').exists()
+  shutil.rmtree(workdir / 'checkpoints')
+  with pytest.raises(UserError, match='run: holds no checkpoint yet'):
+    figures.draw(recipe(toy_world), workdir)
+
+
+def test_the_start_of_a_run_is_the_checkpoint_that_it_came_from(toy_world, workdir,
+                                                                tmp_path):
+  config = recipe(toy_world, init_from=str(workdir), total_steps=0, evals={})
+  train.train(config, tmp_path / 'second')
+  wish = dict(num_clips=6, path=str(toy_world / 'test_segments.csv'))
+  figures.draw(config | dict(figures=wish), tmp_path / 'second')
+  points = rows(tmp_path / 'second' / 'figures' / 'tsne_classes.csv')
+  before, now = ([(p['x'], p['y']) for p in points if p['when'].startswith(when)]
+                 for when in ('before', 'at'))
+  assert before == now and before
