@@ -20,7 +20,7 @@ def test_the_schedule_is_the_paper_s():
 
 def test_adam_is_adam():
   """Two steps against Kingma and Ba's algorithm 1."""
-  adam, schedule = optim.adam(10, 1e-2, 1e-3, 2, eps=1e-7)
+  adam, schedule = optim.build(10, 1e-2, 1e-3, 2, eps=1e-7)[:2]
   p = jnp.array([1.0, -2.0])
   grads = [jnp.array([0.5, -1.0]), jnp.array([0.1, 3.0])]
   state = adam.init(p)
@@ -35,7 +35,7 @@ def test_adam_is_adam():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(ValueError, match='warmup_steps=11: longer than the run'):
-    optim.adam(10, 1e-4, 5e-5, 11)
+    optim.build(10, 1e-4, 5e-5, 11)
 
 
 def test_the_other_schedule_is_the_release_s(shared):
@@ -50,4 +50,4 @@ def test_the_other_schedule_is_the_release_s(shared):
 
 def test_a_schedule_of_another_name_is_refused():
   with pytest.raises(ValueError, match="decay='half': expected one of quarter_cosine"):
-    optim.adam(10, 1e-4, 5e-5, 1, decay='half')
+    optim.build(10, 1e-4, 5e-5, 1, decay='half')

@@ -233,9 +233,9 @@ def test_a_learnt_temperature_does_not_fall_for_ever_nor_stick():
   np.testing.assert_allclose(jnp.exp(least), 0.01, rtol=1e-5)
   up = lambda *_, temperature, **__: -temperature
   term = dataclasses.replace(task.terms['video_audio'], objective=up)
-  gradient = jax.grad(lambda p: step.contrast(
+  gradient = jax.grad(lambda p: step.total_loss(
       {'video_audio': term}, {'video_audio': {'temperature': p}},
-      {'video_audio': dict(video=None, audio=None)}, batch)[0])(least)
+      dict(embed={'video_audio': dict(video=None, audio=None)}), batch)[0])(least)
   assert gradient < 0
 
 
@@ -244,9 +244,10 @@ def test_sound_and_text_are_paired_where_both_are_there():
   model = make_model(head=dict(audio_text=True))
   terms = {'audio_text': step.Term(contrastive.mil_nce, fixed=dict(temperature=0.1))}
   batch = make_batch()
-  embed = jax.jit(model.init_with_output)(
-      jax.random.key(0), augment.normalize(batch))[0]['embed']
-  loss, metrics = step.contrast(terms, {}, embed, batch)
+  outputs = jax.jit(model.init_with_output)(
+      jax.random.key(0), augment.normalize(batch))[0]
+  embed = outputs['embed']
+  loss, metrics = step.total_loss(terms, {}, outputs, batch)
   kept = np.arange(8) != 2
   alone = contrastive.mil_nce(
       embed['video_text']['audio'][kept], embed['video_text']['text'][kept],
@@ -279,7 +280,7 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
            for pair, objective in pairs.items()}
   terms['audio_text'] = step.Term(contrastive.sigmoid,
                                   learnt=dict(temperature=0.1, bias=-10.0))
-  task = step.Task(model, terms, *optim.adam(10, 1e-3, 1e-4, 2), 0,
+  task = step.Task(model, terms, *optim.build(10, 1e-3, 1e-4, 2)[:2], 0,
                    augment.Augment(reverse_rate=0.5, flip_rate=0.5, color_rate=0.8,
                                    color_drop_rate=0.2, blur_rate=0.5, blur_size=0.5,
                                    volume=0.1, noise=0.01))

@@ -115,7 +115,7 @@ def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
   Returns:
     The config, of which `model` is the settings of `models.build.build_model`, and
-    the variables as NumPy arrays.
+    the variables as NumPy arrays; the averaged parameters, where there are such.
 
   Raises:
     UserError: the folder holds no checkpoint.
@@ -133,9 +133,12 @@ def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if 'model_state' not in tree:
       raise UserError(f'{folder}: was written by an older vatt_jax, whose checkpoints '
                       'this one cannot read')
-    wanted = {k: tree[k] for k in ('params', 'model_state')}    # not the optimiser's
+    averaged = bool(tree.get('average'))
+    wanted = {k: tree[k] for k in (    # not the optimiser's
+        'average' if averaged else 'params', 'model_state')}
     loaded = manager.restore(step, args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)))
-  params = {k: v for k, v in loaded['params'].items() if k != 'losses'}
+  params = loaded['average' if averaged else 'params']
+  params = {k: v for k, v in params.items() if k != 'losses'}
   return config, {'params': params, **loaded['model_state']}

@@ -174,14 +174,14 @@ def _duration(seconds: float) -> str:
 def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
-  logging.info('Evaluating, and a randomly initialised model beside it')
-  random_state = _random_state(run)
   results = {}
   for name, evaluation in run.evaluations.items():
+    logging.info('Evaluating: %s', name)
     results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
-    results |= {f'{name}/{k}_random_init': v
-                for k, v in evaluation.evaluator.run(random_state)
-                if not report.is_chance(k)}
+    if evaluation.beside_random:
+      results |= {f'{name}/{k}_random_init': v
+                  for k, v in evaluation.evaluator.run(_random_state(run))
+                  if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
   history = writers.read_jsonl(workdir / writers.METRICS_FILE)
