@@ -6,9 +6,9 @@
 
 A folder has a subfolder for each class, a manifest a column `label` (another:
 --config.data.label=COLUMN). Without --config.init_from it trains from scratch. The
-tower is that of `configs/pretrain_folder.py`: to start from another checkpoint, give its
-sizes as --config.model.video.KEY. Without a path to test on, accuracy is that on the
-very clips trained on.
+tower is that of `configs/pretrain_folder.py`: to start from another checkpoint, give
+its sizes as --config.model.video.KEY. Without a path to test on, accuracy is that on
+the very clips trained on.
 """
 
 from ml_collections import ConfigDict
