@@ -59,7 +59,8 @@ def of_clips(embed: Mapping[str, Mapping[str, np.ndarray]],
   """Embeddings of clips, whose dot products are their similarities.
 
   Args:
-    embed: space -> modality -> [N, V, D].
+    embed: space -> modality -> [N, V, D]. VATT's code averages them before they are
+      scaled; those of a model here are of length one already.
     present: modality -> bool [N, V].
     average: of the views, one of `AVERAGES`: 'embeddings' (VATT, section 4.3) scales
       their mean to length one; 'similarities' (the other measure of its code) scales
