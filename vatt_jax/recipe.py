@@ -525,11 +525,15 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
 
 def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
                path: str = '', captions: str = '', num_windows: int = 1,
-               num_crops: int = 1) -> retrieval.Retrieval:
+               num_crops: int = 1, average: str = 'embeddings'
+               ) -> retrieval.Retrieval:
   """Over the clips of `path`; empty: over those that the run trains on."""
   clips = sources.open_source(path, captions) if path else reader.clips
+  if not len(clips):
+    raise ValueError("path='': expected the clips to retrieve from, for there are "
+                     'none to train on')
   return retrieval.Retrieval(predict, dataclasses.replace(reader, clips=clips),
-                             batch_size, num_windows, num_crops)
+                             batch_size, num_windows, num_crops, average)
 
 
 def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],
