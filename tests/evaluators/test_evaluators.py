@@ -156,15 +156,16 @@ def test_a_label_that_no_column_holds_is_named(reader):
 
 RESULTS = {
     'a/R@1': 0.5, 'a/chance_R@1': 0.01, 'a/R@1_random_init': 0.02, 'a/MedR': 2.0,
-    'a/chance_MedR': 128.5, 'train/loss': 1.23456, 'params/sha256': 'beef'}
+    'a/chance_MedR': 128.5, 'a/MeanR': 3.25, 'a/chance_MeanR': 128.5,
+    'train/loss': 1.23456, 'params/sha256': 'beef'}
 
 
 def test_the_table_puts_chance_and_random_init_beside_each_measure():
   lines = report.as_text(RESULTS).splitlines()
   assert [line.split() for line in lines] == [
       ['trained', 'random', 'chance'], ['a/R@1', '0.500', '0.020', '0.010'],
-      ['a/MedR', '2.0', '-', '128.5'], ['train/loss', '1.235'],
-      ['params/sha256', 'beef']]
+      ['a/MedR', '2.0', '-', '128.5'], ['a/MeanR', '3.2', '-', '128.5'],
+      ['train/loss', '1.235'], ['params/sha256', 'beef']]
 
 
 def test_the_report_is_one_file_that_needs_no_other(tmp_path, reader):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
 
 from vatt_jax.evaluators import metrics
 
@@ -11,8 +13,11 @@ from vatt_jax.evaluators import metrics
 def test_ranks_by_hand():
   similarity = np.array([[.9, .1, .2], [.8, .5, .6], [.1, .3, .2]])
   assert metrics.rank_of_match(similarity).tolist() == [0, 2, 1]
+  assert metrics.rank_of_match(similarity, np.array([2, 0, 0])).tolist() == [1, 0, 2]
   assert dict(metrics.retrieval(np.array([0, 2, 1]), ks=(1, 2))) == {
-      'R@1': pytest.approx(1 / 3), 'R@2': pytest.approx(2 / 3), 'MedR': 2.0}
+      'R@1': pytest.approx(1 / 3), 'R@2': pytest.approx(2 / 3), 'MedR': 2.0,
+      'MeanR': 2.0}
+  assert dict(metrics.retrieval(np.array([0, 0, 7])))['MeanR'] == pytest.approx(10 / 3)
 
 
 def test_ties_and_what_is_no_number_count_against_the_model():
@@ -39,5 +44,114 @@ def test_measures_are_the_release_s(case, shared):
   expected = json.loads(
       (shared / 'golden' / 'retrieval_expected.json').read_text())[case]
   ours = dict(metrics.retrieval(metrics.rank_of_match(similarity)))
+  del ours['MeanR']    # the release has none
   assert ours == {'R@1': expected['R1'], 'R@5': expected['R5'], 'R@10': expected['R10'],
                   'MedR': expected['MedianRank']}
+
+
+def test_top_k_by_hand():
+  scores = np.array([[.1, .9, .0], [.5, .2, .4], [.3, .3, .2], [.6, np.nan, .1]])
+  labels = np.array([1, 2, 0, 0])
+  # The third is a tie, and the fourth has a score that is no number before it.
+  assert dict(metrics.top_k(scores, labels, ks=(1, 2, 3, 5))) == {
+      'top1': 0.25, 'top2': 1.0}
+  assert dict(metrics.top_k(scores, np.array([1, 1, 1, 1]), ks=(1, 2))) == {
+      'top1': 0.25, 'top2': 0.5}
+
+
+def test_a_model_that_says_the_same_of_everything_reaches_nothing():
+  scores, labels = np.ones((20, 10)), np.arange(20) % 10
+  assert dict(metrics.top_k(scores, labels)) == {'top1': 0, 'top5': 0}
+  targets = np.eye(10, dtype=bool)[labels]
+  chance = dict(metrics.multi_label_by_chance(targets))
+  assert chance == {'mAP': pytest.approx(0.1), 'AUC': 0.5, 'd_prime': 0}
+  for same in (1.0, np.inf):
+    assert dict(metrics.multi_label(same * scores, targets, 'abcdefghij')) == (
+        pytest.approx(chance, abs=1e-12))
+
+
+def test_chance_answers_with_the_commonest_classes():
+  labels = np.array([0, 1, 1, 2, 3, 3, 3, 1])
+  assert dict(metrics.top_k_by_chance(labels, np.bincount(labels), (1, 2, 4))) == {
+      'top1': 3 / 8, 'top2': 6 / 8}
+  seen_elsewhere = np.array([9, 1, 1, 8])
+  assert dict(metrics.top_k_by_chance(labels, seen_elsewhere, (1, 2))) == {
+      'top1': 1 / 8, 'top2': 4 / 8}
+
+
+def test_multi_label_by_hand():
+  scores = np.array([[4., 1.], [3., 2.], [2., 3.], [1., 4.]])
+  targets = np.array([[1, 0], [0, 0], [1, 1], [0, 1]], bool)
+  ours = dict(metrics.multi_label(scores, targets, 'ab'))
+  assert ours['mAP'] == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+  assert ours['AUC'] == pytest.approx((3 / 4 + 1) / 2)
+  # The second class is in perfect order: half of its four pairs' one is not.
+  assert ours['d_prime'] == pytest.approx(
+      np.sqrt(2) * (stats.norm.ppf(3 / 4) + stats.norm.ppf(7 / 8)) / 2)
+
+
+def test_multi_label_is_scikit_learn_s():
+  rng = np.random.default_rng(0)
+  scores = rng.normal(size=(80, 6)).round(1)    # with ties
+  targets = rng.random((80, 6)) < 0.3
+  ours = dict(metrics.multi_label(scores, targets, 'abcdef'))
+  assert ours['mAP'] == pytest.approx(
+      sklearn_metrics.average_precision_score(targets, scores), abs=1e-12)
+  auc = sklearn_metrics.roc_auc_score(targets, scores, average=None)
+  assert ours['AUC'] == pytest.approx(auc.mean(), abs=1e-12)
+  assert ours['d_prime'] == pytest.approx(
+      np.mean([metrics.d_prime(a, 10 ** 9) for a in auc]), abs=1e-9)
+
+
+@pytest.mark.parametrize('apart', [0.0, 0.5, 2.0])
+def test_d_prime_is_the_distance_of_two_normal_distributions(apart):
+  auc = stats.norm.cdf(apart / np.sqrt(2))
+  assert metrics.d_prime(auc, 10 ** 9) == pytest.approx(apart, abs=1e-9)
+
+
+def test_d_prime_of_a_perfect_order_is_finite_and_grows_with_the_pairs():
+  assert metrics.d_prime(1.0, 1) == 0    # of one pair nothing is known
+  assert 2 < metrics.d_prime(1.0, 10) < metrics.d_prime(1.0, 1000) < 6
+  assert metrics.d_prime(0.0, 10) == pytest.approx(-metrics.d_prime(1.0, 10))
+
+
+def test_scores_that_are_no_numbers_count_against_the_model():
+  scores = np.array([[3.], [2.], [1.], [0.]])
+  targets = np.array([[1], [1], [0], [0]], bool)
+  assert dict(metrics.multi_label(scores, targets, 'a'))['AUC'] == 1
+  for places in ([0], [3], [1, 2], [0, 1, 2, 3]):
+    broken = scores.copy()
+    broken[places] = np.nan
+    ours = dict(metrics.multi_label(broken, targets, 'a'))
+    worst = np.where(targets, -9., 9.)
+    expected = dict(metrics.multi_label(np.where(np.isnan(broken), worst, broken),
+                                        targets, 'a'))
+    assert ours == expected and ours['AUC'] < 1 and ours['mAP'] < 1
+
+
+def test_a_class_without_positives_or_negatives_is_left_out_and_named(caplog):
+  rng = np.random.default_rng(0)
+  scores, targets = rng.normal(size=(30, 9)), rng.random((30, 9)) < 0.5
+  targets[:, [2, 3, 4, 5, 6, 7]] = False
+  targets[:, 8] = True
+  with caplog.at_level('WARNING'):
+    ours = dict(metrics.multi_label(scores, targets, 'abcdefghi'))
+  assert ours == dict(metrics.multi_label(scores[:, :2], targets[:, :2], 'ab'))
+  (record,) = caplog.records
+  assert '7 of 9 classes' in record.getMessage()
+  assert record.getMessage().endswith('c, d, e, f, g and 2 more')
+  assert dict(metrics.multi_label_by_chance(targets))['mAP'] == (
+      pytest.approx(targets[:, :2].mean()))
+  assert not dict(metrics.multi_label(scores[:, 2:], targets[:, 2:], 'cdefghi'))
+  assert not dict(metrics.multi_label_by_chance(targets[:, 2:]))
+
+
+def test_classification_is_the_release_s(shared):
+  golden = np.load(shared / 'golden' / 'retrieval.npz')
+  expected = json.loads((shared / 'golden' / 'retrieval_expected.json').read_text())
+  scores, classes = golden['cls_pred'], [str(c) for c in range(8)]
+  assert dict(metrics.top_k(scores, golden['cls_label'][:, 0])) == expected['accuracy']
+  ours = dict(metrics.multi_label(scores, golden['cls_multi_hot'] > 0, classes))
+  theirs = expected['ml_classification']
+  for name, their_name in dict(mAP='mAP', AUC='AUC', d_prime='d-prime').items():
+    assert ours[name] == pytest.approx(theirs[their_name], abs=1e-12)

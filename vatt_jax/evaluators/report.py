@@ -70,7 +70,7 @@ def format_number(name: str, value: float | None) -> str:
   """Ranks to a tenth, shares to a thousandth, and a dash for none."""
   if value is None:
     return '-'
-  return f'{value:.1f}' if name.endswith('MedR') else f'{value:.3f}'
+  return f'{value:.1f}' if name.endswith(('MedR', 'MeanR')) else f'{value:.3f}'
 
 
 def as_text(results: Mapping[str, Any]) -> str:
