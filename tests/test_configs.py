@@ -204,7 +204,12 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
     del config.evals['probe']
   train.train(config.to_dict(), tmp_path / 'first')
   config.update(total_steps=0, init_from=str(tmp_path / 'first'), seed=5)
-  train.train(config.to_dict(), tmp_path / 'second')
+  config = config.to_dict() | dict(data={})
+  for section in ('losses', 'optim', 'checkpoint'):    # of training alone
+    del config[section]
+    with pytest.raises(UserError, match=r'config\.losses: missing'):
+      train.train(config | dict(total_steps=1), tmp_path / 'third')
+  train.train(config, tmp_path / 'second')
   first, second = (json.loads((tmp_path / run / 'results.json').read_text())
                    for run in ('first', 'second'))
   assert first['params/sha256'] == second['params/sha256']
@@ -214,7 +219,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('data.path', '', r'the path of a source .* is empty'),
+    ('data.path', '', r'config\.data\.path: is empty; expected a folder'),
     ('data.captions', 'none.csv', r'none\.csv: no such captions file'),
     ('total_steps', -1, r'config\.total_steps=-1: expected 0 or more'),
     ('checkpoint.every_steps', 0, r'config\.checkpoint: every_steps=0'),

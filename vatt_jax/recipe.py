@@ -21,6 +21,7 @@ from typing import Any
 from absl import logging
 import jax
 from jax.sharding import Mesh
+import optax
 
 from vatt_jax import checkpoint
 from vatt_jax import optim
@@ -53,7 +54,7 @@ class Data:
 
   Attributes:
     path: a folder of media, a manifest or shards (`inputs.sources`), or several,
-      from whose clips together all are drawn alike.
+      from whose clips together all are drawn alike; empty where nothing is trained.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
     weights: how much of every batch each path gives, relative to the others; empty:
@@ -70,7 +71,7 @@ class Data:
     ValueError: not as many captions as paths, no such tokenizer, or one that knows
       no stop words.
   """
-  path: str | Sequence[str]
+  path: str | Sequence[str] = ''
   captions: str | Sequence[str] = ''
   weights: Sequence[float] = ()
   tokenizer: str = 'words'
@@ -92,6 +93,8 @@ class Data:
   @property
   def sources(self) -> list[tuple[str, str]]:
     """(path, captions) of each source."""
+    if not self.path:
+      return []
     if isinstance(self.path, str):
       return [(self.path, self.captions)]
     return list(zip(self.path, self.captions, strict=True))
@@ -189,9 +192,15 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
            total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
-           window: Settings, model: Settings, losses: Mapping[str, Settings],
-           optim: Settings, evals: Mapping[str, Settings], checkpoint: Settings,
+           window: Settings, model: Settings, evals: Mapping[str, Settings],
+           losses: Mapping[str, Settings] | None = None,
+           optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, init_from: str = '') -> Recipe:
+  """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
+  trained = dict(losses=losses, optim=optim, checkpoint=checkpoint)
+  for name, section in trained.items():
+    if total_steps and section is None:
+      raise UserError(f'config.{name}: missing')
   for name, value, least in (
       ('total_steps', total_steps, 0), ('batch_size', batch_size, 1),
       ('log_every_steps', log_every_steps, 1)):
@@ -199,7 +208,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       raise UserError(f'config.{name}={value}: expected {least} or more')
   mesh = sharding.make_mesh(batch_size)
   sizes, words = call('window', pipeline.Window, window), model.get('text')
-  task = _task(seed, total_steps, model, losses, optim, augment or {}, sizes.modalities)
+  task = _task(seed, total_steps, model, losses or {}, optim, augment or {},
+               sizes.modalities)
   _check_rate(task.model, sizes.audio_hz)
   max_words = words.get('max_words', 0) if words else sizes.max_words
   if model.get('shared') and max_words < sizes.max_words:
@@ -207,7 +217,11 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
                     f'window.max_words={sizes.max_words} or more')
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
   initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model)
-  reader = _reader(call('data', Data, data), sizes, words, init_from, workdir)
+  sources = call('data', Data, data)
+  if total_steps and not sources.path:
+    raise UserError('config.data.path: is empty; expected a folder of media files, a '
+                    'manifest or shards (docs/data.md)')
+  reader = _reader(sources, sizes, words, init_from, workdir)
 
   def predict(state, batch):
     check()
@@ -219,7 +233,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
       for name, section in evals.items()}
   return Recipe(
       seed, total_steps, batch_size, log_every_steps, initial,
-      call('checkpoint', _checkpoint, checkpoint), mesh, reader, task, evaluations)
+      call('checkpoint', _checkpoint, checkpoint or {}), mesh, reader, task,
+      evaluations)
 
 
 def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],
@@ -236,7 +251,7 @@ def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],
   return weights.merge(step.variables(state), theirs, init_from, spline=release)
 
 
-def _checkpoint(every_steps: int, keep: int = 2) -> dict[str, int]:
+def _checkpoint(every_steps: int = 1000, keep: int = 2) -> dict[str, int]:
   if min(every_steps, keep) < 1:
     raise ValueError(f'every_steps={every_steps}, keep={keep}: expected 1 or more')
   return dict(every_steps=every_steps, keep=keep)
@@ -248,7 +263,7 @@ def _reader(data: Data, window: pipeline.Window, words: Settings | None,
   _build_data(data)
   clips = sources.Mixture([sources.open_source(path, captions)
                            for path, captions in data.sources], data.weights)
-  notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files,
+  notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files or None,
                              workdir / 'file_notes.jsonl')
   size = 2 if words is None else words['vocabulary_size']
   return pipeline.Reader(clips, window,
@@ -256,6 +271,8 @@ def _reader(data: Data, window: pipeline.Window, words: Settings | None,
 
 
 def _build_data(data: Data) -> None:
+  if not data.sources:
+    return
   folder = pathlib.Path(data.sources[0][0]).parent
   if data.builder.endswith(f'.{folder.name}') and not folder.exists():
     logging.info('Making %s (python -m %s --out=%s)', folder, data.builder, folder)
@@ -329,7 +346,7 @@ def _check_pair(pair: str, network: multimodal.Vatt, modalities: Sequence[str]) 
 
 
 def _task(seed: int, total_steps: int, model: Settings,
-          losses: Mapping[str, Settings], optim_settings: Settings,
+          losses: Mapping[str, Settings], optim_settings: Settings | None,
           augment_settings: Settings, modalities: Sequence[str]) -> step.Task:
   network = call('model', build.build_model, model)
   for pair in losses:
@@ -339,8 +356,11 @@ def _task(seed: int, total_steps: int, model: Settings,
     _check_pair(pair, network, modalities)
   terms = {pair: call(f'losses.{pair}', _term, section, pair=pair)
            for pair, section in losses.items()}
-  optimizer, schedule = call('optim', optim.adam, optim_settings,
-                             total_steps=total_steps)
+  if optim_settings is None:    # nothing is trained
+    optimizer, schedule = optax.set_to_zero(), optax.constant_schedule(0.0)
+  else:
+    optimizer, schedule = call('optim', optim.adam, optim_settings,
+                               total_steps=total_steps)
   return step.Task(network, terms, optimizer, schedule, seed,
                    call('augment', augment.Augment, augment_settings))
 

@@ -327,9 +327,6 @@ def test_the_low_rank_classifier_draws_its_share_of_components():
   assert linear.LowRank().num_drawn == 13
   for parts in moved:
     assert 13 < parts.sum() <= 26
-  start = linear.LowRank(steps=1, sample_rate=1.0)._train(x, targets, False)
-  again = linear.LowRank(steps=2, sample_rate=1.0)._train(x, targets, False)
-  assert np.all(np.any(again[0] != start[0], axis=0))
 
 
 def test_the_low_rank_classifier_is_a_plain_one_where_all_is_drawn():

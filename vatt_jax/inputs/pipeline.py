@@ -133,7 +133,7 @@ class FileNotes:
     soundless: path -> why its sound is masked.
   """
 
-  def __init__(self, max_bad_fraction: float, num_files: int,
+  def __init__(self, max_bad_fraction: float, num_files: int | None,
                path: pathlib.Path | None = None):
     """Starts, or goes on with what an earlier process noted.
 
@@ -141,11 +141,11 @@ class FileNotes:
       max_bad_fraction: of the files read; beyond it the run stops. A handful says
         little about a large source, so fewer than twenty are taken for twenty, or
         for all there are.
-      num_files: how many there are.
+      num_files: how many there are, if that is known.
       path: a JSONL file; None notes nothing.
     """
     self._max_bad_fraction = max_bad_fraction
-    self._least_read = min(20, num_files)
+    self._least_read = min(20, num_files or 20)
     self._path = path
     self._lock = threading.Lock()
     self._read: set[str] = set()

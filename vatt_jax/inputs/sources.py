@@ -198,7 +198,7 @@ class Mixture(Sequence[Clip]):
     self.num_files = sum(map(_num_files, self.parts))
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return self._ends[-1] if self._ends else 0
 
   def __getitem__(self, index: int) -> Clip:
     part = bisect.bisect_right(self._ends, index)
