@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import inspect
 import json
 import pathlib
 import subprocess
@@ -29,7 +30,9 @@ from vatt_jax import step
 from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import classify as evaluate_classes
+from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import linear
+from vatt_jax.evaluators import neighbours
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
@@ -255,7 +258,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
 
   evaluations = {
       name: call(f'evals.{name}', _evaluation, section, where=f'evals.{name}',
-                 reader=reader, predict=predict, batch_size=batch_size)
+                 reader=reader, predict=predict, batch_size=batch_size, model=model)
       for name, section in evals.items()}
   return Recipe(
       seed, total_steps, batch_size, log_every_steps, initial,
@@ -536,14 +539,20 @@ def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size:
                              batch_size, num_windows, num_crops, average)
 
 
-def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],
-                  batch_size: int, train: str, test: str, labels: Mapping[str, str],
-                  multi_labels: tuple[str, ...] = (), num_windows: int = 1,
-                  num_crops: int = 1) -> linear.LinearProbe:
-  sides = (dataclasses.replace(reader, clips=sources.open_source(path))
-           for path in (train, test))
-  return linear.LinearProbe(predict, *sides, batch_size, labels, multi_labels,
-                            num_windows, num_crops)
+def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+            model: Settings, train: str | Sequence[str], test: str | Sequence[str],
+            labels: Mapping[str, str], multi_labels: Sequence[str] = (),
+            num_windows: int = 1, num_crops: int = 1, cache: str = '') -> frozen.Frozen:
+  """Of one split, or of several: as many paths to learn from as to measure on."""
+  if isinstance(train, str) and isinstance(test, str):
+    train, test = [train], [test]
+  if isinstance(train, str) or isinstance(test, str) or len(train) != len(test):
+    raise ValueError('train and test: expected one each, or as many of the one as of '
+                     'the other')
+  opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
+  splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
+  return frozen.Frozen(predict, reader, batch_size, model, splits, labels, multi_labels,
+                       num_windows, num_crops, cache)
 
 
 def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
@@ -559,13 +568,41 @@ def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: 
                                    num_crops)
 
 
+def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
+                  batch_size: int, model: Settings,
+                  classifiers: Mapping[str, Settings] | None = None,
+                  **features: Any) -> linear.LinearProbe:
+  """Of `linear.CLASSIFIERS` those with a section; by default logistic regression."""
+  built = {
+      name: call(f'{where}.classifiers.{name}',
+                 choose(linear.CLASSIFIERS, name, 'classifiers'), section)
+      for name, section in (classifiers or {'logistic': {}}).items()}
+  return linear.LinearProbe(
+      call(where, _frozen, features, reader=reader, predict=predict,
+           batch_size=batch_size, model=model), built)
+
+
+def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
+                batch_size: int, model: Settings, ks: Sequence[int] = (1, 5, 20),
+                shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0,
+                **features: Any) -> neighbours.Neighbours:
+  return neighbours.Neighbours(
+      call(where, _frozen, features, reader=reader, predict=predict,
+           batch_size=batch_size, model=model), ks, shots, num_draws, seed)
+
+
 EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
-              'classify': _classify}
+              'neighbours': _neighbours, 'classify': _classify}
 
 
 def _evaluation(name: str, where: str, reader: pipeline.Reader,
-                predict: Callable[..., Any], batch_size: int, every_steps: int = 0,
-                **settings: Any) -> Evaluation:
-  evaluator = call(where, choose(EVALUATORS, name), settings, reader=reader,
-                   predict=predict, batch_size=batch_size)
+                predict: Callable[..., Any], batch_size: int, model: Settings,
+                every_steps: int = 0, **settings: Any) -> Evaluation:
+  """An evaluator; of what is not the section's, it is given what it takes."""
+  make = choose(EVALUATORS, name)
+  given = dict(where=where, reader=reader, predict=predict, batch_size=batch_size,
+               model=model)
+  takes = inspect.signature(make).parameters
+  evaluator = call(where, make, settings, **{
+      key: value for key, value in given.items() if key in takes})
   return Evaluation(evaluator, every_steps, beside_random=name != 'classify')

@@ -1,4 +1,4 @@
-"""vatt_jax/evaluators/retrieval.py, linear.py and report.py, on a made-up model"""
+"""vatt_jax/evaluators/retrieval.py and report.py, on a made-up model"""
 
 import dataclasses
 import re
@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from vatt_jax import prepare
-from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
-from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import report
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import pipeline
@@ -190,46 +188,6 @@ def test_windows_of_a_clip_are_averaged(reader):
   np.testing.assert_array_equal(ids, np.repeat(np.arange(COUNT)[:, None], 6, axis=1))
   results = dict(retrieval.Retrieval(_oracle, reader, 5, num_windows=3).run([]))
   assert results['text_to_video/R@1'] == results['video_to_audio/R@1'] == 1
-
-
-def _features(state, batch):
-  """The first features tell the clips' colour apart, unless there is no state."""
-  rng = np.random.default_rng(0)
-  noise = rng.normal(size=(500, 12)).astype(np.float32)
-  ids = np.asarray(batch['id'])
-  video = noise[ids].copy()
-  if state is not None:
-    video[:, :8] = 0.1 * noise[ids, :8] + np.asarray(state)[ids]
-  return dict(pooled=dict(video=video, audio=video))
-
-
-def test_a_probe_reads_what_is_there_and_nothing_else(reader):
-  colours = sorted({c.labels['colour'] for c in reader.clips})
-  truth = np.asarray([np.eye(8)[colours.index(c.labels['colour'])]
-                      for c in reader.clips])
-  probe = linear.LinearProbe(_features, reader, reader, 8, dict(colour='video'))
-  assert dict(probe.run(truth))['colour/top1'] == 1
-  test_noise = linear.LinearProbe(
-      _features, reader, reader, 8, dict(colour='video'))
-  commonest = max(sum(c.labels['colour'] == x for c in reader.clips) for x in colours)
-  assert dict(test_noise.run(None))['colour/chance_top1'] == commonest / COUNT
-
-
-def test_a_probe_of_several_labels_at_once(reader):
-  events = sorted({e for c in reader.clips for e in c.labels['sound_event'].split('|')})
-  truth = np.asarray([[float(e in c.labels['sound_event'].split('|')) for e in events]
-                      for c in reader.clips])
-  truth = np.pad(truth, ((0, 0), (0, 8 - len(events))))
-  probe = linear.LinearProbe(_features, reader, reader, 8, dict(sound_event='audio'),
-                             ('sound_event',))
-  results = dict(probe.run(3 * truth))
-  assert results['sound_event/top1'] == 1 and results['sound_event/mAP'] == 1
-  assert results['sound_event/chance_top1'] == truth.mean(0).max()
-
-
-def test_a_label_that_no_column_holds_is_named(reader):
-  with pytest.raises(UserError, match=r"train manifest .* no column 'size'; found"):
-    linear.LinearProbe(_features, reader, reader, 8, dict(size='video'))
 
 
 RESULTS = {

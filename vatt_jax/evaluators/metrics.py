@@ -52,6 +52,22 @@ def rank_in_pool(queries: np.ndarray, pool: np.ndarray,
   return np.concatenate(ranks)
 
 
+def rank_of_best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """How many wrong candidates come before the best of the right ones.
+
+  Args:
+    scores: [Q, C], the higher the likelier.
+    right: bool [Q, C].
+
+  Returns:
+    int [Q], 0 for the first place, C where no candidate is right. A wrong candidate
+    whose score is as high, or is not a number, comes before it.
+  """
+  best = np.max(scores, axis=1, where=right, initial=-np.inf)[:, None]
+  before = np.sum(~right & ~(scores < best), axis=1)
+  return np.where(right.any(axis=1), before, scores.shape[1])
+
+
 def retrieval(rank: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
               ) -> Iterator[tuple[str, float]]:
   """Recall at k, the median and the mean rank, counted from 1.
