@@ -42,7 +42,7 @@ def make_task(rate: float) -> step.Task:
       video=dict(size='small', drop_token_rate=rate),
       audio=dict(size='small', drop_token_rate=rate), head={})
   terms = {'video_audio': step.Term(contrastive.nce, fixed=dict(temperature=0.07))}
-  return step.Task(model, terms, *optim.adam(100, 1e-4, 5e-5, 10), seed=0)
+  return step.Task(model, terms, *optim.build(100, 1e-4, 5e-5, 10)[:2], seed=0)
 
 
 def make_batch(size: int) -> dict[str, np.ndarray]:

@@ -1,10 +1,12 @@
 """vatt_jax/optim.py"""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vatt_jax import optim
+from vatt_jax.errors import UserError
 
 
 def test_the_schedule_is_the_paper_s():
@@ -20,7 +22,7 @@ def test_the_schedule_is_the_paper_s():
 
 def test_adam_is_adam():
   """Two steps against Kingma and Ba's algorithm 1."""
-  adam, schedule = optim.adam(10, 1e-2, 1e-3, 2, eps=1e-7)
+  adam, schedule = optim.build(10, 1e-2, 1e-3, 2, eps=1e-7)[:2]
   p = jnp.array([1.0, -2.0])
   grads = [jnp.array([0.5, -1.0]), jnp.array([0.1, 3.0])]
   state = adam.init(p)
@@ -35,7 +37,7 @@ def test_adam_is_adam():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(ValueError, match='warmup_steps=11: longer than the run'):
-    optim.adam(10, 1e-4, 5e-5, 11)
+    optim.build(10, 1e-4, 5e-5, 11)
 
 
 def test_the_other_schedule_is_the_release_s(shared):
@@ -50,4 +52,94 @@ def test_the_other_schedule_is_the_release_s(shared):
 
 def test_a_schedule_of_another_name_is_refused():
   with pytest.raises(ValueError, match="decay='half': expected one of quarter_cosine"):
-    optim.adam(10, 1e-4, 5e-5, 1, decay='half')
+    optim.build(10, 1e-4, 5e-5, 1, decay='half')
+
+
+PARAMS = {
+    'tokenizers_video': {'projection': {'kernel': jnp.array([1.0, 2.0])}},
+    'backbones_video': {'block_0': {'kernel': jnp.array([3.0])},
+                        'block_1': {'kernel': jnp.array([4.0])},
+                        'norm': {'scale': jnp.array([5.0])}},
+    'head': {'logits': {'kernel': jnp.array([6.0])}}}
+GRADS = jax.tree.map(lambda x: 3 * jnp.ones_like(x), PARAMS)
+
+
+def _step(name='sgd', grads=GRADS, **settings):
+  """How far the first step of a rate of 1 moves each parameter."""
+  update = optim.build(10, 1.0, 1.0, 0, name=name, **settings).update
+  moved, _ = jax.jit(update.update)(grads, update.init(PARAMS), PARAMS)
+  return moved
+
+
+def test_momentum_adds_up_as_in_the_release():
+  """Two steps of v = 0.9 v + g, p = p - rate v; without Nesterov's look ahead."""
+  sgd, schedule, frozen = optim.build(10, 0.1, 0.0, 2, name='sgd', decay='half_cosine')
+  p, v, state = jnp.array([1.0]), 0, sgd.init(jnp.array([1.0]))
+  for t, g in enumerate([0.5, -2.0, 1.0]):
+    v = 0.9 * v + g
+    update, state = sgd.update(jnp.array([g]), state, p)
+    np.testing.assert_allclose(update, [-schedule(t) * v], rtol=1e-6)
+  assert frozen is None
+
+
+def test_the_first_rule_that_fits_says_the_share_of_the_rate():
+  moved = _step(rules=(('backbones_video/block_0', 0.0), ('backbones', 0.1),
+                       ('.*', 2.0)))
+  assert moved['backbones_video']['block_0']['kernel'] == 0
+  np.testing.assert_allclose(moved['backbones_video']['block_1']['kernel'], -0.3)
+  np.testing.assert_allclose(moved['backbones_video']['norm']['scale'], -0.3)
+  np.testing.assert_allclose(moved['head']['logits']['kernel'], -6)
+  np.testing.assert_allclose(moved['tokenizers_video']['projection']['kernel'], -6)
+
+
+def test_nothing_is_kept_for_what_is_frozen():
+  built = optim.build(10, 1.0, 1.0, 0, rules=(('head', 1.0), ('.*', 0.0)))
+  kept = [x.size for x in jax.tree.leaves(built.update.init(PARAMS)) if x.ndim]
+  assert kept == [1, 1]    # Adam's two moments of the head
+  frozen = built.frozen(PARAMS)
+  assert not frozen['head']['logits']['kernel']
+  assert frozen['tokenizers_video']['projection']['kernel']
+
+
+def test_every_layer_below_the_last_gets_less():
+  moved = _step(layer_decay=0.5)
+  expected = {'tokenizers_video': 0.125, 'block_0': 0.25, 'block_1': 0.5, 'norm': 1}
+  backbone = moved['backbones_video']
+  np.testing.assert_allclose(moved['tokenizers_video']['projection']['kernel'],
+                             [-3 * expected['tokenizers_video']] * 2)
+  for name, x in backbone.items():
+    np.testing.assert_allclose(*x.values(), -3 * expected[name])
+  np.testing.assert_allclose(moved['head']['logits']['kernel'], -3)
+
+
+def test_the_gradient_is_cut_everywhere_but_in_the_head():
+  """The norm of the other five numbers, all 3, is sqrt(45)."""
+  moved = _step(clip_norm=0.75)
+  np.testing.assert_allclose(moved['head']['logits']['kernel'], -3)
+  np.testing.assert_allclose(moved['backbones_video']['block_0']['kernel'],
+                             -3 * 0.75 / np.sqrt(45), rtol=1e-6)
+  small = jax.tree.map(lambda x: x * 0.01, GRADS)
+  jax.tree.map(np.testing.assert_allclose, _step(grads=small, clip_norm=0.75),
+               jax.tree.map(lambda x: -x, small))
+
+
+def test_a_parameter_that_no_rule_fits_is_named():
+  built = optim.build(10, 1.0, 1.0, 0, rules=(('backbones', 0.1), ('head', 1.0)))
+  with pytest.raises(UserError, match='none fits the parameter tokenizers_video/'):
+    built.update.init(PARAMS)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(rules=(('head', -1.0),)), 'expected shares of 0 or more'),
+    (dict(rules=(('head(', 1.0),)), 'is no pattern'),
+    (dict(rules=('head',)), 'expected pairs of a pattern and a share'),
+    (dict(layer_decay=0.0), 'layer_decay=0'), (dict(clip_norm=-1), 'clip_norm=-1'),
+    (dict(name='lamb'), "name='lamb': expected one of adam, sgd")])
+def test_a_setting_that_cannot_be_is_named(settings, message):
+  with pytest.raises(ValueError, match=message):
+    optim.build(10, 1.0, 1.0, 0, **settings)
+
+
+def test_a_setting_of_the_other_optimiser_is_named():
+  with pytest.raises(UserError, match=r'config\.optim\.b1: nobody takes this key'):
+    optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)

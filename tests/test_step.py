@@ -12,9 +12,11 @@ import pytest
 from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
+from vatt_jax import train
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.models import build
+from vatt_jax.objectives import classify
 from vatt_jax.objectives import contrastive
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
@@ -233,9 +235,9 @@ def test_a_learnt_temperature_does_not_fall_for_ever_nor_stick():
   np.testing.assert_allclose(jnp.exp(least), 0.01, rtol=1e-5)
   up = lambda *_, temperature, **__: -temperature
   term = dataclasses.replace(task.terms['video_audio'], objective=up)
-  gradient = jax.grad(lambda p: step.contrast(
+  gradient = jax.grad(lambda p: step.total_loss(
       {'video_audio': term}, {'video_audio': {'temperature': p}},
-      {'video_audio': dict(video=None, audio=None)}, batch)[0])(least)
+      dict(embed={'video_audio': dict(video=None, audio=None)}), batch)[0])(least)
   assert gradient < 0
 
 
@@ -244,15 +246,107 @@ def test_sound_and_text_are_paired_where_both_are_there():
   model = make_model(head=dict(audio_text=True))
   terms = {'audio_text': step.Term(contrastive.mil_nce, fixed=dict(temperature=0.1))}
   batch = make_batch()
-  embed = jax.jit(model.init_with_output)(
-      jax.random.key(0), augment.normalize(batch))[0]['embed']
-  loss, metrics = step.contrast(terms, {}, embed, batch)
+  outputs = jax.jit(model.init_with_output)(
+      jax.random.key(0), augment.normalize(batch))[0]
+  embed = outputs['embed']
+  loss, metrics = step.total_loss(terms, {}, outputs, batch)
   kept = np.arange(8) != 2
   alone = contrastive.mil_nce(
       embed['video_text']['audio'][kept], embed['video_text']['text'][kept],
       jnp.ones((7, 3), bool), 0.1)
   np.testing.assert_allclose(loss, alone, rtol=1e-5)
   assert metrics.keys() == {'loss_audio_text'}
+
+
+def make_classifier(optimizer=None, **more):
+  """A task of three classes of film."""
+  model = build.build_model(video=dict(patch=(2, 4, 4), **SIZE),
+                            head=dict(name='classifier', num_classes=3))
+  terms = {'label': step.Term(classify.softmax)}
+  return step.Task(model, terms, optimizer or optax.sgd(0.1),
+                   optax.constant_schedule(0.1), 0, **more)
+
+
+def labelled_batch():
+  """Each class has films of its own brightness."""
+  batch = {k: v for k, v in make_batch().items() if k in ('video', 'mask')}
+  label = np.arange(8) % 3
+  batch['video'] = (batch['video'] // 4 + 80 * label[:, None, None, None, None]).astype(
+      np.uint8)
+  return batch | dict(has_video=np.ones(8, bool), label=np.eye(3, dtype=bool)[label])
+
+
+def test_a_classifier_learns_its_labels():
+  task, batch = make_classifier(), labelled_batch()
+  state = task.init(batch)
+  for _ in range(40):
+    state, metrics = task.train_step(state, batch)
+  assert float(metrics['loss']) == float(metrics['loss_label']) < 0.3
+  np.testing.assert_array_equal(task.predict(state, batch)['logits'].argmax(axis=1),
+                                np.arange(8) % 3)
+
+
+def test_a_film_that_is_not_there_teaches_no_class():
+  task, batch = make_classifier(), labelled_batch()
+  batch['has_video'][3] = False
+  _, metrics = task.train_step(task.init(batch), batch)
+  logits = task.predict(task.init(batch), batch)['logits']
+  kept = np.arange(8) != 3
+  expected = classify.softmax(logits[kept], batch['label'][kept], np.ones(7, bool))
+  np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+
+
+def test_a_batch_in_parts_is_the_same_step():
+  """But for the order in which numbers are added up."""
+  batch = labelled_batch()
+  states = []
+  for num_parts in (1, 4):
+    task = make_classifier(num_parts=num_parts)
+    state, metrics = task.train_step(task.init(batch), batch)
+    states.append((state.params, metrics))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+               *states)
+
+
+def test_batch_norm_sees_one_part_after_the_other():
+  batch = make_batch()
+  task = dataclasses.replace(make_task(), num_parts=2)
+  state, metrics = task.train_step(task.init(batch), batch)
+  whole = make_task()
+  one, _ = whole.train_step(whole.init(batch), batch)
+  first = lambda s: s.model_state['batch_stats']['head']['video_hidden_norm']['mean']
+  assert np.abs(np.asarray(first(state))).sum() > 1.2 * np.abs(first(one)).sum()
+  assert np.isfinite(metrics['loss'])
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated():
+  task, batch = make_classifier(average_decay=0.9), labelled_batch()
+  state = task.init(batch)
+  expected = jax.device_get(state.params)
+  for _ in range(3):
+    state, _ = task.train_step(state, batch)
+    expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected,
+                            jax.device_get(state.params))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+               state.average, expected)
+  plain = make_classifier()
+  averaged = plain.predict(step.State(state.step, expected, {}, ()), batch)['logits']
+  np.testing.assert_allclose(task.predict(state, batch)['logits'], averaged, rtol=1e-4)
+
+
+def test_what_is_frozen_stays_and_the_rest_moves():
+  built = optim.build(10, 0.1, 0.1, 0, rules=(('head', 1.0), ('.*', 0.0)))
+  task, batch = make_classifier(built.update, frozen=built.frozen), labelled_batch()
+  before = task.init(batch).params
+  state, metrics = task.train_step(task.init(batch), batch)
+  moved = {k: any(np.any(a != b) for a, b in zip(
+      jax.tree.leaves(before[k]), jax.tree.leaves(state.params[k]), strict=True))
+           for k in before}
+  assert moved == {k: k == 'head' for k in before}
+  head = jax.grad(lambda p: classify.softmax(
+      task.model.apply({'params': before | {'head': p}}, augment.normalize(batch))
+      ['logits'], batch['label'], batch['has_video']))(before['head'])
+  np.testing.assert_allclose(metrics['gradient_norm'], optax.tree.norm(head), rtol=1e-5)
 
 
 @pytest.fixture
@@ -279,7 +373,7 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
            for pair, objective in pairs.items()}
   terms['audio_text'] = step.Term(contrastive.sigmoid,
                                   learnt=dict(temperature=0.1, bias=-10.0))
-  task = step.Task(model, terms, *optim.adam(10, 1e-3, 1e-4, 2), 0,
+  task = step.Task(model, terms, *optim.build(10, 1e-3, 1e-4, 2)[:2], 0,
                    augment.Augment(reverse_rate=0.5, flip_rate=0.5, color_rate=0.8,
                                    color_drop_rate=0.2, blur_rate=0.5, blur_size=0.5,
                                    volume=0.1, noise=0.01))
@@ -292,3 +386,14 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
   assert len(frozen) == (variant == 'release')
   for key, words in frozen.items():
     np.testing.assert_array_equal(words, before[key])
+
+
+def test_an_average_starts_where_the_parameters_do():
+  """From a checkpoint, and in memory of its own: a step consumes both."""
+  zeros = dict(a=jnp.zeros(2), losses=dict(t=jnp.zeros(())))
+  state = step.State(jnp.zeros((), jnp.int32), zeros, {}, (), dict(zeros))
+  begun = train.start_from({'params': dict(a=np.ones(2, np.float32))}, state)
+  np.testing.assert_array_equal(begun.average['a'], [1, 1])
+  assert begun.average.keys() == begun.params.keys()
+  pointer = lambda tree: tree['a'].unsafe_buffer_pointer()
+  assert pointer(begun.average) != pointer(begun.params)

@@ -77,7 +77,7 @@ def test_positions_are_resized_to_the_new_grid(pretrained):
 def test_what_the_checkpoint_lacks_is_named_with_what_it_has(pretrained):
   other = dict(SETTINGS, video=dict(SETTINGS['video'], depth=2))
   with pytest.raises(UserError, match=r'needs and it lacks: params/backbones_video/'
-                                      r'block_1/attention/key/bias.*lacks: nothing'):
+                                      r'block_1\. It has and this one lacks: nothing'):
     weights.merge(variables(other), pretrained, 'there', spline=False)
 
 
@@ -99,8 +99,8 @@ def test_a_classifier_of_other_classes_starts_anew(caplog):
 
 
 @pytest.mark.parametrize('change, unused', [
-    (dict(video=dict(SETTINGS['video'], depth=2)), 'params/backbones_video/block_1/'),
-    (dict(variant='release'), 'params/tokenizers_video/position_norm/')],
+    (dict(video=dict(SETTINGS['video'], depth=2)), 'params/backbones_video/block_1'),
+    (dict(variant='release'), 'params/tokenizers_video/position_norm')],
                          ids=['deeper', 'release'])
 def test_a_checkpoint_of_more_than_the_model_is_refused(pretrained, change, unused):
   """Or a tower would start from half of another."""

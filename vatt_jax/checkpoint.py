@@ -171,7 +171,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
 
   Returns:
     The config, of which `model` is the settings of `models.build.build_model`, and
-    the variables as NumPy arrays.
+    the variables as NumPy arrays; the averaged parameters, where there are such.
 
   Raises:
     Gone: the folder holds no checkpoint of that step, or it is deleted meanwhile.
@@ -223,9 +223,12 @@ def _load(folder: pathlib.Path, step: int) -> dict[str, Any]:
     if 'model_state' not in tree:
       raise UserError(f'{folder}: was written by an older vatt_jax, whose checkpoints '
                       'this one cannot read')
-    wanted = {k: tree[k] for k in ('params', 'model_state')}    # not the optimiser's
+    averaged = bool(tree.get('average'))
+    wanted = {k: tree[k] for k in (    # not the optimiser's
+        'average' if averaged else 'params', 'model_state')}
     loaded = manager.restore(step, args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)))
-  params = {k: v for k, v in loaded['params'].items() if k != 'losses'}
+  params = loaded['average' if averaged else 'params']
+  params = {k: v for k, v in params.items() if k != 'losses'}
   return {'params': params, **loaded['model_state']}

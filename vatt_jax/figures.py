@@ -131,7 +131,11 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
   """The figures of features and of costs that there are."""
   wish = model.run.figures
   reader = _reader(model.run)
+  if not len(reader.clips):
+    raise UserError('config.figures.path: is empty; expected a source of clips, for '
+                    'this recipe has none')
   clips = Sample(reader.clips, wish.num_clips, wish.seed)
+  label = wish.label or (reader.labels.column if reader.labels else '')
   logging.info('Reading %d clips', len(clips))
   features = functools.partial(_features, clips=clips, check=check)
   now, before = (features(model.run, s, reader) for s in (model.now, model.before))
@@ -144,8 +148,8 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
   start = config.get('init_from') or 'random weights'
   whose = f' {steps}; training began with {start}; {len(clips)} clips.'
   tasks = dict(
-      tsne_classes=lambda: figures.by_class(when, *_labels(clips, wish.label),
-                                            wish.num_classes, wish.seed),
+      tsne_classes=lambda: figures.by_class(
+          when, *_labels(clips, label), wish.num_classes, wish.seed),
       tsne_spaces=lambda: figures.by_modality(models, wish.seed),
       similarities=lambda: figures.similarities(models))
   for name, task in tasks.items():

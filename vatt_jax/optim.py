@@ -1,13 +1,26 @@
-"""Optimisers and their learning-rate schedules."""
+"""Optimisers, their learning-rate schedules, and rules for some of the parameters."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
+import re
+from typing import Any
+from typing import NamedTuple
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 
+from vatt_jax.errors import UserError
+from vatt_jax.settings import call
 from vatt_jax.settings import choose
+
+# Pattern of a parameter's name, and its share of the learning rate.
+Rule = tuple[str, float]
 
 
 def quarter_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
@@ -47,27 +60,151 @@ def _warmed_up(decay: Callable[[jax.Array], jax.Array], peak_rate: float,
 _DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine}
 
 
-def adam(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: int,
-         decay: str = 'quarter_cosine', b1: float = 0.9, b2: float = 0.999,
-         eps: float = 1e-7) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """VATT's pre-training optimiser, and its schedule for the log.
+class Optimizer(NamedTuple):
+  """What `build` makes.
+
+  Attributes:
+    update: the transformation of gradients.
+    schedule: its learning rate, for the log.
+    frozen: parameters -> a tree of bool, True for those that no rule lets train;
+      None where all are trained.
+  """
+  update: optax.GradientTransformation
+  schedule: optax.Schedule
+  frozen: Callable[[Any], Any] | None
+
+
+def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: int,
+          name: str = 'adam', decay: str = 'quarter_cosine', clip_norm: float = 0.0,
+          rules: Sequence[Rule] = (), layer_decay: float = 1.0, **settings: Any
+          ) -> Optimizer:
+  """An optimiser, by default that of VATT's pre-training.
 
   Args:
     total_steps: of the run.
     peak_rate: after the warm-up.
     final_rate: at the end.
     warmup_steps: linear, from 0.
-    decay: 'quarter_cosine' (the paper) or 'half_cosine' (the release).
-    b1: Adam's.
-    b2: Adam's.
-    eps: Adam's.
+    name: 'adam' or 'sgd'.
+    decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (the paper's
+      fine-tuning, and all of the release).
+    clip_norm: most that the gradient of all but the head may measure, as in the
+      release; 0 for any.
+    rules: the first whose pattern fits the begin of a parameter's name, such as
+      `backbones_video/block_0/attention/query/kernel`, says what share of the learning
+      rate it gets; 0 freezes it. If there are any, one must fit every parameter.
+    layer_decay: every layer, down from the last, gets so much of the rate of the one
+      above; tokenizers are below the first (BEiT, arXiv 2106.08254, appendix).
+    **settings: of `adam` or `sgd`.
 
   Raises:
-    ValueError: the warm-up is longer than the run, or the decay has another name.
+    ValueError: the warm-up is longer than the run, a name is unknown, a share or
+      norm is negative, or a pattern is none.
+    UserError: from the optimiser's `init`: a parameter that no rule fits.
   """
   if 0 < total_steps < warmup_steps:
     raise ValueError(f'warmup_steps={warmup_steps}: longer than the run, '
                      f'total_steps={total_steps}')
+  if clip_norm < 0 or not 0 < layer_decay <= 1:
+    raise ValueError(f'clip_norm={clip_norm}, layer_decay={layer_decay}: expected 0 or '
+                     'more, and more than 0 up to 1')
+  _check_rules(rules)
   schedule = choose(_DECAYS, decay, 'decay')(peak_rate, final_rate, warmup_steps,
                                              total_steps)
-  return optax.adam(schedule, b1, b2, eps), schedule
+  update = call('optim', choose(_OPTIMIZERS, name), settings, schedule=schedule)
+  if clip_norm:
+    clip = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
+    update = optax.chain(clip, update)
+  if not rules and layer_decay == 1:
+    return Optimizer(update, schedule, None)
+
+  def scale(updates, params):
+    shares = share_of_rate(params, rules, layer_decay)
+    return jax.tree.map(lambda x, share: x * share, updates, shares)
+
+  def trained(params):
+    return jax.tree.map(bool, share_of_rate(params, rules, layer_decay))
+
+  def frozen(params):
+    return jax.tree.map(lambda x: not x, trained(params))
+
+  # Masked, so that nothing is kept for what is not trained.
+  update = optax.chain(optax.masked(update, trained), optax.stateless(scale))
+  return Optimizer(update, schedule, frozen)
+
+
+def adam(schedule: optax.Schedule, b1: float = 0.9, b2: float = 0.999,
+         eps: float = 1e-7) -> optax.GradientTransformation:
+  """Adam, with the release's epsilon."""
+  return optax.adam(schedule, b1, b2, eps)
+
+
+def sgd(schedule: optax.Schedule, momentum: float = 0.9
+        ) -> optax.GradientTransformation:
+  """Gradient descent with (not Nesterov's) momentum: VATT's fine-tuning."""
+  return optax.sgd(schedule, momentum)
+
+
+_OPTIMIZERS = {'adam': adam, 'sgd': sgd}
+
+
+def share_of_rate(params: Mapping[str, Any], rules: Sequence[Rule],
+                  layer_decay: float = 1.0) -> dict[str, Any]:
+  """What share of the learning rate each parameter gets, as a tree of floats.
+
+  Args:
+    params: of a model, nested by name.
+    rules: as for `build`.
+    layer_decay: as for `build`.
+
+  Raises:
+    UserError: there are rules, and none fits a parameter.
+  """
+  names = traverse_util.flatten_dict(dict(params), sep='/')
+  shares = {name: _by_rule(name, rules) * layer_decay ** below
+            for name, below in _layers_below_last(names).items()}
+  return traverse_util.unflatten_dict(shares, sep='/')
+
+
+def _by_rule(name: str, rules: Sequence[Rule]) -> float:
+  for pattern, share in rules:
+    if re.match(pattern, name):
+      return float(share)
+  if rules:
+    raise UserError(f'config.optim.rules: none fits the parameter {name}; add one, '
+                    "such as ('.*', 1.0) at the end for all others")
+  return 1.0
+
+
+def _layers_below_last(names: Sequence[str]) -> dict[str, int]:
+  """How many layers are between a parameter and the head, which is 0."""
+  places = {name: re.match(r'(backbones|tokenizers|aggregators)_(\w+)/'
+                           r'(?:block_(\d+)|norm)?', name) for name in names}
+  depths: dict[str, int] = {}
+  for place in places.values():
+    if place and place[3]:
+      depths[place[2]] = max(depths.get(place[2], 0), int(place[3]) + 1)
+
+  def below(place):
+    if not place or place[0].endswith('/norm'):    # the last norm goes with the head
+      return 0
+    depth = depths.get(place[2], depths.get('shared', 0))
+    return depth - int(place[3]) if place[3] else depth + 1
+  return {name: below(place) for name, place in places.items()}
+
+
+def _outside_head(params: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: jax.tree.map(lambda _, inside=k == 'head': not inside, v)
+          for k, v in params.items()}
+
+
+def _check_rules(rules: Sequence[Rule]) -> None:
+  for rule in rules:
+    if len(rule) != 2 or not isinstance(rule[0], str):
+      raise ValueError(f'rules={rules}: expected pairs of a pattern and a share')
+    if rule[1] < 0:
+      raise ValueError(f'rules={rules}: expected shares of 0 or more')
+    try:
+      re.compile(rule[0])
+    except re.error as e:
+      raise ValueError(f'rules={rules}: {rule[0]!r} is no pattern ({e})') from e

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import inspect
 import json
 import pathlib
 import subprocess
@@ -28,16 +29,21 @@ from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import weights
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import classify as evaluate_classes
+from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import linear
+from vatt_jax.evaluators import neighbours
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
+from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import multimodal
+from vatt_jax.objectives import classify
 from vatt_jax.objectives import contrastive
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
@@ -60,6 +66,12 @@ class Data:
     vocabulary: its file; empty for that of the checkpoint that the run starts from,
       or else the words of the captions.
     drop_stop_words: leave stop words out of sentences (of 'words' only).
+    label: the column of the manifest with what a clip is classified as, in which a
+      folder has the names of its subfolders; empty: nothing is classified.
+    label_map: a CSV file of all classes in order (`inputs.labels`); empty for that of
+      the checkpoint that the run starts from, if it has all of the clips' labels, or
+      else these in alphabetical order.
+    several_labels: a clip may have several at once, joined by `|`.
     builder: the module of `data/` that makes the folder of `path`, which has its
       name, where it is missing; empty for none.
     max_bad_fraction: the share of broken files that ends the run.
@@ -74,6 +86,9 @@ class Data:
   tokenizer: str = 'words'
   vocabulary: str = ''
   drop_stop_words: bool = False
+  label: str = ''
+  label_map: str = ''
+  several_labels: bool = False
   builder: str = ''
   max_bad_fraction: float = 0.1
 
@@ -105,7 +120,8 @@ class Figures:
     path: a source of clips; empty for that of the first evaluation that has one, or
       else what the run trains on.
     captions: of the source.
-    label: the label by which features are coloured; empty for the first there is.
+    label: the label by which features are coloured; empty for that which the run
+      learns, or else the first there is.
     num_clips: at most, drawn at random.
     num_classes: at most, drawn at random; the paper has 100, of which more than 21
       are not named.
@@ -139,9 +155,13 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """An evaluator, and how often it runs during training (0: only at the end)."""
+  """An evaluator, and how often it runs during training (0: only at the end).
+
+  Features of a random model tell something; classes of a random head are chance.
+  """
   evaluator: Any
   every_steps: int
+  beside_random: bool
 
   def due(self, step_number: int) -> bool:
     return (self.every_steps > 0 and step_number > 0
@@ -184,6 +204,7 @@ def make(config: Settings, workdir: pathlib.Path,
   Raises:
     UserError: names the key or file that is wrong.
   """
+  config = _count_classes(config, workdir)
   _compare(config, workdir)
   given = dict(workdir=workdir, check=check, weights_from=weights_from)
   check_keys('', _build, config, given)
@@ -220,8 +241,10 @@ def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   if (workdir / checkpoint.CONFIG_FILE).exists():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  tokenizer = run.reader.tokenizer
+  tokenizer, classes = run.reader.tokenizer, run.reader.labels
   tokenizer.save(workdir / tokenizer.file_name)
+  if classes is not None:
+    classes.save(workdir / labels.FILE_NAME)
   checkpoint.write_config(workdir, config)
 
 
@@ -239,7 +262,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
            losses: Mapping[str, Settings] | None = None,
            optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, figures: Settings | None = None,
-           init_from: str = '') -> Recipe:
+           init_from: str = '', num_parts: int = 1, average_decay: float = 0.0
+           ) -> Recipe:
   """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
   trained = dict(losses=losses, optim=optim, checkpoint=checkpoint)
   for name, section in trained.items():
@@ -247,27 +271,35 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
       raise UserError(f'config.{name}: missing')
   for name, value, least in (
       ('total_steps', total_steps, 0), ('batch_size', batch_size, 1),
-      ('log_every_steps', log_every_steps, 1)):
+      ('log_every_steps', log_every_steps, 1), ('num_parts', num_parts, 1)):
     if value < least:
       raise UserError(f'config.{name}={value}: expected {least} or more')
+  if batch_size % num_parts:
+    raise UserError(f'config.num_parts={num_parts}: expected a divisor of batch_size='
+                    f'{batch_size}')
+  if not 0 <= average_decay < 1:
+    raise UserError(f'config.average_decay={average_decay}: expected 0 or more, less '
+                    'than 1')
   mesh = sharding.make_mesh(batch_size)
   sizes, words = call('window', pipeline.Window, window), model.get('text')
-  task = _task(seed, total_steps, model, losses or {}, optim, augment or {},
-               sizes.modalities)
+  task = dataclasses.replace(
+      _task(seed, total_steps, model, losses or {}, optim, augment or {},
+            sizes.modalities), num_parts=num_parts, average_decay=average_decay)
   _check_rate(task.model, sizes.audio_hz)
   max_words = words.get('max_words', 0) if words else sizes.max_words
   if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={sizes.max_words} or more')
-  begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
-  load = functools.partial(_load, task, sizes.batch(batch_size),
-                           model.get('variant') == 'release')
-  initial = None if begun or weights_from else _initial(init_from, load, model)
-  sources = call('data', Data, data)
-  if total_steps and not sources.path:
+  given = call('data', Data, data)
+  if total_steps and not given.path:
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
-  reader = _reader(sources, sizes, words, weights_from or init_from, workdir)
+  reader = _reader(given, sizes, words, weights_from or init_from, workdir)
+  _check_classes(reader.labels, task)
+  begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  load = functools.partial(_load, task, sizes.batch(batch_size),
+                           model.get('variant') == 'release', reader.labels)
+  initial = None if begun or weights_from else _initial(init_from, load, model)
 
   def predict(state, batch):
     check()
@@ -275,7 +307,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
 
   evaluations = {
       name: call(f'evals.{name}', _evaluation, section, where=f'evals.{name}',
-                 reader=reader, predict=predict, batch_size=batch_size)
+                 reader=reader, predict=predict, batch_size=batch_size, model=model)
       for name, section in evals.items()}
   return Recipe(
       seed, total_steps, batch_size, log_every_steps, initial, load,
@@ -293,11 +325,16 @@ def _initial(init_from: str, load: Callable[..., Any], model: Settings
   return load(init_from)
 
 
-def _load(task: step.Task, batch: Mapping[str, Any], spline: bool, path: str,
-          allow_random_head: bool = True) -> dict[str, Any]:
+def _load(task: step.Task, batch: Mapping[str, Any], spline: bool,
+          classes: labels.Labels | None, path: str, allow_random_head: bool = True
+          ) -> dict[str, Any]:
   """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
   _, theirs = weights.read(path)
+  known = checkpoint.split(path)[0] / labels.FILE_NAME
+  if classes is not None and known.exists() and (
+      labels.read(known, classes.column, classes.several).names != classes.names):
+    del theirs['params']['head']    # a classifier of other classes
   return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
 
 
@@ -311,13 +348,79 @@ def _reader(data: Data, window: pipeline.Window, words: Settings | None,
             init_from: str, workdir: pathlib.Path) -> pipeline.Reader:
   """Opens the sources; `words` are the model's settings for text, if it has any."""
   _build_data(data)
-  clips = sources.Mixture([sources.open_source(path, captions)
-                           for path, captions in data.sources], data.weights)
+  clips = _clips(data)
   notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files or None,
                              workdir / 'file_notes.jsonl')
   size = 2 if words is None else words['vocabulary_size']
   return pipeline.Reader(clips, window,
-                         _words(data, clips, size, init_from, workdir), notes)
+                         _words(data, clips, size, init_from, workdir), notes,
+                         _labels(data, clips, init_from, workdir))
+
+
+def _clips(data: Data) -> sources.Mixture:
+  return sources.Mixture([sources.open_source(path, captions)
+                          for path, captions in data.sources], data.weights)
+
+
+def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
+            workdir: pathlib.Path) -> labels.Labels | None:
+  """Those of the run, else the ones asked for, else the checkpoint's or the clips'.
+
+  Raises:
+    UserError: no such file or column, or a clip has a label that is no class.
+  """
+  if not data.label:
+    return None
+  begun = (workdir / checkpoint.CONFIG_FILE).exists()
+  path = workdir / labels.FILE_NAME if begun else data.label_map
+  if path:
+    classes = labels.read(path, data.label, data.several_labels)
+    if all(isinstance(part, list) for part in clips.parts):    # others take too long
+      for one in clips:
+        classes.encode(one)
+    return classes
+  path = checkpoint.split(init_from)[0] / labels.FILE_NAME
+  theirs = (labels.read(path, data.label, data.several_labels)
+            if init_from and path.exists() else None)
+  if theirs is not None and not len(clips):    # only evaluated
+    return theirs
+  found = labels.find(sources.each(clips), data.label, data.several_labels,
+                      ', '.join(path for path, _ in data.sources))
+  return theirs if theirs and set(found.names) <= set(theirs.names) else found
+
+
+def _count_classes(config: Settings, workdir: pathlib.Path) -> Settings:
+  """A classifier without `num_classes` gets one for every class there is."""
+  head = config.get('model', {}).get('head') or {}
+  if head.get('name') != 'classifier' or head.get('num_classes'):
+    return config
+  data = call('data', Data, config.get('data', {}))
+  if not data.label:
+    raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
+                    'label to the column of the manifest that has the classes')
+  _build_data(data)
+  classes = _labels(data, _clips(data), config.get('init_from', ''), workdir)
+  head = head | {'num_classes': len(classes.names)}
+  return config | {'model': config['model'] | {'head': head}}
+
+
+def _check_classes(classes: labels.Labels | None, task: step.Task) -> None:
+  """Raises UserError unless labels, classifier and loss belong together."""
+  if classes is None:
+    if step.LABEL in task.terms:
+      raise UserError(f'config.losses.{step.LABEL}: needs labels; set config.data.'
+                      'label to a column of the manifest')
+    return
+  head = task.model.head
+  if isinstance(head, heads.Classifier) and head.num_classes != len(classes.names):
+    raise UserError(
+        f'config.model.head.num_classes={head.num_classes}: {classes.source} has '
+        f'{len(classes.names)} classes; make them equal, or set config.data.label_map '
+        'to the list of all classes')
+  if classes.several and step.LABEL in task.terms and (
+      task.terms[step.LABEL].objective.func is classify.softmax):
+    raise UserError(f"config.losses.{step.LABEL}.name='softmax': a clip has one class; "
+                    "of several (config.data.several_labels) 'sigmoid'")
 
 
 def _build_data(data: Data) -> None:
@@ -395,24 +498,51 @@ def _check_pair(pair: str, network: multimodal.Vatt, modalities: Sequence[str]) 
                     'config.model.head.audio_text=True')
 
 
+def _check_label(network: multimodal.Vatt, modalities: Sequence[str]) -> None:
+  """Raises UserError unless there is a classifier of one modality that is read."""
+  where = f'config.losses.{step.LABEL}'
+  if not isinstance(network.head, heads.Classifier):
+    raise UserError(f"{where}: needs a classifier; set config.model.head to name="
+                    "'classifier'")
+  used = set(network.tokenizers) & set(modalities)
+  if len(used) != 1:
+    raise UserError(f'{where}: classifies one modality; of the model\'s '
+                    f'{", ".join(network.tokenizers)}, config.window.modalities reads '
+                    f'{", ".join(sorted(used)) or "none"}')
+
+
 def _task(seed: int, total_steps: int, model: Settings,
           losses: Mapping[str, Settings], optim_settings: Settings | None,
           augment_settings: Settings, modalities: Sequence[str]) -> step.Task:
   network = call('model', build.build_model, model)
-  for pair in losses:
-    if pair not in OBJECTIVES:
-      raise UserError(f'config.losses.{pair}: nobody takes this key; expected one of '
-                      f'{", ".join(OBJECTIVES)}')
-    _check_pair(pair, network, modalities)
-  terms = {pair: call(f'losses.{pair}', _term, section, pair=pair)
-           for pair, section in losses.items()}
+  terms = {}
+  for name, section in losses.items():
+    if name not in (step.LABEL, *OBJECTIVES):
+      raise UserError(f'config.losses.{name}: nobody takes this key; expected one of '
+                      f'{", ".join((step.LABEL, *OBJECTIVES))}')
+    if name == step.LABEL:
+      _check_label(network, modalities)
+      terms[name] = call(f'losses.{name}', _label_term, section)
+    else:
+      _check_pair(name, network, modalities)
+      terms[name] = call(f'losses.{name}', _term, section, pair=name)
   if optim_settings is None:    # nothing is trained
-    optimizer, schedule = optax.set_to_zero(), optax.constant_schedule(0.0)
+    optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
-    optimizer, schedule = call('optim', optim.adam, optim_settings,
-                               total_steps=total_steps)
-  return step.Task(network, terms, optimizer, schedule, seed,
-                   call('augment', augment.Augment, augment_settings))
+    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps)
+  return step.Task(network, terms, optimizer.update, optimizer.schedule, seed,
+                   call('augment', augment.Augment, augment_settings), optimizer.frozen)
+
+
+CLASSIFIERS = {'softmax': classify.softmax, 'sigmoid': classify.sigmoid}
+
+
+def _label_term(name: str, weight: float = 1.0, **settings: Any) -> step.Term:
+  """The term of the labels: `name` of `CLASSIFIERS`, and its settings."""
+  objective = choose(CLASSIFIERS, name)
+  check_keys(f'losses.{step.LABEL}', objective, settings,
+             ('logits', 'labels', 'present'))
+  return step.Term(functools.partial(objective, **settings), weight)
 
 
 OBJECTIVES = {    # of each pair: a clip has one sound but several candidate texts
@@ -452,28 +582,81 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
 
 def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
                path: str = '', captions: str = '', num_windows: int = 1,
-               num_crops: int = 1) -> retrieval.Retrieval:
+               num_crops: int = 1, average: str = 'embeddings'
+               ) -> retrieval.Retrieval:
   """Over the clips of `path`; empty: over those that the run trains on."""
   clips = sources.open_source(path, captions) if path else reader.clips
+  if not len(clips):
+    raise ValueError("path='': expected the clips to retrieve from, for there are "
+                     'none to train on')
   return retrieval.Retrieval(predict, dataclasses.replace(reader, clips=clips),
-                             batch_size, num_windows, num_crops)
+                             batch_size, num_windows, num_crops, average)
 
 
-def _linear_probe(reader: pipeline.Reader, predict: Callable[..., Any],
-                  batch_size: int, train: str, test: str, labels: Mapping[str, str],
-                  multi_labels: tuple[str, ...] = (), num_windows: int = 1,
-                  num_crops: int = 1) -> linear.LinearProbe:
-  sides = (dataclasses.replace(reader, clips=sources.open_source(path))
-           for path in (train, test))
-  return linear.LinearProbe(predict, *sides, batch_size, labels, multi_labels,
-                            num_windows, num_crops)
+def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+            model: Settings, train: str | Sequence[str], test: str | Sequence[str],
+            labels: Mapping[str, str], multi_labels: Sequence[str] = (),
+            num_windows: int = 1, num_crops: int = 1, cache: str = '') -> frozen.Frozen:
+  """Of one split, or of several: as many paths to learn from as to measure on."""
+  if isinstance(train, str) and isinstance(test, str):
+    train, test = [train], [test]
+  if isinstance(train, str) or isinstance(test, str) or len(train) != len(test):
+    raise ValueError('train and test: expected one each, or as many of the one as of '
+                     'the other')
+  opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
+  splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
+  return frozen.Frozen(predict, reader, batch_size, model, splits, labels, multi_labels,
+                       num_windows, num_crops, cache)
 
 
-EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe}
+def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+              path: str = '', num_windows: int = 1, num_crops: int = 1
+              ) -> evaluate_classes.Classify:
+  """Of the clips of `path`; empty: of those that the run trains on."""
+  if reader.labels is None:
+    raise ValueError('needs labels; set config.data.label to a column of the manifest')
+  if path:
+    reader = dataclasses.replace(reader, clips=sources.open_source(path))
+  where = path or 'config.data.path'
+  return evaluate_classes.Classify(predict, reader, batch_size, where, num_windows,
+                                   num_crops)
+
+
+def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
+                  batch_size: int, model: Settings,
+                  classifiers: Mapping[str, Settings] | None = None,
+                  **features: Any) -> linear.LinearProbe:
+  """Of `linear.CLASSIFIERS` those with a section; by default logistic regression."""
+  built = {
+      name: call(f'{where}.classifiers.{name}',
+                 choose(linear.CLASSIFIERS, name, 'classifiers'), section)
+      for name, section in (classifiers or {'logistic': {}}).items()}
+  return linear.LinearProbe(
+      call(where, _frozen, features, reader=reader, predict=predict,
+           batch_size=batch_size, model=model), built)
+
+
+def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
+                batch_size: int, model: Settings, ks: Sequence[int] = (1, 5, 20),
+                shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0,
+                **features: Any) -> neighbours.Neighbours:
+  return neighbours.Neighbours(
+      call(where, _frozen, features, reader=reader, predict=predict,
+           batch_size=batch_size, model=model), ks, shots, num_draws, seed)
+
+
+EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
+              'neighbours': _neighbours, 'classify': _classify}
 
 
 def _evaluation(name: str, where: str, reader: pipeline.Reader,
-                predict: Callable[..., Any], batch_size: int, every_steps: int = 0,
-                **settings: Any) -> Evaluation:
-  return Evaluation(call(where, choose(EVALUATORS, name), settings, reader=reader,
-                         predict=predict, batch_size=batch_size), every_steps)
+                predict: Callable[..., Any], batch_size: int, model: Settings,
+                every_steps: int = 0, **settings: Any) -> Evaluation:
+  """An evaluator; of what is not the section's, it is given what it takes."""
+  make = choose(EVALUATORS, name)
+  given = dict(where=where, reader=reader, predict=predict, batch_size=batch_size,
+               model=model)
+  takes = inspect.signature(make).parameters
+  evaluator = call(where, make, settings, **{
+      key: value for key, value in given.items() if key in takes})
+  return Evaluation(evaluator, every_steps, beside_random=name != 'classify')

@@ -31,6 +31,9 @@ PAIRS = {'video_audio': ('video_audio', 'video', 'audio'),
 # section 2.5).
 LEAST_TEMPERATURE = 0.01
 
+# The term that is no contrast: of class scores and the labels of clips.
+LABEL = 'label'
+
 
 @struct.dataclass
 class State:
@@ -42,19 +45,21 @@ class State:
     model_state: the model's other variables, by collection: batch statistics, and
       the word vectors that the release freezes.
     opt_state: the optimiser's.
+    average: of the parameters over the steps, if the task takes one.
   """
   step: jax.Array
   params: Any
   model_state: Any
   opt_state: Any
+  average: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """One contrast of the loss, of a pair of modalities.
+  """One term of the loss: the contrast of a pair of modalities, or of the labels.
 
   Attributes:
-    objective: (anchors, others, present, temperature[, bias], anchored) -> [].
+    objective: its arrays (`operands`) and arguments, by name -> [].
     weight: in the sum of all terms.
     fixed: arguments of the objective.
     learnt: arguments of the objective that are trained, and where they start.
@@ -74,32 +79,47 @@ class Term:
     return {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
 
 
-def contrast(terms: Mapping[str, Term], params: Mapping[str, Any],
-             embed: Mapping[str, Mapping[str, jax.Array]], batch: Batch
-             ) -> tuple[jax.Array, Metrics]:
+def total_loss(terms: Mapping[str, Term], params: Mapping[str, Any],
+               outputs: Mapping[str, Any], batch: Batch) -> tuple[jax.Array, Metrics]:
   """The weighted sum of the terms (VATT, equation 6).
 
   Args:
-    terms: pair -> term; a pair of which the batch lacks a modality is skipped.
-    params: pair -> parameters of its term, where it has any.
-    embed: space -> modality -> unit-norm embeddings (`models.multimodal`).
-    batch: for `has_video`, `has_audio` and `text`, which say what is there.
+    terms: pair, or 'label' -> term; a pair of which the batch lacks a modality is
+      skipped.
+    params: the same -> parameters of its term, where it has any.
+    outputs: of the model (`models.multimodal`).
+    batch: for `has_video`, `has_audio` and `text`, which say what is there, and for
+      `label`.
 
   Returns:
-    The loss, float32, and a metric for each term, under its pair's name.
+    The loss, float32, and a metric for each term, under its name.
   """
   total, metrics = jnp.zeros((), jnp.float32), {}
-  present = multimodal.find_present(batch)
-  for pair, term in terms.items():
-    space, anchor, other = PAIRS[pair]
-    if anchor not in embed[space] or other not in embed[space]:
+  for name, term in terms.items():
+    arrays = operands(name, outputs, batch)
+    if arrays is None:
       continue
-    learnt = term.values(params.get(pair, {}))
-    loss = term.objective(embed[space][anchor], embed[space][other], present[other],
-                          anchored=present.get(anchor), **term.fixed, **learnt)
-    metrics |= {f'loss_{pair}': loss, **{f'{k}_{pair}': v for k, v in learnt.items()}}
+    learnt = term.values(params.get(name, {}))
+    loss = term.objective(**arrays, **term.fixed, **learnt)
+    metrics |= {f'loss_{name}': loss, **{f'{k}_{name}': v for k, v in learnt.items()}}
     total += term.weight * loss
   return total, metrics
+
+
+def operands(name: str, outputs: Mapping[str, Any], batch: Batch
+             ) -> dict[str, jax.Array | None] | None:
+  """The arrays that the objective of a term takes; None if the batch lacks some."""
+  present = multimodal.find_present(batch)
+  if name == LABEL:
+    (modality,) = outputs['pooled']
+    return dict(logits=outputs['logits'], labels=batch['label'],
+                present=present[modality])
+  space, anchor, other = PAIRS[name]
+  embed = outputs['embed'][space]
+  if anchor not in embed or other not in embed:
+    return None
+  return dict(anchors=embed[anchor], others=embed[other], present=present[other],
+              anchored=present.get(anchor))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)    # hashed by identity, for jit
@@ -107,6 +127,19 @@ class Task:
   """A model, its loss and its optimiser, as jitted functions of a state.
 
   All randomness of step s comes from (seed, s).
+
+  Attributes:
+    model: `models.multimodal.Vatt`.
+    terms: of the loss (`total_loss`).
+    optimizer: of the parameters.
+    schedule: its learning rate, for the log.
+    seed: of all randomness.
+    augment: what the device changes of a batch.
+    frozen: parameters -> a tree of bool, True for those that are not trained.
+    num_parts: that a batch is taken in, one after the other, whose gradients are
+      averaged: less memory; a contrast then sees the negatives of its part alone.
+    average_decay: of the moving average of the parameters, which is evaluated in
+      their place; 0 takes none.
   """
   model: Any
   terms: Mapping[str, Term]
@@ -114,6 +147,9 @@ class Task:
   schedule: optax.Schedule
   seed: int
   augment: augment.Augment = dataclasses.field(default_factory=augment.Augment)
+  frozen: Callable[[Any], Any] | None = None
+  num_parts: int = 1
+  average_decay: float = 0.0
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
@@ -125,39 +161,74 @@ class Task:
     if learnt:
       params['losses'] = learnt
     return State(jnp.zeros((), jnp.int32), params, model_state,
-                 self.optimizer.init(params))
+                 self.optimizer.init(params), params if self.average_decay else None)
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One step on a batch (`inputs.pipeline`); the old state is consumed."""
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+    if self.num_parts == 1:
+      grads, metrics, model_state = self._gradients(state, key, batch)
+    else:
+      grads, metrics, model_state = self._mean_gradients(state, key, batch)
+    with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
+      updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+    metrics |= dict(learning_rate=self.schedule(state.step),
+                    gradient_norm=optax.tree.norm(grads))
+    params = _bounded(optax.apply_updates(state.params, updates))
+    average = state.average
+    if self.average_decay:
+      average = optax.incremental_update(params, average, 1 - self.average_decay)
+    return State(state.step + 1, params, model_state, opt_state, average), metrics
+
+  def _gradients(self, state: State, key: jax.Array, batch: Batch
+                 ) -> tuple[Any, Metrics, Any]:
+    """Of the loss by the parameters; its metrics; the model's new other variables."""
     drop_token, dropout, augmentation = jax.random.split(key, 3)
     inputs = self.augment(augmentation, batch)
 
     def loss_fn(params):
+      if self.frozen is not None:    # so that no gradient is computed for them
+        params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
+                              params, self.frozen(params))
       outputs, updates = self.model.apply(
           variables(state.replace(params=params)), inputs, train=True,
           rngs=dict(drop_token=drop_token, dropout=dropout), mutable=['batch_stats'])
-      loss, metrics = contrast(self.terms, params.get('losses', {}), outputs['embed'],
-                               batch)
-      stats = dict(updates['batch_stats'])
-      stats['head'] = heads.keep_absent(
-          stats['head'], state.model_state['batch_stats']['head'],
-          multimodal.find_present(batch))
-      return loss, (metrics, state.model_state | {'batch_stats': stats})
+      loss, metrics = total_loss(self.terms, params.get('losses', {}), outputs, inputs)
+      return loss, (metrics, _with_stats(state.model_state, updates, batch))
 
     (loss, (metrics, model_state)), grads = jax.value_and_grad(
         loss_fn, has_aux=True)(state.params)
-    with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
-      updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-    metrics |= dict(loss=loss, learning_rate=self.schedule(state.step),
-                    gradient_norm=optax.tree.norm(grads))
-    params = _bounded(optax.apply_updates(state.params, updates))
-    return State(state.step + 1, params, model_state, opt_state), metrics
+    return grads, metrics | dict(loss=loss), model_state
+
+  def _mean_gradients(self, state: State, key: jax.Array, batch: Batch
+                      ) -> tuple[Any, Metrics, Any]:
+    """As `_gradients`, of one part of the batch after the other."""
+    n = self.num_parts
+    # Every n-th row, so that each device's rows stay on it.
+    parts = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), dict(batch))
+
+    def add(carry, xs):
+      total, model_state = carry
+      grads, metrics, model_state = self._gradients(
+          state.replace(model_state=model_state), *xs)
+      return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (total, model_state), metrics = jax.lax.scan(
+        add, (zeros, state.model_state), (jax.random.split(key, n), parts))
+    return (jax.tree.map(lambda x: x / n, total),
+            jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), model_state)
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
-    """What the model returns for a batch, but for the tokens."""
+    """What the model returns for a batch, but for the tokens.
+
+    By the averaged parameters, where there are such.
+    """
+    if state.average is not None:
+      state = state.replace(params=state.average)
     outputs = self.model.apply(variables(state), augment.normalize(batch))
     return {k: v for k, v in outputs.items() if k != 'tokens'}
 
@@ -166,6 +237,17 @@ def variables(state: State) -> dict[str, Any]:
   """What `model.apply` takes."""
   params = {k: v for k, v in state.params.items() if k != 'losses'}
   return {'params': params, **state.model_state}
+
+
+def _with_stats(model_state: Any, updates: Mapping[str, Any], batch: Batch) -> Any:
+  """The model's other variables after a step; a classifier has no statistics."""
+  if 'batch_stats' not in updates:
+    return model_state
+  stats = dict(updates['batch_stats'])
+  stats['head'] = heads.keep_absent(
+      stats['head'], model_state['batch_stats']['head'],
+      multimodal.find_present(batch))
+  return model_state | {'batch_stats': stats}
 
 
 def _bounded(params: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -99,7 +100,10 @@ def start_from(initial: dict[str, Any], state: State) -> State:
     return jax.device_put(given, random.sharding)
 
   chosen = jax.tree.map(choose, initial, step.variables(state))
-  return state.replace(params=state.params | chosen.pop('params'), model_state=chosen)
+  params = state.params | chosen.pop('params')
+  # Copied, for a step consumes both.
+  average = None if state.average is None else jax.tree.map(jnp.copy, params)
+  return state.replace(params=params, model_state=chosen, average=average)
 
 
 def random_state(run: recipe.Recipe) -> State:
@@ -174,14 +178,14 @@ def _duration(seconds: float) -> str:
 def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
-  logging.info('Evaluating, and a randomly initialised model beside it')
-  random = random_state(run)
   results = {}
   for name, evaluation in run.evaluations.items():
+    logging.info('Evaluating: %s', name)
     results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
-    results |= {f'{name}/{k}_random_init': v
-                for k, v in evaluation.evaluator.run(random)
-                if not report.is_chance(k)}
+    if evaluation.beside_random:
+      results |= {f'{name}/{k}_random_init': v
+                  for k, v in evaluation.evaluator.run(random_state(run))
+                  if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
   history = writers.read_jsonl(workdir / writers.METRICS_FILE)

@@ -87,7 +87,8 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     logging.warning('%s has no head for this model, whose head starts from random '
                     'weights', where)
   if left_out:
-    logging.info('Left out of %s: %s', where, _listed(left_out))
+    modules = sorted({path[1] for path in left_out})
+    logging.info('Left out of %s: %s', where, ', '.join(modules))
   return traverse_util.unflatten_dict({
       path: value if path in new else _fit(path, value, theirs[path], where, spline)
       for path, value in ours.items()})
@@ -103,7 +104,8 @@ def _new_head(ours, theirs):
 
 
 def _listed(paths):
-  return ', '.join(sorted('/'.join(path) for path in paths)) or 'nothing'
+  """The modules of which they are, such as `params/backbones_video/block_4`."""
+  return ', '.join(sorted({'/'.join(path[:3]) for path in paths})) or 'nothing'
 
 
 def _fit(path, ours, theirs, where, spline):

@@ -1,4 +1,4 @@
-"""vatt_jax/evaluators/retrieval.py, linear.py and report.py, on a made-up model"""
+"""vatt_jax/evaluators/retrieval.py and report.py, on a made-up model"""
 
 import base64
 import dataclasses
@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from vatt_jax import prepare
-from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import figures
-from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import report
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import pipeline
@@ -40,7 +38,7 @@ def _oracle(state, batch):
   texts = np.stack([truth[ids], np.full_like(embed, 9.0)], axis=1)
   words = dict(text=texts) if 'text' in batch else {}
   return dict(embed=dict(video_audio=dict(video=embed, audio=truth[ids]),
-                         video_text=dict(video=embed, **words)))
+                         video_text=dict(video=embed, audio=truth[ids], **words)))
 
 
 def test_retrieval_counts_what_the_model_confuses(reader):
@@ -48,11 +46,16 @@ def test_retrieval_counts_what_the_model_confuses(reader):
   perfect = dict(evaluator.run([]))
   for direction in retrieval.DIRECTIONS:
     assert perfect[f'{direction}/R@1'] == 1 and perfect[f'{direction}/MedR'] == 1
+    assert perfect[f'{direction}/MeanR'] == 1
+    assert perfect[f'{direction}/chance_MeanR'] == (COUNT + 1) / 2
     assert perfect[f'{direction}/chance_R@5'] == 5 / COUNT
   worse = dict(evaluator.run([3]))
   # Of two equal videos neither is found first: a tie counts against the model.
   assert worse['text_to_video/R@1'] == (COUNT - 2) / COUNT
   assert worse['video_to_audio/R@1'] == (COUNT - 1) / COUNT
+  # Like sentence 3 there is no video, so that all tie; like sentence 4 there are two.
+  assert worse['text_to_video/MeanR'] == pytest.approx(
+      (COUNT - 2 + COUNT + 2) / COUNT)
 
 
 def test_clips_without_sound_are_no_part_of_the_pool_of_sound(reader):
@@ -124,6 +127,79 @@ def test_a_gallery_of_records_reads_their_own_films(reader, toy_world, tmp_path)
   assert queries[0].own.caption == reader.clips[0].captions[0].text
 
 
+def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, caplog):
+  """A film that is broken, one without a caption, one without sound, seven whole."""
+  rows = (toy_world / 'test_segments.csv').read_text().splitlines()[1:11]
+  lines = ['path,start,end,text']
+  for i, row in enumerate(rows):
+    path, start, end, *_, caption = row.split(',')
+    path = tmp_path / 'broken.mp4' if i == 2 else toy_world / path
+    lines.append(f'{path},{start},{end},{"" if i == 4 else caption}')
+  (tmp_path / 'broken.mp4').write_bytes(b'no film at all')
+  (tmp_path / 'pool.csv').write_text('\n'.join(lines) + '\n')
+  clips = sources.open_source(str(tmp_path / 'pool.csv'))
+
+  class Quiet(pipeline.Reader):
+    def views(self, index, *args):
+      views = super().views(index, *args)
+      return views and [view | dict(has_audio=view['has_audio'] & (index != 6))
+                        for view in views]
+
+  tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips
+                                        if c.captions], 256)
+  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_words=8)
+  pool = Quiet(clips, window, tokenizer, pipeline.FileNotes(1.0, 10))
+  evaluator = retrieval.Retrieval(_oracle, pool, 4)
+  with caplog.at_level('INFO'):
+    results = dict(evaluator.run([]))
+    assert dict(evaluator.run([])) == results
+  sizes = dict(text_to_video=8, video_to_audio=8, text_to_audio=7)
+  for direction, size in sizes.items():
+    assert results[f'{direction}/R@1'] == 1
+    assert results[f'{direction}/chance_R@1'] == 1 / size
+  said = [r.getMessage() for r in caplog.records if 'to retrieve' in r.getMessage()]
+  assert said == ['Of 10 clips to retrieve from, left out where that is needed: 1 '
+                  'broken, 1 without audio, 1 without text']
+
+
+def test_the_average_of_similarities_is_that_of_all_pairs_of_views():
+  """By brute force over them, where clips have from none to all of their views."""
+  rng = np.random.default_rng(0)
+  sizes = dict(video=(9, 4), audio=(9, 3))
+  embed = {m: rng.normal(size=(*size, 5)).astype(np.float32)
+           for m, size in sizes.items()}
+  present = {m: rng.random(size) < 0.7 for m, size in sizes.items()}
+  present['audio'][3] = False
+  clips = extract.of_clips(dict(s=embed), present, 'similarities')['s']
+  unit = {m: x / np.linalg.norm(x, axis=-1, keepdims=True) for m, x in embed.items()}
+  for i in range(9):
+    for j in range(9):
+      pairs = [a @ b for a in unit['video'][i][present['video'][i]]
+               for b in unit['audio'][j][present['audio'][j]]]
+      assert clips['video'][i] @ clips['audio'][j] == pytest.approx(
+          np.mean(pairs) if pairs else 0, abs=1e-6)
+
+
+def test_the_two_averages_rank_otherwise(reader):
+  truth = np.eye(COUNT, dtype=np.float32)
+
+  def predict(state, batch):
+    video = truth[batch['id']]
+    # The second view of clip 0 undoes the first, but for a trace of clip 1.
+    second = (np.asarray(batch['id']) == 0) & (np.arange(4) % 2 == 1)
+    video[second] = 0.01 * truth[1] - truth[0]
+    return dict(embed=dict(video_audio={}, video_text=dict(
+        video=video, text=truth[batch['id']][:, None])))
+
+  r1 = {average: dict(retrieval.Retrieval(
+      predict, reader, 4, num_windows=2, average=average).run(None))
+      ['text_to_video/R@1'] for average in extract.AVERAGES}
+  # Made as long as the others, that trace is all of clip 0, and it ties with clip 1.
+  assert r1 == dict(embeddings=(COUNT - 2) / COUNT, similarities=1)
+  with pytest.raises(ValueError, match="average='cosine': expected one of embeddings"):
+    retrieval.Retrieval(predict, reader, 4, average='cosine')
+
+
 def test_pictures_and_sound_without_words_are_compared(reader):
   mute = dataclasses.replace(reader, window=dataclasses.replace(
       reader.window, modalities=('video', 'audio')))
@@ -152,46 +228,6 @@ def test_windows_of_a_clip_are_averaged(reader):
   np.testing.assert_array_equal(ids, np.repeat(np.arange(COUNT)[:, None], 6, axis=1))
   results = dict(retrieval.Retrieval(_oracle, reader, 5, num_windows=3).run([]))
   assert results['text_to_video/R@1'] == results['video_to_audio/R@1'] == 1
-
-
-def _features(state, batch):
-  """The first features tell the clips' colour apart, unless there is no state."""
-  rng = np.random.default_rng(0)
-  noise = rng.normal(size=(500, 12)).astype(np.float32)
-  ids = np.asarray(batch['id'])
-  video = noise[ids].copy()
-  if state is not None:
-    video[:, :8] = 0.1 * noise[ids, :8] + np.asarray(state)[ids]
-  return dict(pooled=dict(video=video, audio=video))
-
-
-def test_a_probe_reads_what_is_there_and_nothing_else(reader):
-  colours = sorted({c.labels['colour'] for c in reader.clips})
-  truth = np.asarray([np.eye(8)[colours.index(c.labels['colour'])]
-                      for c in reader.clips])
-  probe = linear.LinearProbe(_features, reader, reader, 8, dict(colour='video'))
-  assert dict(probe.run(truth))['colour/top1'] == 1
-  test_noise = linear.LinearProbe(
-      _features, reader, reader, 8, dict(colour='video'))
-  commonest = max(sum(c.labels['colour'] == x for c in reader.clips) for x in colours)
-  assert dict(test_noise.run(None))['colour/chance_top1'] == commonest / COUNT
-
-
-def test_a_probe_of_several_labels_at_once(reader):
-  events = sorted({e for c in reader.clips for e in c.labels['sound_event'].split('|')})
-  truth = np.asarray([[float(e in c.labels['sound_event'].split('|')) for e in events]
-                      for c in reader.clips])
-  truth = np.pad(truth, ((0, 0), (0, 8 - len(events))))
-  probe = linear.LinearProbe(_features, reader, reader, 8, dict(sound_event='audio'),
-                             ('sound_event',))
-  results = dict(probe.run(3 * truth))
-  assert results['sound_event/top1'] == 1 and results['sound_event/mAP'] == 1
-  assert results['sound_event/chance_top1'] == truth.mean(0).max()
-
-
-def test_a_label_that_no_column_holds_is_named(reader):
-  with pytest.raises(UserError, match=r"train manifest .* no column 'size'; found"):
-    linear.LinearProbe(_features, reader, reader, 8, dict(size='video'))
 
 
 RESULTS = {

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
+from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 
 
@@ -27,6 +28,39 @@ def test_ties_and_what_is_no_number_count_against_the_model():
   assert metrics.rank_of_match(nan).tolist() == [2, 1, 0]
 
 
+@pytest.mark.parametrize('scores_at_once', [1, 41, 160, 2 ** 24])
+def test_ranks_are_the_same_whatever_the_block(scores_at_once, monkeypatch):
+  """Also among candidates that are equal, nearly equal, zero or no numbers."""
+  rng = np.random.default_rng(0)
+  queries = rng.normal(size=(41, 30)).astype(np.float32)
+  pool = queries + rng.normal(size=queries.shape).astype(np.float32)
+  pool[20:30] = pool[20]
+  pool[30], pool[31], queries[32] = 0, np.nan, 0
+  pool[33] = pool[34] + 1e-9
+  sizes = []
+  of_block = metrics.rank_of_match
+
+  def watched(scores, match):
+    sizes.append(scores.size)
+    return of_block(scores, match)
+
+  monkeypatch.setattr(metrics, 'rank_of_match', watched)
+  rank = metrics.rank_in_pool(queries, pool, scores_at_once)
+  assert max(sizes) <= max(scores_at_once, 41)    # one query's at least
+  exact = (queries[:, None].astype(np.float64) * pool[None]).sum(-1)
+  np.testing.assert_array_equal(rank, of_block(exact.astype(np.float32)))
+  assert (rank[20:30] >= 10).all()    # nine are equal, one is no number
+  assert rank[31] == rank[32] == 40
+
+
+def test_embeddings_that_collapsed_rank_last():
+  """Whatever the order in which their products are added up."""
+  rng = np.random.default_rng(0)
+  for x in (rng.normal(size=30), np.zeros(30), np.full(30, np.nan)):
+    same = np.tile(x.astype(np.float32), (50, 1))
+    assert metrics.rank_in_pool(same, same).tolist() == [49] * 50
+
+
 def test_chance_is_what_random_orders_reach():
   rng = np.random.default_rng(0)
   measured = [dict(metrics.retrieval(metrics.rank_of_match(rng.random((40, 40)))))
@@ -36,17 +70,44 @@ def test_chance_is_what_random_orders_reach():
   assert dict(metrics.retrieval_by_chance(4))['R@10'] == 1
 
 
+def release_s_measures(shared, case):
+  expected = json.loads(
+      (shared / 'golden' / 'retrieval_expected.json').read_text())[case]
+  return {'R@1': expected['R1'], 'R@5': expected['R5'], 'R@10': expected['R10'],
+          'MedR': expected['MedianRank']}
+
+
+def measures(rank):
+  ours = dict(metrics.retrieval(rank))
+  del ours['MeanR']    # the release has none
+  return ours
+
+
 @pytest.mark.parametrize('case', ['sim', 'embd_avg', 'cosine_avg', 'one_window_default',
                                   'one_window_normalized'])
 def test_measures_are_the_release_s(case, shared):
-  similarity = np.load(shared / 'golden' / 'retrieval.npz')[
+  scores = np.load(shared / 'golden' / 'retrieval.npz')[
       case if case == 'sim' else f'sim_{case}']
-  expected = json.loads(
-      (shared / 'golden' / 'retrieval_expected.json').read_text())[case]
-  ours = dict(metrics.retrieval(metrics.rank_of_match(similarity)))
-  del ours['MeanR']    # the release has none
-  assert ours == {'R@1': expected['R1'], 'R@5': expected['R5'], 'R@10': expected['R10'],
-                  'MedR': expected['MedianRank']}
+  assert measures(metrics.rank_of_match(scores)) == release_s_measures(shared, case)
+
+
+@pytest.mark.parametrize('average, case, windows', [
+    ('embeddings', 'embd_avg', 4), ('similarities', 'cosine_avg', 4),
+    ('embeddings', 'one_window_normalized', 1),
+    ('similarities', 'one_window_normalized', 1)])
+def test_views_are_averaged_as_by_the_release(average, case, windows, shared):
+  """Its two ways, from its embeddings; with one view both are the same."""
+  golden = np.load(shared / 'golden' / 'retrieval.npz')
+  text = golden['embd'][:, None]
+  video = golden['video_embd'].reshape(len(text), 4, -1)[:, :windows]
+  clips = extract.of_clips(
+      dict(video_text=dict(text=text, video=video)),
+      {m: np.ones(x.shape[:2], bool) for m, x in dict(text=text, video=video).items()},
+      average)['video_text']
+  np.testing.assert_allclose(clips['text'] @ clips['video'].T, golden[f'sim_{case}'],
+                             atol=2e-6)
+  rank = metrics.rank_in_pool(clips['text'], clips['video'])
+  assert measures(rank) == release_s_measures(shared, case)
 
 
 def test_top_k_by_hand():

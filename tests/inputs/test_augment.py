@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy import stats
 import tensorflow as tf
 
 from vatt_jax.inputs import augment
@@ -194,3 +195,52 @@ def test_volume_and_noise_do_not_follow_the_draws_of_the_pictures():
   mirrored = abs(np.asarray(out['video']) - PLAIN['video'][:1]).max((1, 2, 3, 4)) > 1e-3
   loud = abs(np.asarray(out['audio'])).max(1)
   assert abs(np.corrcoef(mirrored, loud)[0, 1]) < 0.15
+
+
+def _mix(rows=64, mixup=5.0, **batch):
+  """Of each row its number, as sound and as a label of 64 classes, and the shares."""
+  sound = np.repeat(np.arange(rows, dtype=np.int16)[:, None] * 100, 4, axis=1)
+  batch = dict(audio=sound, label=np.eye(rows, dtype=bool),
+               has_audio=np.ones(rows, bool)) | batch
+  out = jax.jit(augment.Augment(mixup=mixup).__call__)(jax.random.key(3), batch)
+  return {k: np.asarray(v) for k, v in out.items()}
+
+
+def test_a_mixture_has_the_labels_of_what_it_is_made_of():
+  out = _mix()
+  numbers = np.arange(64) * 100 / 32768
+  np.testing.assert_allclose(out['audio'][:, 0], out['label'] @ numbers, atol=1e-6)
+  np.testing.assert_allclose(out['label'].sum(axis=1), 1, rtol=1e-6)
+  share = np.diagonal(out['label'])
+  mixed = share < 1
+  assert mixed.sum() > 55    # but for those that are their own partner
+  assert len(set(out['label'].argsort(axis=1)[:, -2:].ravel())) == 64
+
+
+def test_shares_of_a_mixture_are_drawn_from_beta():
+  shares = []
+  for rows in (512, 513, 514, 515):
+    label = np.diagonal(_mix(rows)['label'])
+    shares.append(label[label < 1])
+  shares = np.concatenate(shares)
+  beta = stats.beta(5, 5)
+  assert stats.kstest(shares, beta.cdf).pvalue > 0.01
+  assert stats.kstest(shares, stats.beta(2, 2).cdf).pvalue < 1e-6
+
+
+def test_what_lacks_label_or_sound_is_mixed_with_nothing_that_has_it():
+  label = np.eye(64, dtype=bool)
+  label[::4] = False
+  has = np.arange(64) % 3 > 0
+  out = _mix(label=label, has_audio=has)
+  assert (out['label'][::4] == 0).all()
+  labelled = np.arange(64) % 4 > 0
+  np.testing.assert_allclose(out['label'][labelled].sum(axis=1), 1, rtol=1e-6)
+  assert (out['label'][np.ix_(has & labelled, ~has)] == 0).all()
+  assert (np.diagonal(out['label']) < 1).sum() > 15
+
+
+def test_without_a_label_nothing_is_mixed():
+  change = augment.Augment(mixup=5.0)
+  plain = change(jax.random.key(0), dict(audio=SOUND))
+  np.testing.assert_array_equal(plain['audio'], PLAIN['audio'])

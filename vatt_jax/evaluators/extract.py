@@ -12,6 +12,8 @@ import numpy as np
 
 from vatt_jax.inputs import pipeline
 
+AVERAGES = ('embeddings', 'similarities')
+
 Predict = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -52,18 +54,30 @@ def mean_over_views(x: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def of_clips(embed: Mapping[str, Mapping[str, np.ndarray]],
-             present: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-  """Embeddings of clips: the mean over their views, of length one again.
+             present: Mapping[str, np.ndarray], average: str = 'embeddings'
+             ) -> dict[str, dict[str, np.ndarray]]:
+  """Embeddings of clips, whose dot products are their similarities.
 
   Args:
-    embed: space -> modality -> [N, V, D] (VATT, section 4.3).
+    embed: space -> modality -> [N, V, D]. VATT's code averages them before they are
+      scaled; those of a model here are of length one already.
     present: modality -> bool [N, V].
+    average: of the views, one of `AVERAGES`: 'embeddings' (VATT, section 4.3) scales
+      their mean to length one; 'similarities' (the other measure of its code) scales
+      the views, and leaves their mean as it is: for a product is linear, that of two
+      such means is the mean similarity of every view of the one clip with every view
+      of the other.
 
   Returns:
     space -> modality -> [N, D], zero where no view has the modality.
   """
-  return {space: {m: _unit_norm(mean_over_views(x, present[m]))
-                  for m, x in sides.items()} for space, sides in embed.items()}
+  def of_clip(x, there):
+    if average == 'similarities':
+      return mean_over_views(_unit_norm(x), there)
+    return _unit_norm(mean_over_views(x, there))
+
+  return {space: {m: of_clip(x, present[m]) for m, x in sides.items()}
+          for space, sides in embed.items()}
 
 
 def _unit_norm(x: np.ndarray) -> np.ndarray:

@@ -1,145 +1,230 @@
-"""Linear probes: how much a linear classifier reads off frozen features."""
+"""Linear classifiers: how much of a label can be read off frozen features."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
+import dataclasses
+import functools
 from typing import Any
+from typing import Protocol
 
-from absl import logging
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from sklearn import linear_model
-from sklearn import metrics
-from sklearn import multiclass
-from sklearn import pipeline as sklearn_pipeline
 from sklearn import preprocessing
+from sklearn import svm
 
-from vatt_jax.errors import UserError
-from vatt_jax.evaluators import extract
-from vatt_jax.inputs import pipeline
-from vatt_jax.inputs import sources
+from vatt_jax.evaluators import frozen
+from vatt_jax.evaluators import metrics
 
-_MODALITIES = ('video', 'audio')
+
+class Classifier(Protocol):
+  """A linear classifier, not trained yet."""
+
+  def scores(self, x: np.ndarray, targets: np.ndarray, x_test: np.ndarray,
+             several: bool) -> np.ndarray:
+    """Learns from x, and scores x_test.
+
+    Args:
+      x: float32 [N, D], standardised.
+      targets: bool [N, C]; every class is there and absent somewhere.
+      x_test: float32 [M, D].
+      several: whether a clip may have several classes; else it has just one.
+
+    Returns:
+      [M, C], the higher the likelier.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Logistic:
+  """Logistic regression; of several labels at once, one for each.
+
+  Attributes:
+    C: inverse strength of the L2 penalty.
+  """
+  C: float = 0.1
+
+  def __post_init__(self):
+    _check_positive(C=self.C)
+
+  def scores(self, x, targets, x_test, several):
+    """See `Classifier`."""
+    return _decide(linear_model.LogisticRegression(C=self.C, max_iter=2000),
+                   x, targets, x_test, several)
+
+
+@dataclasses.dataclass(frozen=True)
+class SVM:
+  """A linear support vector machine, one class against the rest.
+
+  Attributes:
+    C: inverse strength of the L2 penalty; the default is that of MMV's code (arXiv
+      2006.16228), whose pipeline VATT follows (section 4.4.5).
+  """
+  C: float = 1e-3
+
+  def __post_init__(self):
+    _check_positive(C=self.C)
+
+  def scores(self, x, targets, x_test, several):
+    """See `Classifier`."""
+    return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test, several)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+  """The paper's factorised classifier, C = U V (VATT, section 4.3).
+
+  Every step draws some of the n components of U and V and trains these; their product
+  is scaled by n over how many were drawn, so that its mean is that of all, which
+  classify in the end. It has a bias, as the released code's has. Softmax cross-entropy,
+  or sigmoid of several labels at once; Adam at a steady rate.
+
+  Attributes:
+    rank: n.
+    sample_rate: the share of the components that a step draws.
+    steps: of training.
+    learning_rate: Adam's.
+    batch_size: clips of a step, drawn with replacement.
+    seed: of the initial weights and all draws.
+  """
+  rank: int = 128
+  sample_rate: float = 0.1
+  steps: int = 50_000
+  learning_rate: float = 5e-4
+  batch_size: int = 64
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_positive(rank=self.rank, steps=self.steps, learning_rate=self.learning_rate,
+                    batch_size=self.batch_size)
+    if not 0 < self.sample_rate <= 1 or not self.num_drawn:
+      raise ValueError(f'sample_rate={self.sample_rate}: expected at most 1, and '
+                       f'enough for one of the {self.rank} components')
+
+  @property
+  def num_drawn(self) -> int:
+    """How many components a step trains."""
+    return round(self.sample_rate * self.rank)
+
+  def scores(self, x, targets, x_test, several):
+    """See `Classifier`."""
+    u, v, bias = jax.device_get(self._train(x, targets, several))
+    return x_test @ u @ v + bias
+
+  @functools.partial(jax.jit, static_argnums=(0, 3))
+  def _train(self, x, targets, several):
+    """U [D, n], V [n, C] and bias [C]."""
+    init, run = jax.random.split(jax.random.key(self.seed))
+    init_u, init_v = jax.random.split(init)
+    glorot = jax.nn.initializers.glorot_uniform()
+    params = (glorot(init_u, (x.shape[1], self.rank)),
+              glorot(init_v, (self.rank, targets.shape[1])),
+              jnp.zeros(targets.shape[1]))
+    optimizer = optax.adam(self.learning_rate)
+
+    def loss(params, x, y, part):
+      u, v, bias = params
+      logits = x @ u[:, part] @ v[part] * (self.rank / self.num_drawn) + bias   # [B, C]
+      if several:
+        return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
+      return optax.softmax_cross_entropy(logits, y).mean()
+
+    def take_step(i, carry):
+      params, opt_state = carry
+      draw_rows, draw_part = jax.random.split(jax.random.fold_in(run, i))
+      rows = jax.random.randint(draw_rows, (self.batch_size,), 0, len(x))
+      part = jax.random.permutation(draw_part, self.rank)[:self.num_drawn]
+      grads = jax.grad(loss)(params, x[rows], targets[rows].astype(x.dtype), part)
+      updates, opt_state = optimizer.update(grads, opt_state)
+      return optax.apply_updates(params, updates), opt_state
+
+    return jax.lax.fori_loop(0, self.steps, take_step,
+                             (params, optimizer.init(params)))[0]
+
+
+CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank}
 
 
 class LinearProbe:
-  """Logistic regression on the pooled features of clips, the mean of some windows.
+  """Linear classifiers on frozen, standardised features.
 
-  A label is a column of the manifests; several at once are joined by `|`, and
-  then each has a classifier of its own.
+  The features of a clip are the mean of its windows'. MMV's pipeline, which VATT
+  follows, learns from single windows instead, and measures on means, as here.
   """
 
-  def __init__(self, predict: extract.Predict, train: pipeline.Reader,
-               test: pipeline.Reader, batch_size: int, labels: Mapping[str, str],
-               multi_labels: Sequence[str] = (), num_windows: int = 1,
-               num_crops: int = 1):
-    """Prepares the probes.
-
-    Args:
-      predict: `predict(state, batch)` gives `pooled` (`step.Task.predict`).
-      train: what the classifiers learn from.
-      test: what they are measured on.
-      batch_size: of feature extraction.
-      labels: column -> the modality whose features are probed.
-      multi_labels: those of the columns that hold several labels at once.
-      num_windows: spread over each clip.
-      num_crops: spread over each window's pictures.
-
-    Raises:
-      UserError: a manifest has no such column.
-    """
-    for label, modality in labels.items():
-      if modality not in _MODALITIES:
-        raise UserError(f'linear probe of {label!r}: modality {modality!r}; expected '
-                        f'one of {", ".join(_MODALITIES)}')
-    # Once: of a container, this reads all of it.
-    self._train_rows, self._test_rows = (
-        [clip.labels for clip in sources.each(reader.clips)]
-        for reader in (train, test))
-    for rows, which in ((self._train_rows, 'train'), (self._test_rows, 'test')):
-      columns = {c for row in rows for c in row}
-      missing = [c for c in labels if c not in columns]
-      if missing:
-        raise UserError(
-            f'{which} manifest of a linear probe: no column {missing[0]!r}; found '
-            f'{", ".join(sorted(columns)) or "no label"}')
-    self._predict = predict
-    self._train, self._test = train, test
-    self._batch_size = batch_size
-    self._views = num_windows, num_crops
-    self._labels = dict(labels)
-    self._multi_labels = frozenset(multi_labels)
+  def __init__(self, data: frozen.Frozen, classifiers: Mapping[str, Classifier]):
+    """Takes the features, and the classifiers by name."""
+    self._data = data
+    self._classifiers = dict(classifiers)
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Yields `LABEL/top1` and `LABEL/chance_top1`, and `LABEL/mAP` of multi-labels.
+    """Yields `LABEL/top1`, `LABEL/top5`, and both by chance.
 
-    top1 of a multi-label is how often the highest score is one of the labels.
-    Chance always answers with the commonest training label. Clips without the
-    modality, or without a label, are left out; with fewer than two labels left
-    there is no probe.
+    Of several classifiers `LABEL/CLASSIFIER/top1` and so on, of several splits means
+    and `split_1/top1` after the same words. top1 of a label of which a clip has several
+    is how often the highest score is one of them; it has no top5 but mAP, AUC and
+    d_prime (`metrics.multi_label`). Chance always answers with the commonest classes to
+    learn from.
     """
-    train = self._features(state, self._train)
-    test = self._features(state, self._test)
-    for label, modality in self._labels.items():
-      if modality not in train:
-        raise UserError(f'linear probe of {label!r}: the model has no {modality}')
-      (x, y), (x_test, y_test) = (
-          _labelled(features, rows, label, modality)
-          for features, rows in ((train, self._train_rows), (test, self._test_rows)))
-      if len(set(y)) < 2 or not len(y_test):
-        logging.warning('No probe of %s: %d labels to train on, %d clips to test',
-                        label, len(set(y)), len(y_test))
-        continue
-      probe = _probe_many if label in self._multi_labels else _probe_one
-      for name, value in probe(x, y, x_test, y_test):
-        yield f'{label}/{name}', value
-
-  def _features(self, state, reader):
-    """modality -> ([N, D], bool [N])."""
-    features = extract.by_clip(self._predict, state, reader, self._batch_size,
-                               *self._views, _pick)
-    return {m: (extract.mean_over_views(x, there), there.any(axis=1))
-            for m, (x, there) in features.items()}
+    for label, splits in self._data.splits(state):
+      splits = [_standardise(split) for split in splits]
+      for name, classifier in self._classifiers.items():
+        where = f'{label}/{name}' if len(self._classifiers) > 1 else label
+        measured = [dict(_measure(_scores(classifier, split), split))
+                    for split in splits]
+        for measure, value in frozen.over_splits(measured):
+          yield f'{where}/{measure}', value
 
 
-def _pick(outputs, batch):
-  """Pooled features, and whether they are of anything."""
-  pooled = outputs['pooled']
-  return {m: (pooled[m], batch[f'has_{m}']) for m in ('video', 'audio') if m in pooled}
+def _check_positive(**settings: float) -> None:
+  for name, value in settings.items():
+    if value <= 0:
+      raise ValueError(f'{name}={value}: expected more than 0')
 
 
-def _labelled(features, rows, label, modality):
-  """The features of clips that have modality and label, and the labels."""
-  x, there = features[modality]
-  y = np.asarray([row.get(label, '') for row in rows], dtype=object)
-  there = there & (y != '')
-  return x[there], y[there]
+def _decide(model, x, targets, x_test, several):
+  """The decision function of a scikit-learn model."""
+  if several:
+    return np.stack([model.fit(x, target).decision_function(x_test)
+                     for target in targets.T], axis=1)
+  scores = model.fit(x, targets.argmax(axis=1)).decision_function(x_test)
+  return scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
 
 
-def _classifier() -> sklearn_pipeline.Pipeline:
-  return sklearn_pipeline.make_pipeline(
-      preprocessing.StandardScaler(),
-      linear_model.LogisticRegression(C=0.1, max_iter=2000))
+def _standardise(split: frozen.Split) -> frozen.Split:
+  """Every feature of mean 0 and variance 1, of those to learn from."""
+  scaler = preprocessing.StandardScaler().fit(split.x.astype(np.float64))
+  x, x_test = (scaler.transform(x.astype(np.float64)).astype(np.float32)
+               for x in (split.x, split.x_test))
+  return dataclasses.replace(split, x=x, x_test=x_test)
 
 
-def _probe_one(x, y, x_test, y_test):
-  guess = _classifier().fit(x, y.astype(str)).predict(x_test)
-  names, counts = np.unique(y.astype(str), return_counts=True)
-  yield 'top1', float(np.mean(guess == y_test))
-  yield 'chance_top1', float(np.mean(names[counts.argmax()] == y_test))
+def _scores(classifier: Classifier, split: frozen.Split) -> np.ndarray:
+  """[M, C]; a class that none, or every one, has to learn from is not, or surely."""
+  everyone = np.where(split.targets.all(axis=0), np.inf, -np.inf)
+  scores = np.tile(everyone, (len(split.x_test), 1))
+  scores[:, split.learnable] = classifier.scores(
+      split.x, split.targets[:, split.learnable], split.x_test, split.several)
+  return scores
 
 
-def _probe_many(x, y, x_test, y_test):
-  binarizer = preprocessing.MultiLabelBinarizer()
-  targets = binarizer.fit_transform([v.split('|') for v in y])
-  known = set(binarizer.classes_)
-  targets_test = binarizer.transform(
-      [[v for v in row.split('|') if v in known] for row in y_test])
-  model = multiclass.OneVsRestClassifier(_classifier()).fit(x, targets)
-  scores = model.predict_proba(x_test)
-  yield 'top1', float(np.mean(targets_test[np.arange(len(scores)), scores.argmax(1)]))
-  yield 'chance_top1', float(np.mean(targets_test[:, targets.sum(0).argmax()]))
-  there = targets_test.any(axis=0)    # average precision needs a positive
-  yield 'mAP', float(metrics.average_precision_score(
-      targets_test[:, there], scores[:, there], average='macro'))
+def _measure(scores: np.ndarray, split: frozen.Split) -> Iterator[tuple[str, float]]:
+  counts, targets = split.targets.sum(axis=0), split.targets_test
+  if split.several:
+    rank = metrics.rank_of_best(scores, targets)
+    measures = [('top1', float(np.mean(rank < 1))),
+                *metrics.multi_label(scores, targets, split.classes)]
+    chance = [('top1', float(np.mean(targets[:, counts.argmax()]))),
+              *metrics.multi_label_by_chance(targets)]
+  else:
+    labels = targets.argmax(axis=1)
+    measures = metrics.top_k(scores, labels)
+    chance = metrics.top_k_by_chance(labels, counts)
+  yield from measures
+  for name, value in chance:
+    yield f'chance_{name}', value

@@ -28,6 +28,46 @@ def rank_of_match(scores: np.ndarray, match: np.ndarray | None = None) -> np.nda
   return np.sum(~(scores < right), axis=1) - 1
 
 
+def rank_in_pool(queries: np.ndarray, pool: np.ndarray,
+                 scores_at_once: int = 2 ** 24) -> np.ndarray:
+  """As `rank_of_match`, of dot products, for some queries at a time.
+
+  Args:
+    queries: [N, D], N > 0.
+    pool: [N, D]; candidate i is the right one for query i.
+    scores_at_once: the most that are kept, of 8 bytes; one query's at least.
+
+  Returns:
+    int [N], the same whatever `scores_at_once`.
+  """
+  # Equal candidates must tie, yet in which order BLAS adds up depends on where in a
+  # block they stand; so the last digits, where that shows, are rounded off.
+  columns = pool.astype(np.float64).T
+  size = max(1, scores_at_once // len(pool))
+  ranks = []
+  for begin in range(0, len(queries), size):
+    block = queries[begin:begin + size].astype(np.float64)
+    scores = (block @ columns).astype(np.float32)
+    ranks.append(rank_of_match(scores, np.arange(begin, begin + len(block))))
+  return np.concatenate(ranks)
+
+
+def rank_of_best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+  """How many wrong candidates come before the best of the right ones.
+
+  Args:
+    scores: [Q, C], the higher the likelier.
+    right: bool [Q, C].
+
+  Returns:
+    int [Q], 0 for the first place, C where no candidate is right. A wrong candidate
+    whose score is as high, or is not a number, comes before it.
+  """
+  best = np.max(scores, axis=1, where=right, initial=-np.inf)[:, None]
+  before = np.sum(~right & ~(scores < best), axis=1)
+  return np.where(right.any(axis=1), before, scores.shape[1])
+
+
 def retrieval(rank: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
               ) -> Iterator[tuple[str, float]]:
   """Recall at k, the median and the mean rank, counted from 1.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from vatt_jax.errors import UserError
@@ -19,7 +20,10 @@ DIRECTIONS = {
     'text_to_video': ('video_text', 'text', 'video'),
     'video_to_text': ('video_text', 'video', 'text'),
     'audio_to_video': ('video_audio', 'audio', 'video'),
-    'video_to_audio': ('video_audio', 'video', 'audio')}
+    'video_to_audio': ('video_audio', 'video', 'audio'),
+    # Of a head that embeds sound there (`heads.FacHead.audio_text`).
+    'text_to_audio': ('video_text', 'text', 'audio'),
+    'audio_to_text': ('video_text', 'audio', 'text')}
 GALLERIES = ('text_to_video', 'audio_to_video')    # what a person can judge at a glance
 
 
@@ -34,21 +38,39 @@ class Hits:
 class Retrieval:
   """Ranks the clips of a source by similarity.
 
-  The embeddings of windows spread over a clip are averaged and scaled to length
-  one again (VATT, section 4.3). A window's text is the caption nearest to its
-  middle. The pool of a direction is every clip that has both modalities.
+  Windows are spread over a clip, and averaged (`extract.of_clips`). A window's text
+  is the caption nearest to its middle. The pool of a direction is every clip that has
+  both modalities; how many lack one is said in the log.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
-               batch_size: int, num_windows: int = 1, num_crops: int = 1):
-    """Takes `predict(state, batch)`, which gives `embed` (`step.Task.predict`)."""
+               batch_size: int, num_windows: int = 1, num_crops: int = 1,
+               average: str = 'embeddings'):
+    """Prepares it.
+
+    Args:
+      predict: `predict(state, batch)` gives `embed` (`step.Task.predict`).
+      reader: the source, one or more clips.
+      batch_size: of embedding.
+      num_windows: spread over each clip.
+      num_crops: spread over each window's pictures.
+      average: of `extract.AVERAGES`.
+
+    Raises:
+      ValueError: there is no such average.
+    """
+    if average not in extract.AVERAGES:
+      raise ValueError(f'average={average!r}: expected one of '
+                       f'{", ".join(extract.AVERAGES)}')
     self._predict = predict
     self._batch_size = batch_size
     self._views = num_windows, num_crops
+    self._average = average
+    self._said = ''
     self.reader = reader
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Yields `DIRECTION/R@k`, `DIRECTION/MedR` and both by chance.
+    """Yields `DIRECTION/R@k`, `DIRECTION/MedR`, `DIRECTION/MeanR`, and all by chance.
 
     Directions for which the model or every clip lacks a modality are left out.
     """
@@ -60,8 +82,7 @@ class Retrieval:
       if not there.any():
         continue
       queries, pool = (embed[space][m][there] for m in (query, candidate))
-      rank = metrics.rank_of_match(queries @ pool.T)
-      for name, value in metrics.retrieval(rank):
+      for name, value in metrics.retrieval(metrics.rank_in_pool(queries, pool)):
         yield f'{direction}/{name}', value
       for name, value in metrics.retrieval_by_chance(int(there.sum())):
         yield f'{direction}/chance_{name}', value
@@ -90,8 +111,21 @@ class Retrieval:
       first = next(sources.each(self.reader.clips))
       raise UserError(f'{first.path} and all the other clips to retrieve from are '
                       'broken')
-    return (extract.of_clips(embed, present),
-            {m: x.any(axis=1) for m, x in present.items()})
+    clips = extract.of_clips(embed, present, self._average)
+    present = {m: x.any(axis=1) for m, x in present.items()}
+    self._say_what_lacks(present, {m for sides in clips.values() for m in sides})
+    return clips, present
+
+  def _say_what_lacks(self, present, embedded):
+    """Logs, once, how many clips are broken, or lack what the model embeds."""
+    whole = present.get('video', False) | present.get('audio', False)
+    counts = {'broken': ~whole} | {
+        f'without {m}': whole & ~x for m, x in present.items() if m in embedded}
+    lacks = ', '.join(f'{x.sum()} {lack}' for lack, x in counts.items() if x.any())
+    if lacks and lacks != self._said:
+      logging.info('Of %d clips to retrieve from, left out where that is needed: %s',
+                   len(whole), lacks)
+    self._said = lacks
 
 
 def _pick(outputs, batch):

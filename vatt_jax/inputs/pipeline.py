@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip as clip_lib
+from vatt_jax.inputs import labels as labels_lib
 from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text as text_lib
@@ -202,11 +203,19 @@ class Reader:
     window: what to read of each.
     tokenizer: words to ids.
     notes: where broken files are counted.
+    labels: which classes there are; None where nothing is classified.
   """
   clips: Sequence[clip_lib.Clip]
   window: Window
   tokenizer: text_lib.Tokenizer
   notes: FileNotes
+  labels: labels_lib.Labels | None = None
+
+  def empty(self) -> Example:
+    """An example of zeros, such as `read` returns: with a label, if there are any."""
+    if self.labels is None:
+      return self.window.empty()
+    return self.window.empty() | dict(label=np.zeros(len(self.labels.names), bool))
 
   def read(self, index: int, rng: np.random.Generator) -> Example | None:
     """A random window and crop of a clip, or None if it is broken (and noted as such).
@@ -216,7 +225,8 @@ class Reader:
     """
     place = rng.random()
     examples = self._read(index, place,
-                          lambda size: [self.window.random_box(size, rng)])
+                          lambda size: [self.window.random_box(size, rng)],
+                          self.labels)
     return None if examples is None else examples[0]
 
   def views(self, index: int, place: float = 0.5, num_crops: int = 1
@@ -236,8 +246,8 @@ class Reader:
     return self._read(index, place,
                       lambda size: [central_box(size, side) for side in sides])
 
-  def _read(self, index: int, place: float, choose: Callable[..., list[media.Box]]
-            ) -> list[Example] | None:
+  def _read(self, index: int, place: float, choose: Callable[..., list[media.Box]],
+            labels: labels_lib.Labels | None = None) -> list[Example] | None:
     try:
       clip = self.clips[index]
       with clip.open() as file:
@@ -246,8 +256,10 @@ class Reader:
       self.notes.add_bad(e.path, str(e))
       return None
     self.notes.add_good(clip.path, lacks)
-    return [example | dict(id=np.int32(index), mask=np.bool_(True))
-            for example in examples]
+    common = dict(id=np.int32(index), mask=np.bool_(True))
+    if labels is not None:
+      common['label'] = labels.encode(clip)
+    return [example | common for example in examples]
 
   def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media, place: float,
               choose: Callable[..., list[media.Box]]
@@ -445,7 +457,7 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
                     f'{list(reader.notes.skipped.values())[-1]}')
 
   dataset = tf.data.Dataset.range(first_step * share, np.iinfo(np.int64).max).map(draw)
-  return _batches(*_map(dataset, reader.window.empty(), read), share)
+  return _batches(*_map(dataset, reader.empty(), read), share)
 
 
 def _host_share(batch_size: int, num_hosts: int) -> int:

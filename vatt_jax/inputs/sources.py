@@ -38,7 +38,8 @@ _SHARE_STEPS = 10_000
 def open_source(path: str, captions: str = '') -> Sequence[Clip]:
   """The clips of a source.
 
-  A folder gives every media file below it, in order of name. A manifest is a
+  A folder gives every media file below it, in order of name; the name of its first
+  subfolder is the `label` of what is in it. A manifest is a
   CSV file, or a JSONL file of objects, with `path` (relative to the manifest)
   and, each optional, `start` and `end` in seconds and `text`, one sentence
   about all of the clip; all other columns are labels. A JSONL line may also
@@ -65,8 +66,8 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
   if clips is not None:
     folder = root.parent
   elif root.is_dir():
-    clips = [Clip(os.path.normpath(p)) for p in sorted(root.rglob('*'))
-             if _is_media(p) and p.is_file()]
+    clips = [Clip(os.path.normpath(p), labels=_folder_label(p.relative_to(root)))
+             for p in sorted(root.rglob('*')) if _is_media(p) and p.is_file()]
     folder = root
   elif root.is_file():
     clips = [_clip(f'{root}:{number}', _beside(root, _path(f'{root}:{number}', row)),
@@ -149,6 +150,10 @@ def _check_readable(path: str, clips: Sequence[Clip]) -> None:
       reason = e
   if len(clips):
     raise UserError(f'{path}: none of its first clips reads: {reason}') from reason
+
+
+def _folder_label(path: pathlib.Path) -> dict[str, str]:
+  return {'label': path.parts[0]} if len(path.parts) > 1 else {}
 
 
 def _is_media(path: pathlib.Path) -> bool:

@@ -1,6 +1,7 @@
 """What comes after the Transformers: common spaces (VATT, section 3.3), classes."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -115,10 +116,13 @@ class Classifier(nn.Module):
   Attributes:
     num_classes: how many.
     dropout_rate: of the features.
+    rare: start with scores of -log(C - 1), by sigmoid a share of 1/C for every
+      class, as the release does for sound events, which are mostly absent.
     dtype: of the features; the layer itself computes in float32.
   """
   num_classes: int
   dropout_rate: float = 0.0
+  rare: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -142,4 +146,7 @@ class Classifier(nn.Module):
       raise ValueError(f'a classifier of {", ".join(pooled)}: expected one modality')
     (x,) = pooled.values()
     x = layers.dropout(x.astype(jnp.float32), self.dropout_rate, train)
-    return layers.dense(self.num_classes, 'logits', jnp.float32)(x)
+    start = -math.log(max(self.num_classes - 1, 1)) if self.rare else 0.0
+    return nn.Dense(self.num_classes, dtype=jnp.float32, name='logits',
+                    kernel_init=layers.kernel_init,
+                    bias_init=nn.initializers.constant(start))(x)

@@ -1,0 +1,76 @@
+"""vatt_jax/inputs/labels.py"""
+
+import numpy as np
+import pytest
+
+from vatt_jax.errors import UserError
+from vatt_jax.inputs import labels
+from vatt_jax.inputs import sources
+from vatt_jax.inputs.clip import Clip
+
+CLIPS = [Clip(path, labels=dict(kind=kind)) for path, kind in (
+    ('a.mp4', 'dog'), ('b.mp4', 'cat'), ('c.mp4', ''), ('d.mp4', 'dog|ant'))]
+
+
+def test_classes_are_found_in_alphabetical_order_and_encoded():
+  found = labels.find(CLIPS, 'kind', several=True, source='here')
+  assert found.names == ('ant', 'cat', 'dog')
+  np.testing.assert_array_equal(
+      [found.encode(clip) for clip in CLIPS],
+      [[0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]])
+
+
+def test_a_label_map_survives_its_file(tmp_path):
+  found = labels.find(CLIPS, 'kind', several=True, source='here')
+  found.save(tmp_path / 'labels.csv')
+  assert labels.read(tmp_path / 'labels.csv', 'kind', True).names == found.names
+
+
+def test_the_order_of_a_label_map_is_kept(tmp_path):
+  path = tmp_path / 'labels.csv'
+  path.write_text('index,label,mid\n0,"dog, barking",/m/1\n1,ant,/m/2\n')
+  read = labels.read(path, 'kind', False)
+  assert read.names == ('dog, barking', 'ant')
+  np.testing.assert_array_equal(read.encode(Clip('a', labels=dict(kind='ant'))), [0, 1])
+
+
+@pytest.mark.parametrize('text, message', [
+    ('index,name\n0,dog\n', "no column 'label' in its first line; found index, name"),
+    ('label\ndog\ncat\ndog\n', "the label 'dog' comes twice"),
+    ('label\n', 'holds no label'), ('', "no column 'label'"),
+    (None, 'no such label map')])
+def test_a_bad_label_map_is_one_clear_line(tmp_path, text, message):
+  path = tmp_path / 'map.csv'
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(UserError, match=message) as error:
+    labels.read(path, 'kind', False)
+  assert str(error.value).startswith(str(path))
+
+
+def test_a_label_that_is_no_class_is_named_with_its_file_and_the_map():
+  found = labels.find(CLIPS[:2], 'kind', several=False, source='train.csv')
+  with pytest.raises(UserError, match=r"e\.mp4: kind='cow' is none of the 2 classes of "
+                                      r"train\.csv, such as 'cat'"):
+    found.encode(Clip('e.mp4', labels=dict(kind='cow')))
+
+
+def test_several_labels_where_one_is_expected_are_told():
+  with pytest.raises(UserError, match=r"d\.mp4: kind='dog\|ant' joins several labels"):
+    labels.find(CLIPS, 'kind', several=False, source='here')
+
+
+def test_a_column_that_is_not_there_is_named_with_those_there_are():
+  with pytest.raises(UserError, match=r"here: no column 'sort'; found kind"):
+    labels.find(CLIPS, 'sort', several=False, source='here')
+  with pytest.raises(UserError, match=r"no clip has a label in its column 'kind'"):
+    labels.find(CLIPS[2:3], 'kind', several=False, source='here')
+
+
+def test_a_folder_s_labels_are_its_subfolders(tmp_path):
+  for name in ('cat/1.wav', 'cat/more/2.wav', 'dog/1.wav', '3.wav'):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  clips = sources.open_source(str(tmp_path))
+  assert [c.labels.get('label') for c in clips] == [None, 'cat', 'cat', 'dog']

@@ -1,0 +1,119 @@
+"""The classes that a classifier tells apart: which a clip has, and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import csv
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from vatt_jax.errors import UserError
+from vatt_jax.inputs.clip import Clip
+
+FILE_NAME = 'labels.csv'    # of a workdir, and of what the builders of data/ write
+_SEPARATOR = '|'
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """A label map.
+
+  Attributes:
+    column: of a manifest, that holds a clip's label.
+    names: of the C classes, in the order of a classifier's scores.
+    several: a clip may have several at once, joined by `|`.
+    source: where the names come from, for messages.
+  """
+  column: str
+  names: tuple[str, ...]
+  several: bool
+  source: str
+
+  def encode(self, clip: Clip) -> np.ndarray:
+    """Which classes a clip has.  -> bool [C], all False for a clip without a label.
+
+    Raises:
+      UserError: a label that is not among the names.
+    """
+    present = np.zeros(len(self.names), bool)
+    for name in _split(clip, self.column, self.several):
+      if name not in self.names:
+        raise UserError(
+            f'{clip.path}: {self.column}={name!r} is none of the {len(self.names)} '
+            f'classes of {self.source}, such as {self.names[0]!r}; correct it, or set '
+            'config.data.label_map to the list of all classes')
+      present[self.names.index(name)] = True
+    return present
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes a file that `read` reads."""
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+      writer = csv.writer(file, lineterminator='\n')
+      writer.writerows([('index', 'label'), *enumerate(self.names)])
+
+
+def read(path: str | os.PathLike[str], column: str, several: bool) -> Labels:
+  """A label map: a CSV file with a column `label`, the classes in order.
+
+  Raises:
+    UserError: no such file, no such column, or a class that comes twice.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f'{path}: no such label map; expected a CSV file with a column '
+                    "'label', the classes in order")
+  with open(path, encoding='utf-8', newline='') as file:
+    rows = csv.DictReader(file)
+    if 'label' not in (rows.fieldnames or ()):
+      raise UserError(f"{path}: no column 'label' in its first line; found "
+                      f'{", ".join(rows.fieldnames or ()) or "nothing"}')
+    names = tuple(row['label'] for row in rows)
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(f'{path}: the label {name!r} comes twice; expected each class '
+                      'once')
+  if not names:
+    raise UserError(f'{path}: holds no label')
+  return Labels(column, names, several, str(path))
+
+
+def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labels:
+  """The labels that some clips have, in alphabetical order.
+
+  Args:
+    clips: all of a source.
+    column: of their labels.
+    several: whether `|` joins several.
+    source: its name, for messages.
+
+  Raises:
+    UserError: no clip has a label.
+  """
+  clips = list(clips)
+  names = {name for clip in clips for name in _split(clip, column, several)}
+  if not names:
+    check_column(clips, column, source)
+    raise UserError(f'{source}: no clip has a label in its column {column!r}')
+  return Labels(column, tuple(sorted(names)), several, source)
+
+
+def check_column(clips: Sequence[Clip], column: str, source: str) -> None:
+  """Raises UserError unless some clip has the column; names those there are."""
+  columns = {c for clip in clips for c in clip.labels}
+  if column not in columns:
+    raise UserError(f'{source}: no column {column!r}; found '
+                    f'{", ".join(sorted(columns)) or "no label"} (a folder has labels '
+                    "as the names of its subfolders, in the column 'label')")
+
+
+def _split(clip: Clip, column: str, several: bool) -> list[str]:
+  text = clip.labels.get(column, '')
+  if several:
+    return [name for name in text.split(_SEPARATOR) if name]
+  if _SEPARATOR in text:
+    raise UserError(f'{clip.path}: {column}={text!r} joins several labels; expected '
+                    'one, or set config.data.several_labels=True')
+  return [text] if text else []
