@@ -2,11 +2,12 @@
 
 import csv
 import json
+import pathlib
 import shutil
 
-from absl import logging
 import pytest
 
+from configs import finetune_video
 from configs import quickstart
 from configs import quickstart_agnostic
 from vatt_jax import figures
@@ -16,19 +17,19 @@ from vatt_jax.errors import UserError
 TINY = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 
 
-def recipe(toy_world, module=quickstart, **changes):
-  """Two steps of 4 clips, evaluated by retrieval alone."""
-  c = module.get_config()
-  c.total_steps, c.batch_size, c.optim.warmup_steps = 2, 4, 1
-  c.data.path = str(toy_world / 'train.csv')
+def recipe(toy_world, module=quickstart, *switches, **changes):
+  """Two steps of 4 clips."""
+  c = module.get_config(*switches)
+  c.total_steps, c.batch_size, c.optim.warmup_steps, c.init_from = 2, 4, 1, ''
+  c.data.path = str(toy_world / pathlib.Path(c.data.path).name)
   c.window.update(num_frames=4, image_size=16, audio_hz=2000)
-  towers = ('shared',) if 'shared' in c.model else ('video', 'audio', 'text')
-  for tower in towers:
-    c.model[tower].update(TINY)
-  if 'text' in towers:
-    c.model.text.update(width=8, mlp_dim=8)
-  del c.evals['probe']
-  c.evals.retrieval.update(path=str(toy_world / 'test_segments.csv'), num_windows=1)
+  for tower in ('shared',) if 'shared' in c.model else ('video', 'audio'):
+    if tower in c.model:
+      c.model[tower].update(TINY)
+  if 'probe' in c.evals:
+    del c.evals['probe']    # has tests of its own
+  for evaluation in c.evals.values():
+    evaluation.update(path=str(toy_world / 'test_segments.csv'), num_windows=1)
   return c.to_dict() | changes
 
 
@@ -93,20 +94,17 @@ def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
   assert len(clips['modality-agnostic']) == 8
 
 
-def test_what_cannot_be_drawn_is_said_and_the_rest_drawn(toy_world, tmp_path,
-                                                         monkeypatch):
+def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
   """Features alone, of pictures; the clips have no labels."""
-  said = []
-  monkeypatch.setattr(logging, 'info', lambda text, *args: said.append(
-      text % args if args else text))
   config = recipe(toy_world, total_steps=0, evals={}, losses={})
   config['model'] = dict(video=config['model']['video'])
   config['window']['modalities'] = ('video',)
   train.train(config, tmp_path / 'run')
-  figures.draw(config, tmp_path / 'run')
+  with caplog.at_level('INFO'):
+    figures.draw(config, tmp_path / 'run')
   assert not list((tmp_path / 'run' / 'figures').iterdir())
-  reasons = [line for line in said if line.startswith('No figure')]
-  assert reasons == [
+  said = [r.getMessage() for r in caplog.records]
+  assert [line for line in said if line.startswith('No figure')] == [
       "No figure 'tsne_classes': the clips have no labels",
       "No figure 'tsne_spaces': the modality-specific model has no common space",
       "No figure 'similarities': the modality-specific model has no common space",
@@ -148,3 +146,16 @@ def test_the_start_of_a_run_is_the_checkpoint_that_it_came_from(toy_world, workd
   before, now = ([(p['x'], p['y']) for p in points if p['when'].startswith(when)]
                  for when in ('before', 'at'))
   assert before == now and before
+
+
+def test_a_classifier_s_features_are_coloured_by_what_it_learns(toy_world, tmp_path):
+  """Without a common space; the figures know label and clips by themselves."""
+  config = recipe(toy_world, finetune_video, 'toy')
+  train.train(config, tmp_path / 'run')
+  figures.draw(config, tmp_path / 'run')
+  folder = tmp_path / 'run' / 'figures'
+  assert sorted(p.stem for p in folder.glob('*.png')) == ['losses', 'tsne_classes']
+  motions = [row['motion'] for row in rows(toy_world / 'test_segments.csv')]
+  points = rows(folder / 'tsne_classes.csv')
+  assert {p['modality'] for p in points} == {'video'}
+  assert all(motions[int(p['clip'])] == p['label'] for p in points)

@@ -135,21 +135,24 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
     raise UserError('config.figures.path: is empty; expected a source of clips, for '
                     'this recipe has none')
   clips = Sample(reader.clips, wish.num_clips, wish.seed)
-  label = wish.label or (reader.labels.column if reader.labels else '')
+  labels, label = _labels(clips, wish.label or (
+      reader.labels.column if reader.labels else ''))
+  costs = _costs(wish.runs, wish.measure) if wish.runs else []
+  beside = _beside(wish.beside, model, check) if wish.beside else None
   logging.info('Reading %d clips', len(clips))
   features = functools.partial(_features, clips=clips, check=check)
   now, before = (features(model.run, s, reader) for s in (model.now, model.before))
   when = {'before training': before, f'at step {model.step}': now}
   models, steps = {model.kind: now}, f'Step {model.step}'
-  if wish.beside:
-    name, other = _beside(wish.beside, model, check)
+  if beside:
+    name, other = beside
     models[name] = features(other.run, other.now, other.run.reader)
     steps += f', {name} of step {other.step}'
   start = config.get('init_from') or 'random weights'
   whose = f' {steps}; training began with {start}; {len(clips)} clips.'
   tasks = dict(
       tsne_classes=lambda: figures.by_class(
-          when, *_labels(clips, label), wish.num_classes, wish.seed),
+          when, labels, label, wish.num_classes, wish.seed),
       tsne_spaces=lambda: figures.by_modality(models, wish.seed),
       similarities=lambda: figures.similarities(models))
   for name, task in tasks.items():
@@ -157,8 +160,8 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
     drawing = _try(name, task)
     if drawing:
       yield dataclasses.replace(drawing, caption=drawing.caption + whose)
-  if wish.runs:
-    yield figures.cost_curve(_costs(wish.runs, wish.measure), wish.measure)
+  if costs:
+    yield figures.cost_curve(costs, wish.measure)
 
 
 def _try(name: str, task: Callable[[], figures.Drawing]) -> figures.Drawing | None:
@@ -220,13 +223,11 @@ def _beside(folder: str, model: Model, check: Callable[[], None]) -> tuple[str, 
 
 
 def _labels(clips: Sequence[clip.Clip], label: str) -> tuple[list[str], str]:
-  """The label of each clip, and its name."""
+  """The label of each clip, and its name; empty where none is asked for or there."""
   rows = [c.labels for c in sources.each(clips)]
   columns = list(dict.fromkeys(name for row in rows for name in row))
-  if not columns and not label:
-    raise figures.NothingToDraw('the clips have no labels')
-  label = label or columns[0]
-  if label not in columns:
+  label = label or ''.join(columns[:1])
+  if label and label not in columns:
     raise UserError(f'config.figures.label={label!r}: the clips have no such label; '
                     f'found {", ".join(columns) or "none"}')
   return [row.get(label, '') for row in rows], label

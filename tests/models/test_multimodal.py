@@ -59,6 +59,28 @@ def test_outputs_are_those_of_the_contract(model_and_variables):
     np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, rtol=1e-5)
 
 
+def test_the_input_space_is_the_mean_of_what_enters_the_transformer(
+    model_and_variables):
+  """Of the tokens without AGG, of words without padding; nothing is dropped."""
+  model, variables = model_and_variables
+  batch = _batch()
+  batch['text'] = batch['text'].at[0, 1, 2:].set(0).at[2, 0].set(0)
+  _, seen = model.apply(variables, batch, mutable='intermediates',
+                        capture_intermediates=True)
+  mean_inputs = jax.jit(functools.partial(model.apply, method='mean_inputs'))
+  means = mean_inputs(variables, batch)
+  for modality in ('video', 'audio'):
+    (tokens, _), = seen['intermediates'][f'tokenizers_{modality}']['__call__']
+    assert tokens.shape[1] == 8
+    np.testing.assert_allclose(means[modality], tokens.mean(axis=1), atol=1e-6)
+  (words, _), = seen['intermediates']['tokenizers_text']['__call__']
+  words = words.reshape(4, 3, 5, -1)
+  np.testing.assert_allclose(means['text'][1], words[1].mean(axis=1), atol=1e-6)
+  np.testing.assert_allclose(means['text'][0, 1], words[0, 1, :2].mean(axis=0),
+                             atol=1e-6)
+  assert not means['text'][2, 0].any()    # no word at all
+
+
 def test_an_absent_modality_is_skipped_and_changes_no_other(model_and_variables):
   model, variables = model_and_variables
   batch = _batch()

@@ -216,13 +216,15 @@ def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str
   Args:
     features: title -> features of the same N clips: before training, and after.
     labels: of each clip; of several, joined by `|`, the first counts; empty for none.
-    label: their name.
+    label: their name; empty where there are none.
     num_classes: at most; if there are more, so many at random.
     seed: of the choice and of t-SNE.
 
   Raises:
     NothingToDraw: there is but one class, or hardly a clip.
   """
+  if not label:
+    raise NothingToDraw('the clips have no labels')
   first = np.asarray([text.split('|')[0] for text in labels])
   classes = sorted(set(first) - {''})
   if len(classes) < 2:
