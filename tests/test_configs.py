@@ -55,7 +55,8 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
 
 # They differ from pretrain_mbs, and from pretrain_ma, by numbers alone.
 OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'quickstart_agnostic', 'ablation')
-PRETRAINING = [path for path in CONFIGS if 'losses' in load(path)]
+PRETRAINING = [path for path in CONFIGS
+               if 'video_audio' in load(path).get('losses', {})]
 
 
 def takes_switches(path: pathlib.Path) -> bool:

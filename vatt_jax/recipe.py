@@ -249,6 +249,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
   reader = _reader(given, sizes, words, init_from, workdir)
   _check_classes(reader.labels, task)
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  if task.frozen is not None:    # rules must fit: told before anything is written
+    jax.eval_shape(task.init, sizes.batch(batch_size))
   initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model,
                                         reader.labels)
 
