@@ -39,6 +39,12 @@ def run(main: Callable[..., None], *names: str) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
+def recipe_name(recipe_file: str) -> str:
+  """What a run of `FILE` or `FILE:SWITCH,SWITCH` is called where nobody says."""
+  name, _, switches = recipe_file.partition(':')
+  return '_'.join([pathlib.Path(name).stem, *switches.split(',')]).rstrip('_')
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Reads the command line; a mistake in it is one line."""
   for flag, _, recipe in (argument.partition('=') for argument in argv):
