@@ -1,10 +1,14 @@
 """vatt_jax/checkpoint.py"""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vatt_jax import checkpoint
+from vatt_jax.errors import UserError
 
 
 def _state(value):
@@ -54,3 +58,37 @@ def test_the_digest_is_of_names_types_shapes_and_bits():
                 dict(x=jnp.ones((2, 3), int), y=jnp.zeros(4)),
                 dict(x=jnp.ones((2, 3)), y=-jnp.zeros(4))):
     assert checkpoint.digest(other) != same
+
+
+def test_a_path_names_a_workdir_or_a_step_of_one():
+  assert checkpoint.split('runs/a') == (pathlib.Path('runs/a'), None)
+  assert checkpoint.split('runs/a/checkpoints') == (
+      pathlib.Path('runs/a/checkpoints'), None)
+  assert checkpoint.split(checkpoint.of_step(pathlib.Path('runs/a'), 20)) == (
+      pathlib.Path('runs/a'), 20)
+  assert checkpoint.split('vatt/tx_fac/ckpt-500000') == (
+      pathlib.Path('vatt/tx_fac/ckpt-500000'), None)
+
+
+def test_checkpoints_are_followed_by_number_and_only_whole(tmp_path):
+  folder = tmp_path / 'checkpoints'
+
+  def write(*names):
+    for name in names:
+      (folder / name).mkdir(parents=True)
+
+  coming = [['90', '100', '100.orbax-checkpoint-tmp-1'], [], ['200'], ['300']]
+  wait = lambda: write(*coming.pop(0))
+  assert checkpoint.steps(tmp_path) == []
+  assert list(checkpoint.follow(tmp_path, 0, 200, wait)) == [90, 100, 200]
+  assert coming == [['300']]
+  assert list(checkpoint.follow(tmp_path, 90, 200, wait)) == [100, 200]
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_a_deleted_one(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, '_DELETING_SECONDS', 0.1)
+  checkpoint.write_config(tmp_path, {})
+  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
+  with pytest.raises(Exception) as error:    # Orbax's own
+    checkpoint.load_model(tmp_path)
+  assert not isinstance(error.value, UserError)

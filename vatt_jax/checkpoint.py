@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 import hashlib
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 from flax import traverse_util
@@ -18,6 +21,13 @@ from safetensors import numpy as safetensors
 from vatt_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'    # of a workdir
+
+_FOLDER = 'checkpoints'    # of a workdir
+_DELETING_SECONDS = 5.0    # at most, from the first file of a checkpoint to the last
+
+
+class Gone(UserError):
+  """The checkpoint of a step is not there, or no longer: only the newest are kept."""
 
 
 class Checkpoints:
@@ -94,7 +104,7 @@ def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
   folder.mkdir(parents=True, exist_ok=True)
   params, model_state = variables['params'], {
       k: v for k, v in variables.items() if k != 'params'}
-  with Checkpoints(folder / 'checkpoints', keep=1, every_steps=1) as saved:
+  with Checkpoints(folder / _FOLDER, keep=1, every_steps=1) as saved:
     saved.save(0, dict(params=params, model_state=model_state))
   flat = traverse_util.flatten_dict(variables, sep='/')
   safetensors.save_file({k: np.ascontiguousarray(v) for k, v in flat.items()},
@@ -110,25 +120,105 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
   partial.rename(path)
 
 
-def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads the newest model of a workdir, or one that `save_model` wrote.
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The config that `write_config` noted."""
+  return json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
+
+
+def split(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:
+  """The workdir that a path names, and the step if it is WORKDIR/checkpoints/STEP."""
+  path = pathlib.Path(path)
+  if path.parent.name == _FOLDER and path.name.isdigit():
+    return path.parent.parent, int(path.name)
+  return path, None
+
+
+def of_step(folder: pathlib.Path, step: int) -> pathlib.Path:
+  """The path of a step's checkpoint in a workdir."""
+  return folder / _FOLDER / str(step)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+  """The steps of which a workdir holds a checkpoint, whole; oldest first."""
+  return sorted(ocp.utils.checkpoint_steps((folder / _FOLDER).absolute()))
+
+
+def follow(folder: pathlib.Path, after: int, last: int,
+           wait: Callable[[], None]) -> Iterator[int]:
+  """Yields the steps of a workdir's checkpoints as they appear, oldest first.
+
+  Args:
+    folder: the workdir.
+    after: a step; only later ones are yielded.
+    last: the step after which no other comes.
+    wait: called as long as there is no new one; may raise to end it.
+  """
+  while after < last:
+    # Looked up anew each time: the oldest may be deleted while its forerunner is used.
+    new = [step for step in steps(folder) if step > after]
+    if new:
+      after = new[0]
+      yield after
+    else:
+      wait()
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads a model of a workdir, or one that `save_model` wrote.
+
+  Args:
+    path: the folder, for its newest model, or WORKDIR/checkpoints/STEP.
 
   Returns:
     The config, of which `model` is the settings of `models.build.build_model`, and
     the variables as NumPy arrays; the averaged parameters, where there are such.
 
   Raises:
+    Gone: the folder holds no checkpoint of that step, or it is deleted meanwhile.
     UserError: the folder holds no checkpoint.
   """
-  config = json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
-  saved = (folder / 'checkpoints').absolute()
-  if not saved.is_dir():
+  folder, step = split(path)
+  config, there = read_config(folder), steps(folder)
+  if not there:
     raise UserError(f'{folder}: holds no checkpoint yet')
+  if step is None:
+    step = there[-1]
+  if step not in there:
+    raise _gone(folder, step)
+  try:
+    variables = _load(folder, step)
+  except UserError:
+    raise
+  except Exception as e:    # Orbax says in many ways that files are missing
+    if _is_vanishing(of_step(folder, step)):
+      raise _gone(folder, step) from e
+    raise
+  if step not in steps(folder):    # what was read last may have been nothing
+    raise _gone(folder, step)
+  return config, variables
+
+
+def _gone(folder: pathlib.Path, step: int) -> Gone:
+  there = ', '.join(map(str, steps(folder)))
+  return Gone(f'{of_step(folder, step)}: no such checkpoint (any more); expected one '
+              f'of {there}')
+
+
+def _is_vanishing(path: pathlib.Path) -> bool:
+  """Whether a checkpoint that could not be read is gone, or soon will be."""
+  deadline = time.monotonic() + _DELETING_SECONDS
+  while path.exists():
+    if time.monotonic() > deadline:
+      return False
+    time.sleep(0.1)
+  return True
+
+
+def _load(folder: pathlib.Path, step: int) -> dict[str, Any]:
+  """The model's variables of a step, as NumPy arrays."""
   with ocp.CheckpointManager(
-      saved, item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise UserError(f'{folder}: holds no checkpoint yet')
+      (folder / _FOLDER).absolute(),
+      item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
     tree = manager.item_metadata(step).tree
     if 'model_state' not in tree:
       raise UserError(f'{folder}: was written by an older vatt_jax, whose checkpoints '
@@ -141,4 +231,4 @@ def load_model(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)))
   params = loaded['average' if averaged else 'params']
   params = {k: v for k, v in params.items() if k != 'losses'}
-  return config, {'params': params, **loaded['model_state']}
+  return {'params': params, **loaded['model_state']}

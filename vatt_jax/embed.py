@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 import itertools
 import os
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from vatt_jax import checkpoint
 from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
@@ -44,8 +44,8 @@ class Embedder:
     """Loads a model.
 
     Args:
-      path: of a workdir, of what `vatt_jax.released` wrote, or of a released
-        checkpoint.
+      path: of a workdir, of one of its checkpoints (WORKDIR/checkpoints/STEP), of
+        what `vatt_jax.released` wrote, or of a released checkpoint.
       window: what to read of a file; by default what the workdir's run was trained
         on, or else what the paper's models were.
       vocabulary: a file of what `data.tokenizer` of the workdir's config says, of
@@ -67,7 +67,7 @@ class Embedder:
     self._tokenizer = None
     data = config.get('data', {})
     kind = data.get('tokenizer', 'words')
-    known = pathlib.Path(path) / text_lib.TOKENIZERS[kind].file_name
+    known = checkpoint.split(path)[0] / text_lib.TOKENIZERS[kind].file_name
     if 'text' in self._model.tokenizers and (vocabulary or known.exists()):
       self._tokenizer = text_lib.load(
           kind, vocabulary or known, config['model']['text']['vocabulary_size'],

@@ -132,13 +132,15 @@ class Recipe:
   """All that a config says, built.
 
   Of `initial`, the model's variables that a checkpoint gives the run, what is only
-  a shape starts from random.
+  a shape starts from random. `load(path, allow_random_head)` gives the same of any
+  other checkpoint (`weights.read`, `weights.merge`).
   """
   seed: int
   total_steps: int
   batch_size: int
   log_every_steps: int
   initial: dict[str, Any] | None
+  load: Callable[[str, bool], dict[str, Any]]
   checkpoint: dict[str, int]
   mesh: Mesh
   reader: pipeline.Reader
@@ -147,20 +149,22 @@ class Recipe:
 
 
 def make(config: Settings, workdir: pathlib.Path,
-          check: Callable[[], None] = lambda: None) -> Recipe:
+          check: Callable[[], None] = lambda: None, weights_from: str = '') -> Recipe:
   """Builds what a config says.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: of the run; keeps the config, the vocabulary and notes on bad files.
     check: called before each batch of an evaluation, may raise to stop it.
+    weights_from: in place of `init_from`, where weights will come from by and by,
+      through `Recipe.load`; now it gives words and classes, and no weights.
 
   Raises:
     UserError: names the key or file that is wrong.
   """
-  config = _count_classes(config, workdir)
+  config = _count_classes(config, weights_from or config.get('init_from', ''), workdir)
   _compare(config, workdir)
-  given = dict(workdir=workdir, check=check)
+  given = dict(workdir=workdir, check=check, weights_from=weights_from)
   check_keys('', _build, config, given)
   run = _build(**config, **given)
   _claim(config, workdir, run)    # last: a mistyped config leaves no trace
@@ -186,8 +190,8 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
     if ours.get(key) != theirs.get(key):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
-          f'where this one has {ours.get(key)!r}; choose another --workdir, or '
-          'the same config to go on with that run')
+          f'where this one has {ours.get(key)!r}; choose another --workdir or '
+          'move that folder away, or give the same config to go on with that run')
 
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
@@ -209,9 +213,10 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
           for k, v in _flat(branch, f'{prefix}.{name}' if prefix else name).items()}
 
 
-def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
-           total_steps: int, batch_size: int, log_every_steps: int, data: Settings,
-           window: Settings, model: Settings, evals: Mapping[str, Settings],
+def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
+           seed: int, total_steps: int, batch_size: int, log_every_steps: int,
+           data: Settings, window: Settings, model: Settings,
+           evals: Mapping[str, Settings],
            losses: Mapping[str, Settings] | None = None,
            optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, init_from: str = '',
@@ -242,17 +247,18 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
   if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={sizes.max_words} or more')
-  given = call('data', Data, data)
+  given, source = call('data', Data, data), weights_from or init_from
   if total_steps and not given.path:
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
-  reader = _reader(given, sizes, words, init_from, workdir)
+  reader = _reader(given, sizes, words, source, workdir)
   _check_classes(reader.labels, task)
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
-  initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model,
-                                        reader.labels)
+  load = functools.partial(_load, task, sizes.batch(batch_size),
+                           model.get('variant') == 'release', reader.labels)
+  initial = None if begun or weights_from else _initial(init_from, load, model)
 
   def predict(state, batch):
     check()
@@ -263,27 +269,32 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
                  reader=reader, predict=predict, batch_size=batch_size, model=model)
       for name, section in evals.items()}
   return Recipe(
-      seed, total_steps, batch_size, log_every_steps, initial,
+      seed, total_steps, batch_size, log_every_steps, initial, load,
       call('checkpoint', _checkpoint, checkpoint or {}), mesh, reader, task,
       evaluations)
 
 
-def _initial(init_from: str, task: step.Task, batch: Mapping[str, Any],
-             model: Settings, classes: labels.Labels | None) -> dict[str, Any] | None:
-  """The variables that a checkpoint gives the run; of the rest the shapes."""
-  release = model.get('variant') == 'release'
+def _initial(init_from: str, load: Callable[..., Any], model: Settings
+             ) -> dict[str, Any] | None:
   if not init_from:
-    if release and model.get('text'):
+    if model.get('variant') == 'release' and model.get('text'):
       logging.warning('The released code keeps its word vectors as they are, and here '
                       'they are random: give --config.init_from=CHECKPOINT')
     return None
+  return load(init_from)
+
+
+def _load(task: step.Task, batch: Mapping[str, Any], spline: bool,
+          classes: labels.Labels | None, path: str, allow_random_head: bool = True
+          ) -> dict[str, Any]:
+  """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
-  _, theirs = weights.read(init_from)
-  path = pathlib.Path(init_from) / labels.FILE_NAME
-  if classes is not None and path.exists() and (
-      labels.read(path, classes.column, classes.several).names != classes.names):
+  _, theirs = weights.read(path)
+  known = checkpoint.split(path)[0] / labels.FILE_NAME
+  if classes is not None and known.exists() and (
+      labels.read(known, classes.column, classes.several).names != classes.names):
     del theirs['params']['head']    # a classifier of other classes
-  return weights.merge(step.variables(state), theirs, init_from, spline=release)
+  return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
 
 
 def _checkpoint(every_steps: int = 1000, keep: int = 2) -> dict[str, int]:
@@ -327,7 +338,7 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
       for one in clips:
         classes.encode(one)
     return classes
-  path = pathlib.Path(init_from) / labels.FILE_NAME
+  path = checkpoint.split(init_from)[0] / labels.FILE_NAME
   theirs = (labels.read(path, data.label, data.several_labels)
             if init_from and path.exists() else None)
   if theirs is not None and not len(clips):    # only evaluated
@@ -337,7 +348,8 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
   return theirs if theirs and set(found.names) <= set(theirs.names) else found
 
 
-def _count_classes(config: Settings, workdir: pathlib.Path) -> Settings:
+def _count_classes(config: Settings, init_from: str, workdir: pathlib.Path
+                   ) -> Settings:
   """A classifier without `num_classes` gets one for every class there is."""
   head = config.get('model', {}).get('head') or {}
   if head.get('name') != 'classifier' or head.get('num_classes'):
@@ -347,7 +359,7 @@ def _count_classes(config: Settings, workdir: pathlib.Path) -> Settings:
     raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
                     'label to the column of the manifest that has the classes')
   _build_data(data)
-  classes = _labels(data, _clips(data), config.get('init_from', ''), workdir)
+  classes = _labels(data, _clips(data), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
   return config | {'model': config['model'] | {'head': head}}
 
@@ -393,7 +405,7 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
   if (workdir / checkpoint.CONFIG_FILE).exists():
     path = workdir / own
   elif init_from and not path:
-    path = pathlib.Path(init_from) / own
+    path = checkpoint.split(init_from)[0] / own
     _check_words(data, init_from, path)
   if path:
     return text.load(data.tokenizer, path, size, data.drop_stop_words)
@@ -406,9 +418,9 @@ def _words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
 
 def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
   """Raises UserError unless a checkpoint brings its words, made as the run's are."""
-  config = pathlib.Path(init_from) / checkpoint.CONFIG_FILE
-  theirs = (json.loads(config.read_text(encoding='utf-8')).get('data', {})
-            if config.exists() else {})
+  folder, _ = checkpoint.split(init_from)
+  theirs = (checkpoint.read_config(folder).get('data', {})
+            if (folder / checkpoint.CONFIG_FILE).exists() else {})
   for key in ('tokenizer', 'drop_stop_words'):
     value = theirs.get(key, getattr(Data, key))    # its default
     if value != getattr(data, key):

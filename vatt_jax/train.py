@@ -15,6 +15,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -79,7 +80,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
-  state = _random_state(run)
+  state = random_state(run)
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
@@ -87,22 +88,25 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
     state = saved.restore(state)
     logging.info('Going on from step %d', int(state.step))
   elif run.initial is not None:
-    state = _start_from(run.initial, state)
+    state = start_from(run.initial, state)
   return state
 
 
-def _start_from(initial: dict[str, Any], state: State) -> State:
-  """The state of step 0 with the weights of a checkpoint."""
+def start_from(initial: dict[str, Any], state: State) -> State:
+  """The state of step 0 with the weights of a checkpoint (`recipe.Recipe.initial`)."""
   def choose(given, random):
     if isinstance(given, jax.ShapeDtypeStruct):
       return random
     return jax.device_put(given, random.sharding)
 
   chosen = jax.tree.map(choose, initial, step.variables(state))
-  return state.replace(params=state.params | chosen.pop('params'), model_state=chosen)
+  params = state.params | chosen.pop('params')
+  # In memory of its own, for the step consumes both.
+  average = None if state.average is None else jax.tree.map(jnp.copy, params)
+  return state.replace(params=params, model_state=chosen, average=average)
 
 
-def _random_state(run: recipe.Recipe) -> State:
+def random_state(run: recipe.Recipe) -> State:
   """The state of step 0, made where it will live."""
   init = _compile_init(run.task, run.mesh)
   return init(run.reader.window.batch(run.batch_size))
@@ -180,7 +184,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
     results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
     if evaluation.beside_random:
       results |= {f'{name}/{k}_random_init': v
-                  for k, v in evaluation.evaluator.run(_random_state(run))
+                  for k, v in evaluation.evaluator.run(random_state(run))
                   if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)

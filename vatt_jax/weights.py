@@ -23,6 +23,8 @@ def load(path: str | os.PathLike[str]
          ) -> tuple[multimodal.Vatt, dict[str, Any]]:
   """Loads a model: of a workdir, of `vatt_jax.released`, or a released checkpoint.
 
+  Of a workdir the newest, or that of WORKDIR/checkpoints/STEP.
+
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
 
@@ -38,17 +40,17 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
   Its `model` is the settings of `models.build.build_model`.
   """
-  folder = pathlib.Path(path)
+  folder, _ = checkpoint.split(path)
   if (folder / checkpoint.CONFIG_FILE).exists():
-    return checkpoint.load_model(folder)
-  if not folder.parent.exists():
+    return checkpoint.load_model(path)
+  if not pathlib.Path(path).parent.exists():
     raise UserError(f'{path}: no such folder or file')
   settings, variables = released.read(path)
   return {'model': settings}, variables
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
-          spline: bool) -> dict[str, Any]:
+          spline: bool, allow_random_head: bool = True) -> dict[str, Any]:
   """The variables of a model, with the values of a checkpoint.
 
   Tables of positions are resized where the grid differs. What the checkpoint has
@@ -60,10 +62,11 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     theirs: of the checkpoint.
     where: the checkpoint, for the message.
     spline: how positions are resized (`models.positions.resize`).
+    allow_random_head: take a checkpoint that has no head for the model.
 
   Raises:
     UserError: the model needs what the checkpoint lacks or has of another shape, or
-      the checkpoint has more of what the model has.
+      the checkpoint has more of what the model has, or no head for it.
   """
   ours, theirs = (traverse_util.flatten_dict(dict(x)) for x in (ours, theirs))
   new = _new_head(ours, theirs)
@@ -76,6 +79,10 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     raise UserError(
         f'{where}: is of another model. This one needs and it lacks: '
         f'{_listed(missing)}. It has and this one lacks: {_listed(unused)}')
+  if new and not allow_random_head:
+    raise UserError(f'{where}: has no head for this model, whose head would be random; '
+                    'set config.model.head to what it has, or to None for features '
+                    'alone, or give --allow_random_head')
   if new:
     logging.warning('%s has no head for this model, whose head starts from random '
                     'weights', where)
