@@ -216,6 +216,9 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], seed: int,
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={sizes.max_words} or more')
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  if optim is None and not (init_from or begun):
+    raise UserError('config.init_from: is empty; a recipe that trains nothing needs a '
+                    'checkpoint to evaluate')
   initial = None if begun else _initial(init_from, task, sizes.batch(batch_size), model)
   sources = call('data', Data, data)
   if total_steps and not sources.path:
