@@ -21,6 +21,9 @@ from vatt_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+# They train nothing.
+LINEAR = [path for path in CONFIGS if path.stem.startswith('linear_')]
+TRAINED = [path for path in CONFIGS if path not in LINEAR]
 
 SHRUNK_TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 SWITCHES = ('release', 'toy', 'release,toy')    # of the recipes that take some

@@ -254,6 +254,9 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   reader = _reader(given, sizes, words, source, workdir)
   _check_classes(reader.labels, task)
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  if optim is None and not (source or begun):
+    raise UserError('config.init_from: is empty; a recipe that trains nothing needs a '
+                    'checkpoint to evaluate')
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
   load = functools.partial(_load, task, sizes.batch(batch_size),
