@@ -27,7 +27,7 @@ paper's; for how long it trained for them it does not say.
 
 Table 9 has patches of 5 x 16 x 16. Its 64 frames are taken to be of 6.4 s, and then
 so is the sound. What the drop rates cost, `python -m vatt_jax.cost --paper` says;
-DropToken in fine-tuning, Table 14, is `configs/finetune_kinetics.py`.
+DropToken in fine-tuning, Table 14, is switches of `configs/finetune_video.py`.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import logging as python_logging
 import pathlib
+import re
 import sys
 from typing import NoReturn
 
@@ -45,20 +46,34 @@ def recipe_name(recipe_file: str) -> str:
   return '_'.join([pathlib.Path(name).stem, *switches.split(',')]).rstrip('_')
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Reads the command line; a mistake in it is one line."""
+def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
+  """Reads a command line.  -> what is no flag.
+
+  Raises:
+    UserError: a mistake in it, or in the recipe that it names.
+  """
   for flag, _, recipe in (argument.partition('=') for argument in argv):
     if flag == '--config' and not pathlib.Path(recipe.split(':')[0]).is_file():
-      _fail(f'--config={recipe}: no such file')
+      raise UserError(f'--config={recipe}: no such file')
   try:
-    return flags.FLAGS(argv)
+    return flag_values(argv)
   except flags.Error as e:
     # Of an error within a recipe ml_collections quotes the whole trace.
-    _fail(str(e).strip().splitlines()[-1])
+    raise UserError(str(e).strip().splitlines()[-1]) from e
   except (KeyError, AttributeError) as e:    # ml_collections: there is no such key
-    key = str(e).strip('"\'')
+    # 'KEY', with or without a guess at what was meant, or `Attribute ... : A.KEY`.
+    words = re.findall(r'\w+', str(e))
+    key = words[-1 if words[0] == 'Attribute' else 0]
     flag = next((a for a in argv if f'.{key}=' in a or f'.{key}.' in a), key)
-    _fail(f'{flag}: the recipe has no key {key!r}; its file shows those it has')
+    raise UserError(f'{flag}: the recipe has no key {key!r}; its file shows those it '
+                    'has') from e
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return parse(argv, flags.FLAGS)
+  except UserError as e:
+    _fail(e)
 
 
 def _fail(why: object) -> NoReturn:

@@ -55,7 +55,8 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
     run = recipe.make(config, folder, stop.check, weights_from=str(source))
     if not run.evaluations:
       raise UserError('config.evals: is empty; expected what to evaluate')
-    random = train.random_state(run).replace(opt_state=())    # only a burden here
+    # Without what only training needs; a checkpoint gives the average, if it has one.
+    random = train.random_state(run).replace(opt_state=(), average=None)
     writer = writers.open_writers(folder, done + 1)
     try:
       for step, path in _checkpoints(source, workdir, done, stop):

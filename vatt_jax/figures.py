@@ -119,7 +119,8 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
   if not steps:
     raise UserError(f'{workdir}: holds no checkpoint yet')
   run = recipe.make(config, workdir, check)
-  random = train.random_state(run).replace(opt_state=())    # only a burden here
+  # Without what only training needs.
+  random = train.random_state(run).replace(opt_state=(), average=None)
   start = config.get('init_from')
   before = train.start_from(run.load(start), random) if start else random
   path = checkpoint.of_step(workdir, steps[-1])

@@ -199,12 +199,12 @@ def make(config: Settings, workdir: pathlib.Path,
     workdir: of the run; keeps the config, the vocabulary and notes on bad files.
     check: called before each batch of an evaluation, may raise to stop it.
     weights_from: in place of `init_from`, where weights will come from by and by,
-      through `Recipe.load`; now it gives the words, and no weights.
+      through `Recipe.load`; now it gives words and classes, and no weights.
 
   Raises:
     UserError: names the key or file that is wrong.
   """
-  config = _count_classes(config, workdir)
+  config = _count_classes(config, weights_from or config.get('init_from', ''), workdir)
   _compare(config, workdir)
   given = dict(workdir=workdir, check=check, weights_from=weights_from)
   check_keys('', _build, config, given)
@@ -290,13 +290,18 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   if model.get('shared') and max_words < sizes.max_words:
     raise UserError(f'config.model.text.max_words={max_words}: expected '
                     f'window.max_words={sizes.max_words} or more')
-  given = call('data', Data, data)
+  given, source = call('data', Data, data), weights_from or init_from
   if total_steps and not given.path:
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
-  reader = _reader(given, sizes, words, weights_from or init_from, workdir)
+  reader = _reader(given, sizes, words, source, workdir)
   _check_classes(reader.labels, task)
   begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  if optim is None and not (source or begun):
+    raise UserError('config.init_from: is empty; a recipe that trains nothing needs a '
+                    'checkpoint to evaluate')
+  if task.frozen is not None:    # rules must fit: told before anything is written
+    jax.eval_shape(task.init, sizes.batch(batch_size))
   load = functools.partial(_load, task, sizes.batch(batch_size),
                            model.get('variant') == 'release', reader.labels)
   initial = None if begun or weights_from else _initial(init_from, load, model)
@@ -389,7 +394,8 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
   return theirs if theirs and set(found.names) <= set(theirs.names) else found
 
 
-def _count_classes(config: Settings, workdir: pathlib.Path) -> Settings:
+def _count_classes(config: Settings, init_from: str, workdir: pathlib.Path
+                   ) -> Settings:
   """A classifier without `num_classes` gets one for every class there is."""
   head = config.get('model', {}).get('head') or {}
   if head.get('name') != 'classifier' or head.get('num_classes'):
@@ -399,7 +405,7 @@ def _count_classes(config: Settings, workdir: pathlib.Path) -> Settings:
     raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
                     'label to the column of the manifest that has the classes')
   _build_data(data)
-  classes = _labels(data, _clips(data), config.get('init_from', ''), workdir)
+  classes = _labels(data, _clips(data), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
   return config | {'model': config['model'] | {'head': head}}
 

@@ -101,7 +101,7 @@ def start_from(initial: dict[str, Any], state: State) -> State:
 
   chosen = jax.tree.map(choose, initial, step.variables(state))
   params = state.params | chosen.pop('params')
-  # Copied, for a step consumes both.
+  # In memory of its own, for the step consumes both.
   average = None if state.average is None else jax.tree.map(jnp.copy, params)
   return state.replace(params=params, model_state=chosen, average=average)
 

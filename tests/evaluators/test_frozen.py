@@ -43,12 +43,12 @@ class Model:
     return dict(pooled=dict(video=features, audio=features))
 
 
-def make(model, reader, *splits, labels=None, **settings):
+def make(model, reader, *splits, labels=None, width=3, **settings):
   """`frozen.Frozen` of splits of numbers of the reader's clips."""
   named = [tuple((f'{side}.csv', [reader.clips[i] for i in numbers])
                  for side, numbers in zip(('train', 'test'), split, strict=True))
            for split in splits or [(range(COUNT), range(COUNT))]]
-  return frozen.Frozen(model, reader, 8, dict(width=3), named,
+  return frozen.Frozen(model, reader, 8, dict(width=width), named,
                        labels or dict(colour='video'), **settings)
 
 
@@ -117,6 +117,10 @@ def _other_weights(reader, settings):
       params={'w': np.array([1, 1, 1 + 1e-7])}, model_state={})
 
 
+def _other_model(reader, settings):
+  return reader, settings | dict(width=4), STATE
+
+
 def _other_window(reader, settings):
   return dataclasses.replace(reader, window=dataclasses.replace(
       reader.window, frame_rate_hz=4.0)), settings, STATE
@@ -137,8 +141,8 @@ def _other_file(reader, settings):
   return reader, settings, STATE
 
 
-@pytest.mark.parametrize('change', [_other_weights, _other_window, _other_views,
-                                    _other_stretch, _other_file])
+@pytest.mark.parametrize('change', [_other_weights, _other_model, _other_window,
+                                    _other_views, _other_stretch, _other_file])
 def test_what_changes_features_is_never_read_from_the_cache(change, reader, tmp_path):
   model, settings = Model(np.zeros((COUNT, 2))), dict(cache=str(tmp_path))
   list(make(model, reader, **settings).splits(STATE))

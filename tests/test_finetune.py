@@ -1,0 +1,217 @@
+"""Fine-tuning, from bytes to accuracy: configs/finetune_*.py on a small toy world."""
+
+import csv
+import importlib
+import json
+import pathlib
+import shutil
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from vatt_jax import recipe
+from vatt_jax import released
+from vatt_jax import train
+from vatt_jax import weights
+from vatt_jax.errors import UserError
+
+TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
+WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
+
+
+def load(name: str, words: str = '') -> ConfigDict:
+  module = importlib.import_module(f'configs.{name}')
+  config = module.get_config(words) if words else module.get_config()
+  config.lock()
+  return config
+
+
+def shrunk(toy_world: pathlib.Path, name: str, words: str = 'toy') -> dict:
+  """A recipe of two steps, on small clips and a small tower, from scratch."""
+  config = load(name, words).to_dict()
+  config |= dict(total_steps=2, batch_size=4, init_from='')
+  config['window'] |= WINDOW | dict(
+      num_frames=min(config['window']['num_frames'], WINDOW['num_frames']))
+  config['optim']['warmup_steps'] = 1
+  for modality in config['window']['modalities']:
+    config['model'][modality] |= TOWER
+  config['data'] |= dict(path=str(toy_world / 'train_segments.csv'))
+  config['evals']['test'] |= dict(path=str(toy_world / 'test_segments.csv'),
+                                  num_windows=1)
+  return config
+
+
+def results(workdir: pathlib.Path) -> dict:
+  return json.loads((workdir / 'results.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def pretrained(toy_world, tmp_path_factory):
+  """A workdir of a model of three modalities that has taken no step."""
+  workdir = tmp_path_factory.mktemp('runs') / 'pretrained'
+  config = load('quickstart').to_dict()
+  config |= dict(total_steps=0, batch_size=4, evals={})
+  config['window'] |= WINDOW
+  for modality in ('video', 'audio', 'text'):
+    config['model'][modality] |= TOWER
+  config['data'] |= dict(path=str(toy_world / 'train.csv'))
+  train.train(config, workdir)
+  return workdir
+
+
+@pytest.mark.parametrize('name, measures', [
+    ('finetune_audio', {'mAP', 'AUC', 'd_prime'}),
+    pytest.param('finetune_video', {'top1', 'top5'}, marks=pytest.mark.slow),
+    pytest.param('finetune_image', {'top1', 'top5'}, marks=pytest.mark.slow)])
+def test_a_tower_goes_on_from_its_pretraining(name, measures, toy_world, pretrained,
+                                              tmp_path, caplog, capsys):
+  config = shrunk(toy_world, name) | dict(init_from=str(pretrained))
+  train.train(config | dict(total_steps=0), tmp_path / 'start')
+  assert f'{pretrained} has no head for this model' in caplog.text
+  (modality,) = config['window']['modalities']
+  ours, theirs = (weights.read(path)[1]['params'][f'backbones_{modality}']
+                  for path in (tmp_path / 'start', pretrained))
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  train.train(config, tmp_path / 'run')
+  found = results(tmp_path / 'run')
+  chances = {f'chance_{m}' for m in measures}
+  assert {k.removeprefix('test/') for k in found if k.startswith('test/')} == (
+      measures | chances)
+  assert np.isfinite(found['train/loss']) and found['params/sha256'] != results(
+      tmp_path / 'start')['params/sha256']
+  assert (tmp_path / 'run' / 'labels.csv').exists()
+
+
+@pytest.mark.slow
+def test_a_tower_goes_on_from_the_released_checkpoint_on_a_larger_grid(
+    toy_world, tmp_path, capsys):
+  config = shrunk(toy_world, 'finetune_video', 'toy,release')
+  smaller = config | dict(window=config['window'] | dict(image_size=8))
+  smaller['model'] = config['model'] | dict(head=dict(name='classifier', num_classes=3))
+  model, clip = recipe.model_and_clip(smaller)
+  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), clip)
+  released.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
+  train.train(config | dict(init_from=str(tmp_path / 'ckpt-1')), tmp_path / 'run')
+  assert np.isfinite(results(tmp_path / 'run')['train/loss'])
+
+
+@pytest.fixture
+def folder(toy_world, tmp_path):
+  """Films in a subfolder for each of two classes, to train on and to test on."""
+  with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
+    paths = sorted({row['path'] for row in csv.DictReader(file)})
+  for i, path in enumerate(paths[:12]):
+    place = tmp_path / 'mine' / ('test' if i < 4 else 'train') / ('ab'[i % 2] * 3)
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copy(toy_world / path, place / f'{i}.mp4')
+  return tmp_path / 'mine'
+
+
+def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
+  """Trained, gone on with, evaluated elsewhere, and started from for other classes."""
+  config = shrunk(folder, 'finetune_video_folder', '')
+  config['data']['path'] = str(folder / 'train')
+  config['evals']['test']['path'] = str(folder / 'test')
+  config |= dict(average_decay=0.5, num_parts=2)
+  train.train(config, tmp_path / 'run')
+  first = results(tmp_path / 'run')
+  written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert written['model']['head']['num_classes'] == 2
+  assert (tmp_path / 'run' / 'labels.csv').read_text() == 'index,label\n0,aaa\n1,bbb\n'
+  train.train(config, tmp_path / 'run')    # the same command, once more
+  assert results(tmp_path / 'run') == first | dict(
+      {k: v for k, v in results(tmp_path / 'run').items() if k.startswith('train/')})
+
+  # Only evaluated, of a split that lacks a class, by the weights' average.
+  again = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), average_decay=0)
+  again['data'] = config['data'] | dict(path='')
+  again['evals'] = dict(test=config['evals']['test'])
+  caplog.clear()
+  train.train(again, tmp_path / 'again')
+  assert 'random' not in caplog.text
+  assert results(tmp_path / 'again')['test/top1'] == first['test/top1']
+
+  # As many classes, but others: the head says nothing about them.
+  (folder / 'train' / 'bbb').rename(folder / 'train' / 'ccc')
+  other = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), evals={})
+  train.train(other, tmp_path / 'other')
+  assert 'has no head for this model' in caplog.text
+
+
+@pytest.mark.parametrize('changes, message', [
+    (('data', dict(label='size')), r"train_segments\.csv: no column 'size'; found c"),
+    (('data', dict(label='')), r'num_classes: missing; set it, or config\.data\.lab'),
+    (('data', dict(several_labels=True)), r"name='softmax': a clip has one class"),
+    (('data', dict(label='sound_event')), r'joins several labels; expected one, or'),
+    (('model', dict(head=dict(name='classifier', num_classes=5))),
+     r'num_classes=5: .*train_segments\.csv has 8 classes; make them equal'),
+    (('model', dict(head=None)), r'losses\.label: needs a classifier; set config\.mo'),
+    (('window', dict(modalities=('audio',))), r'classifies one modality; .* none'),
+    (('losses', dict(label=dict(name='hinge'))), r"name='hinge': expected one of so"),
+    (('losses', dict(label=dict(name='softmax', smooth=1))), r'label\.smooth: nobody'),
+    (('optim', dict(rules=(('head', 1.0),))), r'rules: none fits the parameter'),
+    (('optim', dict(b1=0.9)), r'config\.optim\.b1: nobody takes this key'),
+    (('evals', dict(test=dict(name='classify', path='none.csv'))), r'none\.csv: no')])
+def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_path):
+  section, values = changes
+  config = shrunk(toy_world, 'finetune_video')
+  config[section] = config[section] | values
+  with pytest.raises(UserError, match=message) as error:
+    train.train(config, tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_world,
+                                                                        tmp_path):
+  (tmp_path / 'map.csv').write_text('label\nleft\nright\n')
+  config = shrunk(toy_world, 'finetune_video')
+  config['data']['label_map'] = str(tmp_path / 'map.csv')
+  with pytest.raises(UserError, match=r"motion='\w+' is none of the 2 classes of .*ma"):
+    train.train(config, tmp_path / 'run')
+
+
+VIDEO = {    # words -> what they change
+    'base': {'size': 'base'}, 'large': {'size': 'large'},
+    'drop_token_75': {'drop_token_rate': 0.75}, 'ma': {'size': None}}
+
+
+def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
+  """Section 4.3."""
+  c = load('finetune_video')
+  assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (100_000, 64, 400)
+  assert c.optim.to_dict() == dict(
+      name='sgd', momentum=0.9, peak_rate=0.005, final_rate=0, warmup_steps=2500,
+      decay='half_cosine', clip_norm=0.75, rules=(), layer_decay=1)
+  assert c.losses.label.to_dict() == dict(name='softmax', smoothing=0.1)
+  assert (c.window.num_frames, c.window.frame_rate_hz, c.window.image_size) == (
+      32, 25 / 2, 320)
+  assert (c.evals.test.num_windows, c.evals.test.num_crops) == (4, 3)
+  assert c.model.video.drop_token_rate == 0
+  for words, changes in VIDEO.items():
+    changed = load('finetune_video', words).model
+    assert {k: changed.video.get(k) for k in changes} == changes
+  assert load('finetune_video', 'ma').model.shared.size == 'medium'
+  for words, count in (('k600', 600), ('k700', 700), ('moments', 339)):
+    assert load('finetune_video', words).model.head.num_classes == count
+  with pytest.raises(ValueError, match="'k500' after the recipe: expected some of k"):
+    load('finetune_video', 'k500')
+
+
+def test_the_paper_s_audio_and_image_recipes_have_the_paper_s_numbers():
+  """Section 4.3."""
+  c = load('finetune_audio')
+  assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (50_000, 1024, 527)
+  assert (c.optim.peak_rate, c.optim.warmup_steps, c.augment.mixup) == (0.2, 5000, 5)
+  assert c.losses.label.to_dict() == dict(name='sigmoid', balance=True)
+  _, clip = recipe.model_and_clip(c.to_dict())
+  assert clip['audio'].shape == (1, 153_600)    # 6.4 s at 24 kHz
+  c = load('finetune_image')
+  assert (c.batch_size, c.model.head.num_classes) == (512, 1000)
+  assert c.window.image_size == 384
+  assert c.total_steps == 125_113    # 50 epochs
+  assert (c.optim.peak_rate, c.losses.label.smoothing) == (0.08, 0.1)
+  _, clip = recipe.model_and_clip(c.to_dict())
+  assert clip['video'].shape == (1, 1, 384, 384, 3)

@@ -1,0 +1,19 @@
+"""vatt_jax/train.py: what a run starts from"""
+
+import jax
+import jax.numpy as jnp
+
+from vatt_jax import train
+from vatt_jax.step import State
+
+
+def test_a_checkpoint_gives_parameters_and_their_average_and_the_rest_is_random():
+  ours = dict(tower=jnp.zeros(3), head=jnp.ones(2), losses=jnp.ones(1))
+  state = State(jnp.int32(0), ours, {}, (), average=jax.tree.map(jnp.copy, ours))
+  initial = dict(params=dict(tower=jnp.full(3, 7.0),
+                             head=jax.ShapeDtypeStruct((2,), jnp.float32)))
+  begun = train.start_from(initial, state)
+  for params in (begun.params, begun.average):
+    assert {k: x[0] for k, x in params.items()} == dict(tower=7, head=1, losses=1)
+  assert train.start_from(initial, state.replace(average=None)).average is None
+  jax.jit(lambda state: state, donate_argnums=0)(begun)    # no memory in common
