@@ -17,6 +17,7 @@ from vatt_jax import evaluate
 from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax.errors import UserError
+from vatt_jax.recipe import evals
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = 'configs/quickstart.py'
@@ -196,7 +197,7 @@ def test_every_step_of_a_run_is_a_point_that_the_main_command_evaluates(
     def run(self, state):
       yield 'R@1', 0.5
 
-  monkeypatch.setitem(recipe.EVALUATORS, 'sum',
+  monkeypatch.setitem(evals.EVALUATORS, 'sum',
                       lambda reader, predict, batch_size: Sum())
   model = dict(video=dict(patch=(2, 8, 8), depth=1, width=8, num_heads=2, mlp_dim=8))
   config = dict(seed=0, total_steps=0, batch_size=2, log_every_steps=1, data={},
