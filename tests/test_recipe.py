@@ -71,7 +71,8 @@ CLIPS = [sources.Clip('a.mp4', captions=(
 
 def claim(workdir, tokenizer, /, **data):
   """A workdir as a run leaves it."""
-  run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer))
+  run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer,
+                                                           labels=None))
   recipe._claim(dict(data=dict(path='x', **data)), workdir, run)
 
 
@@ -140,8 +141,8 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
     (dict(vocabulary='none.txt'), r'none\.txt: no such vocabulary file')])
 def test_a_tokenizer_that_cannot_be_is_one_clear_line(data, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    section.open_words(settings.call('data', section.Data, dict(data, path='x')), CLIPS, 9,
-                  '', tmp_path)
+    section.open_words(settings.call('data', section.Data, dict(data, path='x')),
+                       CLIPS, 9, '', tmp_path)
 
 
 def test_a_model_without_text_needs_no_vocabulary(tmp_path):
