@@ -68,7 +68,8 @@ CLIPS = [sources.Clip('a.mp4', captions=(
 
 def claim(workdir, tokenizer, /, **data):
   """A workdir as a run leaves it."""
-  run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer))
+  run = types.SimpleNamespace(reader=types.SimpleNamespace(
+      tokenizer=tokenizer, labels=None))
   recipe._claim(dict(data=dict(path='x', **data)), workdir, run)
 
 
