@@ -9,8 +9,9 @@ labels, and the modality whose features each is read off:
         --config.init_from=runs/mine --config.evals.linear.train=TRAIN.csv \
         --config.evals.linear.test=TEST.csv --workdir=runs/linear_mine
 
-which evaluates a workdir of `configs/pretrain_folder.py`. All three linear classifiers
-learn, and the nearest neighbours of the same clips are looked at.
+which evaluates a workdir of `configs/pretrain_folder.py`; what is set for one evaluator
+is set for both. Of folders with a subfolder for each class the column is `label`. All
+three linear classifiers learn, and the nearest neighbours of the same clips are found.
 """
 
 from ml_collections import ConfigDict

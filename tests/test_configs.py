@@ -18,6 +18,7 @@ from vatt_jax import released
 from vatt_jax import train
 from vatt_jax import weights
 from vatt_jax.errors import UserError
+from vatt_jax.recipe import data as data_section
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -276,7 +277,7 @@ def test_retrieval_is_the_paper_s_of_the_pretrained_models():
     assert config.model.to_dict() == theirs.model.to_dict()
     assert config.init_from == f'runs/{run}'
     for key in ('tokenizer', 'drop_stop_words'):    # or else its words are not these
-      assert config.data[key] == theirs.data.get(key, getattr(recipe.Data, key))
+      assert config.data[key] == theirs.data.get(key, getattr(data_section.Data, key))
     model, clip = recipe.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
   for words, message in (('release,toy', 'toy after the recipe'),

@@ -14,10 +14,10 @@ import pytest
 from vatt_jax import checkpoint
 from vatt_jax import evaluate
 from vatt_jax import interrupt
-from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax import writers
 from vatt_jax.errors import UserError
+from vatt_jax.recipe import evals
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = dict(depth=1, width=8, num_heads=2, mlp_dim=8)
@@ -26,7 +26,7 @@ TINY = dict(depth=1, width=8, num_heads=2, mlp_dim=8)
 def _config(toy_world, **changes):
   nce = dict(temperature=0.1)
   return dict(
-      seed=0, total_steps=3, batch_size=4, log_every_steps=1,
+      seed=0, total_steps=3, batch_size=4, log_every_steps=1, average_decay=0.5,
       data=dict(path=str(toy_world / 'train.csv'), captions='train_captions.csv'),
       window=dict(num_frames=2, frame_rate_hz=5.0, image_size=16, audio_hz=4000,
                   num_candidates=2, max_words=8),
@@ -61,7 +61,7 @@ def brief(monkeypatch):
     def run(self, state):
       yield 'R@1', float(sum(x.sum() for x in jax.tree.leaves(state.params)))
 
-  monkeypatch.setitem(recipe.EVALUATORS, 'sum',
+  monkeypatch.setitem(evals.EVALUATORS, 'sum',
                       lambda reader, predict, batch_size: Sum())
   return dict(brief=dict(name='sum'))
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from vatt_jax import evaluate
 from vatt_jax import recipe
 from vatt_jax import released
 from vatt_jax import train
@@ -132,12 +133,17 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
   train.train(again, tmp_path / 'again')
   assert 'random' not in caplog.text
   assert results(tmp_path / 'again')['test/top1'] == first['test/top1']
+  evaluate.watch(again | dict(init_from=''), tmp_path / 'run', 'again')
+  assert results(tmp_path / 'run' / 'eval' / 'again')['test/top1'] == first['test/top1']
 
   # As many classes, but others: the head says nothing about them.
-  (folder / 'train' / 'bbb').rename(folder / 'train' / 'ccc')
+  for split in ('train', 'test'):
+    (folder / split / 'bbb').rename(folder / split / 'ccc')
   other = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), evals={})
   train.train(other, tmp_path / 'other')
   assert 'has no head for this model' in caplog.text
+  with pytest.raises(UserError, match='has no head for this model, whose head would'):
+    evaluate.watch(config, tmp_path / 'run', 'other')
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -10,6 +10,8 @@ from vatt_jax import settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.recipe import data as section
+from vatt_jax.recipe import task
 
 
 def _takes(a, b=2):
@@ -33,15 +35,16 @@ def test_a_section_that_does_not_fit_is_one_clear_line(section, message):
 
 
 def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
-  data = recipe.Data(str(tmp_path / 'mine' / 'train.csv'), builder='data.toy_world')
+  data = section.Data(str(tmp_path / 'mine' / 'train.csv'),
+                           builder='data.toy_world')
   with pytest.raises(UserError, match='no such folder or file'):
-    recipe._reader(data, None, None, '', tmp_path)
+    section.open_reader(data, None, None, '', tmp_path)
   assert not (tmp_path / 'mine').exists()
 
 
 def test_a_loss_of_another_name_is_named():
   with pytest.raises(UserError, match=r"losses\.x: name='nec': expected one of nce"):
-    settings.call('losses.x', recipe._term, dict(name='nec', temperature=1.0),
+    settings.call('losses.x', task._term, dict(name='nec', temperature=1.0),
                   pair='video_audio')
 
 
@@ -68,8 +71,8 @@ CLIPS = [sources.Clip('a.mp4', captions=(
 
 def claim(workdir, tokenizer, /, **data):
   """A workdir as a run leaves it."""
-  run = types.SimpleNamespace(reader=types.SimpleNamespace(
-      tokenizer=tokenizer, labels=None))
+  run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer,
+                                                           labels=None))
   recipe._claim(dict(data=dict(path='x', **data)), workdir, run)
 
 
@@ -82,7 +85,8 @@ def pieces(tmp_path):
 
 
 def test_without_a_file_the_words_are_those_of_the_captions(tmp_path):
-  words = lambda **data: recipe._words(recipe.Data('x', **data), CLIPS, 9, '', tmp_path)
+  words = lambda **data: section.open_words(
+      section.Data('x', **data), CLIPS, 9, '', tmp_path)
   assert words().vocabulary == ('red', 'circle', 'the')
   assert words(drop_stop_words=True).vocabulary == ('red', 'circle')
 
@@ -91,7 +95,7 @@ def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):
   """Even if the file that it was given is there no more."""
   data = dict(tokenizer='sentencepiece', vocabulary=pieces)
   run = tmp_path / 'run'
-  load = lambda: recipe._words(recipe.Data('x', **data), CLIPS, 40, '', run)
+  load = lambda: section.open_words(section.Data('x', **data), CLIPS, 40, '', run)
   first = load()
   claim(run, first, **data)
   (tmp_path / 'mine.model').unlink()
@@ -102,18 +106,18 @@ def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):
 def test_what_a_killed_start_left_in_a_workdir_is_not_its_vocabulary(tmp_path):
   """Without a config, which is written last, it may be half of one."""
   (tmp_path / 'vocabulary.txt').write_text('re')
-  words = recipe._words(recipe.Data('x'), CLIPS, 9, '', tmp_path)
+  words = section.open_words(section.Data('x'), CLIPS, 9, '', tmp_path)
   assert words.vocabulary == ('red', 'circle', 'the')
 
 
 def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
     tmp_path, pieces):
   mine = dict(tokenizer='sentencepiece', vocabulary=pieces)
-  first = recipe._words(recipe.Data('x', **mine), CLIPS, 40, '', tmp_path / 'a')
+  first = section.open_words(section.Data('x', **mine), CLIPS, 40, '', tmp_path / 'a')
   claim(tmp_path / 'a', first, **mine)
   claim(tmp_path / 'b', text.WordTokenizer(['red'], True), drop_stop_words=True)
-  words = lambda run, **data: recipe._words(
-      recipe.Data('x', **data), CLIPS, 40, str(tmp_path / run), tmp_path / 'new')
+  words = lambda run, **data: section.open_words(
+      section.Data('x', **data), CLIPS, 40, str(tmp_path / run), tmp_path / 'new')
   assert words('a', tokenizer='sentencepiece').ids('red') == first.ids('red')
   assert words('b', drop_stop_words=True).ids('the red') == [2]
   with pytest.raises(UserError, match=r"a: was trained with data\.tokenizer='sentence"
@@ -137,10 +141,10 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
     (dict(vocabulary='none.txt'), r'none\.txt: no such vocabulary file')])
 def test_a_tokenizer_that_cannot_be_is_one_clear_line(data, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    recipe._words(settings.call('data', recipe.Data, dict(data, path='x')), CLIPS, 9,
-                  '', tmp_path)
+    section.open_words(settings.call('data', section.Data, dict(data, path='x')),
+                       CLIPS, 9, '', tmp_path)
 
 
 def test_a_model_without_text_needs_no_vocabulary(tmp_path):
-  data = recipe.Data('x', tokenizer='wordpiece', vocabulary='none.txt')
-  assert recipe._words(data, CLIPS, 2, '', tmp_path).size == 2
+  data = section.Data('x', tokenizer='wordpiece', vocabulary='none.txt')
+  assert section.open_words(data, CLIPS, 2, '', tmp_path).size == 2

@@ -9,14 +9,16 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax import evaluate
-from vatt_jax import recipe
-from vatt_jax import train
 from vatt_jax.errors import UserError
+from vatt_jax.models import build
+from vatt_jax.recipe import evals
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = 'configs/quickstart.py'
@@ -196,7 +198,7 @@ def test_every_step_of_a_run_is_a_point_that_the_main_command_evaluates(
     def run(self, state):
       yield 'R@1', 0.5
 
-  monkeypatch.setitem(recipe.EVALUATORS, 'sum',
+  monkeypatch.setitem(evals.EVALUATORS, 'sum',
                       lambda reader, predict, batch_size: Sum())
   model = dict(video=dict(patch=(2, 8, 8), depth=1, width=8, num_heads=2, mlp_dim=8))
   config = dict(seed=0, total_steps=0, batch_size=2, log_every_steps=1, data={},
@@ -204,8 +206,8 @@ def test_every_step_of_a_run_is_a_point_that_the_main_command_evaluates(
                             audio_hz=4000, modalities=('video',)),
                 model=model, evals=dict(sum=dict(name='sum')))
   run = tmp_path / 'run'
-  state = train.random_state(recipe.make(config, tmp_path / 'made'))
-  checkpoint.save_model(run, model, {'params': state.params})
+  checkpoint.save_model(run, model, build.build_model(**model).init(
+      jax.random.key(0), dict(video=np.zeros((1, 2, 16, 16, 3), np.float32))))
   (run / 'checkpoints' / '7').mkdir()    # only listed
   released = tmp_path / 'ckpt-500'
   with pytest.raises(UserError, match='ckpt-500: no such workdir or checkpoint'):

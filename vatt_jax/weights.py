@@ -40,13 +40,19 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
   Its `model` is the settings of `models.build.build_model`.
   """
+  check_exists(path)
   folder, _ = checkpoint.split(path)
   if (folder / checkpoint.CONFIG_FILE).exists():
     return checkpoint.load_model(path)
-  if not pathlib.Path(path).parent.exists():
-    raise UserError(f'{path}: no such folder or file')
   settings, variables = released.read(path)
   return {'model': settings}, variables
+
+
+def check_exists(path: str | os.PathLike[str]) -> None:
+  """Raises UserError unless there is a workdir, or a folder of such checkpoints."""
+  # The name of a released checkpoint is the begin of its files' names.
+  if not pathlib.Path(path).parent.exists():
+    raise UserError(f'{path}: no such folder or file')
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,

@@ -15,6 +15,7 @@ from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import linear
 from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators import neighbours
+from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
@@ -43,13 +44,13 @@ class Model:
     return dict(pooled=dict(video=features, audio=features))
 
 
-def make(model, reader, *splits, labels=None, width=3, **settings):
+def make(model, reader, *splits, columns=None, width=3, **settings):
   """`frozen.Frozen` of splits of numbers of the reader's clips."""
   named = [tuple((f'{side}.csv', [reader.clips[i] for i in numbers])
                  for side, numbers in zip(('train', 'test'), split, strict=True))
            for split in splits or [(range(COUNT), range(COUNT))]]
   return frozen.Frozen(model, reader, 8, dict(width=width), named,
-                       labels or dict(colour='video'), **settings)
+                       columns or dict(colour='video'), **settings)
 
 
 def labelled(reader, label, values):
@@ -90,6 +91,13 @@ def test_a_clip_of_several_splits_is_run_once(reader):
   assert second.x_test[:, 0].tolist() == [0, 1, 2]
   names = [first.classes[row.argmax()] for row in first.targets]
   assert names == [c.labels['colour'] for c in reader.clips[:8]]
+
+
+def test_the_classes_of_what_is_trained_are_not_those_of_the_splits(reader):
+  trained = labels.Labels('colour', ('none of these',), False, 'elsewhere')
+  data = make(Model(np.eye(COUNT)), dataclasses.replace(reader, labels=trained))
+  (_, (split,)), = data.splits(STATE)
+  assert split.classes == sorted({c.labels['colour'] for c in reader.clips})
 
 
 def test_measures_of_splits_are_averaged_and_each_is_told():
@@ -184,8 +192,10 @@ def test_a_damaged_cache_is_made_anew(damage, reader, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(labels=dict(size='video')), r"train\.csv: no column 'size' to evaluate; "),
-    (dict(labels=dict(colour='text')), r"'colour': modality 'text'; expected one of"),
+    (dict(columns=dict(size='video')), r"train\.csv: no column 'size' to evaluate; "),
+    (dict(columns=dict(colour='text')), r"'colour': modality 'text'; expected one of"),
+    (dict(columns=dict(sound_event='audio')),
+     r"train\.csv: sound_event='.*\|.*' joins several labels; expected one, or"),
     (dict(multi_labels=('color',)), r"multi_labels: 'color' is none of the labels"),
     (dict(cache=__file__), r'test_frozen\.py: is a file; expected a folder')])
 def test_a_setting_that_cannot_be_is_one_clear_line(settings, message, reader):
@@ -200,13 +210,13 @@ def test_a_setting_that_cannot_be_is_one_clear_line(settings, message, reader):
 def test_a_split_with_nothing_to_tell_apart_is_named(values, message, reader):
   with pytest.raises(UserError, match=message):
     make(Model([]), labelled(reader, 'k', values), ([0, 1, 2], [3]),
-         labels=dict(k='video'))
+         columns=dict(k='video'))
 
 
 def test_an_empty_column_is_named(reader):
   clips = [dataclasses.replace(c, labels=dict(k='')) for c in reader.clips]
   with pytest.raises(UserError, match=r"train\.csv: column 'k' holds nothing; exp"):
-    make(Model([]), dataclasses.replace(reader, clips=clips), labels=dict(k='video'))
+    make(Model([]), dataclasses.replace(reader, clips=clips), columns=dict(k='video'))
 
 
 def test_a_modality_that_the_model_lacks_is_named(reader):
@@ -227,12 +237,12 @@ def test_clips_without_the_modality_are_no_part_of_a_split(reader, caplog):
   values = ['a', 'a', 'b', 'b'] * 4
   mute = Mute(labelled(reader, 'k', values).clips, reader.window, reader.tokenizer,
               reader.notes)
-  data = make(Model(np.arange(COUNT)[:, None]), mute, labels=dict(k='audio'))
+  data = make(Model(np.arange(COUNT)[:, None]), mute, columns=dict(k='audio'))
   (_, (split,)), = data.splits(STATE)
   assert split.x[:, 0].tolist() == list(range(0, COUNT, 2))
   # With sound, all are of one class: nothing is left to tell apart.
   mute = dataclasses.replace(mute, clips=labelled(reader, 'k', ['a', 'b'] * 8).clips)
-  data = make(Model(np.eye(COUNT)), mute, labels=dict(k='audio'))
+  data = make(Model(np.eye(COUNT)), mute, columns=dict(k='audio'))
   assert not list(data.splits(STATE))
   assert 'Left out: k, ' in caplog.text
 
@@ -254,7 +264,7 @@ def test_a_probe_reads_what_is_there_and_nothing_else(name, reader):
 @pytest.mark.parametrize('name', FAST)
 def test_a_probe_of_several_labels_at_once(name, reader):
   _, truth = classes_of(reader, 'sound_event')
-  data = make(Model(noisy(truth)), reader, labels=dict(sound_event='audio'),
+  data = make(Model(noisy(truth)), reader, columns=dict(sound_event='audio'),
               multi_labels=('sound_event',))
   results = dict(linear.LinearProbe(data, {name: FAST[name]}).run(STATE))
   assert results['sound_event/top1'] == results['sound_event/mAP'] == 1
@@ -266,7 +276,7 @@ def test_two_classes_are_told_apart_the_right_way_round(reader):
   values = ['a', 'b'] * 8
   x = np.array([[-1.], [1.]] * 8)
   for name, classifier in FAST.items():
-    data = make(Model(x), labelled(reader, 'k', values), labels=dict(k='video'))
+    data = make(Model(x), labelled(reader, 'k', values), columns=dict(k='video'))
     assert dict(linear.LinearProbe(data, {name: classifier}).run(STATE))['k/top1'] == 1
 
 
@@ -287,7 +297,7 @@ def test_a_class_of_the_test_alone_is_never_right(reader, caplog):
   values = ['a', 'b', 'a', 'b', 'new', 'a', 'b', 'new']
   x = np.eye(3)[[0, 1, 0, 1, 2, 0, 1, 2]]
   data = make(Model(x), labelled(reader, 'k', values), (range(4), range(4, 8)),
-              labels=dict(k='video'))
+              columns=dict(k='video'))
   results = dict(linear.LinearProbe(data, FAST).run(STATE))
   for name in FAST:
     assert results[f'k/{name}/top1'] == 0.5
@@ -300,7 +310,7 @@ def test_a_label_that_every_clip_to_learn_from_has_is_surely_there(reader):
   values = ['all|a', 'all|b', 'all|a', 'all|b', 'all', 'a']
   x = np.array([[0., 1], [1, 0]])[[0, 1, 0, 1, 1, 0]]
   data = make(Model(x), labelled(reader, 'k', values), (range(4), range(4, 6)),
-              labels=dict(k='video'), multi_labels=('k',))
+              columns=dict(k='video'), multi_labels=('k',))
   for name, classifier in FAST.items():
     results = dict(linear.LinearProbe(data, {name: classifier}).run(STATE))
     assert results['k/top1'] == 0.5    # 'all' is the best guess for both
@@ -331,6 +341,14 @@ def test_the_low_rank_classifier_draws_its_share_of_components():
   assert linear.LowRank().num_drawn == 13
   for parts in moved:
     assert 13 < parts.sum() <= 26
+
+
+def test_the_mean_over_all_components_is_the_classifier():
+  rng = np.random.default_rng(0)
+  u, v, bias, x = (rng.normal(size=shape) for shape in ((6, 20), (20, 3), 3, (5, 6)))
+  parts = rng.permutation(20).reshape(10, 2)
+  logits = [linear.LowRank(rank=20)._logits((u, v, bias), x, part) for part in parts]
+  np.testing.assert_allclose(np.mean(logits, axis=0), x @ (u @ v) + bias)
 
 
 def test_the_low_rank_classifier_is_a_plain_one_where_all_is_drawn():
@@ -377,7 +395,7 @@ def test_class_retrieval_is_that_of_full_sorts(reader):
   rng = np.random.default_rng(0)
   model = Model(rng.integers(-1, 2, size=(COUNT, 3)) + [0, 0, 2])    # many ties
   data = make(model, reader, (range(10), range(10, 16)),
-              labels=dict(colour='video', sound_event='audio'),
+              columns=dict(colour='video', sound_event='audio'),
               multi_labels=('sound_event',))
   splits = dict(data.splits(STATE))
   results = dict(neighbours.Neighbours(data, ks=(1, 2, 5)).run(STATE))
@@ -416,7 +434,7 @@ def test_few_shots_see_so_many_of_each_class_and_are_drawn_again(reader):
   x = np.ones((COUNT, 2))
   x[0], x[5], x[8::2], x[9::2] = (1, 0), (0, 1), (1, 0), (0, 1)
   data = make(Model(x), labelled(reader, 'k', values), (range(8), range(8, 16)),
-              labels=dict(k='video'))
+              columns=dict(k='video'))
   run = lambda **settings: dict(neighbours.Neighbours(
       data, shots=(1, 3, 9), num_draws=40, **settings).run(STATE))
   results = run()

@@ -103,7 +103,8 @@ class Frozen:
     self._predict, self._batch_size = predict, batch_size
     self._views = num_windows, num_crops
     self._clips = _Union(identify=bool(cache))
-    self._reader = dataclasses.replace(reader, clips=self._clips)
+    # These have labels of their own, not the classes of what is trained.
+    self._reader = dataclasses.replace(reader, clips=self._clips, labels=None)
     self._model = json.dumps(model, sort_keys=True)
     self._splits = [(self._add(train, least=2), self._add(test, least=1))
                     for train, test in splits]
@@ -144,18 +145,21 @@ class Frozen:
         raise UserError(f'{name}: column {label!r} holds '
                         f'{f"{min(values)!r} alone" if values else "nothing"}; '
                         f'expected {least} labels or more')
+      joined = next((v for v in sorted(values) if '|' in v), '')
+      if joined and label not in self._multi_labels:
+        raise UserError(f'{name}: {label}={joined!r} joins several labels; expected '
+                        f'one, or {label!r} among the multi_labels')
     return rows
 
   def _split(self, features: tuple[np.ndarray, np.ndarray], label: str, train: _Rows,
              test: _Rows) -> Split:
     x, there = features
-    several = label in self._multi_labels
     places, names = [], []
     for rows in (train, test):
       kept = [(place, row[label]) for place, row in rows
               if row.get(label) and there[place]]
       places.append([place for place, _ in kept])
-      names.append([value.split('|') if several else [value] for _, value in kept])
+      names.append([[n for n in value.split('|') if n] for _, value in kept])
     classes = sorted({name for side in names for values in side for name in values})
     binarizer = preprocessing.MultiLabelBinarizer(classes=classes)
     targets, targets_test = (
@@ -167,7 +171,8 @@ class Frozen:
       logging.warning('%s: %d of %d classes stand in the test alone, and none of their '
                       'clips can be right: %s', label, len(unknown), len(classes),
                       ', '.join(unknown[:_NAMED] + ['...'] * (len(unknown) > _NAMED)))
-    return Split(x[places[0]], targets, x[places[1]], targets_test, classes, several)
+    return Split(x[places[0]], targets, x[places[1]], targets_test, classes,
+                 label in self._multi_labels)
 
   def _features(self, state: Any) -> Features:
     """modality -> (float32 [N, D], bool [N]) of all clips, perhaps from the cache."""

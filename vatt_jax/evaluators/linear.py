@@ -113,8 +113,13 @@ class LowRank:
 
   def scores(self, x, targets, x_test, several):
     """See `Classifier`."""
-    u, v, bias = jax.device_get(self._train(x, targets, several))
-    return x_test @ u @ v + bias
+    params = jax.device_get(self._train(x, targets, several))
+    return self._logits(params, x_test, np.arange(self.rank))
+
+  def _logits(self, params, x, part):
+    """Of some components, in place of all.  [B, D], int [P] -> [B, C]."""
+    u, v, bias = params
+    return x @ u[:, part] @ v[part] * (self.rank / len(part)) + bias
 
   @functools.partial(jax.jit, static_argnums=(0, 3))
   def _train(self, x, targets, several):
@@ -128,8 +133,7 @@ class LowRank:
     optimizer = optax.adam(self.learning_rate)
 
     def loss(params, x, y, part):
-      u, v, bias = params
-      logits = x @ u[:, part] @ v[part] * (self.rank / self.num_drawn) + bias   # [B, C]
+      logits = self._logits(params, x, part)
       if several:
         return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
       return optax.softmax_cross_entropy(logits, y).mean()

@@ -1,0 +1,213 @@
+"""From a config to the things it names; nothing else reads configs.
+
+Every section of a config becomes the keyword arguments of one function, so a
+key that nobody takes is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+from jax.sharding import Mesh
+
+from vatt_jax import checkpoint
+from vatt_jax import sharding
+from vatt_jax import step
+from vatt_jax import weights
+from vatt_jax.errors import UserError
+from vatt_jax.inputs import augment
+from vatt_jax.inputs import labels
+from vatt_jax.inputs import pipeline
+from vatt_jax.models import build
+from vatt_jax.models import multimodal
+from vatt_jax.recipe import data as data_section
+from vatt_jax.recipe import evals as evals_section
+from vatt_jax.recipe import task as task_section
+from vatt_jax.settings import call
+from vatt_jax.settings import check_keys
+from vatt_jax.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All that a config says, built.
+
+  Of `initial`, the model's variables that a checkpoint gives the run, what is only
+  a shape starts from random. `load(path, allow_random_head)` gives the same of any
+  other checkpoint (`weights.read`, `weights.merge`).
+  """
+  seed: int
+  total_steps: int
+  batch_size: int
+  log_every_steps: int
+  initial: dict[str, Any] | None
+  load: Callable[[str, bool], dict[str, Any]]
+  checkpoint: dict[str, int]
+  mesh: Mesh
+  reader: pipeline.Reader
+  task: step.Task
+  evaluations: dict[str, evals_section.Evaluation]
+  figures: evals_section.Figures
+
+
+def make(config: Settings, workdir: pathlib.Path,
+          check: Callable[[], None] = lambda: None, weights_from: str = '') -> Recipe:
+  """Builds what a config says.
+
+  Args:
+    config: a recipe of `configs/`, as nested dicts.
+    workdir: of the run; keeps the config, the vocabulary and notes on bad files.
+    check: called before each batch of an evaluation, may raise to stop it.
+    weights_from: in place of `init_from`, where weights will come from by and by,
+      through `Recipe.load`; now it gives words and classes, and no weights.
+
+  Raises:
+    UserError: names the key or file that is wrong.
+  """
+  source = weights_from or config.get('init_from', '')
+  config = data_section.count_classes(config, source, workdir)
+  _compare(config, workdir)
+  given = dict(workdir=workdir, check=check, weights_from=weights_from)
+  check_keys('', _build, config, given)
+  run = _build(**config, **given)
+  _claim(config, workdir, run)    # last: a mistyped config leaves no trace
+  return run
+
+
+def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
+  """The model of a recipe, and the shapes of one clip as the model takes it."""
+  window = call('window', pipeline.Window, config['window'])
+  model = call('model', build.build_model, config['model'])
+  return model, jax.eval_shape(augment.normalize, window.batch(1))
+
+
+def _compare(config: Settings, workdir: pathlib.Path) -> None:
+  """The config of a workdir that has one must be this one, but for its figures."""
+  path = workdir / checkpoint.CONFIG_FILE
+  if not path.exists():
+    return
+  # Through JSON, so that tuples equal the lists they are read back as.
+  ours = _flat(json.loads(json.dumps(config)))
+  theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
+  for key in sorted(ours.keys() | theirs.keys()):
+    if not key.startswith('figures.') and ours.get(key) != theirs.get(key):
+      raise UserError(
+          f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
+          f'where this one has {ours.get(key)!r}; choose another --workdir or '
+          'move that folder away, or give the same config to go on with that run')
+
+
+def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
+  """Notes vocabulary and config in a new workdir, the config last and whole."""
+  if (workdir / checkpoint.CONFIG_FILE).exists():
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  tokenizer, classes = run.reader.tokenizer, run.reader.labels
+  tokenizer.save(workdir / tokenizer.file_name)
+  if classes is not None:
+    classes.save(workdir / labels.FILE_NAME)
+  checkpoint.write_config(workdir, config)
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, Mapping):
+    return {prefix: tree}
+  return {k: v for name, branch in tree.items()
+          for k, v in _flat(branch, f'{prefix}.{name}' if prefix else name).items()}
+
+
+def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
+           seed: int, total_steps: int, batch_size: int, log_every_steps: int,
+           data: Settings, window: Settings, model: Settings,
+           evals: Mapping[str, Settings],
+           losses: Mapping[str, Settings] | None = None,
+           optim: Settings | None = None, checkpoint: Settings | None = None,
+           augment: Settings | None = None, figures: Settings | None = None,
+           init_from: str = '', num_parts: int = 1, average_decay: float = 0.0
+           ) -> Recipe:
+  """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
+  for name, section in dict(losses=losses, optim=optim, checkpoint=checkpoint).items():
+    if total_steps and section is None:
+      raise UserError(f'config.{name}: missing')
+  _check_numbers(total_steps=(total_steps, 0), batch_size=(batch_size, 1),
+                 log_every_steps=(log_every_steps, 1))
+  mesh = sharding.make_mesh(batch_size)
+  sizes = call('window', pipeline.Window, window)
+  task = task_section.make(
+      seed, total_steps, batch_size, sizes, model, losses or {}, optim, augment or {},
+      num_parts, average_decay)
+  given, source = call('data', data_section.Data, data), weights_from or init_from
+  begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
+  if total_steps and not given.path:
+    raise UserError('config.data.path: is empty; expected a folder of media files, a '
+                    'manifest or shards (docs/data.md)')
+  if optim is None and not (source or begun):
+    raise UserError('config.init_from: is empty; a recipe that trains nothing needs a '
+                    'checkpoint to evaluate')
+  if source and not begun:
+    weights.check_exists(source)
+  reader = data_section.open_reader(given, sizes, model.get('text'), source, workdir)
+  task_section.check_classes(reader.labels, task)
+  if task.frozen is not None:    # rules must fit: told before anything is written
+    jax.eval_shape(task.init, sizes.batch(batch_size))
+  load = functools.partial(_load, task, sizes.batch(batch_size),
+                           model.get('variant') == 'release', reader.labels)
+  initial = None if begun or weights_from else _initial(init_from, load, model)
+
+  def predict(state, batch):
+    check()
+    return task.predict(state, sharding.to_devices(batch, mesh))
+
+  evaluations = {
+      name: call(f'evals.{name}', evals_section.make_evaluation, section,
+                 where=f'evals.{name}', reader=reader, predict=predict,
+                 batch_size=batch_size, model=model)
+      for name, section in evals.items()}
+  return Recipe(
+      seed, total_steps, batch_size, log_every_steps, initial, load,
+      call('checkpoint', _checkpoint, checkpoint or {}), mesh, reader, task,
+      evaluations, call('figures', evals_section.Figures, figures or {}))
+
+
+def _check_numbers(**numbers: tuple[int, int]) -> None:
+  """Raises UserError unless each is at least as large as what stands beside it."""
+  for name, (value, least) in numbers.items():
+    if value < least:
+      raise UserError(f'config.{name}={value}: expected {least} or more')
+
+
+def _initial(init_from: str, load: Callable[..., Any], model: Settings
+             ) -> dict[str, Any] | None:
+  if not init_from:
+    if model.get('variant') == 'release' and model.get('text'):
+      logging.warning('The released code keeps its word vectors as they are, and here '
+                      'they are random: give --config.init_from=CHECKPOINT')
+    return None
+  return load(init_from)
+
+
+def _load(task: step.Task, batch: Mapping[str, Any], spline: bool,
+          classes: labels.Labels | None, path: str, allow_random_head: bool = True
+          ) -> dict[str, Any]:
+  """The variables that a checkpoint gives the model; of the rest the shapes."""
+  state = jax.eval_shape(task.init, batch)
+  _, theirs = weights.read(path)
+  known = checkpoint.split(path)[0] / labels.FILE_NAME
+  if classes is not None and known.exists() and (
+      labels.read(known, classes.column, classes.several).names != classes.names):
+    del theirs['params']['head']    # a classifier of other classes
+  return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
+
+
+def _checkpoint(every_steps: int = 1000, keep: int = 2) -> dict[str, int]:
+  if min(every_steps, keep) < 1:
+    raise ValueError(f'every_steps={every_steps}, keep={keep}: expected 1 or more')
+  return dict(every_steps=every_steps, keep=keep)
