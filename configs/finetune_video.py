@@ -67,6 +67,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.evals = dict(test=dict(name='classify', every_steps=0, path='', num_windows=4,
                            num_crops=3))
   c.checkpoint = dict(every_steps=1000, keep=3)
+  c.figures = dict(num_classes=100, runs='', measure='')
   learn(c, 'k400')
   return switch(c, arg, SWITCHES)
 

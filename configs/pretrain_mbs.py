@@ -56,6 +56,8 @@ def recipe() -> ConfigDict:
   c.evals = dict(youcook2=dict(pool, path='data/youcook2/test.csv'),
                  msrvtt=dict(pool, path='data/msrvtt/test.csv'))
   c.checkpoint = dict(every_steps=1000, keep=3)
+  c.figures = dict(path='data/youcook2/test.csv', label='', num_clips=1000, beside='',
+                   runs='', measure='')
   return c
 
 
@@ -89,7 +91,7 @@ def toy(c: ConfigDict) -> None:
   c.total_steps, c.batch_size, c.log_every_steps = 300, 16, 20
   c.data, c.window = small.data, small.window
   c.augment = {}    # its sentences tell left from right, and colours
-  c.evals, c.checkpoint = small.evals, small.checkpoint
+  c.evals, c.checkpoint, c.figures = small.evals, small.checkpoint, small.figures
   c.model.dtype = 'float32'
   c.model.text.vocabulary_size = small.model.text.vocabulary_size
   c.model.video.patch = small.model.video.patch

@@ -44,4 +44,5 @@ def get_config() -> ConfigDict:
                  labels=dict(shape='video', motion='video', sound_event='audio'),
                  multi_labels=('sound_event',), num_windows=4))
   c.checkpoint = dict(every_steps=500, keep=2)
+  c.figures = dict(label='shape', beside='', runs='', measure='')
   return c

@@ -96,7 +96,7 @@ def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
 
 def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
   """Features alone, of pictures; the clips have no labels."""
-  config = recipe(toy_world, total_steps=0, evals={}, losses={})
+  config = recipe(toy_world, total_steps=0, evals={}, losses={}, figures={})
   config['model'] = dict(video=config['model']['video'])
   config['window']['modalities'] = ('video',)
   train.train(config, tmp_path / 'run')

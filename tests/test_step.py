@@ -12,7 +12,6 @@ import pytest
 from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
-from vatt_jax import train
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.models import build
@@ -386,14 +385,3 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
   assert len(frozen) == (variant == 'release')
   for key, words in frozen.items():
     np.testing.assert_array_equal(words, before[key])
-
-
-def test_an_average_starts_where_the_parameters_do():
-  """From a checkpoint, and in memory of its own: a step consumes both."""
-  zeros = dict(a=jnp.zeros(2), losses=dict(t=jnp.zeros(())))
-  state = step.State(jnp.zeros((), jnp.int32), zeros, {}, (), dict(zeros))
-  begun = train.start_from({'params': dict(a=np.ones(2, np.float32))}, state)
-  np.testing.assert_array_equal(begun.average['a'], [1, 1])
-  assert begun.average.keys() == begun.params.keys()
-  pointer = lambda tree: tree['a'].unsafe_buffer_pointer()
-  assert pointer(begun.average) != pointer(begun.params)
