@@ -77,7 +77,7 @@ def toy(c: ConfigDict) -> None:
   c.data.update(label='sound_event', max_bad_fraction=0.3)    # many films are mute
   c.augment.mixup = 5.0
   c.model.audio.drop_token_rate = 0.0
-  c.optim.update(peak_rate=0.05, warmup_steps=20)
+  c.optim.warmup_steps = 20
 
 
 SWITCHES = {'ma': agnostic, 'spectrogram': spectrogram, 'release': release, 'toy': toy}

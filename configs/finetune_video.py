@@ -110,9 +110,12 @@ def toy(c: ConfigDict) -> None:
 
 
 def toy_tower(c: ConfigDict, modality: str) -> None:
-  """The quickstart's tower, data and sizes, and 300 steps of 32 clips."""
+  """The quickstart's tower, data and sizes, and 60 steps of 32 clips.
+
+  So few, for after some hundreds all of this is learnt from scratch as well.
+  """
   small = quickstart.get_config()
-  c.total_steps, c.batch_size, c.log_every_steps = 300, 32, 50
+  c.total_steps, c.batch_size, c.log_every_steps = 60, 32, 20
   c.init_from = 'runs/quickstart'
   c.data.update(path=f'{quickstart.ROOT}/train_segments.csv', label_map='',
                 builder=small.data.builder)
