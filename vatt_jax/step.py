@@ -223,13 +223,8 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
-    """What the model returns for a batch, but for the tokens.
-
-    By the averaged parameters, where there are such.
-    """
-    if state.average is not None:
-      state = state.replace(params=state.average)
-    outputs = self.model.apply(variables(state), augment.normalize(batch))
+    """What the model returns for a batch, but for the tokens."""
+    outputs = self.model.apply(evaluated(state), augment.normalize(batch))
     return {k: v for k, v in outputs.items() if k != 'tokens'}
 
 
@@ -237,6 +232,12 @@ def variables(state: State) -> dict[str, Any]:
   """What `model.apply` takes."""
   params = {k: v for k, v in state.params.items() if k != 'losses'}
   return {'params': params, **state.model_state}
+
+
+def evaluated(state: State) -> dict[str, Any]:
+  """The same for evaluation: the averaged parameters, where there are such."""
+  average = state.params if state.average is None else state.average
+  return variables(state.replace(params=average))
 
 
 def _with_stats(model_state: Any, updates: Mapping[str, Any], batch: Batch) -> Any:

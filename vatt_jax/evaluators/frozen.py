@@ -196,7 +196,7 @@ class Frozen:
 
   def _digest(self, state: Any) -> str:
     sha = hashlib.sha256()
-    for part in (checkpoint.digest(step.variables(state)), self._model,
+    for part in (checkpoint.digest(step.evaluated(state)), self._model,
                  self._reader.window, self._views, *self._clips.identities):
       sha.update(f'{part}\n'.encode())
     return sha.hexdigest()
