@@ -10,7 +10,7 @@ the file's name, joined by commas:
 
     ma             the modality-agnostic Medium tower instead of Base
     spectrogram    for a tower that was trained on spectrograms (VATT, Table 12)
-    release        dropout, and positions, as in the released code
+    release        from a checkpoint of the released code: its dropout and positions
     toy            the toy world's sound events, on a laptop, from the quickstart's run
                    in runs/quickstart
 
@@ -51,7 +51,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.evals = dict(test=dict(name='classify', every_steps=0,
                            path='data/audioset/eval.csv', num_windows=4))
   c.checkpoint = dict(every_steps=1000, keep=3)
-  return finetune_video.switch(c, arg, SWITCHES)
+  return finetune_video.switch(c, arg, *GROUPS)
 
 
 def agnostic(c: ConfigDict) -> None:
@@ -80,4 +80,6 @@ def toy(c: ConfigDict) -> None:
   c.optim.warmup_steps = 20
 
 
-SWITCHES = {'ma': agnostic, 'spectrogram': spectrogram, 'release': release, 'toy': toy}
+# The toy world has its own tower.
+GROUPS = ({'toy': toy, 'ma': agnostic}, {'toy': toy, 'spectrogram': spectrogram},
+          {'release': release})

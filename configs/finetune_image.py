@@ -9,7 +9,8 @@ expects `data/imagenet/train.csv` (docs/data.md). Words after the file's name, j
 commas:
 
     medium, large, ma    the tower (default: base)
-    release              dropout, and positions, as in the released code
+    release              from a checkpoint of the released code: its dropout and
+                         positions
     toy                  the toy world's shapes, on a laptop, from the quickstart's run
                          in runs/quickstart
 
@@ -30,7 +31,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.model.head.num_classes = 1000
   c.optim.update(peak_rate=0.08, warmup_steps=0)
   c.evals.test.update(path='data/imagenet/val.csv', num_windows=1, num_crops=1)
-  return finetune_video.switch(c, arg, SWITCHES)
+  return finetune_video.switch(c, arg, *GROUPS)
 
 
 def toy(c: ConfigDict) -> None:
@@ -43,5 +44,8 @@ def toy(c: ConfigDict) -> None:
   c.optim.update(peak_rate=0.05, warmup_steps=20)
 
 
-SWITCHES = {name: finetune_video.SWITCHES[name]
-            for name in ('medium', 'large', 'ma', 'release')} | {'toy': toy}
+# The toy world has its own tower.
+GROUPS = (
+    {'toy': toy, 'medium': finetune_video.size('medium'),
+     'large': finetune_video.size('large'), 'ma': finetune_video.agnostic},
+    {'release': finetune_video.release})

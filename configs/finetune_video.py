@@ -12,7 +12,8 @@ commas, one of each line:
     medium, base, large, ma             the tower (default: medium)
     drop_token_25, _50, _75             DropToken, as in Table 14; and for that table
     32x224, 64x224                      smaller pictures, more of them
-    release                             dropout, and positions, as in the released code
+    release                             from a checkpoint of the released code: its
+                                        dropout and positions; DropToken stays off
     toy                                 the toy world's motions, on a laptop, from the
                                         quickstart's run in runs/quickstart
 
@@ -29,6 +30,8 @@ and 25 % 79.3, 80.2 and 80.7, at 32x224 79.9, at 64x224 80.8 (Table 14).
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -69,7 +72,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.checkpoint = dict(every_steps=1000, keep=3)
   c.figures = dict(num_classes=100, runs='', measure='')
   learn(c, 'k400')
-  return switch(c, arg, SWITCHES)
+  return switch(c, arg, *GROUPS)
 
 
 def learn(c: ConfigDict, name: str) -> None:
@@ -130,25 +133,31 @@ def toy_tower(c: ConfigDict, modality: str) -> None:
   c.checkpoint.update(every_steps=100, keep=1)
 
 
-def switch(c: ConfigDict, arg: str,
-           switches: Mapping[str, Callable[[ConfigDict], object]]) -> ConfigDict:
-  """Changes a recipe as the words after the file's name say, in the table's order."""
+def switch(c: ConfigDict, arg: str, *groups: Mapping[str, Callable[[ConfigDict], Any]]
+           ) -> ConfigDict:
+  """Changes a recipe as the words after the file's name say, at most one of a group."""
   words = arg.split(',') if arg else []
+  switches = {word: change for group in groups for word, change in group.items()}
   for word in words:
     if word not in switches:
       raise ValueError(f'{word!r} after the recipe: expected some of '
                        f'{", ".join(switches)}, joined by commas')
+  for group in groups:
+    chosen = [word for word in words if word in group]
+    if len(chosen) > 1:
+      raise ValueError(f'{" and ".join(chosen)} after the recipe: expected one of them')
   for word, change in switches.items():
     if word in words:
       change(c)
   return c
 
 
-SWITCHES = {
-    **{name: (lambda c, name=name: learn(c, name)) for name in _SETS},
-    'medium': size('medium'), 'base': size('base'), 'large': size('large'),
-    'ma': agnostic,
-    **{f'drop_token_{percent}': drop_token(percent) for percent in (25, 50, 75)},
-    '32x224': lambda c: c.window.update(image_size=224),
-    '64x224': lambda c: c.window.update(num_frames=64, image_size=224),
-    'release': release, 'toy': toy}
+# The toy world has its own classes and its own tower.
+GROUPS = (
+    {'toy': toy, **{name: functools.partial(learn, name=name) for name in _SETS}},
+    {'toy': toy, 'medium': size('medium'), 'base': size('base'), 'large': size('large'),
+     'ma': agnostic},
+    {f'drop_token_{percent}': drop_token(percent) for percent in (25, 50, 75)},
+    {'toy': toy, '32x224': lambda c: c.window.update(image_size=224),
+     '64x224': lambda c: c.window.update(num_frames=64, image_size=224)},
+    {'release': release})

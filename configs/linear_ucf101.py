@@ -8,6 +8,7 @@ code. After the file's name comes which recipe made it, if another, and its swit
 
     configs/linear_ucf101.py:ma                of configs/pretrain_ma.py
     configs/linear_ucf101.py:lbs,release       of configs/pretrain_lbs.py:release
+    configs/linear_ucf101.py:ablation,WORD     of configs/ablation.py:WORD
 
 It expects `data/ucf101` (python -m data.ucf101). Windows are the paper's for
 evaluation, 32 frames of 320 x 320 pixels at 12.5 Hz (arXiv 2104.11178, section 4.3);
@@ -22,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections import FieldReference
 
+from configs import ablation
 from configs import pretrain_bbs
 from configs import pretrain_lbs
 from configs import pretrain_ma
@@ -30,7 +32,8 @@ from configs import pretrain_mbs
 # Of the paper (section 4.3).
 LOW_RANK = dict(rank=128, sample_rate=0.1, steps=50_000, learning_rate=5e-4,
                 batch_size=64, seed=0)
-PRETRAINED = dict(mbs=pretrain_mbs, bbs=pretrain_bbs, lbs=pretrain_lbs, ma=pretrain_ma)
+PRETRAINED = dict(mbs=pretrain_mbs, bbs=pretrain_bbs, lbs=pretrain_lbs, ma=pretrain_ma,
+                  ablation=ablation)
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:

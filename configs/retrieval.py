@@ -11,6 +11,8 @@ expects under `data/` (docs/data.md). Switches after the file's name, joined by 
     configs/retrieval.py:ma         of `runs/ma`, one Transformer for all
     configs/retrieval.py:release    of a checkpoint of the released code, which needs
                                     --config.data.vocabulary=FILE, its list of words
+    configs/retrieval.py:WORD       of `runs/ablation_WORD`, a run of
+                                    configs/ablation.py:WORD (Tables 9 to 12)
     configs/retrieval.py:toy        of `runs/quickstart`, on the toy world
 
 Another pre-trained model's sizes are set likewise, --config.model.video.size=large.
@@ -26,6 +28,7 @@ The paper's numbers, text to video (not ours):
 
 from ml_collections import ConfigDict
 
+from configs import ablation
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from configs import quickstart
@@ -35,16 +38,22 @@ _SWITCHES = ('manifest', 'ma', 'release', 'toy')
 
 def get_config(arg: str = '') -> ConfigDict:
   words = arg.split(',') if arg else []
+  ablated = [word for word in words if word in ablation.VARIANTS]
   for word in words:
-    if word not in _SWITCHES:
+    if word not in (*_SWITCHES, *ablated):
       raise ValueError(f'{word!r} after the recipe: expected some of '
-                       f'{", ".join(_SWITCHES)}')
+                       f'{", ".join(_SWITCHES)}, or a word of configs/ablation.py')
   if 'toy' in words and len(words) > 1 + ('manifest' in words):
     raise ValueError('toy after the recipe: it has a model of its own, and goes with '
                      'manifest only')
+  if 'ma' in words and ablated:
+    raise ValueError(f'ma and {ablated[0]} after the recipe: the ablations are of mbs')
   trained, run = ((quickstart, 'quickstart') if 'toy' in words else
-                  (pretrain_ma, 'ma') if 'ma' in words else (pretrain_mbs, 'mbs'))
-  trained = trained.get_config(*(['release'] if 'release' in words else []))
+                  (pretrain_ma, 'ma') if 'ma' in words else
+                  (ablation, '_'.join(['ablation', *ablated])) if ablated else
+                  (pretrain_mbs, 'mbs'))
+  switches = ablated + ['release'] * ('release' in words)
+  trained = trained.get_config(*([','.join(switches)] if switches else []))
 
   c = ConfigDict()
   c.seed = 0

@@ -55,7 +55,7 @@ _LONGEST_NAME = 120
 # Of these less is better; of all other measures more.
 _LESS_IS_BETTER = ('MedR', 'MeanR', 'loss')
 # What stands beside a measure in `results.json`, and is in the CSV alone.
-_BESIDE = re.compile(r'(^|/)chance_|_random_init$|^input/|^step$')
+_BESIDE = re.compile(r'(^|/)chance_|_random_init$|_std$|^input/|^step$')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,8 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
 
 # They differ from pretrain_mbs, and from pretrain_ma, by numbers alone.
 OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'quickstart_agnostic', 'ablation')
+# And what other tests run as well.
+RUN_ELSEWHERE = ('quickstart', 'pretrain_folder')
 PRETRAINING = [path for path in CONFIGS
                if 'video_audio' in load(path).get('losses', {})]
 
@@ -69,8 +71,8 @@ def takes_switches(path: pathlib.Path) -> bool:
 
 
 @pytest.mark.parametrize('path, switches', [
-    pytest.param(path, switches, marks=pytest.mark.slow if path.stem in OTHER_SIZES
-                 else ())
+    pytest.param(path, switches, marks=pytest.mark.slow if path.stem in (
+        *OTHER_SIZES, *RUN_ELSEWHERE) else ())
     for path in PRETRAINING for switches in [(), ('release',)]
     if not switches or takes_switches(path)],
                          ids=lambda x: x.stem if isinstance(x, pathlib.Path) else

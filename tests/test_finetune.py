@@ -148,6 +148,10 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
 
 @pytest.mark.parametrize('changes, message', [
     (('data', dict(label='size')), r"train_segments\.csv: no column 'size'; found c"),
+    (('data', dict(label='moton', label_map='MAP')), r"no column 'moton'; found "),
+    (('augment', dict(mixup=-1.0)), r'config\.augment: mixup=-1\.0: expected 0 '),
+    (('losses', dict(label=dict(name='softmax', smoothing=3))), r'smoothing=3: expec'),
+    (('evals', dict(test=dict(name='classify', num_windows=0))), r'num_windows=0: exp'),
     (('data', dict(label='')), r'num_classes: missing; set it, or config\.data\.lab'),
     (('data', dict(several_labels=True)), r"name='softmax': a clip has one class"),
     (('data', dict(label='sound_event')), r'joins several labels; expected one, or'),
@@ -164,6 +168,10 @@ def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_pa
   section, values = changes
   config = shrunk(toy_world, 'finetune_video')
   config[section] = config[section] | values
+  if config['data']['label_map']:
+    (tmp_path / 'map.csv').write_text('label\nleft\nright\n')
+    config['data'] |= dict(label_map=str(tmp_path / 'map.csv'))
+    config['model']['head'] |= dict(num_classes=2)
   with pytest.raises(UserError, match=message) as error:
     train.train(config, tmp_path / 'run')
   assert '\n' not in str(error.value)
@@ -177,6 +185,27 @@ def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_worl
   config['data']['label_map'] = str(tmp_path / 'map.csv')
   with pytest.raises(UserError, match=r"motion='\w+' is none of the 2 classes of .*ma"):
     train.train(config, tmp_path / 'run')
+
+
+def test_labels_are_balanced_over_the_whole_batch(toy_world, tmp_path):
+  config = shrunk(toy_world, 'finetune_audio') | dict(num_parts=2)
+  with pytest.raises(UserError, match=r'num_parts=2: losses\.label\.balance counts'):
+    train.train(config, tmp_path / 'run')
+
+
+def test_a_checkpoint_that_was_never_whole_is_not_gone_on_from(toy_world, pretrained,
+                                                               tmp_path, capsys):
+  """A kill in the first save leaves such a folder."""
+  config = shrunk(toy_world, 'finetune_audio') | dict(
+      total_steps=0, evals={}, init_from=str(pretrained))
+  (tmp_path / 'run' / 'checkpoints' / '100.orbax-checkpoint-tmp').mkdir(parents=True)
+  train.train(config | dict(total_steps=1), tmp_path / 'run')
+  train.train(config, tmp_path / 'start')
+  ours, theirs = (weights.read(path)[1]['params']['backbones_audio']['norm']['scale']
+                  for path in (tmp_path / 'run', tmp_path / 'start'))
+  np.testing.assert_allclose(ours, theirs, atol=1e-2)    # but for one step
+  assert np.abs(theirs - weights.read(pretrained)[1]['params']['backbones_audio'][
+      'norm']['scale']).max() == 0
 
 
 VIDEO = {    # words -> what they change
@@ -202,7 +231,11 @@ def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
   assert load('finetune_video', 'ma').model.shared.size == 'medium'
   for words, count in (('k600', 600), ('k700', 700), ('moments', 339)):
     assert load('finetune_video', words).model.head.num_classes == count
-  with pytest.raises(ValueError, match="'k500' after the recipe: expected some of k"):
+  assert load('finetune_video', 'toy,drop_token_50').model.video.drop_token_rate == 0.5
+  for words in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
+    with pytest.raises(ValueError, match=f'{words.replace(",", " and ")} after the r'):
+      load('finetune_video', words)
+  with pytest.raises(ValueError, match="'k500' after the recipe: expected some of toy"):
     load('finetune_video', 'k500')
 
 

@@ -125,7 +125,8 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
       '1', '4', '8', '12']
   assert 'compiled in' in progress[0]
   assert all('clips/s' in line and line.endswith(' left') for line in progress[1:])
-  assert len(lines) == len(progress) + 2, done.stderr
+  # And how large the model is, and which of the two evaluations is under way.
+  assert len(lines) == len(progress) + 3, done.stderr
   assert 'retrieval/text_to_video/R@10' in done.stdout
   rows = [json.loads(line) for line in
           (workdir / 'metrics.jsonl').read_text().splitlines()]
@@ -136,8 +137,9 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
 
 @pytest.mark.parametrize('override, message', [
     ('data.path=/nowhere', '/nowhere: no such folder or file'),
-    ('total_steps=many', 'invalid literal'),
-    ('optimizer.rate=1', "optimizer.rate=1: the recipe has no key 'optimizer'"),
+    pytest.param('total_steps=many', 'invalid literal', marks=pytest.mark.slow),
+    pytest.param('optimizer.rate=1', "optimizer.rate=1: the recipe has no key "
+                 "'optimizer'", marks=pytest.mark.slow),
     ('optim.rate=1', "--config.optim.rate=1: the recipe has no key 'rate'")])
 def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
                                                   message):

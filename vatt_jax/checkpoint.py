@@ -69,6 +69,11 @@ class Checkpoints:
     if step != self.latest():
       self._manager.save(step, args=ocp.args.StandardSave(state))
 
+  def clear(self) -> None:
+    """Deletes all there are."""
+    for step in self._manager.all_steps():
+      self._manager.delete(step)
+
   def restore(self, like: Any) -> Any:
     """The newest state, with the shapes, types and shardings of `like`."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

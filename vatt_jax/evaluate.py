@@ -63,6 +63,8 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
         try:
           state = train.start_from(run.load(str(path), allow_random_head), random)
         except checkpoint.Gone as e:
+          if source != workdir:    # that one was asked for
+            raise
           logging.info('Left out: %s', e)
           continue
         measures = {f'{which}/{k}': v for which, evaluation in run.evaluations.items()
@@ -91,7 +93,9 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
                  stop: interrupt.Interrupt) -> Iterator[tuple[int, pathlib.Path]]:
   """Yields what is to be evaluated: step, and path."""
   if source != workdir:
-    step = checkpoint.split(source)[1] or 0
+    folder, step = checkpoint.split(source)
+    if step is None:    # the newest, or 0 of what is no workdir
+      step = max(checkpoint.steps(folder), default=0)
     if step > done:
       yield step, source
     return
@@ -115,6 +119,9 @@ def _newest(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def _write_results(folder: pathlib.Path) -> dict[str, Any]:
   results = _newest(folder)
+  if results is None:
+    raise UserError(f'{folder}: nothing was evaluated; every checkpoint was gone '
+                    'before its turn')
   (folder / _RESULTS_FILE).write_text(json.dumps(results, indent=2) + '\n',
                                      encoding='utf-8')
   return results

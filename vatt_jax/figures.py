@@ -1,7 +1,8 @@
 """Draws what a run has learnt: python -m vatt_jax.main --mode=figures
 
 Of the newest checkpoint, into `figures/` of the workdir as PNG and CSV, and into
-`report.html`. The section `figures` of the recipe says of what (`recipe.Figures`).
+`report.html`. The section `figures` of the recipe says of what
+(`recipe.evals.Figures`).
 """
 
 from __future__ import annotations

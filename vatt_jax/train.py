@@ -84,6 +84,8 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
+  if not run.total_steps:    # what was evaluated before may have changed since
+    saved.clear()
   if saved.latest() is not None:
     state = saved.restore(state)
     logging.info('Going on from step %d', int(state.step))

@@ -85,13 +85,13 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     raise UserError(
         f'{where}: is of another model. This one needs and it lacks: '
         f'{_listed(missing)}. It has and this one lacks: {_listed(unused)}')
+  reason = f'{where} has no head for this model{_classes(ours, theirs)}'
   if new and not allow_random_head:
-    raise UserError(f'{where}: has no head for this model, whose head would be random; '
-                    'set config.model.head to what it has, or to None for features '
-                    'alone, or give --allow_random_head')
+    raise UserError(f'{reason}, whose head would be random; set config.model.head to '
+                    'what it has, or to None for features alone, or give '
+                    '--allow_random_head')
   if new:
-    logging.warning('%s has no head for this model, whose head starts from random '
-                    'weights', where)
+    logging.warning('%s, whose head starts from random weights', reason)
   if left_out:
     modules = sorted({path[1] for path in left_out})
     logging.info('Left out of %s: %s', where, ', '.join(modules))
@@ -107,6 +107,15 @@ def _new_head(ours, theirs):
   same = all(ours[path].shape == theirs[path].shape
              for path in known if path[2] == 'logits')
   return set() if known and same else head
+
+
+def _classes(ours, theirs):
+  """Of two classifiers, how many classes they have, for messages."""
+  path = ('params', 'head', 'logits', 'bias')
+  if path not in ours or path not in theirs:
+    return ''
+  return (f' (it is a classifier of {theirs[path].size} classes, this one of '
+          f'{ours[path].size})')
 
 
 def _listed(paths):

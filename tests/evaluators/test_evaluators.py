@@ -6,6 +6,7 @@ import io
 import re
 
 import av
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -214,6 +215,9 @@ def test_windows_of_a_clip_are_averaged(reader):
   there = np.array([[True, True], [True, False], [False, False]])
   np.testing.assert_array_equal(extract.mean_over_views(x, there),
                                 [[1.5, 0.5], [2, 2], [0, 0]])
+  many = np.linspace(0, 1, 1000).astype(jnp.bfloat16)[None, :, None]
+  assert extract.mean_over_views(many, np.ones((1, 1000), bool)) == pytest.approx(
+      0.5, abs=1e-3)    # which a sum in bfloat16 misses
   seen = []
 
   def pick(outputs, batch):

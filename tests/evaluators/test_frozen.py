@@ -3,13 +3,13 @@
 import dataclasses
 import os
 import pathlib
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from vatt_jax import prepare
+from vatt_jax import step
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import linear
@@ -21,7 +21,7 @@ from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 
 COUNT = 16
-STATE = types.SimpleNamespace(params={'w': np.ones(3)}, model_state={})
+STATE = step.State(0, {'w': np.ones(3)}, {}, ())
 
 
 @pytest.fixture(scope='module')
@@ -121,8 +121,11 @@ def test_the_cache_is_read_the_second_time(reader, tmp_path, caplog):
 
 
 def _other_weights(reader, settings):
-  return reader, settings, types.SimpleNamespace(
-      params={'w': np.array([1, 1, 1 + 1e-7])}, model_state={})
+  return reader, settings, STATE.replace(params={'w': np.array([1, 1, 1 + 1e-7])})
+
+
+def _other_average(reader, settings):
+  return reader, settings, STATE.replace(average={'w': np.zeros(3)})
 
 
 def _other_model(reader, settings):
@@ -150,7 +153,8 @@ def _other_file(reader, settings):
 
 
 @pytest.mark.parametrize('change', [_other_weights, _other_model, _other_window,
-                                    _other_views, _other_stretch, _other_file])
+                                    _other_views, _other_stretch, _other_file,
+                                    _other_average])
 def test_what_changes_features_is_never_read_from_the_cache(change, reader, tmp_path):
   model, settings = Model(np.zeros((COUNT, 2))), dict(cache=str(tmp_path))
   list(make(model, reader, **settings).splits(STATE))

@@ -26,6 +26,15 @@ def test_a_label_map_survives_its_file(tmp_path):
   assert labels.read(tmp_path / 'labels.csv', 'kind', True).names == found.names
 
 
+def test_a_label_map_of_another_encoding_is_told(tmp_path):
+  path = tmp_path / 'map.csv'
+  path.write_bytes('label\nMädchen\n'.encode('utf-8-sig'))
+  assert labels.read(path, 'kind', False).names == ('Mädchen',)
+  path.write_bytes('label\nMädchen\n'.encode('latin-1'))
+  with pytest.raises(UserError, match=r'map\.csv: expected a CSV file in UTF-8'):
+    labels.read(path, 'kind', False)
+
+
 def test_the_order_of_a_label_map_is_kept(tmp_path):
   path = tmp_path / 'labels.csv'
   path.write_text('index,label,mid\n0,"dog, barking",/m/1\n1,ant,/m/2\n')
@@ -36,7 +45,9 @@ def test_the_order_of_a_label_map_is_kept(tmp_path):
 
 @pytest.mark.parametrize('text, message', [
     ('index,name\n0,dog\n', "no column 'label' in its first line; found index, name"),
-    ('label\ndog\ncat\ndog\n', "the label 'dog' comes twice"),
+    ('label\ndog\ncat\ndog\n', "row 2 has the label 'dog'; expected each class once"),
+    ('label,more\ndog,1\n,2\n', "row 1 has the label ''; expected each class once"),
+    ('index,label\n1,dog\n0,cat\n', "row 0 has index='1'; expected the rows in the"),
     ('label\n', 'holds no label'), ('', "no column 'label'"),
     (None, 'no such label map')])
 def test_a_bad_label_map_is_one_clear_line(tmp_path, text, message):

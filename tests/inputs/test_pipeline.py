@@ -421,6 +421,14 @@ def test_hosts_together_see_every_view_exactly_once(num_hosts):
   assert not rows['has_video'][~rows['mask']].any()
 
 
+def test_sound_alone_has_as_many_views(toy_world):
+  clips = sources.open_source(str(toy_world / 'test_segments.csv'))
+  window = pipeline.Window(2, 5.0, 8, 2000, modalities=('audio',))
+  reader = pipeline.Reader(clips, window, text.WordTokenizer(()),
+                           pipeline.FileNotes(0.5, None))
+  assert len(reader.views(0, 0.5, num_crops=3)) == 3
+
+
 def test_a_window_is_decoded_once_for_all_its_crops(monkeypatch):
   asked = []
   frames = stills.Stills.frames

@@ -51,7 +51,8 @@ class Classify:
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `top1` and `top5`; of several labels a clip `mAP`, `AUC`, `d_prime`.
 
-    Beside them what chance reaches, `chance_NAME`. Clips without a label, broken ones
+    Beside them what chance reaches, `chance_NAME`: of the accuracies, who knows which
+    of these very clips' classes are the commonest. Clips without a label, broken ones
     and those that lack what is classified are left out.
 
     Raises:

@@ -49,7 +49,7 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
 
 def mean_over_views(x: np.ndarray, there: np.ndarray) -> np.ndarray:
   """The mean of what is there.  [N, V, D], bool [N, V] -> [N, D], zero for none."""
-  total = np.sum(x * there[..., None], axis=1)
+  total = np.sum(x * there[..., None], axis=1, dtype=np.float32)    # of bfloat16, too
   return total / np.maximum(np.sum(there, axis=1), 1)[:, None]
 
 

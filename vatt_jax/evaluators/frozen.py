@@ -156,8 +156,12 @@ class Frozen:
     x, there = features
     places, names = [], []
     for rows in (train, test):
-      kept = [(place, row[label]) for place, row in rows
-              if row.get(label) and there[place]]
+      labelled = [(place, row[label]) for place, row in rows if row.get(label)]
+      kept = [(place, value) for place, value in labelled if there[place]]
+      if len(kept) < len(labelled):
+        logging.warning('%s: %d of %d clips are broken or have nothing to classify, '
+                        'and are left out', label, len(labelled) - len(kept),
+                        len(labelled))
       places.append([place for place, _ in kept])
       names.append([[n for n in value.split('|') if n] for _, value in kept])
     classes = sorted({name for side in names for values in side for name in values})

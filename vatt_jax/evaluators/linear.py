@@ -79,10 +79,10 @@ class SVM:
 class LowRank:
   """The paper's factorised classifier, C = U V (VATT, section 4.3).
 
-  Every step draws some of the n components of U and V and trains these; their product
-  is scaled by n over how many were drawn, so that its mean is that of all, which
-  classify in the end. It has a bias, as the released code's has. Softmax cross-entropy,
-  or sigmoid of several labels at once; Adam at a steady rate.
+  The loss of a step is of some of the n components of U and V, drawn anew; their
+  product is scaled by n over how many were drawn, so that its mean is that of all,
+  which classify in the end. It has a bias, as the released code's has. Softmax
+  cross-entropy, or sigmoid of several labels at once; Adam at a steady rate.
 
   Attributes:
     rank: n.

@@ -78,6 +78,8 @@ class Augment:
     if not 0 < low <= high:
       raise ValueError(f'blur_sigma={self.blur_sigma}: expected two numbers above 0, '
                        'the least and the most')
+    if self.mixup < 0:
+      raise ValueError(f'mixup={self.mixup}: expected 0 or more')
 
   def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]
                ) -> dict[str, jax.Array]:
@@ -96,7 +98,8 @@ class Augment:
     A clip stays as it is where one of the two lacks what the other has.
     """
     label = batch['label'].astype(jnp.float32)
-    partner_key, share_key = jax.random.split(jax.random.fold_in(key, len(_DRAWS)))
+    # A number that no clip has: each clip's own key comes from its.
+    partner_key, share_key = jax.random.split(jax.random.fold_in(key, 2 ** 32 - 1))
     partner = jax.random.permutation(partner_key, len(label))
     share = jax.random.beta(share_key, self.mixup, self.mixup, (len(label),))
     has = [jnp.any(label > 0, axis=-1),

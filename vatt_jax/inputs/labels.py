@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import csv
 import dataclasses
+import functools
 import os
 import pathlib
 
@@ -41,13 +42,17 @@ class Labels:
     """
     present = np.zeros(len(self.names), bool)
     for name in _split(clip, self.column, self.several):
-      if name not in self.names:
+      if name not in self._places:
         raise UserError(
             f'{clip.path}: {self.column}={name!r} is none of the {len(self.names)} '
             f'classes of {self.source}, such as {self.names[0]!r}; correct it, or set '
             'config.data.label_map to the list of all classes')
-      present[self.names.index(name)] = True
+      present[self._places[name]] = True
     return present
+
+  @functools.cached_property
+  def _places(self) -> dict[str, int]:
+    return {name: place for place, name in enumerate(self.names)}
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a file that `read` reads."""
@@ -60,24 +65,34 @@ def read(path: str | os.PathLike[str], column: str, several: bool) -> Labels:
   """A label map: a CSV file with a column `label`, the classes in order.
 
   Raises:
-    UserError: no such file, no such column, or a class that comes twice.
+    UserError: no such file, no such column, a class that is empty or comes twice, or
+      an `index` that is not the row's.
   """
   if not pathlib.Path(path).is_file():
     raise UserError(f'{path}: no such label map; expected a CSV file with a column '
                     "'label', the classes in order")
-  with open(path, encoding='utf-8', newline='') as file:
-    rows = csv.DictReader(file)
-    if 'label' not in (rows.fieldnames or ()):
-      raise UserError(f"{path}: no column 'label' in its first line; found "
-                      f'{", ".join(rows.fieldnames or ()) or "nothing"}')
-    names = tuple(row['label'] for row in rows)
-  for name in names:
-    if names.count(name) > 1:
-      raise UserError(f'{path}: the label {name!r} comes twice; expected each class '
-                      'once')
+  try:
+    with open(path, encoding='utf-8-sig', newline='') as file:
+      table = csv.DictReader(file)
+      rows, columns = list(table), table.fieldnames or ()
+  except (UnicodeDecodeError, csv.Error) as e:
+    raise UserError(f'{path}: expected a CSV file in UTF-8 ({e})') from e
+  if 'label' not in columns:
+    raise UserError(f"{path}: no column 'label' in its first line; found "
+                    f'{", ".join(columns) or "nothing"}')
+  names: dict[str, None] = {}
+  for number, row in enumerate(rows):
+    name = row['label']
+    if not name or name in names:
+      raise UserError(f'{path}: row {number} has the label {name!r}; expected each '
+                      'class once, and none empty')
+    if row.get('index') not in (None, '', str(number)):
+      raise UserError(f'{path}: row {number} has index={row["index"]!r}; expected the '
+                      'rows in the order of their index, from 0')
+    names[name] = None
   if not names:
     raise UserError(f'{path}: holds no label')
-  return Labels(column, names, several, str(path))
+  return Labels(column, tuple(names), several, str(path))
 
 
 def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labels:

@@ -268,8 +268,10 @@ class Reader:
     window = self.window
     end = clip.end_in(file)
     start = clip.start + max(end - clip.start - window.seconds, 0.0) * place
-    crops, common, lacks = [{}], {}, {}
-    if 'video' in window.modalities:
+    common, lacks = {}, {}
+    if 'video' not in window.modalities:
+      crops = [{} for _ in choose((1, 1))]
+    else:
       crops = self._pictures(file, start, end, choose)
       if not crops[0]['has_video']:
         lacks['pictureless'] = f'{clip.path}: has no picture'

@@ -18,7 +18,7 @@ from absl import logging
 import jax
 from jax.sharding import Mesh
 
-from vatt_jax import checkpoint
+from vatt_jax import checkpoint as checkpoint_lib
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import weights
@@ -91,7 +91,7 @@ def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
   """The config of a workdir that has one must be this one, but for its figures."""
-  path = workdir / checkpoint.CONFIG_FILE
+  path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
     return
   # Through JSON, so that tuples equal the lists they are read back as.
@@ -107,14 +107,14 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   """Notes vocabulary and config in a new workdir, the config last and whole."""
-  if (workdir / checkpoint.CONFIG_FILE).exists():
+  if (workdir / checkpoint_lib.CONFIG_FILE).exists():
     return
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer, classes = run.reader.tokenizer, run.reader.labels
   tokenizer.save(workdir / tokenizer.file_name)
   if classes is not None:
     classes.save(workdir / labels.FILE_NAME)
-  checkpoint.write_config(workdir, config)
+  checkpoint_lib.write_config(workdir, config)
 
 
 def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
@@ -145,8 +145,9 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
       seed, total_steps, batch_size, sizes, model, losses or {}, optim, augment or {},
       num_parts, average_decay)
   given, source = call('data', data_section.Data, data), weights_from or init_from
-  begun = any((workdir / 'checkpoints').glob('*'))    # then it goes on from there
-  if total_steps and not given.path:
+  # Then it goes on from there.
+  begun = bool(total_steps and checkpoint_lib.steps(workdir))
+  if total_steps and not (given.path or weights_from):
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
   if optim is None and not (source or begun):
@@ -200,10 +201,11 @@ def _load(task: step.Task, batch: Mapping[str, Any], spline: bool,
   """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
   _, theirs = weights.read(path)
-  known = checkpoint.split(path)[0] / labels.FILE_NAME
+  known = checkpoint_lib.split(path)[0] / labels.FILE_NAME
   if classes is not None and known.exists() and (
       labels.read(known, classes.column, classes.several).names != classes.names):
-    del theirs['params']['head']    # a classifier of other classes
+    logging.warning('%s tells other classes apart (its %s)', path, labels.FILE_NAME)
+    theirs['params'].pop('head', None)
   return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
 
 

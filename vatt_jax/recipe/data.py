@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from vatt_jax.inputs import text
 from vatt_jax.settings import call
 from vatt_jax.settings import choose
 from vatt_jax.settings import Settings
+
+_NUM_TRIED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,21 +125,28 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
   """
   if not data.label:
     return None
+  where = ', '.join(path for path, _ in data.sources)
   begun = (workdir / checkpoint.CONFIG_FILE).exists()
   path = workdir / labels.FILE_NAME if begun else data.label_map
   if path:
     classes = labels.read(path, data.label, data.several_labels)
-    if all(isinstance(part, list) for part in clips.parts):    # others take too long
-      for one in clips:
-        classes.encode(one)
+    # Of records, of which to read all takes too long, the first must do.
+    listed = all(isinstance(part, list) for part in clips.parts)
+    known = list(itertools.islice(sources.each(clips), None if listed else _NUM_TRIED))
+    if known:
+      labels.check_column(known, data.label, where)
+    for one in known:
+      classes.encode(one)
     return classes
   path = checkpoint.split(init_from)[0] / labels.FILE_NAME
   theirs = (labels.read(path, data.label, data.several_labels)
             if init_from and path.exists() else None)
   if theirs is not None and not len(clips):    # only evaluated
     return theirs
-  found = labels.find(sources.each(clips), data.label, data.several_labels,
-                      ', '.join(path for path, _ in data.sources))
+  if not len(clips):
+    raise UserError('config.data.path: is empty; the classes are found there, or set '
+                    'config.data.label_map to a list of them')
+  found = labels.find(sources.each(clips), data.label, data.several_labels, where)
   return theirs if theirs and set(found.names) <= set(theirs.names) else found
 
 

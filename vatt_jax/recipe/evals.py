@@ -9,6 +9,8 @@ import dataclasses
 import inspect
 from typing import Any
 
+from absl import logging
+
 from vatt_jax.evaluators import classify
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import linear
@@ -57,9 +59,14 @@ def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: 
     raise ValueError('needs labels; set config.data.label to a column of the manifest')
   if path:
     reader = dataclasses.replace(reader, clips=sources.open_source(path))
-  where = path or 'config.data.path'
-  return classify.Classify(predict, reader, batch_size, where, num_windows,
-                                   num_crops)
+  elif not len(reader.clips):
+    raise ValueError("path='': expected the clips to classify, for there are none to "
+                     'train on')
+  else:
+    logging.warning('Classes will be measured on the very clips trained on: the path '
+                    'of the evaluation is empty')
+  return classify.Classify(predict, reader, batch_size, path or 'config.data.path',
+                           num_windows, num_crops)
 
 
 def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
@@ -110,6 +117,9 @@ def make_evaluation(name: str, where: str, reader: pipeline.Reader,
                 every_steps: int = 0, **settings: Any) -> Evaluation:
   """An evaluator; of what is not the section's, it is given what it takes."""
   make = choose(EVALUATORS, name)
+  for key in ('num_windows', 'num_crops'):
+    if settings.get(key, 1) < 1:
+      raise ValueError(f'{key}={settings[key]}: expected 1 or more')
   given = dict(where=where, reader=reader, predict=predict, batch_size=batch_size,
                model=model)
   takes = inspect.signature(make).parameters

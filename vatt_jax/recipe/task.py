@@ -44,6 +44,9 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   network = call('model', build.build_model, model)
   terms = {name: _named_term(name, section, network, window.modalities)
            for name, section in losses.items()}
+  if num_parts > 1 and losses.get(step.LABEL, {}).get('balance'):
+    raise UserError(f'config.num_parts={num_parts}: losses.{step.LABEL}.balance counts '
+                    'the labels of the whole batch; set one of them to 1 or False')
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
@@ -109,6 +112,8 @@ CLASSIFIERS = {'softmax': classify.softmax, 'sigmoid': classify.sigmoid}
 def _label_term(name: str, weight: float = 1.0, **settings: Any) -> step.Term:
   """The term of the labels: `name` of `CLASSIFIERS`, and its settings."""
   objective = choose(CLASSIFIERS, name)
+  if not 0 <= settings.get('smoothing', 0) <= 1:
+    raise ValueError(f'smoothing={settings["smoothing"]}: expected 0 to 1')
   check_keys(f'losses.{step.LABEL}', objective, settings,
              ('logits', 'labels', 'present'))
   return step.Term(functools.partial(objective, **settings), weight)
