@@ -90,6 +90,7 @@ def test_the_command_prints_json(folder):
       'cut.mp4', 'hole.mp4', 'absent.mp4']
 
 
+@pytest.mark.slow
 def test_without_a_source_it_asks_for_one():
   done = _run()
   assert done.returncode == 2 and '--source: missing' in done.stderr

@@ -71,7 +71,7 @@ def takes_switches(path: pathlib.Path) -> bool:
 
 
 @pytest.mark.parametrize('path, switches', [
-    pytest.param(path, switches, marks=pytest.mark.slow if path.stem in (
+    pytest.param(path, switches, marks=pytest.mark.slow if switches or path.stem in (
         *OTHER_SIZES, *RUN_ELSEWHERE) else ())
     for path in PRETRAINING for switches in [(), ('release',)]
     if not switches or takes_switches(path)],
@@ -392,8 +392,13 @@ def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
   config['losses']['audio_text'] = dict(name='mil_nce', temperature=0.07)
   with pytest.raises(UserError, match=r'set config\.model\.head\.audio_text=True'):
     train.train(config, tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_sound_meets_text_where_that_is_asked_for(toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['model']['head']['audio_text'] = True
-  config['losses'] = {'audio_text': config['losses']['audio_text']}
+  config['losses'] = {'audio_text': dict(name='mil_nce', temperature=0.07)}
   train.train(config | dict(evals={}), tmp_path / 'run')
 
 

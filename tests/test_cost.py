@@ -80,6 +80,7 @@ def test_the_paper_s_tables():
   assert round(of_700 / 1e6, 1) == 20.9
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_json():
   run = lambda *args: subprocess.run(
       [sys.executable, '-m', 'vatt_jax.cost', *args], capture_output=True, text=True)

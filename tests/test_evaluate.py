@@ -173,7 +173,7 @@ def test_a_random_head_must_be_allowed(toy_world, workdir, brief, caplog):
   config = _config(toy_world, evals=brief, losses={})
   config['model'] = dict(video=config['model']['video'],
                          head=dict(name='classifier', num_classes=3))
-  with pytest.raises(UserError, match=r'checkpoints/1: has no head for this model, '
+  with pytest.raises(UserError, match=r'checkpoints/1 has no head for this model, '
                                       r'whose head would be random.*--allow_random_'):
     evaluate.watch(config, workdir, 'head')
   assert not _rows(workdir / 'eval' / 'head')
@@ -194,7 +194,7 @@ def test_another_architecture_is_one_line_and_can_be_mended(toy_world, workdir, 
   assert len(_rows(workdir / 'eval' / 'mended')) == 3
 
 
-@pytest.mark.parametrize('named, step', [('', 0), ('checkpoints/2', 2)])
+@pytest.mark.parametrize('named, step', [('', 3), ('checkpoints/2', 2)])
 def test_without_a_run_what_it_starts_from_is_evaluated(toy_world, trained, brief,
                                                         tmp_path, named, step):
   config = _config(toy_world, evals=brief, init_from=str(trained / named))

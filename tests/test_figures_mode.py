@@ -83,6 +83,7 @@ def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsy
   assert f'Report: {workdir / "report.html"}' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
   other = tmp_path / 'agnostic'
   train.train(recipe(toy_world, quickstart_agnostic, total_steps=0, evals={}), other)

@@ -56,8 +56,9 @@ def run(config: dict[str, Any], workdir: pathlib.Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize('name, switches', [
-    ('linear_ucf101', ()), ('linear_esc50', ('ma,release',)),
-    ('linear_hmdb51', ('bbs',))])
+    ('linear_esc50', ('ma,release',)),
+    pytest.param('linear_ucf101', (), marks=pytest.mark.slow),
+    pytest.param('linear_hmdb51', ('bbs',), marks=pytest.mark.slow)])
 def test_a_data_set_s_recipe_measures_every_split(name, switches, toy_world, tmp_path,
                                                   capsys):
   modality, *_, splits = DATA_SETS[name]

@@ -161,8 +161,10 @@ def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], '--config must have a value'), (['--config=none.py'], 'none.py: no such file'),
-    (['--config=configs/quickstart.py', 'more'], 'more: expected only flags')])
+    ([], '--config must have a value'),
+    pytest.param(['--config=none.py'], 'none.py: no such file', marks=pytest.mark.slow),
+    pytest.param(['--config=configs/quickstart.py', 'more'], 'more: expected only fl',
+                 marks=pytest.mark.slow)])
 def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
   done = subprocess.run([sys.executable, '-m', 'vatt_jax.main', *flags], cwd=ROOT,
                         capture_output=True, text=True)

@@ -179,6 +179,7 @@ def _command(source, out, *args):
           f'--out={out}', *args]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_nothing_is_made_twice(toy_world, tmp_path):
   out = tmp_path / 'out'
   command = _command(toy_world / 'train.csv', out, '--captions=train_captions.csv',

@@ -266,6 +266,7 @@ def test_what_is_no_checkpoint_of_the_release_is_said(tmp_path):
     released.load(tmp_path / 'other')
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_we_read(tmp_path):
   variables = random_variables(UNIFIED)
   released.export(variables, tmp_path / 'ckpt-1')

@@ -48,6 +48,7 @@ def test_the_command_builds_words_of_a_manifest(manifest, tmp_path):
   assert f'--out={out}: is there already' in again.stderr
 
 
+@pytest.mark.slow
 def test_the_command_trains_sentencepiece_on_a_text_file(corpus, tmp_path):
   done = [run(f'--source={corpus}', '--kind=sentencepiece', '--size=30',
               f'--out={tmp_path / name}') for name in ('a.model', 'b.model')]
@@ -99,6 +100,7 @@ def test_a_corpus_of_no_use_is_said(content, message, tmp_path):
     vocabulary.build(str(tmp_path / 'corpus.txt'), '', 'words', 9, tmp_path / 'out')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, message', [
     (['--source=x', '--out=y'], 'x: no such'),
     (['--source=x', '--out=y', '--kind=bytes'], 'value should be one of <words|')])

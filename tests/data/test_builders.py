@@ -472,6 +472,7 @@ def test_a_wrong_list_is_one_clear_line(world, module, files, message):
   assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_command_builds_and_a_mistake_ends_it_with_one_line(world):
   world.write({'msrvtt_test.csv': 'key,vid_key,video_id,sentence\nr0,m1,video1,hi\n'})
   world.touch('video1.mp4')

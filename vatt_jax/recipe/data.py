@@ -87,7 +87,7 @@ class Data:
 
 
 def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
-            init_from: str, workdir: pathlib.Path) -> pipeline.Reader:
+                init_from: str, workdir: pathlib.Path) -> pipeline.Reader:
   """Opens the sources; `words` are the model's settings for text, if it has any."""
   _build_data(data)
   clips = _clips(data)
@@ -151,7 +151,7 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
 
 
 def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
-                   ) -> Settings:
+                  ) -> Settings:
   """A classifier without `num_classes` gets one for every class there is."""
   head = config.get('model', {}).get('head') or {}
   if head.get('name') != 'classifier' or head.get('num_classes'):
@@ -167,7 +167,7 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
 
 
 def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
-           workdir: pathlib.Path) -> text.Tokenizer:
+               workdir: pathlib.Path) -> text.Tokenizer:
   """That of the run, else the one asked for, else the one the checkpoint knows."""
   if size == 2:    # a model without text
     return text.WordTokenizer(())

@@ -113,8 +113,8 @@ EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
 
 
 def make_evaluation(name: str, where: str, reader: pipeline.Reader,
-                predict: Callable[..., Any], batch_size: int, model: Settings,
-                every_steps: int = 0, **settings: Any) -> Evaluation:
+                    predict: Callable[..., Any], batch_size: int, model: Settings,
+                    every_steps: int = 0, **settings: Any) -> Evaluation:
   """An evaluator; of what is not the section's, it is given what it takes."""
   make = choose(EVALUATORS, name)
   for key in ('num_windows', 'num_crops'):
