@@ -361,9 +361,9 @@ def severe():
     jax.config.update(name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant, agnostic, dtype', [
-    ('paper', True, 'float32'),
-    pytest.param('release', False, 'bfloat16', marks=pytest.mark.slow)])
+    ('paper', True, 'float32'), ('release', False, 'bfloat16')])
 def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, severe):
   model = make_model(variant, agnostic, dtype, head=dict(audio_text=True))
   pairs = dict(video_audio=contrastive.nce, video_text=contrastive.mil_nce)
