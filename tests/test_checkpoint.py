@@ -1,5 +1,6 @@
 """vatt_jax/checkpoint.py"""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -24,6 +25,27 @@ def test_the_newest_state_comes_back_exactly(tmp_path):
     assert saved.latest() == 30
     jax.tree.map(np.testing.assert_array_equal, saved.restore(_state(0)), _state(30))
   assert sorted(p.name for p in (tmp_path / 'c').iterdir()) == ['20', '30']
+
+
+@dataclasses.dataclass(frozen=True)
+class Older:
+  step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Newer(Older):
+  average: jax.Array | None = None
+
+
+def test_a_state_of_an_older_version_lacks_what_is_not_used(tmp_path):
+  """Or an update would end all runs that are under way."""
+  with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
+    saved.save(1, Older(jnp.int32(7)))
+    restored = saved.restore(Newer(jnp.int32(0)))
+    assert restored.step == 7 and restored.average is None
+    saved.save(2, Newer(jnp.int32(8), jnp.ones(2)))
+    restored = saved.restore(Newer(jnp.int32(0), jnp.zeros(2)))
+    np.testing.assert_array_equal(restored.average, [1, 1])
 
 
 def test_a_checkpoint_is_due_every_so_often_and_once(tmp_path):

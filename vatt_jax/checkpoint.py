@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import dataclasses
 import hashlib
 import json
 import os
@@ -67,7 +68,7 @@ class Checkpoints:
   def save(self, step: int, state: Any) -> None:
     """Saves a state, unless that of this step is there."""
     if step != self.latest():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+      self._manager.save(step, args=ocp.args.StandardSave(_fields(state)))
 
   def clear(self) -> None:
     """Deletes all there are."""
@@ -76,8 +77,19 @@ class Checkpoints:
 
   def restore(self, like: Any) -> Any:
     """The newest state, with the shapes, types and shardings of `like`."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return self._manager.restore(self.latest(), args=ocp.args.StandardRestore(abstract))
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
+    restored = self._manager.restore(self.latest(),
+                                     args=ocp.args.StandardRestore(abstract))
+    return (restored if isinstance(like, Mapping) else
+            dataclasses.replace(like, **restored))
+
+
+def _fields(state: Any) -> dict[str, Any]:
+  """Those of a state that it has, so that it may have others in a later version."""
+  if not isinstance(state, Mapping):
+    state = {field.name: getattr(state, field.name)
+             for field in dataclasses.fields(state)}
+  return {name: value for name, value in state.items() if value is not None}
 
 
 def digest(params: Any) -> str:
