@@ -402,6 +402,7 @@ def test_sound_meets_text_where_that_is_asked_for(toy_world, tmp_path):
   train.train(config | dict(evals={}), tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_a_model_without_words_trains_and_is_evaluated(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   del config['model']['text'], config['losses']['video_text'], config['evals']['probe']

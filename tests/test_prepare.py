@@ -151,6 +151,7 @@ def test_sound_of_an_odd_rate_is_packed_with_its_film(tmp_path):
   assert np.argmax(spectrum) == pytest.approx(440, abs=2)
 
 
+@pytest.mark.slow
 def test_a_source_that_changed_is_no_way_to_go_on(toy_world, tmp_path):
   folder = tmp_path / 'in'
   folder.mkdir()
