@@ -54,12 +54,6 @@ def get_config(arg: str = '') -> ConfigDict:
   return finetune_video.switch(c, arg, *GROUPS)
 
 
-def agnostic(c: ConfigDict) -> None:
-  """The Medium tower that was trained for all modalities."""
-  del c.model.audio['size']
-  c.model.shared = dict(size='medium')
-
-
 def spectrogram(c: ConfigDict) -> None:
   """Mel spectrograms in place of the waveform (VATT, section 4.5.1)."""
   c.model.audio.update(kind='spectrogram', patch=(16, 5))
@@ -81,5 +75,6 @@ def toy(c: ConfigDict) -> None:
 
 
 # The toy world has its own tower.
-GROUPS = ({'toy': toy, 'ma': agnostic}, {'toy': toy, 'spectrogram': spectrogram},
-          {'release': release})
+GROUPS = (
+    {'toy': toy, 'ma': finetune_video.agnostic},
+    {'toy': toy, 'spectrogram': spectrogram}, {'release': release})

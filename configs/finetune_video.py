@@ -85,7 +85,8 @@ def learn(c: ConfigDict, name: str) -> None:
 
 def agnostic(c: ConfigDict) -> None:
   """The Medium tower that was trained for all modalities."""
-  del c.model.video['size']
+  (modality,) = c.window.modalities
+  del c.model[modality]['size']
   c.model.shared = dict(size='medium')
 
 

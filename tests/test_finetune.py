@@ -17,6 +17,7 @@ from vatt_jax import released
 from vatt_jax import train
 from vatt_jax import weights
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import labels
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
@@ -185,6 +186,15 @@ def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_worl
   config['data']['label_map'] = str(tmp_path / 'map.csv')
   with pytest.raises(UserError, match=r"motion='\w+' is none of the 2 classes of .*ma"):
     train.train(config, tmp_path / 'run')
+
+
+def test_classes_are_looked_for_once(toy_world, tmp_path, monkeypatch):
+  """Of records, that reads all of them."""
+  asked = []
+  find = labels.find
+  monkeypatch.setattr(labels, 'find', lambda *args: asked.append(args) or find(*args))
+  run = recipe.make(shrunk(toy_world, 'finetune_video'), tmp_path / 'run')
+  assert len(asked) == 1 and len(run.reader.labels.names) == 8
 
 
 def test_labels_are_balanced_over_the_whole_batch(toy_world, tmp_path):

@@ -38,7 +38,7 @@ def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
   data = section.Data(str(tmp_path / 'mine' / 'train.csv'),
                            builder='data.toy_world')
   with pytest.raises(UserError, match='no such folder or file'):
-    section.open_reader(data, None, None, '', tmp_path)
+    section.open_reader(data, None, None, None, '', tmp_path)
   assert not (tmp_path / 'mine').exists()
 
 

@@ -160,6 +160,17 @@ def steps(folder: pathlib.Path) -> list[int]:
   return sorted(ocp.utils.checkpoint_steps((folder / _FOLDER).absolute()))
 
 
+def newest(folder: pathlib.Path) -> int:
+  """The newest of these steps.
+
+  Raises:
+    UserError: there is none.
+  """
+  if not (there := steps(folder)):
+    raise UserError(f'{folder}: holds no checkpoint yet')
+  return there[-1]
+
+
 def follow(folder: pathlib.Path, after: int, last: int,
            wait: Callable[[], None]) -> Iterator[int]:
   """Yields the steps of a workdir's checkpoints as they appear, oldest first.
@@ -195,12 +206,10 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     UserError: the folder holds no checkpoint.
   """
   folder, step = split(path)
-  config, there = read_config(folder), steps(folder)
-  if not there:
-    raise UserError(f'{folder}: holds no checkpoint yet')
+  config, last = read_config(folder), newest(folder)
   if step is None:
-    step = there[-1]
-  if step not in there:
+    step = last
+  elif step not in steps(folder):
     raise _gone(folder, step)
   try:
     variables = _load(folder, step)

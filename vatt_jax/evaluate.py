@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-import json
 import pathlib
 import time
 from typing import Any
@@ -19,7 +18,6 @@ from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import report
 
-_RESULTS_FILE = 'results.json'
 _POLL_SECONDS = 1.0
 _HEADLINES = ('R@10', 'top1', 'mAP')    # for the log, where all would be too long
 
@@ -55,8 +53,7 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
     run = recipe.make(config, folder, stop.check, weights_from=str(source))
     if not run.evaluations:
       raise UserError('config.evals: is empty; expected what to evaluate')
-    # Without what only training needs; a checkpoint gives the average, if it has one.
-    random = train.random_state(run).replace(opt_state=(), average=None)
+    random = train.untrained(run)
     writer = writers.open_writers(folder, done + 1)
     try:
       for step, path in _checkpoints(source, workdir, done, stop):
@@ -76,7 +73,7 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
       writer.close()
   results = _write_results(folder)    # again, for a kill may have come before it
   print(report.as_text(results))
-  print(f'Results: {(folder / _RESULTS_FILE).resolve()}')
+  print(f'Results: {(folder / writers.RESULTS_FILE).resolve()}')
 
 
 def _source(config: Mapping[str, Any], workdir: pathlib.Path) -> pathlib.Path:
@@ -122,8 +119,7 @@ def _write_results(folder: pathlib.Path) -> dict[str, Any]:
   if results is None:
     raise UserError(f'{folder}: nothing was evaluated; every checkpoint was gone '
                     'before its turn')
-  (folder / _RESULTS_FILE).write_text(json.dumps(results, indent=2) + '\n',
-                                     encoding='utf-8')
+  writers.write_results(folder, results)
   return results
 
 

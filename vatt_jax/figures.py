@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import glob
-import json
 import pathlib
 from typing import Any
 
@@ -38,8 +37,6 @@ from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
-
-_RESULTS = 'results.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +92,18 @@ def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     history = writers.read_jsonl(workdir / writers.METRICS_FILE)
     learnt = list(_drawn(config, model, stop.check))
     logging.info('Drawing galleries')
-    galleries = {
-        name: report.draw_gallery(e.evaluator, e.evaluator.gallery(model.now))
-        for name, e in model.run.evaluations.items() if hasattr(e.evaluator, 'gallery')}
+    galleries = report.draw_galleries(
+        {name: e.evaluator for name, e in model.run.evaluations.items()}, model.now)
   folder = workdir / 'figures'
   folder.mkdir(exist_ok=True)
-  training = filter(None, (_try(f.__name__, functools.partial(f, history))
-                           for f in (figures.losses, figures.measures)))
-  drawings = [*training, *learnt, *_of_galleries(galleries)]
+  curves = list(filter(None, (_try(f.__name__, functools.partial(f, history))
+                              for f in (figures.losses, figures.measures))))
+  drawings = [*curves, *learnt, *_of_galleries(galleries)]
   for drawing in drawings:
     drawing.save(folder)
-  results = _read_results(workdir) or {}
   page = workdir / 'report.html'
-  report.write(page, workdir.name, results, history, galleries, learnt)
+  report.write(page, workdir.name, writers.read_results(workdir) or {}, curves,
+               galleries, learnt)
   print(f'{folder.resolve()}: {", ".join(d.name for d in drawings)}')
   print(f'Report: {page.resolve()}')
 
@@ -116,16 +112,13 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
           check: Callable[[], None]) -> Model:
   if not (workdir / checkpoint.CONFIG_FILE).exists():
     raise UserError(f'{workdir}: holds no run; train one there first (--mode=train)')
-  steps = checkpoint.steps(workdir)
-  if not steps:
-    raise UserError(f'{workdir}: holds no checkpoint yet')
+  newest = checkpoint.newest(workdir)
   run = recipe.make(config, workdir, check)
-  # Without what only training needs.
-  random = train.random_state(run).replace(opt_state=(), average=None)
+  random = train.untrained(run)
   start = config.get('init_from')
   before = train.start_from(run.load(start), random) if start else random
-  path = checkpoint.of_step(workdir, steps[-1])
-  return Model(run, before, train.start_from(run.load(str(path)), random), steps[-1])
+  path = checkpoint.of_step(workdir, newest)
+  return Model(run, before, train.start_from(run.load(str(path)), random), newest)
 
 
 def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
@@ -203,15 +196,11 @@ def _features(run: recipe.Recipe, state: step.State, reader: pipeline.Reader,
 
 def _pick(outputs, batch):
   """Of a clip's sentences the nearest; without the `logits` of a classifier."""
-  def nearest(sides):
-    return {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
-
-  present = {m: batch[f'has_{m}'] for m in outputs['inputs']}
-  if 'text' in present:
-    present['text'] = np.any(batch['text'][:, 0] != 0, axis=-1)
-  return dict(present=present, inputs=nearest(outputs['inputs']),
-              pooled=nearest(outputs['pooled']),
-              embed={space: nearest(sides)
+  present = extract.find_present(batch)
+  return dict(present={m: present[m] for m in outputs['inputs']},
+              inputs=extract.nearest_text(outputs['inputs']),
+              pooled=extract.nearest_text(outputs['pooled']),
+              embed={space: extract.nearest_text(sides)
                      for space, sides in outputs.get('embed', {}).items()})
 
 
@@ -239,7 +228,7 @@ def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:
   """Of each finished run what it cost and reached."""
   rows, known = [], set()
   for folder in map(pathlib.Path, sorted(glob.glob(pattern))):
-    results, path = _read_results(folder), folder / checkpoint.CONFIG_FILE
+    results, path = writers.read_results(folder), folder / checkpoint.CONFIG_FILE
     if results is None or not path.exists():
       logging.info('%s: left out of figure %r, for it has no results', folder,
                    'drop_token')
@@ -261,11 +250,6 @@ def _cost(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
            if config['model'].get(m)]
   operations = cost.forward(model, batch, train=True)
   return dict(run=str(folder), drop_token_rate=rates[0], gflops=operations.true / 1e9)
-
-
-def _read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
-  path = workdir / _RESULTS
-  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def _of_galleries(galleries: Mapping[str, Sequence[report.Query]]

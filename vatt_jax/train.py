@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import functools
-import json
 import math
 import pathlib
 import time
@@ -26,6 +25,7 @@ from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import writers
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import figures
 from vatt_jax.evaluators import report
 from vatt_jax.inputs import pipeline
 from vatt_jax.step import State
@@ -80,7 +80,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
-  state = random_state(run)
+  state = _random_state(run)
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
@@ -108,7 +108,15 @@ def start_from(initial: dict[str, Any], state: State) -> State:
   return state.replace(params=params, model_state=chosen, average=average)
 
 
-def random_state(run: recipe.Recipe) -> State:
+def untrained(run: recipe.Recipe) -> State:
+  """A randomly initialised model, without what only training needs.
+
+  A checkpoint that is put in its place gives the average, if it has one.
+  """
+  return _random_state(run).replace(opt_state=(), average=None)
+
+
+def _random_state(run: recipe.Recipe) -> State:
   """The state of step 0, made where it will live."""
   init = _compile_init(run.task, run.mesh)
   return init(run.reader.window.batch(run.batch_size))
@@ -180,13 +188,16 @@ def _duration(seconds: float) -> str:
 def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
+  evaluators = {name: e.evaluator for name, e in run.evaluations.items()}
+  beside = {name for name, e in run.evaluations.items() if e.beside_random}
+  # Whole, as the trained state is: so prediction is compiled for both at once.
+  random = _random_state(run) if beside else None
   results = {}
-  for name, evaluation in run.evaluations.items():
+  for name, evaluator in evaluators.items():
     logging.info('Evaluating: %s', name)
-    results |= {f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)}
-    if evaluation.beside_random:
-      results |= {f'{name}/{k}_random_init': v
-                  for k, v in evaluation.evaluator.run(random_state(run))
+    results |= {f'{name}/{k}': v for k, v in evaluator.run(state)}
+    if name in beside:
+      results |= {f'{name}/{k}_random_init': v for k, v in evaluator.run(random)
                   if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
@@ -202,12 +213,9 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
         'train/loss': training[-1]['train/loss'],
         'train/clips_per_second': float(np.median(
             [row['train/clips_per_second'] for row in training]))}
-  (workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n',
-                                        encoding='utf-8')
-  galleries = {name: report.draw_gallery(e.evaluator, e.evaluator.gallery(state))
-               for name, e in run.evaluations.items()
-               if hasattr(e.evaluator, 'gallery')}
+  writers.write_results(workdir, results)
   page = workdir / 'report.html'
-  report.write(page, workdir.name, results, history, galleries)
+  report.write(page, workdir.name, results, list(figures.learning(history)),
+               report.draw_galleries(evaluators, state))
   print(report.as_text(results))
   print(f'Report: {page.resolve()}')

@@ -12,6 +12,7 @@ from clu import metric_writers
 import numpy as np
 
 METRICS_FILE = 'metrics.jsonl'
+RESULTS_FILE = 'results.json'
 
 
 class JsonlWriter(metric_writers.MetricWriter):
@@ -63,6 +64,18 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   text = pathlib.Path(path).read_text(encoding='utf-8')
   whole = text[:text.rfind('\n') + 1]
   return [json.loads(line) for line in whole.splitlines()]
+
+
+def write_results(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
+  """Writes the final numbers, flat names to numbers, for a machine."""
+  (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + '\n',
+                                     encoding='utf-8')
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
+  """What `write_results` wrote; None if there is nothing."""
+  path = folder / RESULTS_FILE
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def open_writers(workdir: str | os.PathLike[str], first_step: int

@@ -254,8 +254,8 @@ def test_the_report_is_one_file_that_needs_no_other(tmp_path, reader):
   history = [{'step': s, 'train/loss': 5 / s, 'train/loss_video_text': 2 / s}
              for s in (1, 2, 3)] + [{'step': 3, 'a/R@1': 0.5}]
   extra = dataclasses.replace(figures.losses(history), title='One <more>')
-  report.write(tmp_path / 'r.html', 'runs <b>', RESULTS, history, dict(a=gallery),
-               [extra])
+  report.write(tmp_path / 'r.html', 'runs <b>', RESULTS,
+               list(figures.learning(history)), dict(a=gallery), [extra])
   page = (tmp_path / 'r.html').read_text()
   assert '<h1>runs &lt;b&gt;</h1>' in page and '<h3>One &lt;more&gt;</h3>' in page
   assert page.count('data:image/png') == 2    # the losses, and the other

@@ -38,9 +38,12 @@ class Classify:
     Raises:
       UserError: a label that is no class of the label map, or no clip has one.
     """
-    clips = list(sources.each(reader.clips))
-    labels_lib.check_column(clips, reader.labels.column, where)
-    self._targets = np.stack([reader.labels.encode(clip) for clip in clips])
+    targets, columns = [], set()
+    for clip in sources.each(reader.clips):    # not kept: a record may be large
+      targets.append(reader.labels.encode(clip))
+      columns.update(clip.labels)
+    labels_lib.check_column(columns, reader.labels.column, where)
+    self._targets = np.stack(targets)
     if not self._targets.any():
       raise UserError(f'{where}: no clip has a label in its column '
                       f'{reader.labels.column!r}')

@@ -73,12 +73,26 @@ def of_clips(embed: Mapping[str, Mapping[str, np.ndarray]],
   """
   def of_clip(x, there):
     if average == 'similarities':
-      return mean_over_views(_unit_norm(x), there)
-    return _unit_norm(mean_over_views(x, there))
+      return mean_over_views(unit_norm(x), there)
+    return unit_norm(mean_over_views(x, there))
 
   return {space: {m: of_clip(x, present[m]) for m, x in sides.items()}
           for space, sides in embed.items()}
 
 
-def _unit_norm(x: np.ndarray) -> np.ndarray:
+def nearest_text(sides: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Of a clip's sentences the nearest: modality -> [B, D]; text comes as [B, K, D]."""
+  return {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
+
+
+def find_present(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Modality -> bool [B], what there is of a batch; of text the nearest sentence."""
+  present = {m: batch[f'has_{m}'] for m in pipeline.MODALITIES if f'has_{m}' in batch}
+  if 'text' in present:
+    present['text'] = np.any(batch['text'][:, 0] != 0, axis=-1)
+  return present
+
+
+def unit_norm(x: np.ndarray) -> np.ndarray:
+  """Scales rows to length one; zero stays zero.  [..., D] -> [..., D]."""
   return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

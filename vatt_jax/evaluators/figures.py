@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -68,6 +69,7 @@ class Drawing:
   figure: Figure
   table: Sequence[Mapping[str, Any]]
 
+  @functools.cached_property
   def png(self) -> bytes:
     """The picture in 256 colours, with title and caption in its metadata."""
     file, whole = io.BytesIO(), io.BytesIO()
@@ -81,7 +83,7 @@ class Drawing:
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes NAME.png and NAME.csv."""
-    (folder / f'{self.name}.png').write_bytes(self.png())
+    (folder / f'{self.name}.png').write_bytes(self.png)
     with (folder / f'{self.name}.csv').open('w', encoding='utf-8', newline='') as file:
       writer = csv.DictWriter(file, list(self.table[0]))
       writer.writeheader()

@@ -21,6 +21,7 @@ from vatt_jax import checkpoint
 from vatt_jax import step
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
+from vatt_jax.inputs import labels as labels_lib
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
@@ -163,7 +164,7 @@ class Frozen:
                         'and are left out', label, len(labelled) - len(kept),
                         len(labelled))
       places.append([place for place, _ in kept])
-      names.append([[n for n in value.split('|') if n] for _, value in kept])
+      names.append([labels_lib.separate(value) for _, value in kept])
     classes = sorted({name for side in names for values in side for name in values})
     binarizer = preprocessing.MultiLabelBinarizer(classes=classes)
     targets, targets_test = (

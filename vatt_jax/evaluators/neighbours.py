@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import metrics
 
@@ -90,21 +91,18 @@ def _rank(split: frozen.Split, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray
   Returns:
     int [M] and int [M]; the first is P where none is right.
   """
-  x, targets = _unit_norm(split.x[pool]), split.targets[pool].astype(np.float32)
+  x = extract.unit_norm(split.x[pool].astype(np.float64))
+  targets = split.targets[pool].astype(np.float32)
   ranks, rights = [], []
   for begin in range(0, len(split.x_test), _BLOCK):
     rows = slice(begin, begin + _BLOCK)
     # Added up in float64 and compared in float32: equals stay equal.
-    similarity = (_unit_norm(split.x_test[rows]) @ x.T).astype(np.float32)
+    x_test = extract.unit_norm(split.x_test[rows].astype(np.float64))
+    similarity = (x_test @ x.T).astype(np.float32)
     right = split.targets_test[rows].astype(np.float32) @ targets.T > 0
     ranks.append(metrics.rank_of_best(similarity, right))
     rights.append(right.sum(axis=1))
   return np.concatenate(ranks), np.concatenate(rights)
-
-
-def _unit_norm(x: np.ndarray) -> np.ndarray:
-  x = x.astype(np.float64)
-  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def _draw(targets: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:

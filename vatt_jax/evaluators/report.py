@@ -135,6 +135,13 @@ def as_text(results: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
+def draw_galleries(evaluators: Mapping[str, Any], state: Any
+                   ) -> dict[str, list[Query]]:
+  """Name -> queries and what they found, of the evaluators that have a gallery."""
+  return {name: draw_gallery(evaluator, evaluator.gallery(state))
+          for name, evaluator in evaluators.items() if hasattr(evaluator, 'gallery')}
+
+
 def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
   """Reads a few pictures of every clip that was found, and the sounds that asked."""
   window = retrieval.reader.window
@@ -200,7 +207,7 @@ def _show(axes: Axes, strip: Strip) -> None:
 
 
 def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
-          history: Sequence[Mapping[str, float]],
+          curves: Sequence[figures.Drawing],
           galleries: Mapping[str, Sequence[Query]],
           drawings: Sequence[figures.Drawing] = ()) -> None:
   """Writes one self-contained HTML file.
@@ -209,7 +216,7 @@ def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
     path: of the file.
     title: the run's name.
     results: flat names to numbers.
-    history: rows of `metrics.jsonl`, for the curves of training.
+    curves: of training (`figures.learning`).
     galleries: name -> queries and what they found.
     drawings: other figures.
   """
@@ -220,7 +227,7 @@ def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
   page = environment.get_template('report.html.jinja').render(
       title=title, rows=rows, number=format_number, png=_png,
       alone=[(name, _plain(value)) for name, value in _alone(results, rows)],
-      curves=list(figures.learning(history)), drawings=drawings, galleries=galleries)
+      curves=curves, drawings=drawings, galleries=galleries)
   path.write_text(page, encoding='utf-8')
 
 
@@ -260,7 +267,7 @@ def _sound(samples: np.ndarray, rate_hz: int) -> str:
 
 
 def _png(drawing: figures.Drawing) -> str:
-  return _data_uri('image/png', drawing.png())
+  return _data_uri('image/png', drawing.png)
 
 
 def _data_uri(kind: str, content: bytes) -> str:

@@ -133,11 +133,6 @@ def _pick(outputs, batch):
   if 'embed' not in outputs:
     raise UserError('retrieval needs a model that embeds; set config.model.head to the '
                     'settings of a fac head')
-  embed = {
-      space: {m: x[:, 0] if m == 'text' else x for m, x in sides.items()}
-      for space, sides in outputs['embed'].items()}
-  present = {m: batch[f'has_{m}'] for m in ('video', 'audio', 'text')
-             if f'has_{m}' in batch}
-  if 'text' in present:    # of the nearest caption
-    present['text'] = np.any(batch['text'][:, 0] != 0, axis=-1)
-  return embed, present
+  embed = {space: extract.nearest_text(sides)
+           for space, sides in outputs['embed'].items()}
+  return embed, extract.find_present(batch)

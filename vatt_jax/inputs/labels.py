@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Iterable
-from collections.abc import Sequence
 import csv
 import dataclasses
 import functools
@@ -107,27 +107,33 @@ def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labe
   Raises:
     UserError: no clip has a label.
   """
-  clips = list(clips)
-  names = {name for clip in clips for name in _split(clip, column, several)}
+  names, columns = set(), set()
+  for clip in clips:    # one by one: a record is as large as its film
+    names.update(_split(clip, column, several))
+    columns.update(clip.labels)
   if not names:
-    check_column(clips, column, source)
+    check_column(columns, column, source)
     raise UserError(f'{source}: no clip has a label in its column {column!r}')
   return Labels(column, tuple(sorted(names)), several, source)
 
 
-def check_column(clips: Sequence[Clip], column: str, source: str) -> None:
-  """Raises UserError unless some clip has the column; names those there are."""
-  columns = {c for clip in clips for c in clip.labels}
+def check_column(columns: Collection[str], column: str, source: str) -> None:
+  """Raises UserError unless the column is one of those of the labels; names these."""
   if column not in columns:
     raise UserError(f'{source}: no column {column!r}; found '
                     f'{", ".join(sorted(columns)) or "no label"} (a folder has labels '
                     "as the names of its subfolders, in the column 'label')")
 
 
+def separate(text: str) -> list[str]:
+  """The labels that `|` joins."""
+  return [name for name in text.split(_SEPARATOR) if name]
+
+
 def _split(clip: Clip, column: str, several: bool) -> list[str]:
   text = clip.labels.get(column, '')
   if several:
-    return [name for name in text.split(_SEPARATOR) if name]
+    return separate(text)
   if _SEPARATOR in text:
     raise UserError(f'{clip.path}: {column}={text!r} joins several labels; expected '
                     'one, or set config.data.several_labels=True')

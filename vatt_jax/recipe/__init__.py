@@ -73,9 +73,9 @@ def make(config: Settings, workdir: pathlib.Path,
     UserError: names the key or file that is wrong.
   """
   source = weights_from or config.get('init_from', '')
-  config = data_section.count_classes(config, source, workdir)
+  config, classes = data_section.count_classes(config, source, workdir)
   _compare(config, workdir)
-  given = dict(workdir=workdir, check=check, weights_from=weights_from)
+  given = dict(workdir=workdir, check=check, weights_from=weights_from, classes=classes)
   check_keys('', _build, config, given)
   run = _build(**config, **given)
   _claim(config, workdir, run)    # last: a mistyped config leaves no trace
@@ -125,8 +125,8 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
-           seed: int, total_steps: int, batch_size: int, log_every_steps: int,
-           data: Settings, window: Settings, model: Settings,
+           classes: labels.Labels | None, seed: int, total_steps: int, batch_size: int,
+           log_every_steps: int, data: Settings, window: Settings, model: Settings,
            evals: Mapping[str, Settings],
            losses: Mapping[str, Settings] | None = None,
            optim: Settings | None = None, checkpoint: Settings | None = None,
@@ -155,7 +155,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
                     'checkpoint to evaluate')
   if source and not begun:
     weights.check_exists(source)
-  reader = data_section.open_reader(given, sizes, model.get('text'), source, workdir)
+  reader = data_section.open_reader(given, sizes, model.get('text'), classes, source,
+                                    workdir)
   task_section.check_classes(reader.labels, task)
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))

@@ -87,8 +87,18 @@ class Data:
 
 
 def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
-                init_from: str, workdir: pathlib.Path) -> pipeline.Reader:
-  """Opens the sources; `words` are the model's settings for text, if it has any."""
+                classes: labels.Labels | None, init_from: str, workdir: pathlib.Path
+                ) -> pipeline.Reader:
+  """Opens the sources.
+
+  Args:
+    data: the section.
+    window: what is read of each clip.
+    words: the model's settings for text, if it has any.
+    classes: what `count_classes` found, if it had to.
+    init_from: the checkpoint that words and classes may come from.
+    workdir: of the run.
+  """
   _build_data(data)
   clips = _clips(data)
   notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files or None,
@@ -96,7 +106,7 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
   size = 2 if words is None else words['vocabulary_size']
   return pipeline.Reader(clips, window,
                          open_words(data, clips, size, init_from, workdir), notes,
-                         _labels(data, clips, init_from, workdir))
+                         classes or _labels(data, clips, init_from, workdir))
 
 
 def _clips(data: Data) -> sources.Mixture:
@@ -134,7 +144,7 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
     listed = all(isinstance(part, list) for part in clips.parts)
     known = list(itertools.islice(sources.each(clips), None if listed else _NUM_TRIED))
     if known:
-      labels.check_column(known, data.label, where)
+      labels.check_column({c for one in known for c in one.labels}, data.label, where)
     for one in known:
       classes.encode(one)
     return classes
@@ -151,11 +161,15 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
 
 
 def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
-                  ) -> Settings:
-  """A classifier without `num_classes` gets one for every class there is."""
+                  ) -> tuple[Settings, labels.Labels | None]:
+  """A classifier without `num_classes` gets one for every class there is.
+
+  Returns:
+    The config with it, and the classes if they were counted.
+  """
   head = config.get('model', {}).get('head') or {}
   if head.get('name') != 'classifier' or head.get('num_classes'):
-    return config
+    return config, None
   data = call('data', Data, config.get('data', {}))
   if not data.label:
     raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
@@ -163,7 +177,7 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
   _build_data(data)
   classes = _labels(data, _clips(data), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
-  return config | {'model': config['model'] | {'head': head}}
+  return config | {'model': config['model'] | {'head': head}}, classes
 
 
 def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
