@@ -70,8 +70,9 @@ def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int, num_kept: int
 class PatchProjection(nn.Module):
   """Linear layer on what `cut_patches` gives.  [B, N, P] -> [B, N, D].
 
-  Its kernel is kept as [sides..., D], whatever the order within a patch: so it says what patches it is for, and is the
-  one of the convolution that the release makes of it.
+  Its kernel is kept as [sides..., D], whatever the order within a patch: so it says
+  what patches it is for, and is the one of the convolution that the release makes of
+  it.
 
   Attributes:
     sides: of a patch, and C; their product is P.
