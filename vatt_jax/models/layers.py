@@ -7,6 +7,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.models import axes
+
 # Large enough to silence a key in float32 and bfloat16, small enough to stay finite.
 _MASKED = -1e9
 
@@ -121,12 +123,13 @@ class Block(nn.Module):
         num_heads=self.num_heads, t5_style=self.t5_style,
         dropout_rate=self.dropout_rate, dtype=self.dtype, name='attention')
     y = attention(y, mask=mask, bias=bias, train=train)
-    x = x + drop(y)
+    x = axes.split_rows(x + drop(y))
     use_bias = not self.t5_style
     y = layer_norm(x, 'norm_2')
     y = dense(self.mlp_dim, 'mlp_1', self.dtype, use_bias)(y)
     y = drop(gelu(y))                                                # [B, N, mlp_dim]
-    return x + drop(dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y))
+    y = dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y)
+    return axes.split_rows(x + drop(y))
 
 
 class RelativeBias(nn.Module):
