@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vatt_jax.models import attention
+from vatt_jax.models import axes
 
 # The paper names no initialiser; these are the release's, of linear layers.
 kernel_init = nn.initializers.xavier_uniform()
@@ -136,12 +137,13 @@ class Block(nn.Module):
         num_heads=self.num_heads, t5_style=self.t5_style,
         dropout_rate=self.dropout_rate, dtype=self.dtype, name='attention')
     y = attend(y, mask=mask, bias=bias, train=train)
-    x = x + drop(y)
+    x = axes.split_rows(x + drop(y))
     use_bias = not self.t5_style
     y = layer_norm(x, 'norm_2')
     y = dense(self.mlp_dim, 'mlp_1', self.dtype, use_bias)(y)
     y = drop(gelu(y))                                                # [B, N, mlp_dim]
-    return x + drop(dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y))
+    y = dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y)
+    return axes.split_rows(x + drop(y))
 
 
 class RelativeBias(nn.Module):
