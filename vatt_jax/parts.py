@@ -1,0 +1,20 @@
+"""A batch in parts of every n-th row, so that each device's rows stay on it."""
+
+from __future__ import annotations
+
+from typing import Any
+from typing import NamedTuple
+
+import jax
+
+
+class Part(NamedTuple):
+  """Some rows of a batch: from `index` on, every `num_parts`-th."""
+  index: jax.typing.ArrayLike = 0
+  num_parts: int = 1
+
+  def take(self, batch: Any) -> Any:
+    """Of every array of a tree its rows.  [B, ...] -> [B / num_parts, ...]."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(
+        x.reshape(-1, self.num_parts, *x.shape[1:]), self.index, axis=1,
+        keepdims=False), batch)
