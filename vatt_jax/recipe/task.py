@@ -45,9 +45,6 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   terms = {name: _named_term(name, section, network, window.modalities)
            for name, section in losses.items()}
   _check_chunks(losses, batch_size)
-  if num_parts > 1 and losses.get(step.LABEL, {}).get('balance'):
-    raise UserError(f'config.num_parts={num_parts}: losses.{step.LABEL}.balance counts '
-                    'the labels of the whole batch; set one of them to 1 or False')
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
