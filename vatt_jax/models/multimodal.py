@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vatt_jax import parts
+from vatt_jax.models import axes
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 
@@ -114,7 +115,8 @@ class Vatt(nn.Module):
       lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
       if modality == 'text':
         x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
-      yield modality, lead, *self.tokenizers[modality](x, train, part)
+      tokens, mask = self.tokenizers[modality](x, train, part)
+      yield modality, lead, axes.split_rows(tokens), mask
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]
