@@ -179,8 +179,9 @@ def test_two_devices_compute_what_one_does():
   task = make_task(optimizer=optax.sgd(0.01))
   one, metrics_one = task.train_step(task.init(batch), batch)
   mesh = sharding.make_mesh(8)
-  init = jax.jit(task.init, out_shardings=sharding.replicated(mesh))
-  two, metrics_two = task.train_step(init(batch), sharding.to_devices(batch, mesh))
+  split = dataclasses.replace(task, mesh=mesh)
+  two, metrics_two = split.train_step(split.init(batch),
+                                      sharding.to_devices(batch, mesh))
   assert len(jax.tree.leaves(two.params)[0].sharding.device_set) == 2
   np.testing.assert_allclose(metrics_one['loss'], metrics_two['loss'], rtol=1e-6)
   for key, value in _flat(one).items():

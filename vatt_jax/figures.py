@@ -185,7 +185,7 @@ def _features(run: recipe.Recipe, state: step.State, reader: pipeline.Reader,
 
   def predict(state, batch):
     check()
-    batch = sharding.to_devices(batch, run.mesh)
+    batch = sharding.to_devices(batch, run.task.mesh)
     return dict(run.task.predict(state, batch), inputs=inputs(state, batch))
 
   found = extract.by_clip(predict, state, dataclasses.replace(reader, clips=clips),

@@ -1,36 +1,122 @@
 """Where arrays live: the mesh of devices and what is split over it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
 from vatt_jax.errors import UserError
+from vatt_jax.models import axes
+
+# The batch is split over the first two; parameters over the others, `fsdp` to save
+# memory (each is gathered where it is used), `model` to compute in parts.
+AXES = ('data', 'fsdp', 'model')
+
+# The name of a parameter's axis (`models.axes`), and that of the mesh that splits it.
+Rule = tuple[str, str]
+
+# Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
+# whose sum is the only thing exchanged; over `fsdp` every matrix.
+RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
+                           ('vocabulary', 'model'), ('width', 'fsdp'))
 
 
-def make_mesh(batch_size: int) -> Mesh:
-  """All devices of all hosts along one axis, `data`, which splits the batch.
+def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
+              devices: Sequence[Any] | None = None) -> Mesh:
+  """The devices of all hosts in a grid.
+
+  Args:
+    batch_size: of all of them together.
+    data: how many shares of the batch, whose devices keep the same parameters.
+    fsdp: how many shares of the batch, whose devices keep a part of the parameters
+      each.
+    model: how many devices compute one share of the batch together. One of the three
+      may be -1: as many as are left.
+    devices: by default all that there are; those of a topology can only be compiled
+      for.
 
   Raises:
-    UserError: the batch does not split evenly.
+    UserError: the sizes do not fit the devices, or the batch does not split evenly.
   """
-  devices = jax.devices()
-  if batch_size % len(devices):
-    raise UserError(f'batch_size={batch_size}: expected a multiple of the '
-                    f'{len(devices)} devices')
-  return Mesh(np.asarray(devices), ('data',))
+  devices = jax.devices() if devices is None else devices
+  given = dict(data=data, fsdp=fsdp, model=model)
+  sizes = _fill(given, len(devices))
+  if sizes is None:
+    asked = ', '.join(f'{k}={v}' for k, v in given.items())
+    raise UserError(f'config.mesh: {asked}: expected a product of {len(devices)}, the '
+                    'number of devices; one of them may be -1, for what is left')
+  shares = sizes['data'] * sizes['fsdp']
+  if batch_size % shares:
+    raise UserError(f'batch_size={batch_size}: expected a multiple of the {shares} '
+                    'devices or groups of them that it is split over (config.mesh)')
+  return Mesh(mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True), AXES)
+
+
+def _fill(sizes: Mapping[str, int], count: int) -> dict[str, int] | None:
+  """The sizes, with a number for a single -1; None if they do not fit."""
+  known = math.prod(size for size in sizes.values() if size != -1)
+  if min(sizes.values()) < -1 or known < 1 or list(sizes.values()).count(-1) > 1:
+    return None
+  filled = {k: count // known if v == -1 else v for k, v in sizes.items()}
+  return filled if math.prod(filled.values()) == count else None
+
+
+def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+  """The rules as tuples.
+
+  Raises:
+    UserError: one is no pair of the name of a parameter's axis and one of the mesh.
+  """
+  for rule in rules:
+    if len(rule) != 2 or rule[0] not in axes.NAMES or rule[1] not in AXES:
+      raise UserError(f'config.sharding_rules: {rule!r}: expected a pair, one of '
+                      f'{", ".join(axes.NAMES)}, and one of {", ".join(AXES)}')
+  return tuple(map(tuple, rules))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device: parameters and optimiser state."""
+  """Whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+  """Split by the first axis, as the batch is."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def of_parameters(tree: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+  """A sharding for each array of what `models.axes.logical_axes` knows."""
+  def place(array, names):
+    return NamedSharding(mesh, _spec(array.shape, names, mesh, rules))
+  return jax.tree.map(place, tree, axes.logical_axes(tree))
+
+
+def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
+          rules: Sequence[Rule]) -> PartitionSpec:
+  """By the rules in their order, each axis of array and mesh at most once.
+
+  What does not divide evenly stays whole.
+  """
+  spec: list[str | None] = [None] * len(shape)
+  for name, axis in rules:
+    for i, (size, known) in enumerate(zip(shape, names, strict=True)):
+      if (known == name and spec[i] is None and axis not in spec
+          and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0):
+        spec[i] = axis
+  return PartitionSpec(*spec)
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """This host's share of a batch -> global arrays, split by rows over the devices."""
-  rows = NamedSharding(mesh, PartitionSpec('data'))
-  return {k: jax.make_array_from_process_local_data(rows, v) for k, v in batch.items()}
+  return {k: jax.make_array_from_process_local_data(rows(mesh), v)
+          for k, v in batch.items()}

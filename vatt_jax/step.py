@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -12,8 +13,10 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
+from vatt_jax import sharding
 from vatt_jax.inputs import augment
 from vatt_jax.models import heads
 from vatt_jax.models import multimodal
@@ -140,6 +143,8 @@ class Task:
       averaged: less memory; a contrast then sees the negatives of its part alone.
     average_decay: of the moving average of the parameters, which is evaluated in
       their place; 0 takes none.
+    mesh: over which state and batch are split; None leaves them where they are.
+    rules: what of the state is split over which axis of it.
   """
   model: Any
   terms: Mapping[str, Term]
@@ -150,18 +155,34 @@ class Task:
   frozen: Callable[[Any], Any] | None = None
   num_parts: int = 1
   average_decay: float = 0.0
+  mesh: Mesh | None = None
+  rules: Sequence[sharding.Rule] = sharding.RULES
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
-    """The state of step 0; of the batch only shapes matter."""
+    """The state of step 0, made where it will live; of the batch only shapes matter."""
     model_state = dict(self.model.init(jax.random.key(self.seed),
                                        augment.normalize(batch)))
     params = dict(model_state.pop('params'))
     learnt = {pair: term.init() for pair, term in self.terms.items() if term.learnt}
     if learnt:
       params['losses'] = learnt
-    return State(jnp.zeros((), jnp.int32), params, model_state,
-                 self.optimizer.init(params), params if self.average_decay else None)
+    return self._placed(State(
+        jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params),
+        params if self.average_decay else None))
+
+  def shardings(self, state: State) -> State:
+    """Where each array of a state, or of its shapes, lives on the mesh.
+
+    Parameters by the rules, and as they do what mirrors them: the optimiser's moments,
+    and the average.
+    """
+    return sharding.of_parameters(state, self.mesh, self.rules)
+
+  def _placed(self, state: State) -> State:
+    if self.mesh is None:
+      return state
+    return jax.lax.with_sharding_constraint(state, self.shardings(state))
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -179,7 +200,11 @@ class Task:
     average = state.average
     if self.average_decay:
       average = optax.incremental_update(params, average, 1 - self.average_decay)
-    return State(state.step + 1, params, model_state, opt_state, average), metrics
+    if self.mesh is not None:
+      metrics = jax.lax.with_sharding_constraint(
+          metrics, sharding.replicated(self.mesh))
+    return self._placed(
+        State(state.step + 1, params, model_state, opt_state, average)), metrics
 
   def _gradients(self, state: State, key: jax.Array, batch: Batch
                  ) -> tuple[Any, Metrics, Any]:
@@ -223,9 +248,12 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
-    """What the model returns for a batch, but for the tokens."""
+    """What the model returns for a batch but for the tokens, split by rows as it is."""
     outputs = self.model.apply(evaluated(state), augment.normalize(batch))
-    return {k: v for k, v in outputs.items() if k != 'tokens'}
+    outputs = {k: v for k, v in outputs.items() if k != 'tokens'}
+    if self.mesh is None:
+      return outputs
+    return jax.lax.with_sharding_constraint(outputs, sharding.rows(self.mesh))
 
 
 def variables(state: State) -> dict[str, Any]:

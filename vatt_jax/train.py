@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
-import functools
 import math
 import pathlib
 import time
@@ -15,7 +13,6 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 
 from vatt_jax import checkpoint
@@ -62,7 +59,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
                     f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)})
             if saved.due(step):
               saved.save(step, state)
-          batch = sharding.to_devices(next(batches), run.mesh)
+          batch = sharding.to_devices(next(batches), run.task.mesh)
           state, metrics = run.task.train_step(state, batch)
           progress.add(metrics)
           if progress.due(step + 1):
@@ -117,14 +114,8 @@ def untrained(run: recipe.Recipe) -> State:
 
 
 def _random_state(run: recipe.Recipe) -> State:
-  """The state of step 0, made where it will live."""
-  init = _compile_init(run.task, run.mesh)
-  return init(run.reader.window.batch(run.batch_size))
-
-
-@functools.lru_cache(maxsize=1)    # a run begins with it and ends with it
-def _compile_init(task: step.Task, mesh: Mesh) -> Callable[..., State]:
-  return jax.jit(task.init, out_shardings=sharding.replicated(mesh))
+  """The state of step 0."""
+  return run.task.init(run.reader.window.batch(run.batch_size))
 
 
 class _Progress:

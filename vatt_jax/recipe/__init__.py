@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
+import inspect
 import json
 import pathlib
 from typing import Any
 
 from absl import logging
 import jax
-from jax.sharding import Mesh
+import numpy as np
 
 from vatt_jax import checkpoint as checkpoint_lib
 from vatt_jax import sharding
@@ -51,7 +53,6 @@ class Recipe:
   initial: dict[str, Any] | None
   load: Callable[[str, bool], dict[str, Any]]
   checkpoint: dict[str, int]
-  mesh: Mesh
   reader: pipeline.Reader
   task: step.Task
   evaluations: dict[str, evals_section.Evaluation]
@@ -89,6 +90,38 @@ def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
   return model, jax.eval_shape(augment.normalize, window.batch(1))
 
 
+def make_step(config: Settings, devices: Sequence[Any] | None = None
+              ) -> tuple[step.Task, step.State, dict[str, jax.ShapeDtypeStruct]]:
+  """The step of a recipe, the very one that its run takes, without any data.
+
+  Args:
+    config: a recipe of `configs/`, as nested dicts.
+    devices: by default all that there are; those of a topology can only be compiled
+      for (`task.train_step.lower(task, state, batch)`).
+
+  Returns:
+    The task, and the shapes, types and shardings of its state and of its batch.
+
+  Raises:
+    UserError: names the key that is wrong, or that only the data would tell.
+  """
+  keys = inspect.signature(_task).parameters.keys() - {'devices'}
+  task = _task(**{k: v for k, v in config.items() if k in keys}, devices=devices)
+  batch = call('window', pipeline.Window, config['window']).batch(1)
+  if step.LABEL in task.terms:
+    if not task.model.head.num_classes:
+      raise UserError('config.model.head.num_classes: missing; set it, for no data is '
+                      'read that would tell')
+    batch['label'] = np.zeros((1, task.model.head.num_classes), bool)
+  rows = sharding.rows(task.mesh)
+  batch = {k: jax.ShapeDtypeStruct((config['batch_size'], *v.shape[1:]), v.dtype,
+                                   sharding=rows) for k, v in batch.items()}
+  state = jax.eval_shape(task.init, batch)
+  return task, jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      state, task.shardings(state)), batch
+
+
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
   """The config of a workdir that has one must be this one, but for its figures."""
   path = workdir / checkpoint_lib.CONFIG_FILE
@@ -124,6 +157,21 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
           for k, v in _flat(branch, f'{prefix}.{name}' if prefix else name).items()}
 
 
+def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
+          model: Settings, losses: Mapping[str, Settings] | None = None,
+          optim: Settings | None = None, augment: Settings | None = None,
+          num_parts: int = 1, average_decay: float = 0.0,
+          mesh: Settings | None = None,
+          sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
+          devices: Sequence[Any] | None = None) -> step.Task:
+  """The sections of a config that say what one step computes, and where."""
+  return task_section.make(
+      seed, total_steps, batch_size, call('window', pipeline.Window, window), model,
+      losses or {}, optim, augment or {}, num_parts, average_decay,
+      call('mesh', sharding.make_mesh, mesh or {}, batch_size=batch_size,
+           devices=devices), sharding_rules)
+
+
 def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
            classes: labels.Labels | None, seed: int, total_steps: int, batch_size: int,
            log_every_steps: int, data: Settings, window: Settings, model: Settings,
@@ -131,19 +179,20 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
            losses: Mapping[str, Settings] | None = None,
            optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, figures: Settings | None = None,
-           init_from: str = '', num_parts: int = 1, average_decay: float = 0.0
-           ) -> Recipe:
+           init_from: str = '', num_parts: int = 1, average_decay: float = 0.0,
+           mesh: Settings | None = None,
+           sharding_rules: Sequence[sharding.Rule] = sharding.RULES) -> Recipe:
   """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
   for name, section in dict(losses=losses, optim=optim, checkpoint=checkpoint).items():
     if total_steps and section is None:
       raise UserError(f'config.{name}: missing')
   _check_numbers(total_steps=(total_steps, 0), batch_size=(batch_size, 1),
                  log_every_steps=(log_every_steps, 1))
-  mesh = sharding.make_mesh(batch_size)
   sizes = call('window', pipeline.Window, window)
-  task = task_section.make(
-      seed, total_steps, batch_size, sizes, model, losses or {}, optim, augment or {},
-      num_parts, average_decay)
+  task = _task(
+      seed=seed, total_steps=total_steps, batch_size=batch_size, window=window,
+      model=model, losses=losses, optim=optim, augment=augment, num_parts=num_parts,
+      average_decay=average_decay, mesh=mesh, sharding_rules=sharding_rules)
   given, source = call('data', data_section.Data, data), weights_from or init_from
   # Then it goes on from there.
   begun = bool(total_steps and checkpoint_lib.steps(workdir))
@@ -166,7 +215,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
 
   def predict(state, batch):
     check()
-    return task.predict(state, sharding.to_devices(batch, mesh))
+    return task.predict(state, sharding.to_devices(batch, task.mesh))
 
   evaluations = {
       name: call(f'evals.{name}', evals_section.make_evaluation, section,
@@ -175,7 +224,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
       for name, section in evals.items()}
   return Recipe(
       seed, total_steps, batch_size, log_every_steps, initial, load,
-      call('checkpoint', _checkpoint, checkpoint or {}), mesh, reader, task,
+      call('checkpoint', _checkpoint, checkpoint or {}), reader, task,
       evaluations, call('figures', evals_section.Figures, figures or {}))
 
 

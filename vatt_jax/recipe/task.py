@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 
+from jax.sharding import Mesh
 import optax
 
 from vatt_jax import optim
+from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
@@ -29,7 +31,7 @@ from vatt_jax.settings import Settings
 def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
          model: Settings, losses: Mapping[str, Settings],
          optim_settings: Settings | None, augment_settings: Settings, num_parts: int,
-         average_decay: float) -> step.Task:
+         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule]) -> step.Task:
   """Builds the task of a config.
 
   Raises:
@@ -55,7 +57,7 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   _check_words(model, window.max_words)
   return step.Task(network, terms, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
-                   num_parts, average_decay)
+                   num_parts, average_decay, mesh, sharding.check_rules(rules))
 
 
 def _named_term(name: str, section: Settings, network: multimodal.Vatt,

@@ -1,0 +1,71 @@
+"""What the axes of every parameter are: the one table that shardings are made from."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+
+# Begin and end of a parameter's name, and its axes. 'features' are the width of a
+# vector: too small to be worth a share of its own.
+_TABLE = (
+    (r'.*/attention/(query|key|value)/kernel', ('width', 'heads', 'head')),
+    (r'.*/attention/(query|key|value)/bias', ('heads', 'head')),
+    (r'.*/attention/out/kernel', ('heads', 'head', 'width')),
+    (r'.*/mlp_1/kernel', ('width', 'mlp')),
+    (r'.*/mlp_1/bias', ('mlp',)),
+    (r'.*/mlp_2/kernel', ('mlp', 'width')),
+    (r'.*/relative_bias/table', ('buckets', 'heads')),
+    (r'.*/(attention/out|mlp_2)/bias', ('features',)),
+    (r'.*/(position_norm|norm|norm_1|norm_2)/(scale|bias)', ('features',)),
+    (r'.*aggregators_\w+/agg', ('features',)),
+    (r'.*tokenizers_text/embedding(/embedding)?', ('vocabulary', 'width')),
+    (r'.*tokenizers_\w+/(\w+_)?positions', ('positions', 'width')),
+    (r'.*(pre_projection|projectors_\w+|backbones_\w+)/projection/kernel',
+     ('inputs', 'width')),
+    (r'.*tokenizers_\w+/projection/kernel', ('patch', ..., 'width')),
+    (r'.*/projection/bias', ('features',)),
+    (r'.*head/logits/kernel', ('width', 'classes')),
+    (r'.*head/logits/bias', ('classes',)),
+    (r'.*head/\w+_norm/(scale|bias|mean|var)', ('features',)),
+    (r'.*head/\w+/kernel', ('width', 'space')),
+    (r'.*head/\w+/bias', ('features',)))
+
+NAMES = tuple(dict.fromkeys(
+    name for _, axes in _TABLE for name in axes if name is not ...))
+
+
+def logical_axes(tree: Any) -> Any:
+  """The names of the axes of parameters, and of all that has their names.
+
+  Args:
+    tree: of arrays or their shapes: parameters, a model's other variables, or what
+      holds such trees, as the state of an optimiser does. What counts of a path are
+      the keys of dicts.
+
+  Returns:
+    The tree, with a tuple for each array: a name for each axis. Of a scalar it is
+    empty.
+
+  Raises:
+    ValueError: the table does not know an array, or not with so many axes.
+  """
+  return jax.tree_util.tree_map_with_path(_axes, tree)
+
+
+def _axes(path: tuple[Any, ...], array: Any) -> tuple[str, ...]:
+  if not array.ndim:
+    return ()
+  name = '/'.join(str(step.key) for step in path
+                  if isinstance(step, jax.tree_util.DictKey))
+  axes = next((axes for pattern, axes in _TABLE if re.fullmatch(pattern, name)), None)
+  if axes is None:
+    raise ValueError(f'{name}: no axes are known of it; add a line to {__file__}')
+  if ... in axes:    # the axis before it, as often as there are such
+    first, _, last = axes
+    axes = (first,) * (array.ndim - 1) + (last,)
+  if len(axes) != array.ndim:
+    raise ValueError(f'{name}: expected axes {", ".join(axes)}, found the shape '
+                     f'{array.shape}; change its line in {__file__}')
+  return axes
