@@ -40,6 +40,7 @@ from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
+from vatt_jax.settings import Settings
 
 _ELEMENTWISE = frozenset((
     'add', 'sub', 'mul', 'div', 'max', 'min', 'neg', 'exp', 'log', 'rsqrt', 'sqrt',
@@ -115,6 +116,17 @@ def forward(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool = Fals
             ) -> Operations:
   """Of one forward call; with `train`, on the tokens that DropToken keeps."""
   return operations(*_call(_without_dropout(model), batch, train))
+
+
+def training_flops(config: Settings) -> int:
+  """Of one training step of a recipe, by the true count.
+
+  Three times those of the forward call, on the tokens that DropToken keeps, of all
+  clips of the batch: the backward pass takes twice as many. What is computed again to
+  save memory, losses and the optimiser do not count.
+  """
+  model, clip = recipe.model_and_clip(config)
+  return 3 * forward(model, clip, train=True).true * config['batch_size']
 
 
 def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
@@ -275,7 +287,7 @@ def as_text(rows: list[Row]) -> str:
     lines.append((r.part, f'{r.parameters:,}', f'{r.frozen:,}',
                   '' if r.tokens is None else str(r.tokens), *flops,
                   *[''] * (4 - len(flops))))
-  return _align(lines) + ('\n\nGFLOPs of a forward call on one clip; train: on the '
+  return align(lines) + ('\n\nGFLOPs of a forward call on one clip; train: on the '
                           'tokens that DropToken keeps.')
 
 
@@ -287,13 +299,13 @@ def paper_as_text(cells: list[Cell]) -> str:
     lines.append((c.table, c.cell, c.unit, f'{c.paper:,.{digits}f}',
                   f'{c.ours:,.{digits}f}', f'{c.ours / c.paper:.4f}',
                   '' if c.true is None else f'{c.true:,.{digits}f}'))
-  return _align(lines) + (
+  return align(lines) + (
       '\n\nours: counted as the paper counts. true: two operations for each '
       'multiply-add,\nwhere tokens are dropped before their projection. Small has '
       "the paper's 20.9 M\nwith a classifier of 700 classes, not of 600 as the others.")
 
 
-def _align(lines):
+def align(lines):
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
       '  '.join(x.ljust(w) if i < 1 else x.rjust(w)
