@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests import test_hlo
 from vatt_jax import hlo
 from vatt_jax import tpu
 from vatt_jax.errors import UserError
@@ -25,20 +24,19 @@ def test_collectives_take_their_bytes_over_the_links():
       share * 82 / 50 / 4 + 30e-6)
 
 
-def run(text, times=1, **operands):
-  found, _ = test_hlo.line(text)
-  shapes = {name: hlo.Instruction(name, shape, 'parameter', (), '')
-            for name, shape in operands.items()}
-  return hlo.Run(found, times, shapes)
-
-
-def cost(*args, **kwargs):
-  found = tpu.costs([run(*args, **kwargs)], V3)
+def cost(text, times=1, **operands):
+  """Kind and seconds of the instruction x; operands: name -> shape."""
+  parameters = ''.join(f'  %{name} = {shape} parameter(0)\n'
+                       for name, shape in operands.items())
+  program = hlo.parse(f'ENTRY %main () -> f32[] {{\n{parameters}  {text}\n}}\n')
+  computation = program.computations['main']
+  found = tpu.costs([hlo.Run(computation['x'], times, computation)], V3)
   return (found[0].kind, found[0].seconds) if found else None
 
 
 def test_what_the_compiler_estimates_takes_its_cycles():
-  fusion = f'%x = f32[4] fusion(%y), kind=kLoop, calls=%f, {test_hlo.config(470)}'
+  fusion = ('%x = f32[4] fusion(%y), kind=kLoop, calls=%f, backend_config={'
+            '"window_config":{"estimated_cycles":"470"}}')
   assert cost(fusion, times=2_000_000, y='f32[4]') == ('estimated', pytest.approx(1))
 
 
