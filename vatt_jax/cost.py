@@ -42,9 +42,9 @@ from vatt_jax import cli
 from vatt_jax import closed_form
 from vatt_jax import recipe
 from vatt_jax.errors import UserError
+from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import heads
-from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.settings import Settings
 
@@ -96,7 +96,7 @@ def _count_one(equation: Any) -> Operations:
   else:
     return _count_other(equation)
   flops = 2 * each * equation.outvars[0].aval.size
-  is_score = layers.SCORES in str(equation.source_info.name_stack)
+  is_score = attention.SCORES in str(equation.source_info.name_stack)
   return Operations(flops, 0 if is_score else flops)
 
 

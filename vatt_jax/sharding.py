@@ -27,7 +27,8 @@ Rule = tuple[str, str]
 # Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
 # whose sum is the only thing exchanged; over `fsdp` every matrix.
 RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
-                           ('vocabulary', 'model'), ('width', 'fsdp'))
+                           ('vocabulary', 'model'), ('width', 'fsdp'),
+                           ('vocabulary', 'fsdp'))
 
 
 def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
@@ -91,7 +92,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def rows(mesh: Mesh) -> NamedSharding:
   """Split by the first axis, as the batch is."""
-  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+  return NamedSharding(mesh, axes.ROWS)
 
 
 def of_parameters(tree: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:

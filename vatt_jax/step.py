@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import functools
 import math
@@ -179,6 +180,12 @@ class Task:
     """
     return sharding.of_parameters(state, self.mesh, self.rules)
 
+  def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Within it the model knows of the mesh (`models.axes.split_rows`)."""
+    if self.mesh is None:
+      return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
   def _placed(self, state: State) -> State:
     if self.mesh is None:
       return state
@@ -216,9 +223,10 @@ class Task:
       if self.frozen is not None:    # so that no gradient is computed for them
         params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
                               params, self.frozen(params))
-      outputs, updates = self.model.apply(
-          variables(state.replace(params=params)), inputs, train=True,
-          rngs=dict(drop_token=drop_token, dropout=dropout), mutable=['batch_stats'])
+      with self._on_mesh():
+        outputs, updates = self.model.apply(
+            variables(state.replace(params=params)), inputs, train=True,
+            rngs=dict(drop_token=drop_token, dropout=dropout), mutable=['batch_stats'])
       loss, metrics = total_loss(self.terms, params.get('losses', {}), outputs, inputs)
       return loss, (metrics, _with_stats(state.model_state, updates, batch))
 
@@ -249,7 +257,8 @@ class Task:
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
     """What the model returns for a batch but for the tokens, split by rows as it is."""
-    outputs = self.model.apply(evaluated(state), augment.normalize(batch))
+    with self._on_mesh():
+      outputs = self.model.apply(evaluated(state), augment.normalize(batch))
     outputs = {k: v for k, v in outputs.items() if k != 'tokens'}
     if self.mesh is None:
       return outputs

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from vatt_jax.models import layers
 
@@ -78,3 +79,18 @@ def test_the_transformer_normalises_before_each_sublayer_and_at_the_end():
   y = module.apply(module.init(jax.random.key(0), x), x)
   np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
   np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
+
+
+def test_gelu_in_bfloat16_is_the_exact_one_but_for_rounding():
+  """At every number that bfloat16 has, between -30 and 30; its slope too."""
+  positive = np.arange(2 ** 15, dtype=np.uint16).view(jnp.bfloat16)
+  positive = positive[positive < jnp.bfloat16(30)]
+  x = jnp.asarray(np.concatenate([positive, -positive]))
+  wide = np.asarray(x, np.float64)
+  density = np.exp(-wide ** 2 / 2) / np.sqrt(2 * np.pi)
+  exact = wide * special.ndtr(wide), special.ndtr(wide) + wide * density
+  ours = [np.asarray(y, np.float64)
+          for y in jax.jvp(layers.gelu, (x,), (jnp.ones_like(x),))]
+  for y, true in zip(ours, exact, strict=True):
+    assert (np.abs(y - true) <= 2.0 ** -8 * np.abs(true) + 1e-5).all()
+  assert np.abs(ours[0][wide < -8]).max() < 1e-5

@@ -8,12 +8,25 @@ import pytest
 from vatt_jax.models import vatt
 
 
-def test_a_video_patch_holds_its_voxels_in_order():
+def test_a_video_patch_holds_its_voxels():
   video = jnp.arange(2 * 4 * 4 * 6 * 3).reshape(2, 4, 4, 6, 3)
   patches = vatt.cut_patches(video, (2, 2, 3)).reshape(2, 8, -1)
   assert patches.shape == (2, 2 * 2 * 2, 2 * 2 * 3 * 3)
   # Token 5 of a 2 x 2 x 2 grid is time 1, height 0, width 1.
-  np.testing.assert_array_equal(patches[1, 5], video[1, 2:4, 0:2, 3:6].reshape(-1))
+  patch = video[1, 2:4, 0:2, 3:6].transpose(vatt.patch_order(3))
+  np.testing.assert_array_equal(patches[1, 5], patch.reshape(-1))
+
+
+@pytest.mark.parametrize('patch', [(4,), (2, 3), (2, 4, 3)])
+def test_the_projection_of_a_patch_is_its_product_with_the_kernel(patch):
+  x = jax.random.normal(jax.random.key(0), (1, *(2 * side for side in patch), 3))
+  projection = vatt.PatchProjection((*patch, 3), width=5)
+  patches = vatt.cut_patches(x, patch).reshape(1, 2 ** len(patch), -1)
+  variables = projection.init(jax.random.key(1), patches)
+  last = x[0, *(slice(side, None) for side in patch)]
+  expected = np.tensordot(last, variables['params']['kernel'], len(patch) + 1)
+  np.testing.assert_allclose(projection.apply(variables, patches)[0, -1], expected,
+                             atol=1e-5)
 
 
 def test_what_does_not_fill_a_patch_is_padded_with_zeros():

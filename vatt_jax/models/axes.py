@@ -1,4 +1,4 @@
-"""What the axes of every parameter are: the one table that shardings are made from."""
+"""What the axes of arrays are: the one table that shardings are made from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import re
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
-# Begin and end of a parameter's name, and its axes. 'features' are the width of a
-# vector: too small to be worth a share of its own.
+# Where the rows of a batch are, by the axes of the mesh (`vatt_jax.sharding`).
+ROWS = PartitionSpec(('data', 'fsdp'))
+
+# A parameter's name, and its axes. 'features' are the width of what is too small to be
+# worth a split.
 _TABLE = (
     (r'.*/attention/(query|key|value)/kernel', ('width', 'heads', 'head')),
     (r'.*/attention/(query|key|value)/bias', ('heads', 'head')),
@@ -20,8 +24,8 @@ _TABLE = (
     (r'.*/(attention/out|mlp_2)/bias', ('features',)),
     (r'.*/(position_norm|norm|norm_1|norm_2)/(scale|bias)', ('features',)),
     (r'.*aggregators_\w+/agg', ('features',)),
-    (r'.*tokenizers_text/embedding(/embedding)?', ('vocabulary', 'width')),
-    (r'.*tokenizers_\w+/(\w+_)?positions', ('positions', 'width')),
+    (r'.*tokenizers_text/embedding(/embedding)?', ('vocabulary', 'features')),
+    (r'.*tokenizers_\w+/(\w+_)?positions', ('positions', 'features')),
     (r'.*(pre_projection|projectors_\w+|backbones_\w+)/projection/kernel',
      ('inputs', 'width')),
     (r'.*tokenizers_\w+/projection/kernel', ('patch', ..., 'width')),
@@ -69,3 +73,14 @@ def _axes(path: tuple[Any, ...], array: Any) -> tuple[str, ...]:
     raise ValueError(f'{name}: expected axes {", ".join(axes)}, found the shape '
                      f'{array.shape}; change its line in {__file__}')
   return axes
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+  """An activation, split by rows as the batch is, where a step runs on a mesh.
+
+  [B, ...] -> [B, ...]. Without it the compiler may as well split it as the parameters
+  are, and hold the whole batch on every device.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, ROWS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from vatt_jax.errors import UserError
@@ -15,6 +17,8 @@ from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
+from vatt_jax.models.attention import choose_form
+from vatt_jax.models.attention import FORMS
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
@@ -43,7 +47,8 @@ _HEADS = {'fac': heads.FacHead, 'classifier': heads.Classifier}
 def build_model(video: Settings | None = None, audio: Settings | None = None,
                 text: Settings | None = None, shared: Settings | None = None,
                 head: Settings | None = None, variant: str = 'paper',
-                dropout_rate: float | None = None, dtype: str = 'float32'
+                dropout_rate: float | None = None, dtype: str = 'float32',
+                attention: str = 'auto', device: jax.Device | None = None
                 ) -> multimodal.Vatt:
   """VATT, or some of its towers; modality-agnostic where there is a `shared` one.
 
@@ -64,49 +69,56 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     variant: how to read the paper where its code differs: 'paper', or 'release'.
     dropout_rate: in and before the Transformers; None for the variant's own.
     dtype: compute type; parameters are always float32.
+    attention: a form of `attention.FORMS`, or 'auto' for the one that suits
+    device: where it will run; None for this machine's.
 
   Raises:
     UserError: names the key that is wrong.
   """
   for key, value, expected in (('variant', variant, VARIANTS),
-                               ('dtype', dtype, _DTYPES)):
+                               ('dtype', dtype, _DTYPES),
+                               ('attention', attention, ('auto', *FORMS))):
     if value not in expected:
       raise UserError(f'config.model.{key}={value!r}: expected one of '
                       f'{", ".join(expected)}')
   release = variant == 'release'
   if dropout_rate is None:
     dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
+  if attention == 'auto':
+    attention = choose_form(device or jax.devices()[0])
+  style = dict(attention=functools.partial(layers.Attention, form=attention))
   common = dict(dropout_rate=dropout_rate, dtype=jnp.dtype(dtype))
   given = dict(video=video, audio=audio, text=text)
   modalities = {m: dict(s) for m, s in given.items() if s is not None}
   if not modalities:
     raise UserError('config.model: no modality; expected video, audio or text')
-  parts = (_specific(modalities, release, common) if shared is None else
-           _agnostic(modalities, shared, release, common))
+  parts = (_specific(modalities, release, style, common) if shared is None else
+           _agnostic(modalities, shared, release, style, common))
   return multimodal.Vatt(*parts, _head(head, release, common['dtype']))
 
 
-def _specific(modalities: Settings, release: bool, common: Settings) -> _Parts:
-  """A Transformer for each modality."""
+def _specific(modalities: Settings, release: bool, style: Settings, common: Settings
+              ) -> _Parts:
+  """A Transformer, of a style, for each modality."""
   tokenizers, backbones = {}, {}
   for modality, settings in modalities.items():
     where = f'model.{modality}'
     size, settings = _size(where, settings)
     width = size.pop('width')
-    style = {}
+    given = dict(style)
     if modality == 'text':
-      style = dict(relative_bias=True)
+      given |= dict(relative_bias=True)
       if release:
-        style |= dict(t5_style=True, width=width)
-    backbones[modality] = _module(where, layers.Transformer, size, **style, **common)
+        given |= dict(t5_style=True, width=width)
+    backbones[modality] = _module(where, layers.Transformer, size, **given, **common)
     tokenizers[modality] = _tokenizer(modality, settings, release, width=width,
                                       **common)
   return tokenizers, backbones, {}
 
 
-def _agnostic(modalities: Settings, shared: Settings, release: bool, common: Settings
-              ) -> _Parts:
-  """One Transformer for all."""
+def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Settings,
+              common: Settings) -> _Parts:
+  """One Transformer, of a style, for all."""
   if not modalities.get('text', {'max_words': 1}).get('max_words'):
     raise UserError('config.model.text.max_words: missing; without positions, one '
                     'Transformer for all could not tell the order of words')
@@ -119,7 +131,7 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, common: Set
   for key in rest:
     raise UserError(f'config.model.shared.{key}: nobody takes this key; expected one '
                     f'of {", ".join(_SIZE_KEYS)}')
-  tower = _module('model.shared', layers.Transformer, size, **common)
+  tower = _module('model.shared', layers.Transformer, size, **style, **common)
   tokenizers = {
       m: _tokenizer(m, settings, release, agnostic=True, width=width, **common)
       for m, settings in modalities.items()}

@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.models import axes
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 
@@ -92,7 +93,8 @@ class Vatt(nn.Module):
       lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
       if modality == 'text':
         x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
-      yield modality, lead, *self.tokenizers[modality](x, train)
+      tokens, mask = self.tokenizers[modality](x, train)
+      yield modality, lead, axes.split_rows(tokens), mask
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]

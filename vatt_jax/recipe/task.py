@@ -43,7 +43,7 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   if not 0 <= average_decay < 1:
     raise UserError(f'config.average_decay={average_decay}: expected 0 or more, less '
                     'than 1')
-  network = call('model', build.build_model, model)
+  network = call('model', build.build_model, model, device=mesh.devices.flat[0])
   terms = {name: _named_term(name, section, network, window.modalities)
            for name, section in losses.items()}
   if num_parts > 1 and losses.get(step.LABEL, {}).get('balance'):
