@@ -27,8 +27,8 @@ Rule = tuple[str, str]
 # Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
 # whose sum is the only thing exchanged; over `fsdp` every matrix.
 RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
-                           ('vocabulary', 'model'), ('width', 'fsdp'),
-                           ('vocabulary', 'fsdp'))
+                           ('vocabulary', 'model'), ('mlp', 'fsdp'),
+                           ('vocabulary', 'fsdp'), ('width', 'fsdp'))
 
 
 def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
