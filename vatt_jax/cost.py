@@ -36,9 +36,9 @@ from ml_collections import config_flags
 from vatt_jax import cli
 from vatt_jax import recipe
 from vatt_jax.errors import UserError
+from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import heads
-from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 
 _ELEMENTWISE = frozenset((
@@ -89,7 +89,7 @@ def _count_one(equation: Any) -> Operations:
   else:
     return _count_other(equation)
   flops = 2 * each * equation.outvars[0].aval.size
-  is_score = layers.SCORES in str(equation.source_info.name_stack)
+  is_score = attention.SCORES in str(equation.source_info.name_stack)
   return Operations(flops, 0 if is_score else flops)
 
 

@@ -1,17 +1,14 @@
 """The Transformer that every tower shares (VATT, equation 2)."""
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# Large enough to silence a key in float32 and bfloat16, small enough to stay finite.
-_MASKED = -1e9
-
-# The name, in the traced program, of the products of queries and keys.
-SCORES = 'attention_scores'
+from vatt_jax.models import attention
 
 # The paper names no initialiser; these are the release's, of linear layers.
 kernel_init = nn.initializers.xavier_uniform()
@@ -44,9 +41,26 @@ def rms_norm(x: jax.Array, name: str) -> jax.Array:
   return nn.RMSNorm(epsilon=1e-6, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact form, x * Phi(x); not the approximation by tanh."""
-  return nn.gelu(x, approximate=False)
+  """The exact form, x * Phi(x); not the approximation by tanh.
+
+  Of the forward pass only x is kept.
+  """
+  return x * _phi(x)
+
+
+def _phi(x: jax.Array) -> jax.Array:
+  """The normal distribution's share below x, to 1e-7; erfc would take longer."""
+  return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
+
+
+def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+  density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+  return (dy * (_phi(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
@@ -82,25 +96,20 @@ class Attention(nn.Module):
     project = lambda name: nn.DenseGeneral(
         (self.num_heads, d // self.num_heads), name=name, **kwargs)(x)
     q, k, v = (project(name) for name in ('query', 'key', 'value'))  # [B, N, A, D/A]
-    scores = attention_scores(q, k).astype(jnp.float32)              # [B, A, N, N]
     if not self.t5_style:
-      scores = scores * q.shape[-1] ** -0.5
-    if bias is not None:
-      scores = scores + bias.astype(jnp.float32)
-    if mask is not None:
-      scores = jnp.where(mask[:, None, None, :], scores, _MASKED)
-    weights = dropout(nn.softmax(scores).astype(self.dtype), self.dropout_rate, train)
-    y = jnp.einsum('baqk,bkad->bqad', weights, v)
+      q = q * q.shape[-1] ** -0.5
+    if train and self.dropout_rate:
+      y = self._attend_to_some(q, k, v, mask, bias)
+    else:
+      y = attention.attend(q, k, v, mask, bias)
     return nn.DenseGeneral(d, axis=(-2, -1), name='out', **kwargs)(y)
 
-
-def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
-  """Products of queries and keys.  [B, N, A, D], [B, N, A, D] -> [B, A, N, N].
-
-  Named in the traced program, where `vatt_jax.cost` finds it by this name.
-  """
-  with jax.named_scope(SCORES):
-    return jnp.einsum('bqad,bkad->baqk', q, k)
+  def _attend_to_some(self, q, k, v, mask, bias):
+    """As `attention.attend`, some of the weights dropped."""
+    q, k, v = (attention.by_head(x) for x in (q, k, v))
+    weights = nn.softmax(attention.scores(q, k, mask, bias)).astype(self.dtype)
+    weights = dropout(weights, self.dropout_rate, train=True)
+    return jnp.einsum('baqk,bakd->bqad', weights, v)
 
 
 class Block(nn.Module):
