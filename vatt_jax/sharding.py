@@ -27,8 +27,8 @@ Rule = tuple[str, str]
 # Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
 # whose sum is the only thing exchanged; over `fsdp` every matrix.
 RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
-                           ('vocabulary', 'model'), ('mlp', 'fsdp'),
-                           ('vocabulary', 'fsdp'), ('width', 'fsdp'))
+                           ('vocabulary', 'model'), ('vocabulary', 'fsdp'),
+                           ('width', 'fsdp'), ('mlp', 'fsdp'))
 
 
 def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
@@ -109,27 +109,17 @@ def of_parameters(tree: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
 
 def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
           rules: Sequence[Rule]) -> PartitionSpec:
-  """By the rules in their order, each axis of array and mesh at most once.
+  """Of each axis of the array, in their order, the first rule that fits.
 
-  What does not divide evenly stays whole.
+  The first axis first, for its pieces are gathered as they are; those of the last one
+  would have to be sorted. What does not divide evenly stays whole.
   """
-  spec: list[str | None] = [None] * len(shape)
-  for name, axis in rules:
-    for i, (size, known) in enumerate(zip(shape, names, strict=True)):
-      if (known == name and spec[i] is None and axis not in spec
-          and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0):
-        spec[i] = axis
+  spec: list[str | None] = []
+  for size, known in zip(shape, names, strict=True):
+    spec.append(next((axis for name, axis in rules if (
+        name == known and axis not in spec and mesh.shape[axis] > 1
+        and size % mesh.shape[axis] == 0)), None))
   return PartitionSpec(*spec)
-
-
-def local_rows(tree: Any) -> Any:
-  """This host's rows of arrays that are split by rows, in the order of `to_devices`."""
-  def fetch(x):
-    if x.is_fully_addressable:
-      return jax.device_get(x)
-    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
-    return np.concatenate([jax.device_get(parts[start]) for start in sorted(parts)])
-  return jax.tree.map(fetch, tree)
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

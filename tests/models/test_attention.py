@@ -1,5 +1,7 @@
 """vatt_jax/models/attention.py"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def _operands(dtype=jnp.float32, scale=1.0):
 
 
 def _both_ways(form, q, k, v, dy):
-  y, backward = jax.vjp(attention.FORMS[form], q, k, v)
+  y, backward = jax.vjp(functools.partial(attention.attend, form=form), q, k, v)
   return y, *backward(dy)
 
 
