@@ -99,19 +99,18 @@ def _from_weights(q, k, v, mask, bias):
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))      # [B, A, N, N]
   share = 1 / jnp.sum(e, axis=-1, keepdims=True)                     # [B, A, N, 1]
   e = e.astype(v.dtype)
-  y = (jnp.einsum('baqk,bakd->baqd', e, v) * share).astype(v.dtype)
-  return by_head(y), (q, k, v, mask, bias, e, share, y)
+  y = share * jnp.einsum('baqk,bakd->baqd', e, v, preferred_element_type=jnp.float32)
+  return by_head(y.astype(v.dtype)), (q, k, v, mask, bias, e, share, y)
 
 
 def _from_weights_backward(saved, dy):
   """With weights p = share * e: dv = p' dy, ds = p * (dy v' - sum(dy * y))."""
   q, k, v, mask, bias, e, share, y = saved
-  dy = by_head(dy)
-  along = jnp.sum((dy * y).astype(jnp.float32), axis=-1, keepdims=True)
-  dy = (dy * share).astype(v.dtype)
+  dy = (by_head(dy) * share).astype(v.dtype)
+  along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True)
   dv = jnp.einsum('baqd,baqk->badk', dy, e)      # this way round it is the quickest
-  dp = jnp.einsum('baqd,bakd->baqk', dy, v).astype(jnp.float32)
-  ds = e.astype(jnp.float32) * (dp - along * share)
+  dp = jnp.einsum('baqd,bakd->baqk', dy, v, preferred_element_type=jnp.float32)
+  ds = e.astype(jnp.float32) * (dp - along)
   if mask is not None:
     ds = jnp.where(mask[:, None, None, :], ds, 0.0)
   dbias = None if bias is None else jnp.sum(ds, axis=0).astype(bias.dtype)
