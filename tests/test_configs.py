@@ -387,6 +387,13 @@ def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tm
     train.train(config, tmp_path / 'run')
 
 
+def test_chunks_that_do_not_split_the_batch_are_named(toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  config['losses']['video_text']['num_chunks'] = 3
+  with pytest.raises(UserError, match=r'video_text\.num_chunks=3: expected a div'):
+    train.train(config, tmp_path / 'run')
+
+
 def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['losses']['audio_text'] = dict(name='mil_nce', temperature=0.07)

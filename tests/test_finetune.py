@@ -197,12 +197,6 @@ def test_classes_are_looked_for_once(toy_world, tmp_path, monkeypatch):
   assert len(asked) == 1 and len(run.reader.labels.names) == 8
 
 
-def test_labels_are_balanced_over_the_whole_batch(toy_world, tmp_path):
-  config = shrunk(toy_world, 'finetune_audio') | dict(num_parts=2)
-  with pytest.raises(UserError, match=r'num_parts=2: losses\.label\.balance counts'):
-    train.train(config, tmp_path / 'run')
-
-
 def test_a_checkpoint_that_was_never_whole_is_not_gone_on_from(toy_world, pretrained,
                                                                tmp_path, capsys):
   """A kill in the first save leaves such a folder."""

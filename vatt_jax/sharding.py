@@ -59,8 +59,13 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
   if batch_size % shares:
     raise UserError(f'batch_size={batch_size}: expected a multiple of the {shares} '
                     'devices or groups of them that it is split over (config.mesh)')
-  return Mesh(mesh_utils.create_device_mesh(
-      tuple(sizes.values()), devices, allow_split_physical_axes=True), AXES)
+  grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  for group in grid.reshape(-1, sizes['model']):
+    if len({device.process_index for device in group}) > 1:
+      raise UserError(f'config.mesh.model={sizes["model"]}: expected a divisor of the '
+                      'number of devices of a host, for each reads rows of its own')
+  return Mesh(grid, AXES)
 
 
 def _fill(sizes: Mapping[str, int], count: int) -> dict[str, int] | None:
@@ -115,6 +120,16 @@ def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
           and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0):
         spec[i] = axis
   return PartitionSpec(*spec)
+
+
+def local_rows(tree: Any) -> Any:
+  """This host's rows of arrays that are split by rows, in the order of `to_devices`."""
+  def fetch(x):
+    if x.is_fully_addressable:
+      return jax.device_get(x)
+    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([jax.device_get(parts[start]) for start in sorted(parts)])
+  return jax.tree.map(fetch, tree)
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

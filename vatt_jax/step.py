@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
+from vatt_jax import parts
 from vatt_jax import sharding
 from vatt_jax.inputs import augment
 from vatt_jax.models import heads
@@ -140,8 +141,9 @@ class Task:
     seed: of all randomness.
     augment: what the device changes of a batch.
     frozen: parameters -> a tree of bool, True for those that are not trained.
-    num_parts: that a batch is taken in, one after the other, whose gradients are
-      averaged: less memory; a contrast then sees the negatives of its part alone.
+    num_parts: that the Transformers take a batch in, one after the other: less
+      memory, and a third more work. The step is that of the whole batch, its contrast
+      and statistics too; only dropout in the Transformers draws otherwise.
     average_decay: of the moving average of the parameters, which is evaluated in
       their place; 0 takes none.
     mesh: over which state and batch are split; None leaves them where they are.
@@ -195,10 +197,8 @@ class Task:
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One step on a batch (`inputs.pipeline`); the old state is consumed."""
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-    if self.num_parts == 1:
-      grads, metrics, model_state = self._gradients(state, key, batch)
-    else:
-      grads, metrics, model_state = self._mean_gradients(state, key, batch)
+    gradients = self._gradients if self.num_parts == 1 else self._gradients_by_parts
+    grads, metrics, model_state = gradients(state, key, batch)
     with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
       updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(learning_rate=self.schedule(state.step),
@@ -220,39 +220,66 @@ class Task:
     inputs = self.augment(augmentation, batch)
 
     def loss_fn(params):
-      if self.frozen is not None:    # so that no gradient is computed for them
-        params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
-                              params, self.frozen(params))
-      with self._on_mesh():
-        outputs, updates = self.model.apply(
-            variables(state.replace(params=params)), inputs, train=True,
-            rngs=dict(drop_token=drop_token, dropout=dropout), mutable=['batch_stats'])
-      loss, metrics = total_loss(self.terms, params.get('losses', {}), outputs, inputs)
-      return loss, (metrics, _with_stats(state.model_state, updates, batch))
+      outputs, updates = self._apply(
+          state, params, inputs, rngs=dict(drop_token=drop_token, dropout=dropout))
+      return self._loss(state, params, outputs, updates, inputs)
 
-    (loss, (metrics, model_state)), grads = jax.value_and_grad(
+    (_, (metrics, model_state)), grads = jax.value_and_grad(
         loss_fn, has_aux=True)(state.params)
-    return grads, metrics | dict(loss=loss), model_state
+    return grads, metrics, model_state
 
-  def _mean_gradients(self, state: State, key: jax.Array, batch: Batch
-                      ) -> tuple[Any, Metrics, Any]:
-    """As `_gradients`, of one part of the batch after the other."""
-    n = self.num_parts
-    # Every n-th row, so that each device's rows stay on it.
-    parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), dict(batch))
+  def _gradients_by_parts(self, state: State, key: jax.Array, batch: Batch
+                          ) -> tuple[Any, Metrics, Any]:
+    """As `_gradients`, by GradCache (arXiv 2101.06983, section 3).
 
-    def add(carry, xs):
-      total, model_state = carry
-      grads, metrics, model_state = self._gradients(
-          state.replace(model_state=model_state), *xs)
-      return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+    First the features of one part after the other, of which nothing else is kept; then
+    head and loss of the whole batch, and the gradient by the features; then the
+    Transformers of each part once more, to carry its share of that gradient down.
+    """
+    drop_token, dropout, augmentation = jax.random.split(key, 3)
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (total, model_state), metrics = jax.lax.scan(
-        add, (zeros, state.model_state), (jax.random.split(key, n), parts))
-    return (jax.tree.map(lambda x: x / n, total),
-            jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), model_state)
+    def encode(params, index):
+      part = parts.Part(index, self.num_parts)
+      inputs = self.augment(augmentation, batch, part)
+      rngs = dict(drop_token=drop_token, dropout=jax.random.fold_in(dropout, index))
+      (_, pooled), _ = self._apply(state, params, inputs, part=part, rngs=rngs,
+                                   method='encode')
+      return pooled, {k: v for k, v in inputs.items() if k not in ('video', 'audio')}
+
+    def loss_fn(params, pooled):
+      outputs, updates = self._apply(state, params, pooled, inputs,
+                                     rngs=dict(dropout=dropout), method='conclude')
+      return self._loss(state, params, outputs | dict(pooled=pooled), updates, inputs)
+
+    def add(grads, index):
+      _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
+      (more,) = pull_back(parts.Part(index, self.num_parts).take(by_pooled))
+      return jax.tree.map(jnp.add, grads, more), None
+
+    each = jnp.arange(self.num_parts)
+    pooled, inputs = parts.join(jax.lax.map(lambda i: encode(state.params, i), each))
+    (_, (metrics, model_state)), (grads, by_pooled) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1), has_aux=True)(state.params, pooled)
+    grads, _ = jax.lax.scan(add, grads, each)
+    return grads, metrics, model_state
+
+  def _apply(self, state: State, params: Any, *args: Any, **kwargs: Any
+             ) -> tuple[Any, Mapping[str, Any]]:
+    """The model in training: what it returns, and its new batch statistics."""
+    if self.frozen is not None:    # so that no gradient is computed for them
+      params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
+                            params, self.frozen(params))
+    with self._on_mesh():
+      return self.model.apply(variables(state.replace(params=params)), *args,
+                              train=True, mutable=['batch_stats'], **kwargs)
+
+  def _loss(self, state: State, params: Any, outputs: Mapping[str, Any],
+            updates: Mapping[str, Any], inputs: Batch
+            ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    """The loss; its metrics, and the model's new other variables."""
+    loss, metrics = total_loss(self.terms, params.get('losses', {}), outputs, inputs)
+    return loss, (metrics | dict(loss=loss),
+                  _with_stats(state.model_state, updates, inputs))
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:

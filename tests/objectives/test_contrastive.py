@@ -1,5 +1,7 @@
 """vatt_jax/objectives/contrastive.py"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +173,40 @@ def test_the_sigmoid_loss_asks_of_every_pair(k):
 def test_the_sigmoid_loss_of_nothing_is_zero():
   video, text = _embeddings()
   assert contrastive.sigmoid(video, text, jnp.zeros((5, 3), bool), 0.1, -10.0) == 0
+
+
+def _loss(form, num_chunks=1):
+  if form == 'sigmoid':
+    return functools.partial(contrastive.sigmoid, temperature=0.1, bias=-5.0,
+                             num_chunks=num_chunks)
+  return functools.partial(contrastive.mil_nce, temperature=0.1, form=form,
+                           num_chunks=num_chunks)
+
+
+@pytest.mark.parametrize('anchored', [None, np.arange(24) % 5 != 1])
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+def test_a_loss_in_chunks_is_the_loss(form, anchored):
+  """Its gradients too, with items and candidates missing."""
+  video, text = _embeddings(b=24)
+  present = jax.random.bernoulli(jax.random.key(1), 0.7, (24, 3)).at[5].set(False)
+  whole, chunked = (
+      jax.value_and_grad(_loss(form, n), argnums=(0, 1))(
+          video, text, present, anchored=anchored) for n in (1, 6))
+  np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
+  for ours, theirs in zip(chunked[1], whole[1], strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * abs(theirs).max())
+
+
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+def test_a_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
+  """Of value and gradients together, beside what goes in and comes out."""
+  shapes = (jax.ShapeDtypeStruct((8192, 512), jnp.float32),
+            jax.ShapeDtypeStruct((8192, 5, 512), jnp.float32),
+            jax.ShapeDtypeStruct((8192, 5), bool))
+  whole, chunked = (
+      jax.jit(jax.value_and_grad(_loss(form, n), argnums=(0, 1))).lower(*shapes)
+      .compile().memory_analysis().temp_size_in_bytes for n in (1, 64))
+  assert whole > 20 * chunked
 
 
 FORMS = {'sym': 'symmetric', 'asym': 'asymmetric'}

@@ -1,5 +1,6 @@
 """What the device does to a batch before the model sees it."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -8,6 +9,8 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vatt_jax import parts
 
 
 def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -81,38 +84,35 @@ class Augment:
     if self.mixup < 0:
       raise ValueError(f'mixup={self.mixup}: expected 0 or more')
 
-  def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]
-               ) -> dict[str, jax.Array]:
-    """The batch, normalised (`normalize`) and changed."""
-    batch = normalize(batch)
+  def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array],
+               part: parts.Part = parts.WHOLE) -> dict[str, jax.Array]:
+    """Of the whole batch the rows of a part, normalised (`normalize`) and changed.
+
+    They draw what they draw in the whole.
+    """
+    ours = self._change(key, batch, part.take)
+    if not self.mixup or 'label' not in batch:
+      return ours
+    # A number that no clip has: each clip's own key comes from its.
+    partner_key, share_key = jax.random.split(jax.random.fold_in(key, 2 ** 32 - 1))
+    b = len(batch['label'])
+    partner = jax.random.permutation(partner_key, b)
+    share = jax.random.beta(share_key, self.mixup, self.mixup, (b,))
+    # Partners may be of another part, and then are changed once more.
+    theirs = ({k: x[partner] for k, x in ours.items()} if part.num_parts == 1 else
+              self._change(key, batch, lambda x: x[part.take(partner)]))
+    return _mix(ours, theirs, part.take(share))
+
+  def _change(self, key: jax.Array, batch: Mapping[str, jax.Array],
+              take: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
+    """The rows that are taken, but for mixup."""
+    changed = normalize({k: take(x) for k, x in batch.items()})
     for modality, change in (('video', self._change_video),
                              ('audio', self._change_audio)):
       if modality in batch:
         keys = jax.random.split(key, len(batch[modality]))
-        batch[modality] = jax.vmap(change)(keys, batch[modality])
-    return self._mix(key, batch) if self.mixup and 'label' in batch else batch
-
-  def _mix(self, key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Every clip with a partner, the same for pictures, sound and label.
-
-    A clip stays as it is where one of the two lacks what the other has.
-    """
-    label = batch['label'].astype(jnp.float32)
-    # A number that no clip has: each clip's own key comes from its.
-    partner_key, share_key = jax.random.split(jax.random.fold_in(key, 2 ** 32 - 1))
-    partner = jax.random.permutation(partner_key, len(label))
-    share = jax.random.beta(share_key, self.mixup, self.mixup, (len(label),))
-    has = [jnp.any(label > 0, axis=-1),
-           *(batch[f'has_{m}'] for m in ('video', 'audio') if m in batch)]
-    alike = jnp.all(jnp.stack([x == x[partner] for x in has]), axis=0)
-    share = jnp.where(alike, share, 1.0)
-
-    def mix(x):
-      by_row = share.reshape(-1, *[1] * (x.ndim - 1))
-      return by_row * x + (1 - by_row) * x[partner]
-
-    mixed = {m: mix(batch[m]) for m in ('video', 'audio') if m in batch}
-    return batch | mixed | dict(label=mix(label))
+        changed[modality] = jax.vmap(change)(take(keys), changed[modality])
+    return changed
 
   def _change_video(self, key: jax.Array, video: jax.Array) -> jax.Array:
     """One clip, [T, H, W, C] in [-1, 1]."""
@@ -156,6 +156,33 @@ class Augment:
       noise = jax.random.normal(jax.random.fold_in(key, 1), audio.shape)
       audio = audio + self.noise * jnp.abs(audio).max() * noise
     return audio
+
+
+def _mix(ours: dict[str, jax.Array], theirs: Mapping[str, jax.Array], share: jax.Array
+         ) -> dict[str, jax.Array]:
+  """Every clip with a partner, the same for pictures, sound and label.
+
+  A clip stays as it is where one of the two lacks what the other has.
+
+  Args:
+    ours: of clips.
+    theirs: of their partners.
+    share: [B], of the clip in the mixture.
+  """
+  media = [m for m in ('video', 'audio') if m in ours]
+
+  def has(clips):
+    return jnp.stack([jnp.any(clips['label'].astype(jnp.float32) > 0, axis=-1),
+                      *(clips[f'has_{m}'] for m in media)])
+
+  share = jnp.where(jnp.all(has(ours) == has(theirs), axis=0), share, 1.0)
+
+  def mix(name):
+    x, y = (clips[name].astype(jnp.float32) for clips in (ours, theirs))
+    by_row = share.reshape(-1, *[1] * (x.ndim - 1))
+    return by_row * x + (1 - by_row) * y
+
+  return ours | {name: mix(name) for name in (*media, 'label')}
 
 
 def _draw(key: jax.Array) -> dict[str, jax.Array]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
+from vatt_jax import parts
+
 
 @dataclasses.dataclass(frozen=True)
 class Spectrogram:
@@ -119,9 +121,11 @@ class SpecAugment:
   frequency_masks: int
   frequency_width: int
 
-  def __call__(self, key: jax.Array, x: jax.Array) -> jax.Array:
-    """The spectrograms, masked.  [B, T, F] -> [B, T, F]."""
-    return jax.vmap(self._mask)(jax.random.split(key, len(x)), x)
+  def __call__(self, key: jax.Array, x: jax.Array, part: parts.Part = parts.WHOLE
+               ) -> jax.Array:
+    """The spectrograms, of a part of a batch, masked.  [B, T, F] -> [B, T, F]."""
+    keys = jax.random.split(key, len(x) * part.num_parts)
+    return jax.vmap(self._mask)(part.take(keys), x)
 
   def _mask(self, key: jax.Array, x: jax.Array) -> jax.Array:
     time, frequency = jax.random.split(key)

@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax import parts
 from vatt_jax.models import axes
 from vatt_jax.models import heads
 from vatt_jax.models import layers
@@ -51,8 +52,22 @@ class Vatt(nn.Module):
       by the head `embed[space][modality]` of unit norm, [B, dim] (text: [B, K,
       dim]), or `logits` [B, classes].
     """
+    tokens, pooled = self.encode(batch, train)
+    return dict(tokens=tokens, pooled=pooled) | self.conclude(pooled, batch, train)
+
+  def encode(self, batch: Mapping[str, jax.Array], train: bool = False,
+             part: parts.Part = parts.WHOLE
+             ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The first half of a call, up to the head: `tokens` and `pooled`.
+
+    Args:
+      batch: as for a call, or the rows of a part of one.
+      train: as for a call.
+      part: which rows these are; what is drawn for them is as in the whole batch,
+        but for the dropout of activations.
+    """
     tokens, pooled = {}, {}
-    for modality, lead, x, mask in self._tokenized(batch, train):
+    for modality, lead, x, mask in self._tokenized(batch, train, part):
       x = self.aggregators[modality](x)
       if mask is not None:
         mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
@@ -61,11 +76,18 @@ class Vatt(nn.Module):
         x = self.projectors[modality](x)
       x = x.reshape(*lead, *x.shape[1:])
       pooled[modality], tokens[modality] = x[..., 0, :], x[..., 1:, :]
-    outputs = dict(tokens=tokens, pooled=pooled)
-    if self.head is not None:
-      name = 'logits' if isinstance(self.head, heads.Classifier) else 'embed'
-      outputs[name] = self.head(pooled, find_present(batch), train)
-    return outputs
+    return tokens, pooled
+
+  def conclude(self, pooled: Mapping[str, jax.Array], batch: Mapping[str, jax.Array],
+               train: bool = False) -> dict[str, Any]:
+    """The second half of a call: what the head makes of `pooled`; {} without one.
+
+    Of the batch only what says which rows are there is used (`find_present`).
+    """
+    if self.head is None:
+      return {}
+    name = 'logits' if isinstance(self.head, heads.Classifier) else 'embed'
+    return {name: self.head(pooled, find_present(batch), train)}
 
   def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The mean of the tokens that enter the Transformer (VATT, section 4.4.6).
@@ -77,14 +99,14 @@ class Vatt(nn.Module):
       modality -> [B, D] (text: [B, K, D], of words that are no padding).
     """
     means = {}
-    for modality, lead, x, mask in self._tokenized(batch, train=False):
+    for modality, lead, x, mask in self._tokenized(batch):
       there = jnp.ones(x.shape[:2], bool) if mask is None else mask    # [B, N]
       total = jnp.einsum('bnd,bn->bd', x, there.astype(x.dtype))
       mean = total / jnp.maximum(there.sum(axis=1), 1)[:, None].astype(x.dtype)
       means[modality] = mean.reshape(*lead, -1)
     return means
 
-  def _tokenized(self, batch, train):
+  def _tokenized(self, batch, train=False, part=parts.WHOLE):
     """Of every modality that is there: name, lead ([B] or [B, K]), tokens, mask."""
     for modality in MODALITIES:
       if modality not in batch or modality not in self.tokenizers:
@@ -93,7 +115,7 @@ class Vatt(nn.Module):
       lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
       if modality == 'text':
         x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
-      tokens, mask = self.tokenizers[modality](x, train)
+      tokens, mask = self.tokenizers[modality](x, train, part)
       yield modality, lead, axes.split_rows(tokens), mask
 
   def _backbone(self, modality: str) -> nn.Module:

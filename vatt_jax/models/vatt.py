@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax import parts
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import layers
 from vatt_jax.models import positions
@@ -57,13 +58,15 @@ def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Arr
   return x.reshape(b, *grid, -1)
 
 
-def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int, num_kept: int
-                ) -> jax.Array:
+def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int, num_kept: int,
+                part: parts.Part = parts.WHOLE) -> jax.Array:
   """Which tokens DropToken keeps, in order.  -> int [B, num_kept].
 
-  Every example draws its own, uniformly and without replacement.
+  Every example draws its own, uniformly and without replacement. Those of a part of
+  a batch draw what they draw in the whole.
   """
-  order = jax.random.uniform(key, (batch_size, num_tokens)).argsort(axis=1)
+  noise = jax.random.uniform(key, (batch_size * part.num_parts, num_tokens))
+  order = part.take(noise).argsort(axis=1)
   return jnp.sort(order[:, :num_kept], axis=1)
 
 
@@ -125,7 +128,8 @@ class RawTokenizer(nn.Module):
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
 
-  def _tokens(self, x: jax.Array, tables: Sequence[str], train: bool) -> jax.Array:
+  def _tokens(self, x: jax.Array, tables: Sequence[str], train: bool,
+              part: parts.Part) -> jax.Array:
     """[B, sides..., C] and a name for each side's positions -> [B, N, D]."""
     patches = cut_patches(x, self.patch, pad=not self.release)
     b, *grid, _ = patches.shape
@@ -135,8 +139,8 @@ class RawTokenizer(nn.Module):
       n = patches.shape[1]
       num_kept = (int(num_places * (1 - self.drop_token_rate)) if self.release else
                   n - int(n * self.drop_token_rate))
-      kept = keep_tokens(self.make_rng('drop_token'), 1 if self.release else b, n,
-                         min(num_kept, n))
+      rows, part = (1, parts.WHOLE) if self.release else (b, part)
+      kept = keep_tokens(self.make_rng('drop_token'), rows, n, min(num_kept, n), part)
       where = where[kept]                                            # [., N', D]
       patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
     x = PatchProjection((*self.patch, x.shape[-1]), self.width, self.release,
@@ -171,11 +175,12 @@ class VideoTokenizer(RawTokenizer):
   patch: Sequence[int] = (4, 16, 16)
 
   @nn.compact
-  def __call__(self, video: jax.Array, train: bool = False):
+  def __call__(self, video: jax.Array, train: bool = False,
+               part: parts.Part = parts.WHOLE):
     if video.shape[1] == 1:
       video = jnp.repeat(video, self.patch[0], axis=1)
     names = [f'{side}_positions' for side in ('time', 'vertical', 'horizontal')]
-    return self._tokens(video, names, train), None
+    return self._tokens(video, names, train, part), None
 
 
 class WaveformTokenizer(RawTokenizer):
@@ -186,8 +191,9 @@ class WaveformTokenizer(RawTokenizer):
   patch: Sequence[int] = (128,)
 
   @nn.compact
-  def __call__(self, audio: jax.Array, train: bool = False):
-    return self._tokens(audio[..., None], ['positions'], train), None
+  def __call__(self, audio: jax.Array, train: bool = False,
+               part: parts.Part = parts.WHOLE):
+    return self._tokens(audio[..., None], ['positions'], train, part), None
 
 
 class SpectrogramTokenizer(RawTokenizer):
@@ -208,12 +214,13 @@ class SpectrogramTokenizer(RawTokenizer):
   spec_augment: spectrograms.SpecAugment | None = None
 
   @nn.compact
-  def __call__(self, audio: jax.Array, train: bool = False):
+  def __call__(self, audio: jax.Array, train: bool = False,
+               part: parts.Part = parts.WHOLE):
     x = self.spectrogram(audio)                                      # [B, T, F]
     if train and self.spec_augment:
-      x = self.spec_augment(self.make_rng('drop_token'), x)
+      x = self.spec_augment(self.make_rng('drop_token'), x, part)
     names = ['time_positions', 'frequency_positions']
-    return self._tokens(x[..., None], names, train), None
+    return self._tokens(x[..., None], names, train, part), None
 
 
 class TextTokenizer(nn.Module):
@@ -244,7 +251,9 @@ class TextTokenizer(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, text: jax.Array, train: bool = False):
+  def __call__(self, text: jax.Array, train: bool = False,
+               part: parts.Part = parts.WHOLE):
+    del part    # no words are dropped
     x = self._look_up(text)
     if self.max_words:
       table = positions.table(self, 'positions', self.max_words, self.width)

@@ -46,9 +46,7 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   network = call('model', build.build_model, model, device=mesh.devices.flat[0])
   terms = {name: _named_term(name, section, network, window.modalities)
            for name, section in losses.items()}
-  if num_parts > 1 and losses.get(step.LABEL, {}).get('balance'):
-    raise UserError(f'config.num_parts={num_parts}: losses.{step.LABEL}.balance counts '
-                    'the labels of the whole batch; set one of them to 1 or False')
+  _check_chunks(losses, batch_size)
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
@@ -89,7 +87,7 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
     temperature: tau, or where it starts.
     weight: in the sum of the terms.
     learn_temperature: train it; the sigmoid loss trains its bias too.
-    **settings: `form` of NCE, `bias` of the sigmoid loss.
+    **settings: `form` of NCE, `bias` of the sigmoid loss, `num_chunks`.
   """
   objective = choose(OBJECTIVES[pair], name)
   check_keys(f'losses.{pair}', objective, settings,
@@ -106,6 +104,15 @@ def _term(name: str, pair: str, temperature: float, weight: float = 1.0,
   objective = functools.partial(objective, **settings)
   return step.Term(objective, weight, *(({}, numbers) if learn_temperature else
                                         (numbers, {})))
+
+
+def _check_chunks(losses: Mapping[str, Settings], batch_size: int) -> None:
+  """Raises UserError unless every loss's chunks are of one size."""
+  for name, section in losses.items():
+    num_chunks = section.get('num_chunks', 1)
+    if num_chunks < 1 or batch_size % num_chunks:
+      raise UserError(f'config.losses.{name}.num_chunks={num_chunks}: expected a '
+                      f'divisor of batch_size={batch_size}')
 
 
 CLASSIFIERS = {'softmax': classify.softmax, 'sigmoid': classify.sigmoid}
