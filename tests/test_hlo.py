@@ -193,7 +193,7 @@ ENTRY %main (x: f32[64]) -> f32[16] {
 
 def test_names_for_readers_merge_blocks_and_tell_the_pass():
   assert hlo.readable(
-      'jit(train_step)/jvp(Vatt)/backbones_video/block_11/mlp_1/dot_general'
+      'jit(train_step)/jvp(Vatt)/Vatt.encode/backbones_video/block_11/mlp_1/dot_general'
   ) == 'backbones_video/block/mlp_1/dot_general'
   assert hlo.readable(
       'jit(train_step)/transpose(jvp(Vatt))/video/block_3/out/add;jit(x)/y'

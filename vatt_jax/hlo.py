@@ -311,13 +311,13 @@ def _mesh_group_size(sizes: Mapping[str, str], rest: str) -> int:
 def readable(op_name: str) -> str:
   """JAX's name of an operation for a reader: blocks merged, and what pass it is of.
 
-  `jit(train_step)/transpose(jvp(Vatt))/video/block_3/out/dot_general` ->
+  `jit(train_step)/transpose(jvp(Vatt.encode))/video/block_3/out/dot_general` ->
   `video/block/out/dot_general, backward`.
   """
   first = op_name.partition(';')[0]
   skipped = ('while', 'body', 'closed_call', 'checkpoint', 'rematted_computation')
   parts = [re.sub(r'^block_\d+$', 'block', part) for part in first.split('/')
-           if '(' not in part and part not in skipped]
+           if '(' not in part and part not in skipped and not part.startswith('Vatt.')]
   backward = 'again' if 'rematted_computation' in first else (
       'backward' if 'transpose(' in first else '')
   return ', '.join(filter(None, ('/'.join(parts), backward)))
