@@ -238,8 +238,12 @@ def _fused_collectives(program: Program, fusion: Instruction, times: int
                        ) -> Iterator[Run]:
   name = fusion.called('calls')
   computation = program.computations[name]
+  starts = any('"AsyncCollectiveStart"' in i.rest for i in computation.values())
   for instruction in computation.values():
     if collective_kind(instruction) is not None:
+      # One that runs beside other fusions stands in each of them.
+      if 'chain_id=' in instruction.rest and not starts:
+        continue
       if name.startswith('all-reduce-scatter'):    # so the compiler writes this one
         instruction = dataclasses.replace(instruction, opcode='reduce-scatter')
       yield Run(instruction, times, computation)
