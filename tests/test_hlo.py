@@ -178,8 +178,22 @@ def test_collectives_within_fusions_count_and_what_is_done_does_not():
   ROOT %d.1 = f32[16] dynamic-slice(%r.1, %i.1), dynamic_slice_sizes={16}
 }
 
+%begins (p.2: f32[8]) -> f32[64] {
+  %p.2 = f32[8] parameter(0)
+  %g.2 = f32[64] all-gather(%p.2), frontend_attributes={chain_id="0"}
+  ROOT %a.2 = f32[64] custom-call(%g.2), custom_call_target="AsyncCollectiveStart"
+}
+
+%goes_on (p.3: f32[8]) -> f32[64] {
+  %p.3 = f32[8] parameter(0)
+  %g.3 = f32[64] all-gather(%p.3), frontend_attributes={chain_id="0"}
+}
+
 ENTRY %main (x: f32[64]) -> f32[16] {
   %x = f32[64] parameter(0)
+  %y = f32[8] parameter(1)
+  %b = f32[64] fusion(%y), kind=kCustom, calls=%begins
+  %c = f32[64] fusion(%y), kind=kCustom, calls=%goes_on
   %f = f32[16] fusion(%x), kind=kCustom, calls=%all-reduce-scatter
   %s = (f32[16], f32[64]) all-gather-start(%f), replica_groups=[1,4]<=[4]
   ROOT %g = f32[64] all-gather-done(%s)
@@ -188,12 +202,12 @@ ENTRY %main (x: f32[64]) -> f32[16] {
   found = [(hlo.collective_kind(run.instruction), run.operand_bytes)
            for run in hlo.executed(hlo.parse(text))
            if hlo.collective_kind(run.instruction)]
-  assert found == [('reduce-scatter', 256), ('all-gather', 64)]
+  assert found == [('all-gather', 32), ('reduce-scatter', 256), ('all-gather', 64)]
 
 
 def test_names_for_readers_merge_blocks_and_tell_the_pass():
   assert hlo.readable(
-      'jit(train_step)/jvp(Vatt)/backbones_video/block_11/mlp_1/dot_general'
+      'jit(train_step)/jvp(Vatt)/Vatt.encode/backbones_video/block_11/mlp_1/dot_general'
   ) == 'backbones_video/block/mlp_1/dot_general'
   assert hlo.readable(
       'jit(train_step)/transpose(jvp(Vatt))/video/block_3/out/add;jit(x)/y'

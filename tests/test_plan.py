@@ -146,6 +146,18 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
     plan.make_apart({}, 'v3:2x2')
 
 
+def _crash(config, topology, dump_hlo):
+  os.write(2, b'first\nlast word of the compiler\n')
+  os.abort()
+
+
+def test_a_compiler_that_crashes_is_told_in_one_line(monkeypatch):
+  monkeypatch.setenv('TPU_LIBRARY_PATH', 'taken as there')
+  monkeypatch.setattr(plan, 'make', _crash)
+  with pytest.raises(UserError, match=r'v3:2x2: the compiler crashed: last word of'):
+    plan.make_apart(dict(batch_size=8), 'v3:2x2')
+
+
 HAS_LIBTPU = 'TPU_LIBRARY_PATH' in os.environ or importlib.util.find_spec('libtpu')
 needs_libtpu = pytest.mark.skipif(
     not HAS_LIBTPU, reason="libtpu is not installed: pip install 'vatt_jax[plan]'")
