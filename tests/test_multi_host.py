@@ -160,6 +160,7 @@ def get_config():
   c = quickstart.get_config()
   c.update(total_steps=3, batch_size=8, log_every_steps=1, evals={})
   c.data.path = %r
+  c.optim.warmup_steps = 1
   c.window.update(num_frames=4, image_size=32, audio_hz=4000,
                   modalities=('video', 'audio'))
   del c.losses['video_text'], c.model['text']
@@ -185,8 +186,10 @@ def test_two_processes_train_as_one_does(toy_world, tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
+  # The learning rates of its first steps, though no others come.
   flags = [f'--config.{flag}' for flag in (
-      'total_steps=20', 'log_every_steps=1', f'data.path={toy_world}/train.csv',
+      'total_steps=20', 'optim.warmup_steps=20', 'optim.peak_rate=1e-4',
+      'log_every_steps=1', f'data.path={toy_world}/train.csv',
       'evals.retrieval.num_windows=1', 'evals.probe.num_windows=1',
       f'evals.retrieval.path={toy_world}/test_segments.csv',
       f'evals.probe.train={toy_world}/train_segments.csv',
