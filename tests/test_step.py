@@ -31,7 +31,8 @@ def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
       dtype=dtype)
 
 
-def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, **weights):
+def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, mesh=None,
+              **weights):
   """With `temperature=None` it is learnt, from 0.1."""
   numbers = (dict(fixed=dict(temperature=temperature)) if temperature else
              dict(learnt=dict(temperature=0.1)))
@@ -40,7 +41,7 @@ def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, **weight
       for pair, objective in (('video_audio', contrastive.nce),
                               ('video_text', contrastive.mil_nce))}
   return step.Task(make_model(variant), terms, optimizer or optax.adam(1e-2),
-                   optax.constant_schedule(1e-2), seed)
+                   optax.constant_schedule(1e-2), seed, mesh=mesh)
 
 
 def make_batch(b=8, seed=0):
