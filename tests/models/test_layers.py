@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import special
 
 from vatt_jax.models import layers
@@ -94,3 +95,35 @@ def test_gelu_in_bfloat16_is_the_exact_one_but_for_rounding():
   for y, true in zip(ours, exact, strict=True):
     assert (np.abs(y - true) <= 2.0 ** -8 * np.abs(true) + 1e-5).all()
   assert np.abs(ours[0][wide < -8]).max() < 1e-5
+
+
+def _grad(module):
+  """Of the squares of the output, by the parameters and the input."""
+  return jax.jit(jax.grad(lambda params, x, mask: jnp.sum(
+      module.apply({'params': params}, x, mask) ** 2), argnums=(0, 1)))
+
+
+@pytest.mark.parametrize('remat', ['dots', 'blocks'])
+def test_what_is_computed_anew_changes_no_name_and_no_gradient(remat):
+  x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
+  kept, anew = (layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
+                                   remat=kind) for kind in ('none', remat))
+  params = kept.init(jax.random.key(0), x)['params']
+  jax.tree.map(np.testing.assert_array_equal, params,
+               anew.init(jax.random.key(0), x)['params'])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+               _grad(anew)(params, x, mask), _grad(kept)(params, x, mask))
+
+
+def test_the_more_is_computed_anew_the_less_is_kept():
+  """Of eight blocks: bytes that the way there hands to the way back."""
+  x = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32)
+  kept = []
+  for remat in layers.REMAT:
+    module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    way_back = jax.eval_shape(lambda *args, m=module: jax.vjp(m.apply, *args)[1],
+                              variables, x)
+    kept.append(sum(leaf.size for leaf in jax.tree.leaves(way_back)))
+  assert list(layers.REMAT) == ['none', 'dots', 'blocks']
+  assert kept[0] > 3 * kept[1] > 3 * 3 * kept[2]

@@ -179,6 +179,13 @@ def relative_buckets(distance: jax.Array, num_buckets: int,
   return bucket + half * (distance > 0).astype(size.dtype)
 
 
+# What is kept of a block for its way back; the rest is computed anew. Of 'dots' only
+# the products of the block's matrices are kept, not those of queries with keys.
+REMAT = {'none': None,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+         'blocks': jax.checkpoint_policies.nothing_saveable}
+
+
 class Transformer(nn.Module):
   """Blocks and the last norm.  [B, N, D] -> [B, N, D]; D is that of the input.
 
@@ -187,6 +194,9 @@ class Transformer(nn.Module):
   the release's text model: every layer's scores get that bias, with distances up
   to 64 told apart; no other biases; scores not scaled; root-mean-square norms
   before attention and at the end; and the input is projected to `width` first.
+
+  `remat` of `REMAT` says what is kept for the way back, from everything to nothing
+  but what enters each block.
   """
   depth: int
   num_heads: int
@@ -196,6 +206,7 @@ class Transformer(nn.Module):
   width: int = 0             # with t5_style
   dropout_rate: float = 0.0
   attention: Callable[..., nn.Module] = Attention
+  remat: str = 'none'
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -208,9 +219,13 @@ class Transformer(nn.Module):
     if self.relative_bias:
       style = dict(max_distance=64, init=small_init) if self.t5_style else {}
       bias = RelativeBias(self.num_heads, **style, name='relative_bias')(x.shape[1])
+    block_type = Block
+    if self.remat != 'none':
+      block_type = nn.remat(Block, policy=REMAT[self.remat], static_argnums=4)
     for i in range(self.depth):
-      block = Block(self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
-                    self.attention, self.dtype, name=f'block_{i}')
+      block = block_type(self.num_heads, self.mlp_dim, self.t5_style,
+                         self.dropout_rate, self.attention, self.dtype,
+                         name=f'block_{i}')
       x = block(x, mask, bias if i == 0 or self.t5_style else None, train)
     x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
     return dropout(x, self.dropout_rate, train)
