@@ -49,7 +49,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
                 head: Settings | None = None, variant: str = 'paper',
                 dropout_rate: float | None = None, dtype: str = 'float32',
                 attention: str = 'auto', remat: str = 'none',
-                device: jax.Device | None = None
+                scan_layers: bool = False, device: jax.Device | None = None
                 ) -> multimodal.Vatt:
   """VATT, or some of its towers; modality-agnostic where there is a `shared` one.
 
@@ -74,6 +74,8 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     remat: what the Transformers keep for the way back, of `layers.REMAT`: 'none'
       recomputes nothing, 'dots' all but the products with matrices, 'blocks' all but
       the input of each block.
+    scan_layers: make the blocks of a Transformer one loop, whose program is that of
+      one block. Dropout draws otherwise.
     device: where it will run; None for this machine's.
 
   Raises:
@@ -92,7 +94,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
   if attention == 'auto':
     attention = choose_form(device or jax.devices()[0])
   style = dict(attention=functools.partial(layers.Attention, form=attention),
-               remat=remat)
+               remat=remat, scan_layers=scan_layers)
   common = dict(dropout_rate=dropout_rate, dtype=jnp.dtype(dtype))
   given = dict(video=video, audio=audio, text=text)
   modalities = {m: dict(s) for m, s in given.items() if s is not None}
