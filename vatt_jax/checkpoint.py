@@ -15,6 +15,7 @@ from typing import Any
 
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import numpy as safetensors
@@ -93,12 +94,16 @@ def _fields(state: Any) -> dict[str, Any]:
 
 
 def digest(params: Any) -> str:
-  """SHA-256 over all parameters: names, types, shapes, bytes, in order of name."""
+  """SHA-256 over all parameters: names, types, shapes, bytes, in order of name.
+
+  All hosts must ask for it, for each may hold but a part.
+  """
   sha = hashlib.sha256()
   leaves = jax.tree_util.tree_leaves_with_path(params)
   for path, leaf in sorted(((jax.tree_util.keystr(p), x) for p, x in leaves),
                            key=lambda item: item[0]):
-    array = np.ascontiguousarray(jax.device_get(leaf))
+    array = np.ascontiguousarray(
+        multihost_utils.process_allgather(leaf, tiled=True))
     sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
     sha.update(array.tobytes())
   return sha.hexdigest()

@@ -5,13 +5,16 @@ import logging as python_logging
 import pathlib
 import re
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 
 from vatt_jax import interrupt
+from vatt_jax import multi_host
 from vatt_jax.errors import UserError
 
 
@@ -35,7 +38,12 @@ def run(main: Callable[..., None], *names: str) -> None:
     except UserError as e:
       _fail(e)
     except interrupt.Interrupted as e:
-      sys.exit(128 + e.signal)
+      multi_host.leave(128 + e.signal)
+    except Exception:
+      if not jax.distributed.is_initialized():
+        raise
+      traceback.print_exc()
+      multi_host.leave(1)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -78,7 +86,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _fail(why: object) -> NoReturn:
   print('vatt_jax:', ' '.join(str(why).split()), file=sys.stderr)
-  sys.exit(2)
+  multi_host.leave(2)
 
 
 def _set_up_log() -> None:

@@ -15,6 +15,10 @@ Operations are counted in the program that JAX traces, in two ways:
   operations and reductions count, one for each element; most of them are the
   softmax over the scores. Which ones count is the profiler's own list as far as
   JAX has the like (`_ELEMENTWISE`, `_REDUCTIONS`; not erf, for one).
+
+Beside them stand the closed form (`vatt_jax.closed_form`), which must be the true
+count, and XLA's own analysis of the program before it is optimised, which counts
+elementwise operations and reductions besides (but not exp, erf and the like).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import json
 import math
@@ -34,12 +39,14 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from vatt_jax import cli
+from vatt_jax import closed_form
 from vatt_jax import recipe
 from vatt_jax.errors import UserError
 from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import multimodal
+from vatt_jax.settings import Settings
 
 _ELEMENTWISE = frozenset((
     'add', 'sub', 'mul', 'div', 'max', 'min', 'neg', 'exp', 'log', 'rsqrt', 'sqrt',
@@ -117,6 +124,17 @@ def forward(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool = Fals
   return operations(*_call(_without_dropout(model), batch, train))
 
 
+def training_flops(config: Settings) -> int:
+  """Of one training step of a recipe, by the true count.
+
+  Three times those of the forward call, on the tokens that DropToken keeps, of all
+  clips of the batch: the backward pass takes twice as many. What is computed again to
+  save memory, losses and the optimiser do not count.
+  """
+  model, clip = recipe.model_and_clip(config)
+  return 3 * forward(model, clip, train=True).true * config['batch_size']
+
+
 def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
   """A function, and its arguments, of which only shapes are known."""
   rngs = {'drop_token': jax.random.key(0)}
@@ -136,42 +154,83 @@ def _without_dropout(model):
 
 
 @dataclasses.dataclass(frozen=True)
+class Figures:
+  """Operations of a forward call, by four accounts (see the module)."""
+  true: int
+  closed_form: int
+  xla: int
+  paper: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
   """Of a table of costs.
 
   Attributes:
     part: a modality, `shared`, `head` or `total`.
     parameters: that are trained.
-    frozen: that are not, batch statistics among them.
+    closed_form: the same by formula.
+    frozen: parameters that are not trained, batch statistics among them.
     tokens: in training, after DropToken, without AGG.
     train: operations of a forward call on what DropToken keeps.
     evaluate: operations of a forward call on all tokens.
   """
   part: str
   parameters: int
+  closed_form: int
   frozen: int
   tokens: int | None = None
-  train: Operations | None = None
-  evaluate: Operations | None = None
+  train: Figures | None = None
+  evaluate: Figures | None = None
 
 
 def table(model: multimodal.Vatt, batch: Mapping[str, Any]) -> list[Row]:
   """The cost of each part of a model and of it all, for the clips of a batch."""
   trained, frozen = _parameters(model, batch)
-  rows = []
+  train, evaluate = (closed(model, batch, mode) for mode in (True, False))
+  rows, bare = [], model.clone(head=None)
+  for part in train:
+    row = Row(part, trained.get(part, 0), train[part].parameters, frozen.get(part, 0))
+    if part in model.tokenizers:
+      alone = {part: batch[part]}
+      row = dataclasses.replace(
+          row, tokens=_features(model, alone, True)['tokens'][part].shape[-2],
+          train=_figures(bare, alone, True, [train[part]]),
+          evaluate=_figures(bare, alone, False, [evaluate[part]]))
+    rows.append(row)
+  return [*rows, Row(
+      'total', sum(r.parameters for r in rows), sum(r.closed_form for r in rows),
+      sum(r.frozen for r in rows), None, _figures(model, batch, True, train.values()),
+      _figures(model, batch, False, evaluate.values()))]
+
+
+def closed(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool
+           ) -> dict[str, closed_form.Cost]:
+  """The cost of each part by formula, of a forward call on the clips of a batch."""
+  features = _features(model, batch, train)
+  parts = {m: closed_form.modality(model, m, batch[m].shape,
+                                   features['tokens'][m].shape[-2])
+           for m in model.tokenizers}
+  if 'shared' in model.backbones:
+    parts['shared'] = closed_form.shared(model)
+  if model.head is not None:
+    widths = {m: x.shape[-1] for m, x in features['pooled'].items()}
+    sentences = batch['text'].shape[1] if 'text' in widths else 0
+    parts['head'] = closed_form.head(model, widths, sentences)
+  return parts
+
+
+def _features(model, batch, train):
   bare = _without_dropout(model.clone(head=None))
-  for modality in model.tokenizers:
-    alone = {modality: batch[modality]}
-    features = jax.eval_shape(*_call(bare, alone, train=True))
-    rows.append(Row(
-        modality, trained.pop(modality, 0), frozen.pop(modality, 0),
-        features['tokens'][modality].shape[-2], forward(bare, alone, train=True),
-        forward(bare, alone)))
-  rows += [Row(part, trained.get(part, 0), frozen.get(part, 0))
-           for part in sorted(trained.keys() | frozen.keys(), reverse=True)]
-  rows.append(Row('total', sum(r.parameters for r in rows), sum(r.frozen for r in rows),
-                  None, forward(model, batch, train=True), forward(model, batch)))
-  return rows
+  return jax.eval_shape(*_call(bare, batch, train))
+
+
+def _figures(model, batch, train, parts):
+  call, variables, x = _call(_without_dropout(model), batch, train)
+  count = operations(call, variables, x)
+  xla = jax.jit(call).lower(variables, x).cost_analysis()['flops']
+  return Figures(count.true, sum(part.operations for part in parts), round(xla),
+                 count.paper)
 
 
 def _parameters(model, batch):
@@ -266,17 +325,17 @@ def _dropped(table_name, name, figure, model, batch):
 
 def as_text(rows: list[Row]) -> str:
   """The table of a model, for reading; operations in GFLOPs."""
-  head = ('', 'parameters', 'frozen', 'tokens', 'train, true', 'paper',
-          'evaluate, true', 'paper')
-  lines = [head]
+  head = ('', 'parameters', 'closed form', 'frozen', 'tokens')
+  names = ('true', 'closed form', 'XLA', "paper's")
+  lines = [(*head, *(f'{mode}: {name}' for mode in ('train', 'all') for name in names))]
   for r in rows:
-    flops = [f'{x / 1e9:,.1f}' for o in (r.train, r.evaluate) if o
-             for x in (o.true, o.paper)]
-    lines.append((r.part, f'{r.parameters:,}', f'{r.frozen:,}',
-                  '' if r.tokens is None else str(r.tokens), *flops,
-                  *[''] * (4 - len(flops))))
-  return _align(lines) + ('\n\nGFLOPs of a forward call on one clip; train: on the '
-                          'tokens that DropToken keeps.')
+    flops = [f'{x / 1e9:,.1f}' for figures in (r.train, r.evaluate) if figures
+             for x in dataclasses.astuple(figures)]
+    lines.append((r.part, f'{r.parameters:,}', f'{r.closed_form:,}', f'{r.frozen:,}',
+                  '' if r.tokens is None else str(r.tokens),
+                  *(flops or [''] * 2 * len(names))))
+  return align(lines) + ('\n\nGFLOPs of a forward call on one clip; train: on the '
+                         'tokens that DropToken keeps, all: without it.')
 
 
 def paper_as_text(cells: list[Cell]) -> str:
@@ -287,13 +346,14 @@ def paper_as_text(cells: list[Cell]) -> str:
     lines.append((c.table, c.cell, c.unit, f'{c.paper:,.{digits}f}',
                   f'{c.ours:,.{digits}f}', f'{c.ours / c.paper:.4f}',
                   '' if c.true is None else f'{c.true:,.{digits}f}'))
-  return _align(lines) + (
+  return align(lines) + (
       '\n\nours: counted as the paper counts. true: two operations for each '
       'multiply-add,\nwhere tokens are dropped before their projection. Small has '
       "the paper's 20.9 M\nwith a classifier of 700 classes, not of 600 as the others.")
 
 
-def _align(lines):
+def align(lines: Sequence[Sequence[str]]) -> str:
+  """Lines of a table, the first column to the left and the others to the right."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
       '  '.join(x.ljust(w) if i < 1 else x.rjust(w)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import signal
 from types import FrameType
 from typing import Any
@@ -25,8 +26,15 @@ class Interrupt:
   A second one does what it always did.
   """
 
-  def __init__(self):
-    self._number: int | None = None
+  def __init__(self, agree: Callable[[int], int] = lambda number: number):
+    """Takes what makes several processes stop at the same check.
+
+    Args:
+      agree: the number of this process's signal, or 0 -> that of any (`multi_host.
+        agreement`).
+    """
+    self._agree = agree
+    self._number = 0
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Interrupt:
@@ -39,8 +47,8 @@ class Interrupt:
 
   def check(self) -> None:
     """Raises Interrupted if a signal has come."""
-    if self._number is not None:
-      raise Interrupted(self._number)
+    if number := self._agree(self._number):
+      raise Interrupted(number)
 
   def _note(self, number: int, frame: FrameType | None) -> None:
     del frame

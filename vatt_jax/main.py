@@ -5,6 +5,9 @@ Any value of the recipe can be changed on the command line,
 With `--mode=eval` the recipe's `evals` are run on every checkpoint of the workdir,
 as they come, while another process trains there or after it; with `--mode=figures`
 the newest is drawn.
+
+On several hosts, the same command runs on each, with where they meet, how many they
+are and which this is (`launch/`).
 """
 
 import pathlib
@@ -15,7 +18,9 @@ from ml_collections import config_flags
 from vatt_jax import cli
 from vatt_jax import evaluate
 from vatt_jax import figures
+from vatt_jax import multi_host
 from vatt_jax import train
+from vatt_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, a file of configs/.')
@@ -28,9 +33,33 @@ _MODE = flags.DEFINE_enum(
 _ALLOW_RANDOM_HEAD = flags.DEFINE_bool(
     'allow_random_head', False,
     'With --mode=eval: evaluate a head of random weights where a checkpoint has none.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT where several processes meet: the host of process '
+    '0, and any free port of it.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', 1, 'With --coordinator: how many there are.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', 0, 'With --coordinator: which of them this is, from 0.',
+    lower_bound=0)
+_START_TIMEOUT_SECONDS = flags.DEFINE_float(
+    'start_timeout_seconds', 300, 'With --coordinator: how long to wait for all; after '
+    '20 s it is said who is missing.', lower_bound=0)
 
 
 def main() -> None:
+  if _COORDINATOR.value is None:
+    if _NUM_PROCESSES.value > 1:
+      raise UserError('--coordinator: missing; HOST:PORT, where '
+                      f'--num_processes={_NUM_PROCESSES.value} meet')
+    return _run()
+  if _MODE.value != 'train':
+    raise UserError(f'--mode={_MODE.value}: takes one process; leave out --coordinator')
+  with multi_host.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+                         _START_TIMEOUT_SECONDS.value):
+    _run()
+
+
+def _run() -> None:
   config = _CONFIG.value.to_dict()
   name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')

@@ -27,8 +27,8 @@ Rule = tuple[str, str]
 # Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
 # whose sum is the only thing exchanged; over `fsdp` every matrix.
 RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
-                           ('vocabulary', 'model'), ('width', 'fsdp'),
-                           ('vocabulary', 'fsdp'))
+                           ('vocabulary', 'model'), ('vocabulary', 'fsdp'),
+                           ('width', 'fsdp'), ('mlp', 'fsdp'))
 
 
 def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
@@ -59,8 +59,13 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
   if batch_size % shares:
     raise UserError(f'batch_size={batch_size}: expected a multiple of the {shares} '
                     'devices or groups of them that it is split over (config.mesh)')
-  return Mesh(mesh_utils.create_device_mesh(
-      tuple(sizes.values()), devices, allow_split_physical_axes=True), AXES)
+  grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True)
+  for group in grid.reshape(-1, sizes['model']):
+    if len({device.process_index for device in group}) > 1:
+      raise UserError(f'config.mesh.model={sizes["model"]}: expected a divisor of the '
+                      'number of devices of a host, for each reads rows of its own')
+  return Mesh(grid, AXES)
 
 
 def _fill(sizes: Mapping[str, int], count: int) -> dict[str, int] | None:
@@ -104,16 +109,16 @@ def of_parameters(tree: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
 
 def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
           rules: Sequence[Rule]) -> PartitionSpec:
-  """By the rules in their order, each axis of array and mesh at most once.
+  """Of each axis of the array, in their order, the first rule that fits.
 
-  What does not divide evenly stays whole.
+  The first axis first, for its pieces are gathered as they are; those of the last one
+  would have to be sorted. What does not divide evenly stays whole.
   """
-  spec: list[str | None] = [None] * len(shape)
-  for name, axis in rules:
-    for i, (size, known) in enumerate(zip(shape, names, strict=True)):
-      if (known == name and spec[i] is None and axis not in spec
-          and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0):
-        spec[i] = axis
+  spec: list[str | None] = []
+  for size, known in zip(shape, names, strict=True):
+    spec.append(next((axis for name, axis in rules if (
+        name == known and axis not in spec and mesh.shape[axis] > 1
+        and size % mesh.shape[axis] == 0)), None))
   return PartitionSpec(*spec)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from vatt_jax import checkpoint
 from vatt_jax import interrupt
+from vatt_jax import multi_host
 from vatt_jax import recipe
 from vatt_jax import sharding
 from vatt_jax import step
@@ -39,8 +40,9 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     UserError: bad input; names what is wrong.
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
-  with interrupt.Interrupt() as stop:
-    run = recipe.make(config, workdir, stop.check)
+  with interrupt.Interrupt(multi_host.agreement()) as stop:
+    with multi_host.first_alone():    # the others find what it makes
+      run = recipe.make(config, workdir, stop.check)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
       first_step = int(state.step)
@@ -192,21 +194,31 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
                   if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
-  history = writers.read_jsonl(workdir / writers.METRICS_FILE)
-  training = [row for row in history if 'train/loss' in row]
-  results |= {
-      'input/skipped_files': len(run.reader.notes.skipped),
-      'input/pictureless_files': len(run.reader.notes.pictureless),
-      'input/soundless_files': len(run.reader.notes.soundless),
-      'params/sha256': checkpoint.digest(state.params)}
-  if training:
-    results |= {
-        'train/loss': training[-1]['train/loss'],
-        'train/clips_per_second': float(np.median(
-            [row['train/clips_per_second'] for row in training]))}
-  writers.write_results(workdir, results)
-  page = workdir / 'report.html'
-  report.write(page, workdir.name, results, list(figures.learning(history)),
-               report.draw_galleries(evaluators, state))
-  print(report.as_text(results))
-  print(f'Report: {page.resolve()}')
+  digest = checkpoint.digest(state.params)
+  if multi_host.is_first():
+    results |= _of_input(run, workdir) | {'params/sha256': digest}
+    history = writers.read_jsonl(workdir / writers.METRICS_FILE)
+    training = [row for row in history if 'train/loss' in row]
+    if training:
+      results |= {
+          'train/loss': training[-1]['train/loss'],
+          'train/clips_per_second': float(np.median(
+              [row['train/clips_per_second'] for row in training]))}
+    writers.write_results(workdir, results)
+  galleries = report.draw_galleries(evaluators, state)
+  if multi_host.is_first():
+    page = workdir / 'report.html'
+    report.write(page, workdir.name, results, list(figures.learning(history)),
+                 galleries)
+    print(report.as_text(results))
+    print(f'Report: {page.resolve()}')
+
+
+def _of_input(run: recipe.Recipe, workdir: pathlib.Path) -> dict[str, int]:
+  """What was wrong with files, by all that any host has noted."""
+  notes = run.reader.notes
+  for path in workdir.glob('file_notes_*.jsonl'):
+    notes.read(path)
+  return {'input/skipped_files': len(notes.skipped),
+          'input/pictureless_files': len(notes.pictureless),
+          'input/soundless_files': len(notes.soundless)}

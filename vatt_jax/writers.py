@@ -11,6 +11,8 @@ from typing import Any
 from clu import metric_writers
 import numpy as np
 
+from vatt_jax import multi_host
+
 METRICS_FILE = 'metrics.jsonl'
 RESULTS_FILE = 'results.json'
 
@@ -80,7 +82,9 @@ def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def open_writers(workdir: str | os.PathLike[str], first_step: int
                  ) -> metric_writers.MultiWriter:
-  """TensorBoard event files and `metrics.jsonl`, both in the workdir."""
+  """TensorBoard event files and `metrics.jsonl`, both in the workdir, from one host."""
+  if not multi_host.is_first():
+    return metric_writers.MultiWriter([])
   workdir = pathlib.Path(workdir)
   return metric_writers.MultiWriter([
       metric_writers.SummaryWriter(os.fspath(workdir / 'tensorboard')),

@@ -1,5 +1,7 @@
 """vatt_jax/models/attention.py"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 from vatt_jax.errors import UserError
 from vatt_jax.models import attention
 from vatt_jax.models import build
-from vatt_jax.models import layers
 
 OTHERS = [form for form in attention.FORMS if form != 'plain']
 
@@ -21,7 +22,7 @@ def _operands(dtype=jnp.float32, scale=1.0):
 
 
 def _both_ways(form, q, k, v, dy):
-  y, backward = jax.vjp(attention.FORMS[form], q, k, v)
+  y, backward = jax.vjp(functools.partial(attention.attend, form=form), q, k, v)
   return y, *backward(dy)
 
 
@@ -56,13 +57,19 @@ def test_scores_too_large_for_exp_are_no_matter(form):
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_a_mask_counts_in_every_form(form):
-  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
-  mask = np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
-  plain, other = (layers.Attention(num_heads=2, form=f) for f in ('plain', form))
-  variables = plain.init(jax.random.key(1), x)
-  np.testing.assert_array_equal(plain.apply(variables, x, mask),
-                                other.apply(variables, x, mask))
+def test_mask_and_bias_count_in_every_form(form):
+  """Also in the gradients, of the bias too."""
+  q, k, v, dy = _operands()
+  mask = jnp.arange(13)[None, :] < jnp.array([13, 7])[:, None]
+  bias = jax.random.normal(jax.random.key(1), (3, 13, 13))
+
+  def both_ways(form):
+    y, backward = jax.vjp(
+        lambda q, k, v, bias: attention.attend(q, k, v, mask, bias, form=form),
+        q, k, v, bias)
+    return y, *backward(dy)
+  for ours, plain in zip(both_ways(form), both_ways('plain'), strict=True):
+    np.testing.assert_allclose(ours, plain, atol=1e-6 * np.abs(plain).max())
 
 
 def test_the_form_of_a_config_is_that_of_its_transformers():

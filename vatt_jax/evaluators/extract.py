@@ -8,8 +8,10 @@ import contextlib
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
+from vatt_jax import sharding
 from vatt_jax.inputs import pipeline
 
 AVERAGES = ('embeddings', 'similarities')
@@ -32,16 +34,22 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
     pick: `pick(outputs, batch)` -> tree of arrays [B, ...], what to keep.
 
   Returns:
-    The tree, of arrays [N, V, ...].
+    The tree, of arrays [N, V, ...], on every host, though each reads but its share.
   """
+  hosts = jax.process_count()
   # Closed at once if `predict` raises: its threads must not outlive the interpreter.
-  with contextlib.closing(
-      pipeline.eval_batches(reader, batch_size, num_windows, num_crops)) as batches:
-    rows = [pick(jax.device_get(predict(state, batch)), batch) for batch in batches]
+  with contextlib.closing(pipeline.eval_batches(
+      reader, batch_size, num_windows, num_crops, jax.process_index(), hosts)
+                          ) as batches:
+    rows = [multihost_utils.process_allgather(
+        pick(sharding.local_rows(predict(state, batch)), batch)) for batch in batches]
   count, views = len(reader.clips), num_windows * num_crops
+  turns = -(-count * num_windows // hosts)    # windows of each host
 
   def join(*parts: np.ndarray) -> np.ndarray:
-    whole = np.concatenate(parts)[:count * views]    # the rest fills the last
+    whole = np.concatenate(parts, axis=1)[:, :turns * num_crops]    # the rest fills up
+    whole = whole.reshape(hosts, turns, num_crops, *whole.shape[2:]).swapaxes(0, 1)
+    whole = whole.reshape(-1, *whole.shape[3:])[:count * views]
     return whole.reshape(count, views, *whole.shape[1:])
 
   return jax.tree.map(join, *rows)

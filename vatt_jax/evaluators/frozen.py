@@ -18,6 +18,7 @@ import numpy as np
 from sklearn import preprocessing
 
 from vatt_jax import checkpoint
+from vatt_jax import multi_host
 from vatt_jax import step
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
@@ -185,9 +186,10 @@ class Frozen:
       return self._extract(state)
     path = self._cache / f'{self._digest(state)}.npz'
     features = _read(path)
-    if features is None:
+    if not multi_host.all_of(features is not None):
       features = self._extract(state)
-      _write(path, features)
+      if multi_host.is_first():
+        _write(path, features)
       logging.info('Kept the features of %d clips as %s', len(self._clips), path)
     else:
       logging.info('Read the features of %d clips from %s', len(self._clips), path)

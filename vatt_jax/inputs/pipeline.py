@@ -154,10 +154,14 @@ class FileNotes:
     self.pictureless: dict[str, str] = {}
     self.soundless: dict[str, str] = {}
     if path is not None and path.exists():
-      text = path.read_text(encoding='utf-8')
-      for line in text[:text.rfind('\n') + 1].splitlines():    # a kill may cut the last
-        row = json.loads(line)
-        getattr(self, row['note'])[row['path']] = row['reason']
+      self.read(path)
+
+  def read(self, path: pathlib.Path) -> None:
+    """Takes over what another process noted in a file."""
+    text = path.read_text(encoding='utf-8')
+    for line in text[:text.rfind('\n') + 1].splitlines():    # a kill may cut the last
+      row = json.loads(line)
+      getattr(self, row['note'])[row['path']] = row['reason']
 
   def add_good(self, path: str, lacks: Mapping[str, str]) -> None:
     """Counts a file that was read; `pictureless` or `soundless` -> why it is masked."""

@@ -12,6 +12,8 @@ _MASKED = -1e9
 # The name, in the traced program, of the products of queries and keys.
 SCORES = 'attention_scores'
 
+FORMS = ('plain', 'weights', 'scores')
+
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
            bias: jax.Array | None = None,
@@ -27,44 +29,98 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     v: [B, N, A, D].
     mask: bool [B, N], False for keys that nobody may look at.
     bias: [A, N, N] (head, query, key), added to the scores.
-    drop: applied to the weights, [B, A, N, N].
-    form: of `FORMS`; with a mask, a bias or dropout it is the plain one.
+    drop: applied to the weights, [B, A, N, N]; takes the plain form.
+    form: of `FORMS`; 'scores' with a mask or a bias is 'weights'.
 
   Returns:
     [B, N, A, D].
   """
-  if mask is not None or bias is not None or drop is not None:
+  if form == 'plain' or drop is not None:
     return plain(q, k, v, mask, bias, drop)
-  return FORMS[form](q, k, v)
+  if form == 'scores' and mask is None and bias is None:
+    return from_scores(q, k, v)
+  return from_weights(q, k, v, mask, bias)
 
 
 def choose_form(device: jax.Device) -> str:
   """The form that suits a device."""
-  return 'scores' if device.platform == 'tpu' else 'plain'
+  return 'scores' if device.platform == 'tpu' else 'weights'
 
 
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
           bias: jax.Array | None = None,
           drop: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
   """`attend` by the book."""
-  scores = attention_scores(q, k).astype(jnp.float32)                # [B, A, N, N]
-  if bias is not None:
-    scores = scores + bias.astype(jnp.float32)
-  if mask is not None:
-    scores = jnp.where(mask[:, None, None, :], scores, _MASKED)
-  weights = nn.softmax(scores).astype(v.dtype)
+  q, k = by_head(q), by_head(k)
+  weights = nn.softmax(masked(products(q, k), mask, bias)).astype(v.dtype)
   if drop is not None:
     weights = drop(weights)
   return jnp.einsum('baqk,bkad->bqad', weights, v)
 
 
-def attention_scores(q: jax.Array, k: jax.Array) -> jax.Array:
-  """Products of queries and keys.  [B, N, A, D], [B, N, A, D] -> [B, A, N, N].
+def products(q: jax.Array, k: jax.Array) -> jax.Array:
+  """Of queries and keys.  [B, A, N, D], [B, A, N, D] -> [B, A, N, N].
 
   Named in the traced program, where `vatt_jax.cost` finds it by this name.
   """
   with jax.named_scope(SCORES):
-    return jnp.einsum('bqad,bkad->baqk', q, k)
+    return jnp.einsum('baqd,bakd->baqk', q, k)
+
+
+def masked(scores: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+           ) -> jax.Array:
+  """With the bias, but for keys that nobody may look at.  -> float32 [B, A, N, N]."""
+  scores = scores.astype(jnp.float32)
+  if bias is not None:
+    scores = scores + bias.astype(jnp.float32)
+  return scores if mask is None else jnp.where(mask[:, None, None, :], scores, _MASKED)
+
+
+def by_head(x: jax.Array) -> jax.Array:
+  """[B, N, A, D] <-> [B, A, N, D]."""
+  return x.transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def from_weights(q: jax.Array, k: jax.Array, v: jax.Array,
+                 mask: jax.Array | None = None, bias: jax.Array | None = None
+                 ) -> jax.Array:
+  """`attend` that keeps one [B, A, N, N] for the way back: the exponentials.
+
+  They are never divided by their sum: what they are multiplied with is, which is
+  smaller by N / D. The quickest on a CPU.
+  """
+  return _from_weights(q, k, v, mask, bias)[0]
+
+
+def _from_weights(q, k, v, mask, bias):
+  q, k, v = by_head(q), by_head(k), by_head(v)
+  scores = masked(products(q, k), mask, bias)
+  e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))      # [B, A, N, N]
+  share = 1 / jnp.sum(e, axis=-1, keepdims=True)                     # [B, A, N, 1]
+  e = e.astype(v.dtype)
+  y = share * jnp.einsum('baqk,bakd->baqd', e, v, preferred_element_type=jnp.float32)
+  return by_head(y.astype(v.dtype)), (q, k, v, mask, bias, e, share, y)
+
+
+def _from_weights_backward(saved, dy):
+  """With weights p = share * e: dv = p' dy, ds = p * (dy v' - sum(dy * y))."""
+  q, k, v, mask, bias, e, share, y = saved
+  dy = (by_head(dy) * share).astype(v.dtype)
+  along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True)
+  dv = jnp.einsum('baqd,baqk->badk', dy, e)      # this way round it is the quickest
+  dp = jnp.einsum('baqd,bakd->baqk', dy, v, preferred_element_type=jnp.float32)
+  ds = e.astype(jnp.float32) * (dp - along)
+  if mask is not None:
+    ds = jnp.where(mask[:, None, None, :], ds, 0.0)
+  dbias = None if bias is None else jnp.sum(ds, axis=0).astype(bias.dtype)
+  ds = ds.astype(q.dtype)
+  dq = jnp.einsum('baqk,bakd->baqd', ds, k)
+  dk = jnp.einsum('baqd,baqk->badk', q, ds)
+  return by_head(dq), dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2), None, dbias
+
+
+from_weights.defvjp(_from_weights, _from_weights_backward)
 
 
 @jax.custom_vjp
@@ -81,7 +137,7 @@ def from_scores(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _from_scores(q, k, v):
-  scores = attention_scores(q, k)
+  scores = products(by_head(q), by_head(k))
   highest = jnp.max(scores, axis=-1, keepdims=True).astype(jnp.float32)
   weights = _weights(scores, highest).astype(v.dtype)
   ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
@@ -110,5 +166,3 @@ def _from_scores_backward(saved, dy):
 
 
 from_scores.defvjp(_from_scores, _from_scores_backward)
-
-FORMS = {'plain': plain, 'scores': from_scores}

@@ -43,14 +43,14 @@ def rms_norm(x: jax.Array, name: str) -> jax.Array:
   return nn.RMSNorm(epsilon=1e-6, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
   """The exact form, x * Phi(x); not the approximation by tanh.
 
-  In bfloat16 by a Phi that is cheap to compute and exact beyond what it can tell.
+  In float32 whatever the type of x. Of the forward pass only x is kept.
   """
-  if x.dtype == jnp.bfloat16:
-    return _gelu_bfloat16(x)
-  return nn.gelu(x, approximate=False)
+  wide = x.astype(jnp.float32)
+  return (wide * _phi(wide, x.dtype)).astype(x.dtype)
 
 
 # log(Phi(x) / Phi(-x)) is x times a polynomial of x^2: x * Phi(x) errs by 3e-6 at most.
@@ -58,24 +58,25 @@ def gelu(x: jax.Array) -> jax.Array:
 _LOG_ODDS = (1.59565627, 7.29375714e-2, -2.49715826e-4, -6.11635745e-5, 2.23825869e-6)
 
 
-def _phi(x):
-  """The normal distribution, float32."""
-  return nn.sigmoid(x * jnp.polyval(jnp.array(_LOG_ODDS[::-1]), x * x))
+def _phi(x: jax.Array, dtype: Any) -> jax.Array:
+  """The normal distribution's share below x, as exactly as a type can tell.
+
+  To 1e-7 in float32; erfc would take longer. What bfloat16 cannot tell from it takes
+  a TPU a fifth of erf's time.
+  """
+  if dtype == jnp.bfloat16:
+    return nn.sigmoid(x * jnp.polyval(jnp.array(_LOG_ODDS[::-1]), x * x))
+  return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
 
 
-@jax.custom_jvp
-def _gelu_bfloat16(x):
+def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
   wide = x.astype(jnp.float32)
-  return (wide * _phi(wide)).astype(x.dtype)
+  density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+  slope = _phi(wide, x.dtype) + wide * density
+  return ((dy.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
-@_gelu_bfloat16.defjvp
-def _gelu_bfloat16_jvp(primals, tangents):
-  (x,), (dx,) = primals, tangents
-  wide = x.astype(jnp.float32)
-  density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
-  slope = _phi(wide) + wide * density
-  return _gelu_bfloat16(x), (slope * dx.astype(jnp.float32)).astype(x.dtype)
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from vatt_jax import checkpoint as checkpoint_lib
+from vatt_jax import multi_host
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import weights
@@ -140,7 +141,7 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
   """Notes vocabulary and config in a new workdir, the config last and whole."""
-  if (workdir / checkpoint_lib.CONFIG_FILE).exists():
+  if (workdir / checkpoint_lib.CONFIG_FILE).exists() or not multi_host.is_first():
     return
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer, classes = run.reader.tokenizer, run.reader.labels

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from absl import logging
+import jax
 
 from vatt_jax import checkpoint
 from vatt_jax.errors import UserError
@@ -101,8 +102,10 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
   """
   _build_data(data)
   clips = _clips(data)
-  notes = pipeline.FileNotes(data.max_bad_fraction, clips.num_files or None,
-                             workdir / 'file_notes.jsonl')
+  host = jax.process_index()    # each writes a file of its own
+  notes = pipeline.FileNotes(
+      data.max_bad_fraction, clips.num_files or None,
+      workdir / f'file_notes{f"_{host}" if host else ""}.jsonl')
   size = 2 if words is None else words['vocabulary_size']
   return pipeline.Reader(clips, window,
                          open_words(data, clips, size, init_from, workdir), notes,
