@@ -1,6 +1,7 @@
 """The Transformer that every tower shares (VATT, equation 2)."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -180,6 +181,13 @@ def relative_buckets(distance: jax.Array, num_buckets: int,
   return bucket + half * (distance > 0).astype(size.dtype)
 
 
+# What is kept of a block for its way back; the rest is computed anew. Of 'dots' only
+# the products of the block's matrices are kept, not those of queries with keys.
+REMAT = {'none': None,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+         'blocks': jax.checkpoint_policies.nothing_saveable}
+
+
 class Transformer(nn.Module):
   """Blocks and the last norm.  [B, N, D] -> [B, N, D]; D is that of the input.
 
@@ -188,6 +196,10 @@ class Transformer(nn.Module):
   the release's text model: every layer's scores get that bias, with distances up
   to 64 told apart; no other biases; scores not scaled; root-mean-square norms
   before attention and at the end; and the input is projected to `width` first.
+
+  `remat` of `REMAT` says what is kept for the way back, from everything to nothing
+  but what enters each block. With `scan_layers` blocks that are alike are one loop,
+  so that the program is that of one block; each still has its own parameters.
   """
   depth: int
   num_heads: int
@@ -197,6 +209,8 @@ class Transformer(nn.Module):
   width: int = 0             # with t5_style
   dropout_rate: float = 0.0
   attention: Callable[..., nn.Module] = Attention
+  remat: str = 'none'
+  scan_layers: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -209,12 +223,48 @@ class Transformer(nn.Module):
     if self.relative_bias:
       style = dict(max_distance=64, init=small_init) if self.t5_style else {}
       bias = RelativeBias(self.num_heads, **style, name='relative_bias')(x.shape[1])
-    for i in range(self.depth):
-      block = Block(self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
-                    self.attention, self.dtype, name=f'block_{i}')
+    unrolled = self.depth
+    if self.scan_layers and not self.is_initializing():
+      # Of the paper's text model the first block alone has a bias.
+      unrolled = int(self.relative_bias and not self.t5_style)
+    block_type = Block
+    if self.remat != 'none':
+      block_type = nn.remat(Block, policy=REMAT[self.remat], static_argnums=4)
+    for i in range(unrolled):
+      block = block_type(*self._block_settings(), name=f'block_{i}')
       x = block(x, mask, bias if i == 0 or self.t5_style else None, train)
+    if unrolled < self.depth:
+      x = self._scan(range(unrolled, self.depth), x, mask,
+                     bias if self.t5_style else None, train)
     x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
     return dropout(x, self.dropout_rate, train)
+
+
+  def _block_settings(self) -> tuple[Any, ...]:
+    return (self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
+            self.attention, self.dtype)
+
+  def _scan(self, numbers: Sequence[int], x: jax.Array, mask: jax.Array | None,
+            bias: jax.Array | None, train: bool) -> jax.Array:
+    """The blocks of these numbers, as a loop over a stack of their parameters."""
+    def stack(*params):    # of matrices what is computed with; norms want all of it
+      return jnp.stack([p.astype(self.dtype) if p.ndim > 1 else p for p in params])
+
+    params = jax.tree.map(stack, *(self.get_variable('params', f'block_{i}')
+                                   for i in numbers))
+    keys = None
+    if train and self.dropout_rate:
+      keys = jax.random.split(self.make_rng('dropout'), len(numbers))
+    block = Block(*self._block_settings(), parent=None)
+
+    def apply(x, layer):
+      params, key = layer
+      return block.apply({'params': params}, x, mask, bias, train,
+                         rngs={} if key is None else dict(dropout=key)), None
+
+    if self.remat != 'none':
+      apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=False)
+    return jax.lax.scan(apply, x, (params, keys))[0]
 
 
 class Aggregator(nn.Module):
