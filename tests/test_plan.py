@@ -129,7 +129,7 @@ def test_plans_stand_side_by_side():
   memory = next(line for line in text.splitlines() if line.startswith('memory'))
   assert memory.split()[-2:] == ['8.00', '48.00']
   assert 'needs 48.00 GiB a core of 16.00, 32.00 too many' in text
-  assert 'fits with --config.num_parts=2: 8.00 GiB' in text
+  assert 'fits with config.num_parts=2: 8.00 GiB' in text
   assert 'models/layers.py:129' in text and '50.0%' in text
   names = good.as_json()
   assert names.keys() == tried.as_json().keys() >= {
@@ -194,9 +194,16 @@ def test_the_command_agrees_with_a_count_of_the_kept_program(tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_the_command_says_what_would_make_a_step_fit():
-  code, out, err = run('--topology=v3:2x2', '--batch_size=65536')
+  """A table of words that is too large whole, with Adam's moments, but not in parts."""
+  code, out, err = run('--topology=v3:2x2', '--batch_size=64', '--json',
+                       '--config.model.text.vocabulary_size=33554432')
   assert code == 0, err
-  assert 'does not fit: needs' in out and '  fits with --config.num_parts=' in out
+  (found,) = json.loads(out)
+  assert not found['fits'] and found['predicted_step_seconds'] is None
+  assert found['hbm_bytes_per_core'] > found['hbm_limit_bytes'] > 15 * 2 ** 30
+  last = found['tries'][-1]
+  assert last['fits'] and last['settings']['mesh.fsdp'] == 8
+  assert last['hbm_bytes_per_core'] < found['hbm_limit_bytes']
 
 
 @pytest.mark.parametrize(('flag', 'said'), [

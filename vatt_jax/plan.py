@@ -252,7 +252,7 @@ def _keep_stderr(file: str) -> None:
 
 
 def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
-  """Settings that save memory, those that cost least time first."""
+  """Settings that save memory, in the order in which to try them."""
   known = ('none', 'dots', 'blocks')
   remat = config['model'].get('remat', 'none')
   for policy in known[known.index(remat) + 1:] if remat in known else ():
@@ -285,7 +285,7 @@ def try_to_fit(config: Settings, plan: Plan,
   needed = plan.hbm_bytes_per_core
   for key, value in remedies(config):
     changed = set_key(config, key, value)
-    logging.info('does not fit; trying --config.%s=%s', key, value)
+    logging.info('does not fit; trying config.%s=%r', key, value)
     try:
       found = make_plan(changed, plan.topology)
     except UserError as e:
@@ -348,7 +348,7 @@ def _shortage(plan: Plan) -> str:
           f'{plan.hbm_limit_bytes / gib:.2f}, '
           f'{(plan.hbm_bytes_per_core - plan.hbm_limit_bytes) / gib:.2f} too many')
   for attempt in plan.tries:
-    settings = ' '.join(f'--config.{k}={v}' for k, v in attempt.settings.items())
+    settings = ', '.join(f'config.{k}={v!r}' for k, v in attempt.settings.items())
     text += (f'\n  {"fits" if attempt.fits else "does not fit"} with {settings}: '
              f'{attempt.hbm_bytes_per_core / gib:.2f} GiB')
   return text
