@@ -188,3 +188,24 @@ def test_a_loop_keeps_what_it_is_told_to_keep():
     memory.append(_grad(module).lower(params, x, None).compile().memory_analysis()
                   .temp_size_in_bytes)
   assert memory[0] > 2 * memory[1] > 2 * 1.2 * memory[2]
+
+
+def test_gelu_and_its_slope_are_exact_to_float32():
+  x = np.linspace(-8, 8, 2001, dtype=np.float32)
+  wide = x.astype(np.float64)
+  density = np.exp(-0.5 * wide ** 2) / np.sqrt(2 * np.pi)
+  np.testing.assert_allclose(layers.gelu(jnp.asarray(x)), wide * special.ndtr(wide),
+                             atol=1.5e-6)
+  np.testing.assert_allclose(jax.grad(lambda x: layers.gelu(x).sum())(jnp.asarray(x)),
+                             special.ndtr(wide) + wide * density, atol=1e-6)
+
+
+def test_attention_drops_weights_and_scales_up_the_others():
+  x = _x(2, 5, 8)
+  module = layers.Attention(num_heads=2, dropout_rate=0.5)
+  variables = module.init(jax.random.key(0), x)
+  whole = module.apply(variables, x)
+  draw = lambda key: module.apply(variables, x, train=True, rngs={'dropout': key})
+  draws = jax.vmap(draw)(jax.random.split(jax.random.key(1), 400))
+  assert not np.allclose(draws[0], whole)
+  np.testing.assert_allclose(draws.mean(axis=0), whole, atol=0.15)
