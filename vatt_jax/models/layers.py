@@ -28,8 +28,63 @@ def small_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
   return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
-def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Dense:
-  return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
+class Dense(nn.Module):
+  """Linear layer.  [..., inputs] -> [..., features].
+
+  Attributes:
+    features: one axis, or several.
+    use_bias: add one.
+    num_inputs: how many axes the inputs are.
+    dtype: compute type.
+  """
+  features: int | Sequence[int]
+  use_bias: bool = True
+  num_inputs: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    features = self.features
+    features = (features,) if isinstance(features, int) else tuple(features)
+    inputs = x.shape[-self.num_inputs:]
+
+    def init(key, shape):
+      flat = math.prod(inputs), math.prod(features)
+      return kernel_init(key, flat).reshape(shape)
+
+    kernel = self.param('kernel', init, (*inputs, *features)).astype(self.dtype)
+    y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_inputs)
+    if not self.use_bias:
+      return y
+    bias = self.param('bias', nn.initializers.zeros, features)
+    return add_bias(y, bias.astype(self.dtype))
+
+
+def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
+  return Dense(features, use_bias, dtype=dtype, name=name)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """[..., features], [features] -> [..., features]."""
+  return x + bias
+
+
+def _add_bias_backward(rank: int, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The bias's gradient, summed in float32: of bfloat16 by a matrix product.
+
+  A TPU adds bfloat16 slowly and, left to itself, in bfloat16.
+  """
+  lead = dy.shape[:dy.ndim - rank]
+  if dy.dtype == jnp.bfloat16:
+    total = jnp.tensordot(jnp.ones(lead, dy.dtype), dy, len(lead),
+                          preferred_element_type=jnp.float32)
+  else:
+    total = jnp.sum(dy, axis=tuple(range(len(lead))))
+  return dy, total.astype(dy.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias.ndim), _add_bias_backward)
 
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:
@@ -107,9 +162,8 @@ class Attention(nn.Module):
       train: drop weights.
     """
     d = x.shape[-1]
-    kwargs = dict(use_bias=not self.t5_style, kernel_init=kernel_init,
-                  dtype=self.dtype)
-    project = lambda name: nn.DenseGeneral(
+    kwargs = dict(use_bias=not self.t5_style, dtype=self.dtype)
+    project = lambda name: Dense(
         (self.num_heads, d // self.num_heads), name=name, **kwargs)(x)
     q, k, v = (project(name) for name in ('query', 'key', 'value'))  # [B, N, A, D/A]
     if not self.t5_style:
@@ -118,7 +172,7 @@ class Attention(nn.Module):
     if train and self.dropout_rate:
       drop = lambda weights: dropout(weights, self.dropout_rate, train)
     y = attention.attend(q, k, v, mask, bias, drop, self.form)
-    return nn.DenseGeneral(d, axis=(-2, -1), name='out', **kwargs)(y)
+    return Dense(d, num_inputs=2, name='out', **kwargs)(y)
 
 
 class Block(nn.Module):
@@ -238,7 +292,6 @@ class Transformer(nn.Module):
                      bias if self.t5_style else None, train)
     x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
     return dropout(x, self.dropout_rate, train)
-
 
   def _block_settings(self) -> tuple[Any, ...]:
     return (self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
