@@ -26,8 +26,40 @@ def small_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
   return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., K], [K, N] -> [..., N].
+
+  The kernel's gradient is computed with the longer side last, which is up to a
+  third quicker on a CPU.
+  """
+  return x @ kernel
+
+
+def _product_backward(saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+  x, kernel = saved
+  over = tuple(range(x.ndim - 1))
+  sum_of_outer = lambda a, b: jax.lax.dot_general(a, b, ((over, over), ((), ())))
+  if kernel.shape[0] > kernel.shape[1]:
+    # Or else XLA would move the transposition back into the product.
+    dkernel = jax.lax.optimization_barrier(sum_of_outer(dy, x)).T
+  else:
+    dkernel = sum_of_outer(x, dy)
+  return dy @ kernel.T, dkernel
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
+def _dot_general(x, kernel, dimension_numbers, **_):
+  """`product` as `nn.Dense` calls it."""
+  del dimension_numbers
+  return product(x, kernel)
+
+
 def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Dense:
-  return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
+  return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init,
+                  dot_general=_dot_general, name=name)
 
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:

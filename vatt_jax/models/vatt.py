@@ -76,7 +76,7 @@ class PatchProjection(nn.Module):
     kernel = self.param('kernel', init, (*self.sides, self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
-    return patches @ kernel.reshape(-1, self.width) + bias
+    return layers.product(patches, kernel.reshape(-1, self.width)) + bias
 
 
 class RawTokenizer(nn.Module):
