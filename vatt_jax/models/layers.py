@@ -239,7 +239,6 @@ class Transformer(nn.Module):
     x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
     return dropout(x, self.dropout_rate, train)
 
-
   def _block_settings(self) -> tuple[Any, ...]:
     return (self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
             self.attention, self.dtype)
