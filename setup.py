@@ -47,6 +47,7 @@ EXTRAS = {
     'cuda': ['jax[cuda13]'],
     'prep': PREP,
     'plan': ['jax[tpu]'],                # brings the TPU's compiler, on any machine
+    'bench': ['torch>=2.6', 'timm>=1.0,<2'],    # what benchmarks/step.py compares with
     'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
              'imageio-ffmpeg>=0.6,<1',    # an FFmpeg to compare with
              *PREP],

@@ -49,6 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.batch_size = 64
   c.num_parts = 1
   c.log_every_steps = 100
+  c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
   c.average_decay = 0.0
 

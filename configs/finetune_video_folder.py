@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
   c.batch_size = 16
   c.num_parts = 1
   c.log_every_steps = 20
+  c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
   c.average_decay = 0.0
 

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
   c.total_steps = 2000
   c.batch_size = 16
   c.log_every_steps = 20
+  c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
 
   # Folders as one finds them hold things that are no films.

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   c.total_steps = 2600
   c.batch_size = 32
   c.log_every_steps = 50
+  c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
 
   c.data = dict(path=f'{ROOT}/train.csv', captions='train_captions.csv',

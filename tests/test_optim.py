@@ -82,6 +82,25 @@ def test_momentum_adds_up_as_in_the_release():
   assert frozen is None
 
 
+@pytest.mark.parametrize('name', ['adam', 'sgd'])
+def test_a_state_in_bfloat16_moves_the_parameters_as_one_in_float32(name):
+  """Within what bfloat16 can tell, over a hundred steps; a second moment is float32."""
+  moved, dtypes = {}, {}
+  for state_dtype in optim.STATE_DTYPES:
+    update = optim.build(100, 0.1, 0.1, 0, name=name, state_dtype=state_dtype).update
+    state, p = update.init(jnp.zeros(3)), jnp.zeros(3)
+    step = jax.jit(update.update)
+    for t in range(100):
+      updates, state = step(jnp.array([1.0, 0.3, 1e-3]) + 0.5 * jnp.sin(t), state, p)
+      p += updates
+    moved[state_dtype] = p
+    dtypes[state_dtype] = [x.dtype.name for x in jax.tree.leaves(state) if x.ndim]
+  np.testing.assert_allclose(moved['bfloat16'], moved['float32'], rtol=3e-3, atol=1e-2)
+  assert dtypes['float32'] == ['float32'] * len(dtypes['float32'])
+  assert dtypes['bfloat16'] == (['bfloat16', 'float32'] if name == 'adam' else
+                                ['bfloat16'])
+
+
 def test_the_first_rule_that_fits_says_the_share_of_the_rate():
   moved = _step(rules=(('backbones_video/block_0', 0.0), ('backbones', 0.1),
                        ('.*', 2.0)))
@@ -143,3 +162,8 @@ def test_a_setting_that_cannot_be_is_named(settings, message):
 def test_a_setting_of_the_other_optimiser_is_named():
   with pytest.raises(UserError, match=r'config\.optim\.b1: nobody takes this key'):
     optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)
+
+
+def test_a_type_that_no_state_has_is_named():
+  with pytest.raises(UserError, match=r"config\.optim: state_dtype='half': expected"):
+    optim.build(10, 1.0, 1.0, 0, state_dtype='half')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
       dtype=dtype)
 
 
-def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, **weights):
+def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, mesh=None,
+              **weights):
   """With `temperature=None` it is learnt, from 0.1."""
   numbers = (dict(fixed=dict(temperature=temperature)) if temperature else
              dict(learnt=dict(temperature=0.1)))
@@ -40,7 +42,7 @@ def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, **weight
       for pair, objective in (('video_audio', contrastive.nce),
                               ('video_text', contrastive.mil_nce))}
   return step.Task(make_model(variant), terms, optimizer or optax.adam(1e-2),
-                   optax.constant_schedule(1e-2), seed)
+                   optax.constant_schedule(1e-2), seed, mesh=mesh)
 
 
 def make_batch(b=8, seed=0):
@@ -210,6 +212,21 @@ def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
     assert jnp.sum(a * b, -1).min() > 0.98
 
 
+def test_a_bfloat16_step_adds_up_in_float32_and_consumes_the_old_state():
+  """Loss, gradients and parameters; its products are bfloat16 none the less."""
+  seen = []
+  spy = optax.stateless(lambda grads, _: seen.append(grads) or grads)
+  task = make_task(optimizer=optax.chain(spy, optax.adam(1e-2)))
+  task = dataclasses.replace(task, model=make_model(dtype='bfloat16'))
+  state = task.init(make_batch())
+  program = str(jax.make_jaxpr(task.train_step)(state, make_batch()))
+  assert re.search(r'bf16\[[\d,]*\] = dot_general', program)
+  new, metrics = task.train_step(state, make_batch())
+  numbers = {x.dtype.name for x in jax.tree.leaves((new.params, metrics, seen[0]))}
+  assert numbers == {'float32'}
+  assert all(x.is_deleted() for x in jax.tree.leaves(state))
+
+
 def test_a_learnt_temperature_is_learnt_and_told():
   task = make_task(temperature=None)
   state, metrics = task.train_step(task.init(make_batch()), make_batch())
@@ -296,20 +313,24 @@ def test_a_film_that_is_not_there_teaches_no_class():
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
-def assert_parts_change_nothing(task, batch, num_parts=4):
-  """Whole and in parts, of plain gradient descent, to 1e-4 of the largest gradient.
+def assert_moved_alike(ours, theirs, before):
+  """To 1e-4 of how far plain gradient descent moved a parameter.
 
-  By so much the whole step differs from itself where the compiler optimises otherwise.
+  By so much a step differs from itself where the compiler optimises otherwise.
   """
+  ours, theirs, before = map(_flat, (ours, theirs, before))
+  for key, value in theirs.items():
+    scale = abs(value - before[key]).max()
+    np.testing.assert_allclose(ours[key], value, rtol=1e-6,
+                               atol=max(1e-4 * scale, 5e-6), err_msg=key)
+
+
+def assert_parts_change_nothing(task, batch, num_parts=4):
   task = dataclasses.replace(task, optimizer=optax.sgd(1.0))
   (whole, expected), (split, metrics) = (
       dataclasses.replace(task, num_parts=n).train_step(task.init(batch), batch)
       for n in (1, num_parts))
-  before = _flat(task.init(batch))
-  for key, value in _flat(whole).items():
-    scale = abs(value - before[key]).max()    # of the gradient
-    np.testing.assert_allclose(_flat(split)[key], value, rtol=1e-6,
-                               atol=max(1e-4 * scale, 5e-6), err_msg=key)
+  assert_moved_alike(split, whole, task.init(batch))
   for key, value in metrics.items():
     np.testing.assert_allclose(value, expected[key], rtol=2e-5, err_msg=key)
 
@@ -344,6 +365,34 @@ def test_a_classified_batch_in_parts_is_the_same_step():
                has_audio=np.arange(8) != 2,
                label=np.eye(3, dtype=bool)[np.arange(8) % 3])
   assert_parts_change_nothing(task, batch, num_parts=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', [dict(), dict(data=1, fsdp=2)])
+def test_all_that_saves_memory_together_is_the_same_step(mesh):
+  """On two devices: parts, chunks, a loop over layers, activations made anew."""
+  size = dict(width=16, depth=3, num_heads=2, mlp_dim=32)
+  batch = make_batch()
+  states = []
+  for saving in (False, True):
+    model = build.build_model(
+        video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **size),
+        audio=dict(patch=(16,), drop_token_rate=0.5, **size),
+        text=dict(vocabulary_size=32, **size),
+        head=dict(video_audio_dim=12, video_text_dim=10),
+        **(dict(remat='blocks', scan_layers=True) if saving else {}))
+    terms = {pair: step.Term(
+        functools.partial(objective, form='asymmetric', num_chunks=2 if saving else 1),
+        fixed=dict(temperature=0.1)) for pair, objective in (
+            ('video_audio', contrastive.nce), ('video_text', contrastive.mil_nce))}
+    task = step.Task(model, terms, optax.sgd(1.0), optax.constant_schedule(1.0), 0,
+                     num_parts=2 if saving else 1)
+    placed = batch
+    if saving:
+      task = dataclasses.replace(task, mesh=sharding.make_mesh(8, **mesh))
+      placed = sharding.to_devices(batch, task.mesh)
+    states.append(task.train_step(task.init(batch), placed)[0])
+  assert_moved_alike(*states[::-1], task.init(batch))
 
 
 def test_parts_take_less_memory():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import logging as python_logging
+import os
 import pathlib
 import re
 import sys
@@ -27,6 +28,7 @@ def run(main: Callable[..., None], *names: str) -> None:
   """
   def guarded(argv: list[str]) -> None:
     _set_up_log()
+    _keep_compiled()
     try:
       _, *arguments = argv
       if len(arguments) > len(names):
@@ -87,6 +89,14 @@ def _parse(argv: list[str]) -> list[str]:
 def _fail(why: object) -> NoReturn:
   print('vatt_jax:', ' '.join(str(why).split()), file=sys.stderr)
   multi_host.leave(2)
+
+
+def _keep_compiled() -> None:
+  """Keeps compiled programs for the next run, if JAX is not told where already."""
+  if jax.config.jax_compilation_cache_dir is None:
+    caches = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update('jax_compilation_cache_dir', str(
+        pathlib.Path(caches) / 'vatt_jax' / 'compiled'))
 
 
 def _set_up_log() -> None:

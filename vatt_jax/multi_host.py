@@ -65,6 +65,10 @@ class _Peer:
     except (OSError, ValueError):
       return None
 
+  def close(self) -> None:
+    self._lines.close()
+    self._connection.close()
+
 
 @contextlib.contextmanager
 def joined(coordinator: str, num_processes: int, process_id: int,
@@ -90,7 +94,10 @@ def joined(coordinator: str, num_processes: int, process_id: int,
   here = dict(process_id=process_id, num_processes=num_processes,
               host=socket.gethostname())
   meet = _gather if process_id == 0 else _report
-  peers, hosts = meet(host, int(port), here, time.monotonic() + start_timeout_seconds)
+  with contextlib.ExitStack() as stack:
+    peers, hosts = meet(host, int(port), here,
+                        time.monotonic() + start_timeout_seconds, stack)
+    stack.pop_all()    # they stay open as long as the process lives
   jax.distributed.initialize(
       coordinator, num_processes, process_id, cluster_detection_method='deactivate',
       initialization_timeout=int(start_timeout_seconds),
@@ -110,8 +117,8 @@ def joined(coordinator: str, num_processes: int, process_id: int,
   watch.part()
 
 
-def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float
-            ) -> tuple[dict[int, _Peer], dict[int, str]]:
+def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float,
+            stack: contextlib.ExitStack) -> tuple[dict[int, _Peer], dict[int, str]]:
   """Process 0: waits for all others.  -> connections, and names of the hosts."""
   where, count = f'{host}:{port}', here['num_processes']
   peers, hosts = {}, {0: here['host']}
@@ -145,7 +152,7 @@ def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float
           peer.send(waiting=missing())
       server.settimeout(0.2)
       with contextlib.suppress(TimeoutError):
-        peer, theirs = _accept(server)
+        peer, theirs = _accept(server, stack)
         if theirs is None:    # a stranger
           continue
         if theirs['num_processes'] != count or theirs['process_id'] in hosts:
@@ -159,17 +166,18 @@ def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float
   return peers, hosts
 
 
-def _accept(server: socket.socket) -> tuple[_Peer, dict[str, Any] | None]:
+def _accept(server: socket.socket, stack: contextlib.ExitStack
+            ) -> tuple[_Peer, dict[str, Any] | None]:
   connection, _ = server.accept()
-  peer = _Peer(connection)
+  peer = stack.enter_context(contextlib.closing(_Peer(connection)))
   connection.settimeout(5)
   theirs = peer.receive()
   connection.settimeout(None)
   return peer, theirs if theirs and 'num_processes' in theirs else None
 
 
-def _report(host: str, port: int, here: Mapping[str, Any], deadline: float
-            ) -> tuple[dict[int, _Peer], dict[int, str]]:
+def _report(host: str, port: int, here: Mapping[str, Any], deadline: float,
+            stack: contextlib.ExitStack) -> tuple[dict[int, _Peer], dict[int, str]]:
   """The others: reports to process 0, and waits until all have."""
   silent = (f'--coordinator={host}:{port}: does not answer; is process 0 running '
             f'there, and can {here["host"]} reach it?')
@@ -186,7 +194,7 @@ def _report(host: str, port: int, here: Mapping[str, Any], deadline: float
         tell += _TELL_SECONDS
         logging.warning('Waiting: %s', silent)
       time.sleep(0.2)
-  peer = _Peer(connection)
+  peer = stack.enter_context(contextlib.closing(_Peer(connection)))
   peer.send(**here)
   while True:
     message = peer.receive() or dict(
@@ -220,6 +228,8 @@ class _Watch:
       peer.send(done=True)
     for thread in self._threads:
       thread.join()
+    for peer in self._peers.values():
+      peer.close()
     jax.distributed.shutdown()
 
   def _listen(self, other: int) -> None:

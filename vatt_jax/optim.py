@@ -13,6 +13,7 @@ from typing import NamedTuple
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vatt_jax.errors import UserError
@@ -133,16 +134,41 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
   return Optimizer(update, schedule, frozen)
 
 
+STATE_DTYPES = ('float32', 'bfloat16')
+
+
 def adam(schedule: optax.Schedule, b1: float = 0.9, b2: float = 0.999,
-         eps: float = 1e-7) -> optax.GradientTransformation:
-  """Adam, with the release's epsilon."""
-  return optax.adam(schedule, b1, b2, eps)
+         eps: float = 1e-7, state_dtype: str = 'float32'
+         ) -> optax.GradientTransformation:
+  """Adam, with the release's epsilon.
+
+  Of the moments only the first is kept in `state_dtype`. The second moves by a
+  thousandth (1 - b2) a step, less than bfloat16 can tell, and would stand still.
+  """
+  return optax.adam(schedule, _factor(b1, state_dtype), b2, eps, mu_dtype=state_dtype)
 
 
-def sgd(schedule: optax.Schedule, momentum: float = 0.9
+def sgd(schedule: optax.Schedule, momentum: float = 0.9, state_dtype: str = 'float32'
         ) -> optax.GradientTransformation:
-  """Gradient descent with (not Nesterov's) momentum: VATT's fine-tuning."""
-  return optax.sgd(schedule, momentum)
+  """Gradient descent with (not Nesterov's) momentum: VATT's fine-tuning.
+
+  The momentum is kept in `state_dtype`.
+  """
+  return optax.sgd(schedule, _factor(momentum, state_dtype),
+                   accumulator_dtype=state_dtype)
+
+
+def _factor(decay: float, state_dtype: str) -> float | np.float32:
+  """What a state of that type is multiplied by.
+
+  Raises:
+    ValueError: a state is not kept in such a type.
+  """
+  if state_dtype not in STATE_DTYPES:
+    raise ValueError(f'state_dtype={state_dtype!r}: expected one of '
+                     f'{", ".join(STATE_DTYPES)}')
+  # A Python number would become a bfloat16 too, 0.9 for example 0.898.
+  return decay if state_dtype == 'float32' else np.float32(decay)
 
 
 _OPTIMIZERS = {'adam': adam, 'sgd': sgd}

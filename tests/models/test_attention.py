@@ -72,6 +72,13 @@ def test_mask_and_bias_count_in_every_form(form):
     np.testing.assert_allclose(ours, plain, atol=1e-6 * np.abs(plain).max())
 
 
+@pytest.mark.parametrize('form', OTHERS)
+def test_the_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
+  q, k, v, _ = _operands()
+  _, backward = jax.vjp(functools.partial(attention.attend, form=form), q, k, v)
+  assert [x.size for x in jax.tree.leaves(backward)].count(2 * 3 * 13 * 13) == 1
+
+
 def test_the_form_of_a_config_is_that_of_its_transformers():
   tower = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
   for name in attention.FORMS:

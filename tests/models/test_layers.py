@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import special
 
 from vatt_jax.models import layers
@@ -94,3 +95,130 @@ def test_gelu_in_bfloat16_is_the_exact_one_but_for_rounding():
   for y, true in zip(ours, exact, strict=True):
     assert (np.abs(y - true) <= 2.0 ** -8 * np.abs(true) + 1e-5).all()
   assert np.abs(ours[0][wide < -8]).max() < 1e-5
+
+
+def _grad(module):
+  """Of the output's sines (squares of what is normalised add up to a constant)."""
+  return jax.jit(jax.grad(lambda params, x, mask: jnp.sum(jnp.sin(
+      module.apply({'params': params}, x, mask))), argnums=(0, 1)))
+
+
+def _assert_same(ours, theirs):
+  """To 1e-6 of the largest number: a key's bias has no gradient but for rounding."""
+  largest = max(abs(x).max() for x in jax.tree.leaves(theirs))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-6 * largest), ours, theirs)
+
+
+@pytest.mark.parametrize('remat', ['dots', 'blocks'])
+def test_what_is_computed_anew_changes_no_name_and_no_gradient(remat):
+  x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
+  kept, anew = (layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
+                                   remat=kind) for kind in ('none', remat))
+  params = kept.init(jax.random.key(0), x)['params']
+  jax.tree.map(np.testing.assert_array_equal, params,
+               anew.init(jax.random.key(0), x)['params'])
+  _assert_same(_grad(anew)(params, x, mask), _grad(kept)(params, x, mask))
+
+
+def test_the_more_is_computed_anew_the_less_is_kept():
+  """Of eight blocks: bytes that the way there hands to the way back."""
+  x = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32)
+  kept = []
+  for remat in layers.REMAT:
+    module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    way_back = jax.eval_shape(lambda *args, m=module: jax.vjp(m.apply, *args)[1],
+                              variables, x)
+    kept.append(sum(leaf.size for leaf in jax.tree.leaves(way_back)))
+  assert list(layers.REMAT) == ['none', 'dots', 'blocks']
+  assert kept[0] > 3 * kept[1] > 3 * 3 * kept[2]
+
+
+@pytest.mark.parametrize('style, remat', [
+    (dict(), 'none'), (dict(), 'blocks'), (dict(relative_bias=True), 'dots'),
+    (dict(relative_bias=True, t5_style=True, width=8), 'none')])
+def test_a_loop_over_layers_changes_no_name_and_no_gradient(style, remat):
+  x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
+  size = dict(depth=3, num_heads=2, mlp_dim=16)
+  unrolled = layers.Transformer(**size, **style)
+  loop = layers.Transformer(**size, **style, remat=remat, scan_layers=True)
+  params = unrolled.init(jax.random.key(0), x)['params']
+  jax.tree.map(np.testing.assert_array_equal, params,
+               loop.init(jax.random.key(0), x)['params'])
+  params = jax.tree.map(lambda p: p + 0.1 * _x(*p.shape, seed=3), params)
+  _assert_same(_grad(loop)(params, x, mask), _grad(unrolled)(params, x, mask))
+
+
+def test_a_loop_drops_other_activations_in_every_layer():
+  """And bfloat16 towers keep their norms' parameters in float32."""
+  x, key = _x(2, 5, 8), jax.random.key(1)
+  module = layers.Transformer(depth=3, num_heads=2, mlp_dim=16, dropout_rate=0.5,
+                              scan_layers=True, dtype=jnp.bfloat16)
+  variables = module.init(jax.random.key(0), x)
+  apply = lambda depth, train: module.clone(depth=depth).apply(
+      variables, x.astype(jnp.bfloat16), None, train, rngs={'dropout': key})
+  program = jax.make_jaxpr(lambda: apply(3, True))()
+  (loop,) = [e for e in program.eqns if e.primitive.name == 'scan']
+  assert loop.params['length'] == 3
+  types = {str(v.aval.dtype) for v in loop.invars}
+  assert any('key' in t for t in types) and {'bfloat16', 'float32'} <= types
+  assert (apply(3, True) != apply(3, False)).any()
+
+
+def test_the_program_of_a_loop_is_that_of_one_layer():
+  """As many matrix products, whatever the depth."""
+  x = _x(2, 5, 8)
+
+  def products(depth):
+    module = layers.Transformer(depth, num_heads=2, mlp_dim=16, relative_bias=True,
+                                remat='blocks', scan_layers=True)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)['params']
+    return str(jax.make_jaxpr(_grad(module))(params, x, None)).count('dot_general')
+  assert products(3) == products(12) > 0
+
+
+def test_a_loop_keeps_what_it_is_told_to_keep():
+  """Memory of a compiled gradient; a CPU's compiler undoes `remat` without a loop."""
+  x, memory = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32), []
+  for remat in layers.REMAT:
+    module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat,
+                                scan_layers=True)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)['params']
+    memory.append(_grad(module).lower(params, x, None).compile().memory_analysis()
+                  .temp_size_in_bytes)
+  assert memory[0] > 2 * memory[1] > 2 * 1.2 * memory[2]
+
+
+def test_gelu_and_its_slope_are_exact_to_float32():
+  x = np.linspace(-8, 8, 2001, dtype=np.float32)
+  wide = x.astype(np.float64)
+  density = np.exp(-0.5 * wide ** 2) / np.sqrt(2 * np.pi)
+  np.testing.assert_allclose(layers.gelu(jnp.asarray(x)), wide * special.ndtr(wide),
+                             atol=1.5e-6)
+  np.testing.assert_allclose(jax.grad(lambda x: layers.gelu(x).sum())(jnp.asarray(x)),
+                             special.ndtr(wide) + wide * density, atol=1e-6)
+
+
+def test_attention_drops_weights_and_scales_up_the_others():
+  x = _x(2, 5, 8)
+  module = layers.Attention(num_heads=2, dropout_rate=0.5)
+  variables = module.init(jax.random.key(0), x)
+  whole = module.apply(variables, x)
+  draw = lambda key: module.apply(variables, x, train=True, rngs={'dropout': key})
+  draws = jax.vmap(draw)(jax.random.split(jax.random.key(1), 400))
+  assert not np.allclose(draws[0], whole)
+  np.testing.assert_allclose(draws.mean(axis=0), whole, atol=0.15)
+
+
+@pytest.mark.parametrize('dtype, tolerance', [
+    (jnp.float32, 1e-6), (jnp.bfloat16, 4e-3)])
+def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, tolerance):
+  """Of bfloat16 too: 4096 numbers near 1 would add up to 256 in it."""
+  dy = (1 + 0.1 * _x(4, 1024, 2, 3)).astype(dtype)
+  _, backward = jax.vjp(layers.add_bias, jnp.zeros_like(dy), jnp.zeros((2, 3), dtype))
+  dx, dbias = backward(dy)
+  np.testing.assert_array_equal(dx, dy)
+  assert dbias.dtype == dtype
+  np.testing.assert_allclose(np.asarray(dbias, np.float64),
+                             np.asarray(dy, np.float64).sum((0, 1)), rtol=tolerance)

@@ -48,7 +48,8 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
                 text: Settings | None = None, shared: Settings | None = None,
                 head: Settings | None = None, variant: str = 'paper',
                 dropout_rate: float | None = None, dtype: str = 'float32',
-                attention: str = 'auto', device: jax.Device | None = None
+                attention: str = 'auto', remat: str = 'none',
+                scan_layers: bool = False, device: jax.Device | None = None
                 ) -> multimodal.Vatt:
   """VATT, or some of its towers; modality-agnostic where there is a `shared` one.
 
@@ -70,6 +71,11 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     dropout_rate: in and before the Transformers; None for the variant's own.
     dtype: compute type; parameters are always float32.
     attention: a form of `attention.FORMS`, or 'auto' for the one that suits
+    remat: what the Transformers keep for the way back, of `layers.REMAT`: 'none'
+      recomputes nothing, 'dots' all but the products with matrices, 'blocks' all but
+      the input of each block.
+    scan_layers: make the blocks of a Transformer one loop, whose program is that of
+      one block. Dropout draws otherwise.
     device: where it will run; None for this machine's.
 
   Raises:
@@ -77,7 +83,8 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
   """
   for key, value, expected in (('variant', variant, VARIANTS),
                                ('dtype', dtype, _DTYPES),
-                               ('attention', attention, ('auto', *FORMS))):
+                               ('attention', attention, ('auto', *FORMS)),
+                               ('remat', remat, layers.REMAT)):
     if value not in expected:
       raise UserError(f'config.model.{key}={value!r}: expected one of '
                       f'{", ".join(expected)}')
@@ -86,7 +93,8 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
   if attention == 'auto':
     attention = choose_form(device or jax.devices()[0])
-  style = dict(attention=functools.partial(layers.Attention, form=attention))
+  style = dict(attention=functools.partial(layers.Attention, form=attention),
+               remat=remat, scan_layers=scan_layers)
   common = dict(dropout_rate=dropout_rate, dtype=jnp.dtype(dtype))
   given = dict(video=video, audio=audio, text=text)
   modalities = {m: dict(s) for m, s in given.items() if s is not None}

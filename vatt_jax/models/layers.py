@@ -1,6 +1,7 @@
 """The Transformer that every tower shares (VATT, equation 2)."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -27,8 +28,63 @@ def small_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
   return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
-def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> nn.Dense:
-  return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
+class Dense(nn.Module):
+  """Linear layer.  [..., inputs] -> [..., features].
+
+  Attributes:
+    features: one axis, or several.
+    use_bias: add one.
+    num_inputs: how many axes the inputs are.
+    dtype: compute type.
+  """
+  features: int | Sequence[int]
+  use_bias: bool = True
+  num_inputs: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    features = self.features
+    features = (features,) if isinstance(features, int) else tuple(features)
+    inputs = x.shape[-self.num_inputs:]
+
+    def init(key, shape):
+      flat = math.prod(inputs), math.prod(features)
+      return kernel_init(key, flat).reshape(shape)
+
+    kernel = self.param('kernel', init, (*inputs, *features)).astype(self.dtype)
+    y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_inputs)
+    if not self.use_bias:
+      return y
+    bias = self.param('bias', nn.initializers.zeros, features)
+    return add_bias(y, bias.astype(self.dtype))
+
+
+def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
+  return Dense(features, use_bias, dtype=dtype, name=name)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """[..., features], [features] -> [..., features]."""
+  return x + bias
+
+
+def _add_bias_backward(rank: int, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The bias's gradient, summed in float32: of bfloat16 by a matrix product.
+
+  A TPU adds bfloat16 slowly and, left to itself, in bfloat16.
+  """
+  lead = dy.shape[:dy.ndim - rank]
+  if dy.dtype == jnp.bfloat16:
+    total = jnp.tensordot(jnp.ones(lead, dy.dtype), dy, len(lead),
+                          preferred_element_type=jnp.float32)
+  else:
+    total = jnp.sum(dy, axis=tuple(range(len(lead))))
+  return dy, total.astype(dy.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias.ndim), _add_bias_backward)
 
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:
@@ -106,9 +162,8 @@ class Attention(nn.Module):
       train: drop weights.
     """
     d = x.shape[-1]
-    kwargs = dict(use_bias=not self.t5_style, kernel_init=kernel_init,
-                  dtype=self.dtype)
-    project = lambda name: nn.DenseGeneral(
+    kwargs = dict(use_bias=not self.t5_style, dtype=self.dtype)
+    project = lambda name: Dense(
         (self.num_heads, d // self.num_heads), name=name, **kwargs)(x)
     q, k, v = (project(name) for name in ('query', 'key', 'value'))  # [B, N, A, D/A]
     if not self.t5_style:
@@ -117,7 +172,7 @@ class Attention(nn.Module):
     if train and self.dropout_rate:
       drop = lambda weights: dropout(weights, self.dropout_rate, train)
     y = attention.attend(q, k, v, mask, bias, drop, self.form)
-    return nn.DenseGeneral(d, axis=(-2, -1), name='out', **kwargs)(y)
+    return Dense(d, num_inputs=2, name='out', **kwargs)(y)
 
 
 class Block(nn.Module):
@@ -180,6 +235,13 @@ def relative_buckets(distance: jax.Array, num_buckets: int,
   return bucket + half * (distance > 0).astype(size.dtype)
 
 
+# What is kept of a block for its way back; the rest is computed anew. Of 'dots' only
+# the products of the block's matrices are kept, not those of queries with keys.
+REMAT = {'none': None,
+         'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+         'blocks': jax.checkpoint_policies.nothing_saveable}
+
+
 class Transformer(nn.Module):
   """Blocks and the last norm.  [B, N, D] -> [B, N, D]; D is that of the input.
 
@@ -188,6 +250,10 @@ class Transformer(nn.Module):
   the release's text model: every layer's scores get that bias, with distances up
   to 64 told apart; no other biases; scores not scaled; root-mean-square norms
   before attention and at the end; and the input is projected to `width` first.
+
+  `remat` of `REMAT` says what is kept for the way back, from everything to nothing
+  but what enters each block. With `scan_layers` blocks that are alike are one loop,
+  so that the program is that of one block; each still has its own parameters.
   """
   depth: int
   num_heads: int
@@ -197,6 +263,8 @@ class Transformer(nn.Module):
   width: int = 0             # with t5_style
   dropout_rate: float = 0.0
   attention: Callable[..., nn.Module] = Attention
+  remat: str = 'none'
+  scan_layers: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -209,12 +277,47 @@ class Transformer(nn.Module):
     if self.relative_bias:
       style = dict(max_distance=64, init=small_init) if self.t5_style else {}
       bias = RelativeBias(self.num_heads, **style, name='relative_bias')(x.shape[1])
-    for i in range(self.depth):
-      block = Block(self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
-                    self.attention, self.dtype, name=f'block_{i}')
+    unrolled = self.depth
+    if self.scan_layers and not self.is_initializing():
+      # Of the paper's text model the first block alone has a bias.
+      unrolled = int(self.relative_bias and not self.t5_style)
+    block_type = Block
+    if self.remat != 'none':
+      block_type = nn.remat(Block, policy=REMAT[self.remat], static_argnums=4)
+    for i in range(unrolled):
+      block = block_type(*self._block_settings(), name=f'block_{i}')
       x = block(x, mask, bias if i == 0 or self.t5_style else None, train)
+    if unrolled < self.depth:
+      x = self._scan(range(unrolled, self.depth), x, mask,
+                     bias if self.t5_style else None, train)
     x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
     return dropout(x, self.dropout_rate, train)
+
+  def _block_settings(self) -> tuple[Any, ...]:
+    return (self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
+            self.attention, self.dtype)
+
+  def _scan(self, numbers: Sequence[int], x: jax.Array, mask: jax.Array | None,
+            bias: jax.Array | None, train: bool) -> jax.Array:
+    """The blocks of these numbers, as a loop over a stack of their parameters."""
+    def stack(*params):    # of matrices what is computed with; norms want all of it
+      return jnp.stack([p.astype(self.dtype) if p.ndim > 1 else p for p in params])
+
+    params = jax.tree.map(stack, *(self.get_variable('params', f'block_{i}')
+                                   for i in numbers))
+    keys = None
+    if train and self.dropout_rate:
+      keys = jax.random.split(self.make_rng('dropout'), len(numbers))
+    block = Block(*self._block_settings(), parent=None)
+
+    def apply(x, layer):
+      params, key = layer
+      return block.apply({'params': params}, x, mask, bias, train,
+                         rngs={} if key is None else dict(dropout=key)), None
+
+    if self.remat != 'none':
+      apply = jax.checkpoint(apply, policy=REMAT[self.remat], prevent_cse=False)
+    return jax.lax.scan(apply, x, (params, keys))[0]
 
 
 class Aggregator(nn.Module):

@@ -38,6 +38,8 @@ from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import Settings
 
+_MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules')    # of a config, while it runs
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -124,7 +126,10 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
 
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
-  """The config of a workdir that has one must be this one, but for its figures."""
+  """The config of a workdir that has one must be this one, but for what may change.
+
+  That is what is drawn, and on how many devices the run goes on.
+  """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
     return
@@ -132,7 +137,7 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
   ours = _flat(json.loads(json.dumps(config)))
   theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
   for key in sorted(ours.keys() | theirs.keys()):
-    if not key.startswith('figures.') and ours.get(key) != theirs.get(key):
+    if not key.startswith(_MAY_CHANGE) and ours.get(key) != theirs.get(key):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
           f'where this one has {ours.get(key)!r}; choose another --workdir or '

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Trains on all hosts of a Cloud TPU slice, and again if it is preempted:
+#   bash launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v3-256 \
+#     [--version=RUNTIME] [--spot] [--dry_run] -- --config=FILE --workdir=DIR ...
+# Makes the slice where it is missing, copies what is committed here, installs, runs. What
+# comes after -- is the main command's. All hosts must share the disk of the workdir
+# and of the data (Filestore, or a mounted bucket). --dry_run only prints the commands.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name='' zone='' type='' version=tpu-ubuntu2204-base spot=() dry=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --name=*) name=${1#*=} ;;
+    --zone=*) zone=${1#*=} ;;
+    --type=*) type=${1#*=} ;;
+    --version=*) version=${1#*=} ;;
+    --spot) spot=(--spot) ;;
+    --dry_run) dry=yes ;;
+    --) shift; break ;;
+    *) echo "launch: $1: unknown; arguments of the run come after --" >&2; exit 2 ;;
+  esac
+  shift
+done
+if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$type" ] || [ $# -eq 0 ]; then
+  echo 'launch: expected --name, --zone, --type, and after -- what to run' >&2
+  exit 2
+fi
+
+do_or_print() {
+  if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+
+tpu() {
+  local verb=$1
+  shift
+  do_or_print gcloud compute tpus tpu-vm "$verb" "$name" --zone="$zone" --quiet "$@"
+}
+
+state() {    # of the slice; empty where there is none
+  [ -n "$dry" ] || gcloud compute tpus tpu-vm describe "$name" --zone="$zone" \
+    --format='value(state)' 2>/dev/null || true
+}
+
+install() {
+  do_or_print git archive --format=tar.gz --output=vatt_jax.tar.gz HEAD
+  do_or_print gcloud compute tpus tpu-vm scp vatt_jax.tar.gz "$name:" --zone="$zone" \
+    --worker=all --quiet
+  tpu ssh --worker=all --command='mkdir -p vatt_jax && cd vatt_jax &&
+    tar -xzf ../vatt_jax.tar.gz && { [ -x .venv/bin/python ] || python3 -m venv .venv; } &&
+    .venv/bin/python -m pip install --quiet -e . "jax[tpu]"'
+}
+
+# Who they are, the hosts of a slice are told by its metadata server; 8476 is libtpu's.
+run='cd vatt_jax
+of() {
+  curl -sf -H Metadata-Flavor:Google \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+IFS=, read -ra hosts <<< "$(of worker-network-endpoints)"
+exec .venv/bin/python -m vatt_jax.main --coordinator="${hosts[0]##*:}:8477" \
+  --num_processes="${#hosts[@]}" --process_id="$(of agent-worker-number)"'
+
+installed=''
+while true; do
+  if [ "$(state)" != READY ]; then
+    if [ -n "$(state)" ]; then tpu delete; fi    # preempted
+    tpu create --accelerator-type="$type" --version="$version" ${spot[@]+"${spot[@]}"}
+    installed=''
+  fi
+  if [ -z "$installed" ]; then install; installed=yes; fi
+  status=0
+  tpu ssh --worker=all --command="$run$(printf ' %q' "$@")" || status=$?
+  case $status in
+    0 | 2 | 130 | 143) exit "$status" ;;    # done, a mistake, or asked to stop
+  esac
+  echo "launch: ended with $status; going on in 30 s" >&2
+  sleep 30
+done
