@@ -53,7 +53,9 @@ class Dense(nn.Module):
       return kernel_init(key, flat).reshape(shape)
 
     kernel = self.param('kernel', init, (*inputs, *features)).astype(self.dtype)
-    y = jnp.tensordot(x.astype(self.dtype), kernel, self.num_inputs)
+    x = x.astype(self.dtype)
+    y = product(x, kernel) if kernel.ndim == 2 else (
+        jnp.tensordot(x, kernel, self.num_inputs))
     if not self.use_bias:
       return y
     bias = self.param('bias', nn.initializers.zeros, features)
@@ -62,6 +64,32 @@ class Dense(nn.Module):
 
 def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
   return Dense(features, use_bias, dtype=dtype, name=name)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., K], [K, N] -> [..., N]."""
+  return x @ kernel
+
+
+def _product_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array
+                      ) -> tuple[jax.Array, jax.Array]:
+  """The kernel's gradient, in float32 with the longer side last.
+
+  Which is up to a third quicker on a CPU.
+  """
+  x, kernel = saved
+  over = tuple(range(x.ndim - 1))
+  sum_of_outer = lambda a, b: jax.lax.dot_general(a, b, ((over, over), ((), ())))
+  if kernel.dtype == jnp.float32 and kernel.shape[0] > kernel.shape[1]:
+    # Or else XLA would move the transposition back into the product.
+    dkernel = jax.lax.optimization_barrier(sum_of_outer(dy, x)).T
+  else:
+    dkernel = sum_of_outer(x, dy)
+  return dy @ kernel.T, dkernel
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
 @jax.custom_vjp

@@ -99,7 +99,7 @@ class PatchProjection(nn.Module):
     patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
     order = patch_order(len(self.sides) - 1)
     kernel = kernel.transpose(*order, -1)
-    return patches @ kernel.reshape(-1, self.width) + bias
+    return layers.product(patches, kernel.reshape(-1, self.width)) + bias
 
 
 class RawTokenizer(nn.Module):
