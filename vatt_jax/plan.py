@@ -49,6 +49,7 @@ from vatt_jax import recipe
 from vatt_jax import step
 from vatt_jax import tpu
 from vatt_jax.errors import UserError
+from vatt_jax.models import layers
 from vatt_jax.settings import Settings
 
 _NUM_COSTLIEST = 10
@@ -266,9 +267,8 @@ def _keep_stderr(file: str) -> None:
 
 def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
   """Settings that save memory, in the order in which to try them."""
-  known = ('none', 'dots', 'blocks')
-  remat = config['model'].get('remat', 'none')
-  for policy in known[known.index(remat) + 1:] if remat in known else ():
+  policies = list(layers.REMAT)    # each keeps less than the one before
+  for policy in policies[policies.index(config['model'].get('remat', 'none')) + 1:]:
     yield 'model.remat', policy
   num_parts = config.get('num_parts', 1)
   for factor in (2, 4, 8):
