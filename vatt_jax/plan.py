@@ -46,8 +46,10 @@ from vatt_jax import cli
 from vatt_jax import cost
 from vatt_jax import hlo
 from vatt_jax import recipe
+from vatt_jax import step
 from vatt_jax import tpu
 from vatt_jax.errors import UserError
+from vatt_jax.models import layers
 from vatt_jax.settings import Settings
 
 _NUM_COSTLIEST = 10
@@ -182,22 +184,34 @@ def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   plan = Plan(topology, config['batch_size'], where.num_cores, parameters, False, 0,
               int(where.chip.hbm_gib * 2 ** 30), cost.training_flops(config))
-  try:
-    compiled = type(task).train_step.lower(task, state, batch).compile()
-  except jax.errors.JaxRuntimeError as e:
-    memory = tpu.read_out_of_memory(str(e))
-    if memory is None:
-      raise UserError(f'{topology}: the compiler refuses: '
-                      f'{str(e).strip().splitlines()[0]}') from e
+  compiled, memory = _compile(topology, task, state, batch)
+  if compiled is None:
     needed, limit = memory
     return dataclasses.replace(plan, hbm_bytes_per_core=needed, hbm_limit_bytes=limit)
   text = compiled.as_text()
   if dump_hlo:
     pathlib.Path(dump_hlo).write_text(text, encoding='utf-8')
+  try:
+    prediction = predict(hlo.parse(text), where)
+  except ValueError as e:
+    raise UserError(f'{topology}: the program cannot be read: {e}') from e
   memory = _memory(compiled.memory_analysis())
   return _finish(dataclasses.replace(
       plan, fits=True, memory_bytes=memory, hbm_bytes_per_core=sum(memory.values()),
-      prediction=predict(hlo.parse(text), where)), where.chip, config['total_steps'])
+      prediction=prediction), where.chip, config['total_steps'])
+
+
+def _compile(topology: str, task: step.Task, state: Any, batch: Any
+             ) -> tuple[Any, tuple[int, int] | None]:
+  """The compiled step; or none, and the bytes that it needs and those there are."""
+  try:
+    return type(task).train_step.lower(task, state, batch).compile(), None
+  except jax.errors.JaxRuntimeError as e:
+    memory = tpu.read_out_of_memory(str(e))
+    if memory is None:
+      raise UserError(f'{topology}: the compiler refuses: '
+                      f'{str(e).strip().splitlines()[0]}') from e
+    return None, memory
 
 
 def _memory(analysis: Any) -> dict[str, int]:
@@ -253,9 +267,8 @@ def _keep_stderr(file: str) -> None:
 
 def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
   """Settings that save memory, in the order in which to try them."""
-  known = ('none', 'dots', 'blocks')
-  remat = config['model'].get('remat', 'none')
-  for policy in known[known.index(remat) + 1:] if remat in known else ():
+  policies = list(layers.REMAT)    # each keeps less than the one before
+  for policy in policies[policies.index(config['model'].get('remat', 'none')) + 1:]:
     yield 'model.remat', policy
   num_parts = config.get('num_parts', 1)
   for factor in (2, 4, 8):
@@ -330,15 +343,15 @@ def _column(plan: Plan) -> tuple[str, ...]:
   head = (plan.topology, str(plan.cores), str(plan.batch_size),
           f'{plan.parameters / 1e6:,.1f}', gib(plan.hbm_bytes_per_core), *memory,
           gib(plan.hbm_limit_bytes), f'{plan.model_flops_per_step / 1e12:,.1f}')
-  step = plan.prediction
-  if step is None:
+  found = plan.prediction
+  if found is None:
     return (*head, *[''] * (len(_NAMES) + 1 - len(head)))
-  estimated = (step.predicted_step_seconds - step.unestimated_seconds
-               - step.collective_seconds)
-  return (*head, f'{step.estimated_cycles / 1e6:,.1f}',
-          f'{step.kernel_cycles / 1e6:,.1f}', f'{step.predicted_step_seconds:.4f}',
-          f'{estimated:.4f}', f'{step.unestimated_seconds:.4f}',
-          f'{step.collective_seconds:.4f}', f'{plan.mfu:.1%}', f'{plan.days:.2f}',
+  estimated = (found.predicted_step_seconds - found.unestimated_seconds
+               - found.collective_seconds)
+  return (*head, f'{found.estimated_cycles / 1e6:,.1f}',
+          f'{found.kernel_cycles / 1e6:,.1f}', f'{found.predicted_step_seconds:.4f}',
+          f'{estimated:.4f}', f'{found.unestimated_seconds:.4f}',
+          f'{found.collective_seconds:.4f}', f'{plan.mfu:.1%}', f'{plan.days:.2f}',
           f'{plan.core_days:,.0f}')
 
 
