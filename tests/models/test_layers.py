@@ -100,3 +100,13 @@ def test_attention_drops_weights_and_scales_up_the_others():
   draws = jax.vmap(draw)(jax.random.split(jax.random.key(1), 400))
   assert not np.allclose(draws[0], whole)
   np.testing.assert_allclose(draws.mean(axis=0), whole, atol=0.15)
+
+
+def test_gradients_of_a_product_are_right_for_tall_and_for_wide_kernels():
+  for rows, columns in ((6, 4), (4, 6)):
+    x, kernel, dy = _x(2, 3, rows), _x(rows, columns, seed=1), _x(2, 3, columns, seed=2)
+    y, backward = jax.vjp(layers.product, x, kernel)
+    dx, dkernel = backward(dy)
+    np.testing.assert_allclose(y, np.matmul(x, kernel), atol=1e-5)
+    np.testing.assert_allclose(dx, np.matmul(dy, kernel.T), atol=1e-5)
+    np.testing.assert_allclose(dkernel, np.einsum('bnk,bnd->kd', x, dy), atol=1e-5)
