@@ -28,7 +28,8 @@ def recipe() -> ConfigDict:
   c.total_steps = 500_000
   c.batch_size = 2048
   c.log_every_steps = 100
-  c.mesh = dict(data=-1, fsdp=1, model=1)
+  # Each core keeps and updates its part of the parameters, and gathers the others.
+  c.mesh = dict(data=1, fsdp=-1, model=1)
   c.init_from = ''
 
   c.data = dict(path=('data/howto100m/train.csv', 'data/audioset/train.csv'),

@@ -222,3 +222,13 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, tolerance):
   assert dbias.dtype == dtype
   np.testing.assert_allclose(np.asarray(dbias, np.float64),
                              np.asarray(dy, np.float64).sum((0, 1)), rtol=tolerance)
+
+
+def test_gradients_of_a_product_are_right_for_tall_and_for_wide_kernels():
+  for rows, columns in ((6, 4), (4, 6)):
+    x, kernel, dy = _x(2, 3, rows), _x(rows, columns, seed=1), _x(2, 3, columns, seed=2)
+    y, backward = jax.vjp(layers.product, x, kernel)
+    dx, dkernel = backward(dy)
+    np.testing.assert_allclose(y, np.matmul(x, kernel), atol=1e-5)
+    np.testing.assert_allclose(dx, np.matmul(dy, kernel.T), atol=1e-5)
+    np.testing.assert_allclose(dkernel, np.einsum('bnk,bnd->kd', x, dy), atol=1e-5)
