@@ -44,6 +44,7 @@ def recipe() -> ConfigDict:
 
   c.model = dict(
       variant='paper', dtype='bfloat16',
+      attention='auto', remat='none', scan_layers=False,    # how, not what
       video=dict(size='medium', patch=(4, 16, 16), drop_token_rate=0.5),
       audio=dict(size='base', patch=(128,), drop_token_rate=0.5),
       text=dict(size='small', vocabulary_size=2 ** 16),
@@ -97,7 +98,8 @@ def toy(c: ConfigDict) -> None:
   c.model.dtype = 'float32'
   c.model.text.vocabulary_size = small.model.text.vocabulary_size
   c.model.video.patch = small.model.video.patch
-  for tower in c.model.values():
+  for name in ('video', 'audio', 'text', 'shared'):
+    tower = c.model.get(name, {})
     if 'size' in tower:
       del tower['size']
       tower.update(width=64, depth=2, num_heads=2, mlp_dim=128)

@@ -273,7 +273,9 @@ def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
   num_parts = config.get('num_parts', 1)
   for factor in (2, 4, 8):
     yield 'num_parts', num_parts * factor
-  yield 'mesh.fsdp', 8 * config.get('mesh', {}).get('fsdp', 1)
+  fsdp = config.get('mesh', {}).get('fsdp', 1)
+  if fsdp != -1:
+    yield 'mesh.fsdp', 8 * fsdp
   yield 'optim.state_dtype', 'bfloat16'
   for divisor in (2, 4, 8):
     yield 'batch_size', config['batch_size'] // divisor

@@ -38,7 +38,9 @@ from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import Settings
 
-_MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules')    # of a config, while it runs
+# Of a config, while it runs: what is drawn, and how the same is computed.
+_MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules', 'model.attention', 'model.remat',
+               'model.scan_layers')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +128,7 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
 
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
-  """The config of a workdir that has one must be this one, but for what may change.
-
-  That is what is drawn, and on how many devices the run goes on.
-  """
+  """The config of a workdir that has one must be this one, but for what may change."""
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
     return
