@@ -126,3 +126,14 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """This host's share of a batch -> global arrays, split by rows over the devices."""
   return {k: jax.make_array_from_process_local_data(rows(mesh), v)
           for k, v in batch.items()}
+
+
+def local_rows(tree: Any) -> Any:
+  """This host's rows of arrays that are split by rows, in the order of `to_devices`."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def fetch(x):
+    parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([jax.device_get(parts[start]) for start in sorted(parts)])
+  return jax.tree.map(fetch, tree)
