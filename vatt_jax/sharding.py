@@ -124,9 +124,10 @@ def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
 
 def local_rows(tree: Any) -> Any:
   """This host's rows of arrays that are split by rows, in the order of `to_devices`."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
   def fetch(x):
-    if x.is_fully_addressable:
-      return jax.device_get(x)
     parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
     return np.concatenate([jax.device_get(parts[start]) for start in sorted(parts)])
   return jax.tree.map(fetch, tree)
