@@ -158,7 +158,8 @@ from configs import quickstart
 
 def get_config():
   c = quickstart.get_config()
-  c.update(total_steps=3, batch_size=8, log_every_steps=1, evals={})
+  c.update(total_steps=3, batch_size=8, log_every_steps=1)
+  c.evals = {}
   c.data.path = %r
   c.optim.warmup_steps = 1
   c.window.update(num_frames=4, image_size=32, audio_hz=4000,
@@ -217,11 +218,12 @@ def pair(toy_world, tmp_path):
     port = _free_port()
     command = test_main._command(toy_world, tmp_path / 'run', 'total_steps=30',
                                  'log_every_steps=1', 'evals.retrieval.every_steps=0')
-    processes[:] = [subprocess.Popen(
+    new = [subprocess.Popen(
         [*command, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
          f'--process_id={i}'], cwd=ROOT, env=_environment(2), text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for i in range(2)]
-    return processes, tmp_path / 'run'
+    processes.extend(new)
+    return new, tmp_path / 'run'
 
   yield start
   for process in processes:

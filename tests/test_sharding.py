@@ -1,6 +1,7 @@
 """vatt_jax/sharding.py and models/axes.py: eight devices do what one does"""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,10 +11,14 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
+from configs import finetune_video
+from configs import quickstart
+from vatt_jax import recipe
 from vatt_jax import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.models import axes
 
+ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 6
 MESHES = {    # of eight devices, two and four of them, and one
     'data': dict(data=8), 'all': dict(data=2, fsdp=2, model=2), 'fsdp': dict(fsdp=8),
@@ -24,7 +29,7 @@ def _run(tmp_path, without, *commands):
   """Runs `_child` where there are eight devices.  -> what each command found."""
   done = subprocess.run(
       [sys.executable, __file__, str(tmp_path), without, *commands],
-      capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+      capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 
@@ -123,6 +128,23 @@ def test_a_parameter_that_the_table_does_not_know_is_an_error():
     axes.logical_axes({'tower': {'kernel': np.zeros((2, 2))}})
   with pytest.raises(ValueError, match=r'expected axes width, mlp, found .*\(2,\)'):
     axes.logical_axes({'a': {'mlp_1': {'kernel': np.zeros(2)}}})
+
+
+def test_the_step_of_a_recipe_is_told_without_its_data():
+  config = quickstart.get_config().to_dict() | dict(mesh=dict(fsdp=2))
+  config['data']['path'] = '/nowhere'
+  task, state, batch = recipe.make_step(config)
+  assert batch['video'].shape == (32, 8, 48, 48, 3)
+  assert batch['text'].sharding == sharding.rows(task.mesh)
+  for tree in (state.params, state.opt_state[0].mu):
+    words = tree['tokenizers_text']['embedding']['embedding']
+    assert words.sharding.shard_shape(words.shape) == (128, 64)
+    positions = tree['tokenizers_audio']['positions']
+    assert positions.sharding.is_fully_replicated
+  config = finetune_video.get_config().to_dict()
+  config['model']['head']['num_classes'] = 0
+  with pytest.raises(UserError, match=r'num_classes: missing'):
+    recipe.make_step(config)
 
 
 @pytest.mark.parametrize('sizes, message', [
