@@ -28,8 +28,8 @@ def recipe() -> ConfigDict:
   c.total_steps = 500_000
   c.batch_size = 2048
   c.log_every_steps = 100
-  # Each core keeps and updates its part of the parameters, and gathers the others.
-  c.mesh = dict(data=1, fsdp=-1, model=1)
+  # Eight cores share what the optimiser keeps and updates; each gathers the parameters.
+  c.mesh = dict(data=-1, fsdp=8, model=1)
   c.init_from = ''
 
   c.data = dict(path=('data/howto100m/train.csv', 'data/audioset/train.csv'),
@@ -92,7 +92,7 @@ def toy(c: ConfigDict) -> None:
   """A laptop's size, on the toy world: minutes, and the same code."""
   small = quickstart.get_config()
   c.total_steps, c.batch_size, c.log_every_steps = 300, 16, 20
-  c.data, c.window = small.data, small.window
+  c.data, c.window, c.mesh = small.data, small.window, small.mesh
   c.augment = {}    # its sentences tell left from right, and colours
   c.evals, c.checkpoint, c.figures = small.evals, small.checkpoint, small.figures
   c.model.dtype = 'float32'

@@ -84,3 +84,15 @@ def split_rows(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, ROWS)
+
+
+def gathered(kernel: jax.Array) -> jax.Array:
+  """A kernel as it is multiplied with: whole on every device, for both ways at once.
+
+  Without it the compiler gathers what `fsdp` splits anew for every product. Where
+  `model` splits kernels as well, it is left to find its way.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape['fsdp'] == 1 or mesh.shape['model'] > 1:
+    return kernel
+  return jax.lax.with_sharding_constraint(kernel, PartitionSpec())

@@ -52,14 +52,14 @@ class Dense(nn.Module):
       flat = math.prod(inputs), math.prod(features)
       return kernel_init(key, flat).reshape(shape)
 
-    kernel = self.param('kernel', init, (*inputs, *features)).astype(self.dtype)
+    kernel = self.param('kernel', init, (*inputs, *features))
+    kernel = axes.gathered(kernel.astype(self.dtype))
     x = x.astype(self.dtype)
     y = product(x, kernel) if kernel.ndim == 2 else (
         jnp.tensordot(x, kernel, self.num_inputs))
     if not self.use_bias:
       return y
-    bias = self.param('bias', nn.initializers.zeros, features)
-    return add_bias(y, bias.astype(self.dtype))
+    return y + self.param('bias', nn.initializers.zeros, features).astype(self.dtype)
 
 
 def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
@@ -90,29 +90,6 @@ def _product_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array
 
 
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
-
-
-@jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """[..., features], [features] -> [..., features]."""
-  return x + bias
-
-
-def _add_bias_backward(rank: int, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The bias's gradient, summed in float32: of bfloat16 by a matrix product.
-
-  A TPU adds bfloat16 slowly and, left to itself, in bfloat16.
-  """
-  lead = dy.shape[:dy.ndim - rank]
-  if dy.dtype == jnp.bfloat16:
-    total = jnp.tensordot(jnp.ones(lead, dy.dtype), dy, len(lead),
-                          preferred_element_type=jnp.float32)
-  else:
-    total = jnp.sum(dy, axis=tuple(range(len(lead))))
-  return dy, total.astype(dy.dtype)
-
-
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias.ndim), _add_bias_backward)
 
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:

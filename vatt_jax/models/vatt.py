@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vatt_jax import parts
 from vatt_jax.inputs import spectrograms
+from vatt_jax.models import axes
 from vatt_jax.models import layers
 from vatt_jax.models import positions
 
@@ -98,7 +99,7 @@ class PatchProjection(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
     order = patch_order(len(self.sides) - 1)
-    kernel = kernel.transpose(*order, -1)
+    kernel = axes.gathered(kernel).transpose(*order, -1)
     return layers.product(patches, kernel.reshape(-1, self.width)) + bias
 
 
