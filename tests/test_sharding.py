@@ -113,13 +113,14 @@ def _places(mesh, rules=sharding.RULES, **shapes):
   return {k: tuple(v['kernel'].spec) for k, v in specs.items()}
 
 
-def test_what_does_not_divide_stays_whole_and_the_first_rule_that_fits_wins():
+def test_each_axis_takes_the_first_rule_that_fits_or_stays_whole():
   mesh = sharding.make_mesh(2, fsdp=2)
-  assert _places(mesh, mlp_1=(6, 8), mlp_2=(8, 5)) == dict(
-      mlp_1=('fsdp', None), mlp_2=(None, None))
-  rules = [('mlp', 'fsdp'), ('width', 'fsdp')]
-  assert _places(mesh, rules, mlp_1=(6, 8), mlp_2=(7, 6)) == dict(
-      mlp_1=(None, 'fsdp'), mlp_2=(None, 'fsdp'))
+  assert _places(mesh, mlp_1=(6, 8), mlp_2=(8, 6)) == dict(
+      mlp_1=('fsdp', None), mlp_2=('fsdp', None))
+  assert _places(mesh, mlp_1=(5, 8), mlp_2=(7, 5)) == dict(
+      mlp_1=(None, 'fsdp'), mlp_2=(None, None))
+  assert _places(mesh, [('width', 'fsdp')], mlp_1=(6, 8), mlp_2=(8, 6)) == dict(
+      mlp_1=('fsdp', None), mlp_2=(None, 'fsdp'))
   assert sharding.rows(mesh).spec == PartitionSpec(('data', 'fsdp'))
 
 
