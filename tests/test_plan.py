@@ -178,7 +178,7 @@ def test_the_command_agrees_with_a_count_of_the_kept_program(tmp_path):
                        f'--dump_hlo={kept}')
   assert code == 0, err
   assert len(err.splitlines()) == 1 and 'compiling for v3:2x2' in err
-  (found,) = json.loads(out)
+  found = json.loads(out)
   text = kept.read_text()
   assert ' while(' not in text    # so that there is nothing to multiply
   counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
@@ -198,7 +198,7 @@ def test_the_command_says_what_would_make_a_step_fit():
   code, out, err = run('--topology=v3:2x2', '--batch_size=64', '--json',
                        '--config.model.text.vocabulary_size=33554432')
   assert code == 0, err
-  (found,) = json.loads(out)
+  found = json.loads(out)
   assert not found['fits'] and found['predicted_step_seconds'] is None
   assert found['hbm_bytes_per_core'] > found['hbm_limit_bytes'] > 15 * 2 ** 30
   last = found['tries'][-1]

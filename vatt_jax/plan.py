@@ -396,8 +396,11 @@ def main() -> None:
     if not plan.fits and flags.FLAGS.suggest:
       plan = try_to_fit(changed, plan)
     plans.append(plan)
-  print(json.dumps([plan.as_json() for plan in plans], indent=2)
-        if flags.FLAGS.json else as_text(plans))
+  if flags.FLAGS.json:
+    found = [plan.as_json() for plan in plans]
+    print(json.dumps(found if len(found) > 1 else found[0], indent=2))
+  else:
+    print(as_text(plans))
 
 
 if __name__ == '__main__':
@@ -407,6 +410,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('dump_hlo', '', 'A file, where the compiled program is kept.')
   flags.DEFINE_bool('suggest', True,
                     'Where a step does not fit, look for settings with which it does.')
-  flags.DEFINE_bool('json', False, 'For a machine.')
+  flags.DEFINE_bool('json', False, 'For a machine: an object, of several plans a list.')
   flags.mark_flags_as_required(['config', 'topology'])
   cli.run(main)
