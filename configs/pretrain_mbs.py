@@ -45,8 +45,9 @@ def recipe() -> ConfigDict:
   c.model = dict(
       variant='paper', dtype='bfloat16',
       attention='auto', remat='none', scan_layers=False,    # how, not what
-      video=dict(size='medium', patch=(4, 16, 16), drop_token_rate=0.5),
-      audio=dict(size='base', patch=(128,), drop_token_rate=0.5),
+      video=dict(size='medium', patch=(4, 16, 16), drop_token_rate=0.5,
+                 fill_tiles=False),
+      audio=dict(size='base', patch=(128,), drop_token_rate=0.5, fill_tiles=False),
       text=dict(size='small', vocabulary_size=2 ** 16),
       head=dict(video_audio_dim=512, video_text_dim=256))
   c.losses = dict(

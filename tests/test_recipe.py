@@ -61,8 +61,11 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   with pytest.raises(UserError, match=r'another config, model\.patch=\[2, 4\] where '
                                       r'this one has \[2, 8\]; choose another'):
     recipe._compare(config | dict(model=dict(patch=(2, 8))), tmp_path)
-  # Its figures may change: they change nothing in the run.
+  # Its figures may change: they change nothing in the run. A new switch is off.
   recipe._compare(config | dict(figures=dict(label='shape')), tmp_path)
+  recipe._compare(config | dict(switch=False), tmp_path)
+  with pytest.raises(UserError, match='another config, switch=None'):
+    recipe._compare(config | dict(switch=True), tmp_path)
 
 
 CLIPS = [sources.Clip('a.mp4', captions=(

@@ -65,6 +65,19 @@ def test_dropping_before_the_projection_is_dropping_after_it(tokenizer, x):
     assert (np.diff(matches) > 0).all()
 
 
+@pytest.mark.parametrize('samples, kept', [
+    (4 * 600, 255),    # of 300, with AGG nearer to 256 than to 384
+    (4 * 200, 127),    # of 100: a tile at least
+    (4 * 100, 100)])   # of 50: there are no more
+def test_what_is_kept_may_fill_tiles_with_the_token_that_stands_for_all(samples, kept):
+  tokenizer = vatt.WaveformTokenizer(width=8, patch=(4,), drop_token_rate=0.5,
+                                     fill_tiles=True)
+  x = jnp.ones((2, samples))
+  tokens, _ = tokenizer.apply(tokenizer.init(jax.random.key(0), x), x, train=True,
+                              rngs={'drop_token': jax.random.key(1)})
+  assert tokens.shape == (2, kept, 8)
+
+
 def test_only_kept_patches_are_projected():
   """Half of the tokens, half of the projection's multiplications."""
   tokenizer = vatt.VideoTokenizer(width=64, patch=(2, 8, 8), drop_token_rate=0.5)

@@ -14,6 +14,9 @@ from vatt_jax.models import axes
 from vatt_jax.models import layers
 from vatt_jax.models import positions
 
+# Numbers that a TPU computes with at once, along the last side of an array.
+_TILE = 128
+
 
 def patch_order(num_sides: int) -> tuple[int, ...]:
   """How a patch's sides and its channels, which count as one more, run through it.
@@ -113,6 +116,8 @@ class RawTokenizer(nn.Module):
     width: D.
     patch: its size along each side.
     drop_token_rate: of DropToken, in training.
+    fill_tiles: of what it would keep, keep the nearest number that is, with AGG, a
+      multiple of 128: a TPU computes with 785 tokens as with 896.
     release: as the released code has it: patches that are not full are left out;
       the sum of positions is normalised; they stretch by a spline; the examples of
       a batch keep the same tokens, a share of the table's places.
@@ -124,6 +129,7 @@ class RawTokenizer(nn.Module):
   width: int
   patch: Sequence[int]
   drop_token_rate: float = 0.0
+  fill_tiles: bool = False
   release: bool = False
   pre_projection: bool = False
   dropout_rate: float = 0.0
@@ -140,6 +146,8 @@ class RawTokenizer(nn.Module):
       n = patches.shape[1]
       num_kept = (int(num_places * (1 - self.drop_token_rate)) if self.release else
                   n - int(n * self.drop_token_rate))
+      if self.fill_tiles:
+        num_kept = max(round((num_kept + 1) / _TILE), 1) * _TILE - 1
       rows, part = (1, parts.WHOLE) if self.release else (b, part)
       kept = keep_tokens(self.make_rng('drop_token'), rows, n, min(num_kept, n), part)
       where = where[kept]                                            # [., N', D]

@@ -128,7 +128,10 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
 
 
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
-  """The config of a workdir that has one must be this one, but for what may change."""
+  """The config of a workdir that has one must be this one, but for what may change.
+
+  A switch that one of them lacks is off there.
+  """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
     return
@@ -136,7 +139,9 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
   ours = _flat(json.loads(json.dumps(config)))
   theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
   for key in sorted(ours.keys() | theirs.keys()):
-    if not key.startswith(_MAY_CHANGE) and ours.get(key) != theirs.get(key):
+    if key.startswith(_MAY_CHANGE):
+      continue
+    if ours.get(key, False) != theirs.get(key, False):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
           f'where this one has {ours.get(key)!r}; choose another --workdir or '
