@@ -174,6 +174,7 @@ def test_a_sound_without_a_film_teaches_nothing_about_films():
     np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does():
   """The loss and its batch statistics are over the whole batch, not a share of it."""
   assert jax.device_count() == 2
@@ -348,6 +349,7 @@ def test_a_batch_in_parts_is_the_same_step(variant):
       augment=change), make_batch())
 
 
+@pytest.mark.slow
 def test_a_classified_batch_in_parts_is_the_same_step():
   """Mixtures with clips of other parts, masks, the head's dropout, counted labels."""
   model = build.build_model(
@@ -395,6 +397,7 @@ def test_all_that_saves_memory_together_is_the_same_step(mesh):
   assert_moved_alike(*states[::-1], task.init(batch))
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory():
   """With towers that are most of it."""
   size = dict(width=64, depth=2, num_heads=2, mlp_dim=256)

@@ -178,6 +178,7 @@ def test_the_program_of_a_loop_is_that_of_one_layer():
   assert products(3) == products(12) > 0
 
 
+@pytest.mark.slow
 def test_a_loop_keeps_what_it_is_told_to_keep():
   """Memory of a compiled gradient; a CPU's compiler undoes `remat` without a loop."""
   x, memory = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32), []
