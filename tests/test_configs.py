@@ -34,6 +34,7 @@ def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
   """The same recipe on a small toy world: fewer steps, smaller towers and inputs."""
   config.total_steps, config.batch_size = 2, 4
   config.optim.warmup_steps = 1
+  config.mesh.fsdp = 1    # the paper's slices have more devices
   with config.unlocked(), config.ignore_type():
     config.data.path = str(toy_world / 'train.csv')
     config.data.captions = 'train_captions.csv'
