@@ -171,6 +171,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(toy_world, tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(_SMALL % f'{toy_world}/train.csv')
