@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -40,6 +41,7 @@ from vatt_jax import cost
 from vatt_jax import optim
 from vatt_jax import step
 from vatt_jax.errors import UserError
+from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import layers
 from vatt_jax.objectives import contrastive
@@ -150,7 +152,9 @@ def matrix_product() -> Callable[[], Any]:
 def encoder_groups() -> tuple[dict[str, Contenders], dict[str, float]]:
   """The encoder forward, and with its gradients; and their operations."""
   x = np.random.default_rng(0).normal(size=_TOKENS).astype(np.float32)
-  model = layers.Transformer(**_ENCODER)
+  form = attention.choose_form(jax.devices()[0])    # as a recipe gets it
+  model = layers.Transformer(
+      **_ENCODER, attention=functools.partial(layers.Attention, form=form))
   params = model.init(jax.random.key(0), x)
   forward = jax.jit(model.apply)
   gradients = jax.jit(jax.grad(lambda params, x: jnp.sum(model.apply(params, x) ** 2),

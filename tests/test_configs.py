@@ -317,6 +317,7 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
              if k != 'params/sha256')
 
 
+@pytest.mark.slow
 def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, capsys):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
   with config.unlocked():

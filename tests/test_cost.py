@@ -65,6 +65,7 @@ def test_loops_count_as_often_as_they_run():
         lambda c: c[0, 0] < 9, lambda c: c @ w, x), jnp.ones((4, 4)))
 
 
+@pytest.mark.slow
 def test_the_paper_s_tables():
   """Every cell of Tables 2, 13 and 14 within 1 %; Table 1 as printed.
 

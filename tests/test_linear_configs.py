@@ -78,6 +78,7 @@ def test_a_data_set_s_recipe_measures_every_split(name, switches, toy_world, tmp
   assert len(list((tmp_path / 'features').iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_folder_s_recipe_takes_columns_of_one_s_own(toy_world, tmp_path, capsys):
   config = load('linear_folder', 'colour=video,sound_event=audio')
   config.evals.linear.multi_labels = ('sound_event',)

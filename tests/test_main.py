@@ -56,6 +56,7 @@ def undisturbed(toy_world, tmp_path_factory):
   return workdir, done
 
 
+@pytest.mark.slow
 def test_the_same_seed_twice_gives_the_same_bits(toy_world, tmp_path, undisturbed):
   workdir, _ = undisturbed
   assert _run(toy_world, tmp_path / 'again').returncode == 0
@@ -85,8 +86,8 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(
   assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize('number', [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, number):
   workdir = tmp_path / 'stopped'
   process = subprocess.Popen(
@@ -172,6 +173,7 @@ def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
   assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_real_clips_train_as_they_are(shared, tmp_path):
   """The folder holds sound without picture, a broken film and silent ones."""
   flags = ['total_steps=3', 'batch_size=4', 'optim.warmup_steps=1',

@@ -83,6 +83,7 @@ def _check_alike(parts, one):
   np.testing.assert_allclose(parts[0]['stats'], one['stats'], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
   one, eight, on = _run(tmp_path, 'text', f'one:0:{STEPS}', 'all:0:3',
                         f'one:3:{STEPS}')

@@ -35,6 +35,7 @@ def run(*flags):
                         capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_builds_words_of_a_manifest(manifest, tmp_path):
   out = tmp_path / 'words.txt'
   done = run(f'--source={manifest}', '--captions=said.csv', '--size=5', f'--out={out}')
