@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import jax
+from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import pytest
 
 from configs import pretrain_mbs
 from vatt_jax import cost
 from vatt_jax import recipe
+from vatt_jax.models import attention
 from vatt_jax.models import build
 
 F32 = jnp.float32
@@ -52,6 +54,32 @@ def test_a_classifier_s_dropout_is_no_cost():
                                           dropout_rate=rate)), clip, train=True)
             for rate in (0.0, 0.5)]
   assert counts[0] == counts[1]
+
+
+def test_a_kernel_costs_a_matrix_unit_what_fills_it():
+  """2 x 3 steps; 64 numbers are summed over, and 40 wide is the right operand."""
+  def kernel(x, y, z):
+    z[...] = jnp.dot(x[...], y[...])
+
+  @jax.jit
+  def run(x, y):
+    return pl.pallas_call(
+        kernel, grid=(2, 3), name='mine', out_shape=jax.ShapeDtypeStruct((16, 40), F32),
+        in_specs=[pl.BlockSpec((8, 64), lambda i, j: (i, 0)),
+                  pl.BlockSpec((64, 40), lambda i, j: (0, 0))],
+        out_specs=pl.BlockSpec((8, 40), lambda i, j: (i, 0)))(x, y)
+  jaxpr = jax.make_jaxpr(run)(jnp.ones((16, 64)), jnp.ones((64, 40))).jaxpr
+  for side, each in ((1, 64 * 40), (32, 64 * 64), (128, 128 * 128)):
+    assert cost.kernels(jaxpr, side) == {('mine', ((16, 40),)): 2 * 3 * 2 * 8 * each}
+
+
+@pytest.mark.parametrize('form', attention.FORMS)
+def test_every_form_of_attention_counts_as_the_plain_one(form):
+  clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
+  tower = dict(width=64, depth=1, num_heads=1, mlp_dim=64)
+  forms = (build.build_model(video=tower, attention=name) for name in (form, 'plain'))
+  ours, plain = (cost.forward(model, clip) for model in forms)
+  assert ours == plain
 
 
 def test_loops_count_as_often_as_they_run():

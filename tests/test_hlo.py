@@ -150,6 +150,10 @@ def test_a_pallas_kernel_states_its_cost():
   assert line(stated)[0].kernel == (2155872256, 8388608)
   silent = '%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call"'
   assert line(silent)[0].kernel == (0, 0)
+  named = '%my_kernel.12 = (f32[256,64]{1,0:T(8,128)}, bf16[]) custom-call(%q)'
+  named, _ = line(named, 'my_kernel.12')
+  assert named.kernel_name == 'my_kernel'
+  assert named.shapes == ((256, 64), ())
   other = '%x = bf16[4] custom-call(), custom_call_target="AllocateBuffer"'
   assert line(other)[0].kernel is None
 

@@ -24,13 +24,13 @@ def test_collectives_take_their_bytes_over_the_links():
       share * 82 / 50 / 4 + 30e-6)
 
 
-def cost(text, times=1, **operands):
+def cost(text, times=1, kernels=(), **operands):
   """Kind and seconds of the instruction x; operands: name -> shape."""
   parameters = ''.join(f'  %{name} = {shape} parameter(0)\n'
                        for name, shape in operands.items())
   program = hlo.parse(f'ENTRY %main () -> f32[] {{\n{parameters}  {text}\n}}\n')
   computation = program.computations['main']
-  found = tpu.costs([hlo.Run(computation['x'], times, computation)], V3)
+  found = tpu.costs([hlo.Run(computation['x'], times, computation)], V3, dict(kernels))
   return (found[0].kind, found[0].seconds) if found else None
 
 
@@ -49,6 +49,11 @@ def test_a_kernel_takes_the_longer_of_its_operations_and_its_bytes():
       'kernel', pytest.approx(1))
   silent = '%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call"'
   assert cost(silent, y='f32[450000000]') == (
+      'kernel', pytest.approx(4e-3, rel=1e-6))
+  counted = {('x', ((1,),)): 61_500_000_000_000}
+  assert cost(silent, kernels=counted, y='f32[450000000]') == (
+      'kernel', pytest.approx(1))
+  assert cost(silent, kernels={('x', ((2,),)): 10 ** 18}, y='f32[450000000]') == (
       'kernel', pytest.approx(4e-3, rel=1e-6))
 
 

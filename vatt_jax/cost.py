@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import math
 from typing import Any
@@ -54,6 +55,9 @@ _ELEMENTWISE = frozenset((
 _REDUCTIONS = frozenset(('reduce_sum', 'reduce_max', 'reduce_min'))
 
 
+Shapes = tuple[tuple[int, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Operations:
   """Counted in two ways (see the module)."""
@@ -76,39 +80,67 @@ def operations(function: Callable[..., Any], *args: Any) -> Operations:
   return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr: Any) -> Operations:
+def kernels(jaxpr: Any, side: int) -> dict[tuple[str, Shapes], int]:
+  """The Pallas kernels of a traced program, and the operations of a call of each.
+
+  They are those of matrix products alone, as a matrix unit of `side` x `side` does
+  them: of the right operand, which stands in the unit, both sizes count up to
+  multiples of its side.
+
+  Returns:
+    The name of a kernel and the shapes of all that it writes -> operations.
+  """
+  found = {}
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'pallas_call':
+      shapes = tuple(tuple(x.aval.shape) for x in equation.outvars)
+      steps = math.prod(equation.params['grid_mapping'].grid)
+      found[equation.params['name'], shapes] = steps * _count(
+          equation.params['jaxpr'], side).true
+    else:
+      for inner in _within(equation):
+        found |= kernels(inner, side)
+  return found
+
+
+def _count(jaxpr: Any, side: int = 1) -> Operations:
   total = Operations()
   for equation in jaxpr.eqns:
-    total += _count_one(equation)
+    total += _count_one(equation, side)
   return total
 
 
-def _count_one(equation: Any) -> Operations:
+def _count_one(equation: Any, side: int) -> Operations:
   name = equation.primitive.name
+  size = equation.outvars[0].aval.size if equation.outvars else 0
   if name == 'dot_general':
-    (contracted, _), _ = equation.params['dimension_numbers']
-    left = equation.invars[0].aval.shape
-    each = math.prod(left[i] for i in contracted)
+    (contracted, theirs), (_, batch) = equation.params['dimension_numbers']
+    left, right = (x.aval.shape for x in equation.invars)
+    width = math.prod(n for i, n in enumerate(right) if i not in (*theirs, *batch))
+    size = size // width * _up(width, side)
+    each = _up(math.prod(left[i] for i in contracted), side)
   elif name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
     out_dim = equation.params['dimension_numbers'].rhs_spec[0]
     each = math.prod(kernel) // kernel[out_dim]
   else:
-    return _count_other(equation)
-  flops = 2 * each * equation.outvars[0].aval.size
+    return _count_other(equation, side)
+  flops = 2 * each * size
   is_score = attention.SCORES in str(equation.source_info.name_stack)
   return Operations(flops, 0 if is_score else flops)
 
 
-def _count_other(equation: Any) -> Operations:
+def _up(size: int, side: int) -> int:
+  return math.ceil(size / side) * side
+
+
+def _count_other(equation: Any, side: int) -> Operations:
   name = equation.primitive.name
   if name in _ELEMENTWISE:
     return Operations(0, equation.outvars[0].aval.size)
   if name in _REDUCTIONS:
     return Operations(0, equation.invars[0].aval.size)
-  inner = [_count(getattr(x, 'jaxpr', x)) for x in jax.tree.leaves(
-      tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns'))
-           if hasattr(getattr(x, 'jaxpr', x), 'eqns')]
+  inner = [_count(jaxpr, side) for jaxpr in _within(equation)]
   if not inner:
     return Operations()
   if name == 'while':
@@ -118,10 +150,17 @@ def _count_other(equation: Any) -> Operations:
   return sum(inner, Operations()) * (equation.params['length'] if name == 'scan' else 1)
 
 
+def _within(equation: Any) -> list[Any]:
+  """The programs that an equation runs."""
+  inner = [getattr(x, 'jaxpr', x) for x in jax.tree.leaves(
+      tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns'))]
+  return [jaxpr for jaxpr in inner if hasattr(jaxpr, 'eqns')]
+
+
 def forward(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool = False
             ) -> Operations:
   """Of one forward call; with `train`, on the tokens that DropToken keeps."""
-  return operations(*_call(_without_dropout(model), batch, train))
+  return operations(*_call(_as_counted(model), batch, train))
 
 
 def training_flops(config: Settings) -> int:
@@ -143,14 +182,18 @@ def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
   return apply, jax.eval_shape(module.init, jax.random.key(0), x), x
 
 
-def _without_dropout(model):
-  """Its random masks would be counted, and are no part of the model."""
+def _as_counted(model):
+  """What random masks, or another form of attention, add is no part of the model."""
   calm = lambda parts: {k: m.clone(dropout_rate=0.0) for k, m in parts.items()}
+  backbones = calm(model.backbones)
+  for name, backbone in backbones.items():
+    if 'form' in getattr(backbone.attention, 'keywords', ()):
+      plain = functools.partial(backbone.attention, form='plain')
+      backbones[name] = backbone.clone(attention=plain)
   head = model.head
   if isinstance(head, heads.Classifier):
     head = head.clone(dropout_rate=0.0)
-  return model.clone(tokenizers=calm(model.tokenizers), backbones=calm(model.backbones),
-                     head=head)
+  return model.clone(tokenizers=calm(model.tokenizers), backbones=backbones, head=head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +264,12 @@ def closed(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool
 
 
 def _features(model, batch, train):
-  bare = _without_dropout(model.clone(head=None))
+  bare = _as_counted(model.clone(head=None))
   return jax.eval_shape(*_call(bare, batch, train))
 
 
 def _figures(model, batch, train, parts):
-  call, variables, x = _call(_without_dropout(model), batch, train)
+  call, variables, x = _call(_as_counted(model), batch, train)
   count = operations(call, variables, x)
   xla = jax.jit(call).lower(variables, x).cost_analysis()['flops']
   return Figures(count.true, sum(part.operations for part in parts), round(xla),

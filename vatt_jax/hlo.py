@@ -51,6 +51,17 @@ class Instruction:
             self._number(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"') or 0)
 
   @property
+  def kernel_name(self) -> str:
+    """As its author called it."""
+    return re.sub(r'\.\d+$', '', self.name)
+
+  @property
+  def shapes(self) -> tuple[tuple[int, ...], ...]:
+    """Of its value, or of all that it holds."""
+    return tuple(tuple(map(int, filter(None, sizes.split(','))))
+                 for _, sizes in _arrays(self.shape))
+
+  @property
   def bytes(self) -> int:
     """Of its value."""
     return shape_bytes(self.shape)
@@ -116,13 +127,17 @@ _BITS = {'pred': 8, 'token': 0, 'opaque': 0}
 def shape_bytes(shape: str) -> int:
   """`(bf16[8,128]{1,0:T(8,128)}, u32[])` -> 2052; padding of tiles does not count."""
   total = 0
-  for dtype, sizes in re.findall(r'\b([a-z]\w*)\[([\d,<=]*)\]', shape):
+  for dtype, sizes in _arrays(shape):
     bits = _BITS.get(dtype)
     if bits is None:
       bits = int(re.search(r'\d+', dtype)[0])
     elements = math.prod(int(size.strip('<=')) for size in sizes.split(',') if size)
     total += -(-bits * elements // 8)
   return total
+
+
+def _arrays(shape: str) -> list[tuple[str, str]]:
+  return re.findall(r'\b([a-z]\w*)\[([\d,<=]*)\]', shape)
 
 
 def parse(text: str) -> Program:

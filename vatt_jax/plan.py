@@ -12,7 +12,7 @@ What is predicted is
     step = estimated cycles / clock + unestimated + collectives
 
 - Cycles are the compiler's estimates of all that runs (`hlo.executed`), and those of
-  Pallas kernels by the roofline of the operations and bytes that they state.
+  Pallas kernels by the roofline of their matrix products (`cost.kernels`) and bytes.
 - What has no estimate takes the time that its bytes need to pass the memory.
 - Collectives take their bytes over the links' bandwidth (`tpu.Slice`). That they run
   beside other things, as some do, is not credited.
@@ -46,7 +46,6 @@ from vatt_jax import cli
 from vatt_jax import cost
 from vatt_jax import hlo
 from vatt_jax import recipe
-from vatt_jax import step
 from vatt_jax import tpu
 from vatt_jax.errors import UserError
 from vatt_jax.models import layers
@@ -141,9 +140,10 @@ class Plan:
     return own | (own.pop('prediction') or nothing)
 
 
-def predict(program: hlo.Program, where: tpu.Slice) -> Prediction:
-  """What a compiled step takes on a slice."""
-  costs = tpu.costs(hlo.executed(program), where)
+def predict(program: hlo.Program, where: tpu.Slice,
+            kernels: tpu.Kernels | None = None) -> Prediction:
+  """What a compiled step takes on a slice; `kernels` are those of the traced one."""
+  costs = tpu.costs(hlo.executed(program), where, kernels or {})
   seconds = Counter({kind: math.fsum(c.seconds for c in costs if c.kind == kind)
                      for kind in tpu.KINDS})
   cycles = lambda kind: round(seconds[kind] * where.chip.clock_mhz * 1e6)
@@ -184,7 +184,8 @@ def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   plan = Plan(topology, config['batch_size'], where.num_cores, parameters, False, 0,
               int(where.chip.hbm_gib * 2 ** 30), cost.training_flops(config))
-  compiled, memory = _compile(topology, task, state, batch)
+  traced = type(task).train_step.trace(task, state, batch)
+  compiled, memory = _compile(topology, traced)
   if compiled is None:
     needed, limit = memory
     return dataclasses.replace(plan, hbm_bytes_per_core=needed, hbm_limit_bytes=limit)
@@ -192,7 +193,8 @@ def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
   if dump_hlo:
     pathlib.Path(dump_hlo).write_text(text, encoding='utf-8')
   try:
-    prediction = predict(hlo.parse(text), where)
+    kernels = cost.kernels(traced.jaxpr.jaxpr, where.chip.matrix_side)
+    prediction = predict(hlo.parse(text), where, kernels)
   except ValueError as e:
     raise UserError(f'{topology}: the program cannot be read: {e}') from e
   memory = _memory(compiled.memory_analysis())
@@ -201,11 +203,10 @@ def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
       prediction=prediction), where.chip, config['total_steps'])
 
 
-def _compile(topology: str, task: step.Task, state: Any, batch: Any
-             ) -> tuple[Any, tuple[int, int] | None]:
+def _compile(topology: str, traced: Any) -> tuple[Any, tuple[int, int] | None]:
   """The compiled step; or none, and the bytes that it needs and those there are."""
   try:
-    return type(task).train_step.lower(task, state, batch).compile(), None
+    return traced.lower().compile(), None
   except jax.errors.JaxRuntimeError as e:
     memory = tpu.read_out_of_memory(str(e))
     if memory is None:

@@ -6,6 +6,7 @@ v5p work as one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -29,6 +30,7 @@ class Chip:
     hbm_gb_per_second: its bandwidth.
     link_gb_per_second: of one link to a neighbour, one way.
     ring: a side of a slice closes to a ring where it is a multiple of this.
+    matrix_side: numbers along a side of a matrix unit.
     options: what the compiler must be told to make a core of a chip.
   """
   clock_mhz: int
@@ -37,6 +39,7 @@ class Chip:
   hbm_gb_per_second: float
   link_gb_per_second: float
   ring: int
+  matrix_side: int = 128
   options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -51,7 +54,7 @@ CHIPS = {
                options=dict(chip_config_name='megacore')),
     'v5e': Chip(1500, 197, 15.75, 819, 50, ring=16),
     'v5p': Chip(1750, 459, 95.74, 2765, 100, ring=4),
-    'v6e': Chip(1750, 918, 31.25, 1638, 100, ring=16)}
+    'v6e': Chip(1750, 918, 31.25, 1638, 100, ring=16, matrix_side=256)}
 
 EXAMPLES = 'v3:8x16, v4:4x8x8, v5e:16x16, v5p:4x8x8 or v6e:16x16'
 
@@ -128,6 +131,11 @@ def find(topology: str) -> tuple[Slice, list[Any]]:
   return Slice(chip, sides, len(devices)), devices
 
 
+# Pallas kernels, by name and the shapes of what they write, and the operations of a
+# call of each (`cost.kernels`).
+Kernels = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
   """What an instruction costs, all times that it runs.
@@ -150,16 +158,17 @@ _FREE = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'afte
          'partition-id', 'replica-id', 'custom-call')
 
 
-def costs(runs: Sequence[hlo.Run], where: Slice) -> list[Cost]:
+def costs(runs: Sequence[hlo.Run], where: Slice, kernels: Kernels) -> list[Cost]:
   """The costs of all that runs (`hlo.executed`), but of what is free.
 
   Instructions without an estimate, which are few and small, take what their operands
   and values take to pass the memory; of those that cut out or put in a part, the part.
   """
-  return [cost for cost in (_cost(run, where) for run in runs) if cost.seconds]
+  found = (_cost(run, where, kernels) for run in runs)
+  return [cost for cost in found if cost.seconds]
 
 
-def _cost(run: hlo.Run, where: Slice) -> Cost:
+def _cost(run: hlo.Run, where: Slice, kernels: Kernels) -> Cost:
   instruction, times = run.instruction, run.times
   kind = hlo.collective_kind(instruction)
   if kind is not None:
@@ -170,8 +179,10 @@ def _cost(run: hlo.Run, where: Slice) -> Cost:
     return Cost(run, 'estimated',
                 times * instruction.cycles / (where.chip.clock_mhz * 1e6))
   if instruction.kernel is not None:
-    operations, stated = instruction.kernel
-    size = max(stated, run.operand_bytes + instruction.bytes)
+    operations, size = instruction.kernel
+    operations = max(operations, kernels.get(
+        (instruction.kernel_name, instruction.shapes), 0))
+    size = max(size, run.operand_bytes + instruction.bytes)
     return Cost(run, 'kernel', times * where.kernel_seconds(operations, size))
   return Cost(run, 'moved', times * where.memory_seconds(_moved_bytes(run)))
 

@@ -1,17 +1,21 @@
 """vatt_jax/models/attention.py"""
 
 import functools
+import types
 
 import jax
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.models import attention
+from vatt_jax.models import axes
 from vatt_jax.models import build
 
-OTHERS = [form for form in attention.FORMS if form != 'plain']
+OTHERS = ('weights', 'scores')
 
 
 def _operands(dtype=jnp.float32, scale=1.0):
@@ -77,6 +81,89 @@ def test_the_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
   q, k, v, _ = _operands()
   _, backward = jax.vjp(functools.partial(attention.attend, form=form), q, k, v)
   assert [x.size for x in jax.tree.leaves(backward)].count(2 * 3 * 13 * 13) == 1
+
+
+@pytest.mark.parametrize('num_tokens', [
+    128, 150, pytest.param(1569, marks=pytest.mark.slow)])
+def test_splash_is_the_plain_one(num_tokens):
+  """The kernel runs as a TPU would run it, which a CPU plays."""
+  operands = [jax.random.normal(key, (2, num_tokens, 2, 8))
+              for key in jax.random.split(jax.random.key(0), 4)]
+
+  def both_ways(form):
+    y, backward = jax.vjp(form, *operands[:3])
+    return y, *backward(operands[3])
+  with pltpu.force_tpu_interpret_mode():
+    found = both_ways(attention.splash)
+  for ours, plain in zip(found, both_ways(attention.plain), strict=True):
+    np.testing.assert_allclose(ours, plain, atol=2e-6 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize('num_rows', [4, 3])    # split over devices, and not
+def test_a_kernel_is_run_on_each_device_s_rows_and_heads(num_rows):
+  mesh = sharding.make_mesh(4, data=2, devices=jax.devices())
+  seen = []
+
+  def kernel(q, k, v):
+    seen.append(q.shape)
+    return q + k * v
+  q, k, v = jax.random.normal(jax.random.key(0), (3, num_rows, 5, 2, 4))
+  whole = jax.device_put((q, k, v), sharding.replicated(mesh))
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):    # as a step does
+    found = jax.jit(lambda *x: axes.on_each_device(kernel, *x))(*whole)
+  np.testing.assert_allclose(found, q + k * v, atol=1e-6)
+  assert seen[-1] == ((2 if num_rows == 4 else 3), 5, 2, 4)
+  assert axes.on_each_device(kernel, q, k, v).shape == q.shape    # no mesh
+
+
+def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):
+  """Of (tokens, type, a mask) the form that the config's stands for."""
+  used = []
+  for name in ('plain', 'from_weights', 'from_scores', 'splash', 'cudnn'):
+    def stand_in(q, *args, name=name):
+      used.append(name)
+      return q
+    monkeypatch.setattr(attention, name, stand_in)
+
+  def stands_for(form, num_tokens, dtype=jnp.bfloat16, mask=None, drop=None):
+    x = jnp.zeros((1, num_tokens, 1, 8), dtype)
+    attention.attend(x, x, x, mask, drop=drop, form=form)
+    return used[-1]
+  long, mask = attention.SPLASH_FROM, jnp.ones((1, 600), bool)
+  assert stands_for('splash', long) == 'splash'
+  assert stands_for('splash', long - 1) == 'from_scores'
+  assert stands_for('splash', 600, mask=mask) == 'from_weights'
+  assert stands_for('splash', 600, drop=lambda x: x) == 'plain'
+  assert stands_for('scores', 600) == 'from_scores'
+  assert stands_for('cudnn', 8) == 'cudnn'
+  assert stands_for('cudnn', 8, jnp.float32) == 'from_weights'
+  assert stands_for('cudnn', 600, mask=mask) == 'from_weights'
+
+
+@pytest.mark.parametrize(('device', 'form'), [
+    (dict(platform='cpu', device_kind='cpu'), 'weights'),
+    (dict(platform='tpu', device_kind='TPU v3'), 'scores'),
+    (dict(platform='tpu', device_kind='TPU v4'), 'splash'),
+    (dict(platform='tpu', device_kind='TPU v6 lite'), 'splash'),
+    (dict(platform='gpu', device_kind='H200', compute_capability='9.0'), 'cudnn'),
+    (dict(platform='gpu', device_kind='V100', compute_capability='7.0'), 'weights'),
+    (dict(platform='gpu', device_kind='MI300', compute_capability='gfx942'),
+     'weights')])
+def test_each_device_has_its_form(device, form):
+  assert attention.choose_form(types.SimpleNamespace(**device)) == form
+
+
+def test_cudnn_is_asked_for_what_the_plain_one_does(monkeypatch):
+  """There is none here; JAX's own form of the same call takes its place."""
+  ask = jax.nn.dot_product_attention
+
+  def instead(*args, implementation, **kwargs):
+    assert implementation == 'cudnn'
+    return ask(*args, implementation='xla', **kwargs)
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', instead)
+  q, k, v, _ = _operands()
+  np.testing.assert_allclose(attention.cudnn(q, k, v), attention.plain(q, k, v),
+                             atol=1e-6)
 
 
 def test_the_form_of_a_config_is_that_of_its_transformers():

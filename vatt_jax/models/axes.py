@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import re
 from typing import Any
 
@@ -96,3 +97,23 @@ def gathered(kernel: jax.Array) -> jax.Array:
   if mesh.empty or mesh.shape['fsdp'] == 1 or mesh.shape['model'] > 1:
     return kernel
   return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+def on_each_device(function: Callable[..., jax.Array], *operands: jax.Array
+                   ) -> jax.Array:
+  """A function of rows and heads that know nothing of each other, on each one's own.
+
+  Args:
+    function: of the operands; what it gives has their axes.
+    *operands: [B, N, A, D] each. What the mesh does not divide is on all devices.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function(*operands)
+  num_rows, _, num_heads, _ = operands[0].shape
+  rows = ROWS[0] if num_rows % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else None
+  heads = 'model' if num_heads % mesh.shape['model'] == 0 else None
+  spec = PartitionSpec(rows, None, heads)
+  # What a kernel writes, the check that copies are equal knows nothing of.
+  return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(
+      *operands)

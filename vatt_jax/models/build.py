@@ -71,6 +71,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     dropout_rate: in and before the Transformers; None for the variant's own.
     dtype: compute type; parameters are always float32.
     attention: a form of `attention.FORMS`, or 'auto' for the one that suits
+      the device.
     remat: what the Transformers keep for the way back, of `layers.REMAT`: 'none'
       recomputes nothing, 'dots' all but the products with matrices, 'blocks' all but
       the input of each block.
