@@ -154,6 +154,10 @@ def test_a_pallas_kernel_states_its_cost():
   named, _ = line(named, 'my_kernel.12')
   assert named.kernel_name == 'my_kernel'
   assert named.shapes == ((256, 64), ())
+  several_lines = ('%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call", '
+                   'frontend_attributes={kernel_metadata={\n"block":"{\\"q\\": 1}"\n}}'
+                   ', metadata={op_name="jit(f)/mine"}')
+  assert line(several_lines)[0].op_name == 'jit(f)/mine'
   other = '%x = bf16[4] custom-call(), custom_call_target="AllocateBuffer"'
   assert line(other)[0].kernel is None
 

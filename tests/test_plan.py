@@ -193,6 +193,26 @@ def test_the_command_agrees_with_a_count_of_the_kept_program(tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_a_kernel_takes_the_place_of_estimates(tmp_path):
+  """Of 801 tokens of sound: on a TPU v5e attention is one."""
+  kept = tmp_path / 'step.hlo'
+  code, out, err = run('--topology=v5e:2x2', '--batch_size=64', '--json',
+                       '--config.model.audio.patch=(16,)', f'--dump_hlo={kept}',
+                       '--config.model.audio.drop_token_rate=0.0')
+  assert code == 0, err
+  found, text = json.loads(out), kept.read_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 2    # there and back
+  counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
+  assert found['estimated_cycles'] == counted + found['kernel_cycles']
+  # 16 clips of 2 heads a core; of 32 numbers a head, which fill the 128 of the unit;
+  # two products there and five back, of 896 tokens, which is 801 in full tiles.
+  products = 16 * 2 * 7 * 2 * 896 ** 2 * 128
+  assert found['kernel_cycles'] == pytest.approx(products / 197e12 * 1500e6, rel=1e-3)
+  assert any('splash' in line['operation'] for line in found['costliest'])
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_the_command_says_what_would_make_a_step_fit():
   """A table of words that is too large whole, with Adam's moments, but not in parts."""
   code, out, err = run('--topology=v3:2x2', '--batch_size=64', '--json',

@@ -149,7 +149,8 @@ def parse(text: str) -> Program:
   computations: dict[str, dict[str, Instruction]] = {}
   current: dict[str, Instruction] = {}
   entry = ''
-  for line in text.splitlines():
+  # What the author of a kernel adds to it stands on lines of its own.
+  for line in re.sub(r'\n(?="|\}\})', ' ', text).splitlines():
     if line.startswith('  '):
       instruction = _instruction(line)
       if instruction is not None:
