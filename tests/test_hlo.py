@@ -150,11 +150,11 @@ def test_a_pallas_kernel_states_its_cost():
   assert line(stated)[0].kernel == (2155872256, 8388608)
   silent = '%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call"'
   assert line(silent)[0].kernel == (0, 0)
-  named = '%my_kernel.12 = (f32[256,64]{1,0:T(8,128)}, bf16[]) custom-call(%q)'
-  named, _ = line(named, 'my_kernel.12')
-  assert named.kernel_name == 'my_kernel'
+  named, _ = line('%x = (f32[256,64]{1,0:T(8,128)}, bf16[]) custom-call(%q), '
+                  'metadata={op_name="jit(f)/transpose(jvp(mine))/pallas_call"}')
+  assert named.kernel_name == 'mine'
   assert named.shapes == ((256, 64), ())
-  several_lines = ('%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call", '
+  several_lines = ('%x = bf16[4] custom-call(%q), '
                    'frontend_attributes={kernel_metadata={\n"block":"{\\"q\\": 1}"\n}}'
                    ', metadata={op_name="jit(f)/mine"}')
   assert line(several_lines)[0].op_name == 'jit(f)/mine'

@@ -204,11 +204,11 @@ def test_a_kernel_takes_the_place_of_estimates(tmp_path):
   assert text.count('custom_call_target="tpu_custom_call"') == 2    # there and back
   counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
   assert found['estimated_cycles'] == counted + found['kernel_cycles']
-  # 16 clips of 2 heads a core; of 32 numbers a head, which fill the 128 of the unit;
-  # two products there and five back, of 896 tokens, which is 801 in full tiles.
-  products = 16 * 2 * 7 * 2 * 896 ** 2 * 128
+  # 16 clips of 2 heads a core; two products there and five back, of 801 tokens: as
+  # queries four blocks of 208, as keys 896, which is full tiles.
+  products = 16 * 2 * 7 * 2 * (4 * 208) * 896 * 128
   assert found['kernel_cycles'] == pytest.approx(products / 197e12 * 1500e6, rel=1e-3)
-  assert any('splash' in line['operation'] for line in found['costliest'])
+  assert any('attend' in line['operation'] for line in found['costliest'])
 
 
 @needs_libtpu

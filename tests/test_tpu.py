@@ -47,13 +47,14 @@ def test_a_kernel_takes_the_longer_of_its_operations_and_its_bytes():
   assert cost(text.replace('%s', '1'), y='f32[1]') == ('kernel', pytest.approx(2e-3))
   assert cost(text.replace('%s', '61500000000000'), y='f32[1]') == (
       'kernel', pytest.approx(1))
-  silent = '%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call"'
+  silent = ('%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call", '
+            'metadata={op_name="jit(f)/mine/pallas_call"}')
   assert cost(silent, y='f32[450000000]') == (
       'kernel', pytest.approx(4e-3, rel=1e-6))
-  counted = {('x', ((1,),)): 61_500_000_000_000}
+  counted = {('mine', ((1,),)): 61_500_000_000_000}
   assert cost(silent, kernels=counted, y='f32[450000000]') == (
       'kernel', pytest.approx(1))
-  assert cost(silent, kernels={('x', ((2,),)): 10 ** 18}, y='f32[450000000]') == (
+  assert cost(silent, kernels={('mine', ((2,),)): 10 ** 18}, y='f32[450000000]') == (
       'kernel', pytest.approx(4e-3, rel=1e-6))
 
 

@@ -53,7 +53,8 @@ class Instruction:
   @property
   def kernel_name(self) -> str:
     """As its author called it."""
-    return re.sub(r'\.\d+$', '', self.name)
+    found = re.search(r'(\w+)\)*/pallas_call$', self.op_name)
+    return found[1] if found else ''
 
   @property
   def shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -14,6 +14,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.models import attention
 from vatt_jax.models import axes
 from vatt_jax.models import build
+from vatt_jax.models import fused_attention
 
 OTHERS = ('weights', 'scores')
 
@@ -83,20 +84,31 @@ def test_the_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
   assert [x.size for x in jax.tree.leaves(backward)].count(2 * 3 * 13 * 13) == 1
 
 
-@pytest.mark.parametrize('num_tokens', [
-    128, 150, pytest.param(1569, marks=pytest.mark.slow)])
-def test_splash_is_the_plain_one(num_tokens):
-  """The kernel runs as a TPU would run it, which a CPU plays."""
-  operands = [jax.random.normal(key, (2, num_tokens, 2, 8))
-              for key in jax.random.split(jax.random.key(0), 4)]
+@pytest.mark.parametrize('num_tokens, width', [
+    (130, 64), (40, 32), pytest.param(785, 64, marks=pytest.mark.slow)])
+def test_the_kernel_is_the_plain_one(num_tokens, width, monkeypatch):
+  """It runs as a TPU would run it, which a CPU plays; queries in several blocks."""
+  monkeypatch.setattr(fused_attention, '_MOST_WEIGHTS', 48 * num_tokens)
+  shape = (2, num_tokens, 256 // width, width)
+  q, *others = (jax.random.normal(key, shape)
+                for key in jax.random.split(jax.random.key(0), 4))
+  operands = [q * width ** -0.5, *others]
 
   def both_ways(form):
     y, backward = jax.vjp(form, *operands[:3])
     return y, *backward(operands[3])
   with pltpu.force_tpu_interpret_mode():
-    found = both_ways(attention.splash)
+    found = both_ways(lambda *x: fused_attention.attend(*x, jnp.float32))
   for ours, plain in zip(found, both_ways(attention.plain), strict=True):
     np.testing.assert_allclose(ours, plain, atol=2e-6 * np.abs(plain).max())
+
+
+def test_a_kernel_takes_heads_that_fill_tiles():
+  fits = lambda num_heads, width, num_tokens=9: fused_attention.fits(
+      jax.ShapeDtypeStruct((1, num_tokens, num_heads, width), jnp.float32))
+  assert fits(12, 64, 1569) and not fits(12, 64, 3137)
+  assert fits(12, 64) and fits(1, 128) and fits(4, 32)
+  assert not fits(3, 64) and not fits(4, 48) and not fits(1, 256) and not fits(2, 32)
 
 
 @pytest.mark.parametrize('num_rows', [4, 3])    # split over devices, and not
@@ -119,9 +131,9 @@ def test_a_kernel_is_run_on_each_device_s_rows_and_heads(num_rows):
 def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):
   """Of (tokens, type, a mask) the form that the config's stands for."""
   used = []
-  for name in ('plain', 'from_weights', 'from_scores', 'splash', 'cudnn'):
-    def stand_in(q, *args, name=name):
-      used.append(name)
+  for name in ('plain', 'from_weights', 'from_scores', 'cudnn', '_fused'):
+    def stand_in(q, *args, name=name, operand=None):
+      used.append((name, operand) if operand else name)
       return q
     monkeypatch.setattr(attention, name, stand_in)
 
@@ -129,11 +141,12 @@ def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):
     x = jnp.zeros((1, num_tokens, 1, 8), dtype)
     attention.attend(x, x, x, mask, drop=drop, form=form)
     return used[-1]
-  long, mask = attention.SPLASH_FROM, jnp.ones((1, 600), bool)
-  assert stands_for('splash', long) == 'splash'
-  assert stands_for('splash', long - 1) == 'from_scores'
-  assert stands_for('splash', 600, mask=mask) == 'from_weights'
-  assert stands_for('splash', 600, drop=lambda x: x) == 'plain'
+  long, mask = attention.FUSED_FROM, jnp.ones((1, 600), bool)
+  assert stands_for('fused', long) == ('_fused', jnp.bfloat16)
+  assert stands_for('fused_float32', long) == ('_fused', jnp.float32)
+  assert stands_for('fused', long - 1) == 'from_scores'
+  assert stands_for('fused', 600, mask=mask) == 'from_weights'
+  assert stands_for('fused', 600, drop=lambda x: x) == 'plain'
   assert stands_for('scores', 600) == 'from_scores'
   assert stands_for('cudnn', 8) == 'cudnn'
   assert stands_for('cudnn', 8, jnp.float32) == 'from_weights'
@@ -142,9 +155,9 @@ def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):
 
 @pytest.mark.parametrize(('device', 'form'), [
     (dict(platform='cpu', device_kind='cpu'), 'weights'),
-    (dict(platform='tpu', device_kind='TPU v3'), 'scores'),
-    (dict(platform='tpu', device_kind='TPU v4'), 'splash'),
-    (dict(platform='tpu', device_kind='TPU v6 lite'), 'splash'),
+    (dict(platform='tpu', device_kind='TPU v3'), 'fused_float32'),
+    (dict(platform='tpu', device_kind='TPU v4'), 'fused'),
+    (dict(platform='tpu', device_kind='TPU v6 lite'), 'fused'),
     (dict(platform='gpu', device_kind='H200', compute_capability='9.0'), 'cudnn'),
     (dict(platform='gpu', device_kind='V100', compute_capability='7.0'), 'weights'),
     (dict(platform='gpu', device_kind='MI300', compute_capability='gfx942'),

@@ -1,15 +1,15 @@
 """Attention of many heads, in forms that are equal but for rounding."""
 
 from collections.abc import Callable
-import math
+import functools
 import re
 
 from flax import linen as nn
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention
 import jax.numpy as jnp
 
 from vatt_jax.models import axes
+from vatt_jax.models import fused_attention
 
 # Large enough to silence a key in float32 and bfloat16, small enough to stay finite.
 _MASKED = -1e9
@@ -17,13 +17,10 @@ _MASKED = -1e9
 # The name, in the traced program, of the products of queries and keys.
 SCORES = 'attention_scores'
 
-FORMS = ('plain', 'weights', 'scores', 'splash', 'cudnn')
+FORMS = ('plain', 'weights', 'scores', 'fused', 'fused_float32', 'cudnn')
 
-# Tokens from which on Splash is the quicker of the two.
-SPLASH_FROM = 513
-
-# What the kernels of Splash take at a time: queries, keys, and of both a multiple of.
-_MOST_QUERIES, _MOST_KEYS, _TILE = 256, 2048, 128
+# Tokens from which on the kernel is the quicker.
+FUSED_FROM = 128
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
@@ -41,9 +38,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     mask: bool [B, N], False for keys that nobody may look at.
     bias: [A, N, N] (head, query, key), added to the scores.
     drop: applied to the weights, [B, A, N, N]; takes the plain form.
-    form: of `FORMS`. 'weights' takes the place of the later ones where there is a
-      mask or a bias, and of 'cudnn', which knows no float32, there; 'scores' that of
-      'splash' for fewer than `SPLASH_FROM` tokens.
+    form: of `FORMS`. Where there is a mask or a bias, 'weights' takes the place of the
+      later ones, and for float32 that of 'cudnn', which knows none; 'scores' takes that
+      of the fused ones for fewer than `FUSED_FROM` tokens, and for what a kernel does
+      not take (`fused_attention.fits`).
 
   Returns:
     [B, N, A, D].
@@ -54,14 +52,25 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     return from_weights(q, k, v, mask, bias)
   if form == 'cudnn':
     return from_weights(q, k, v) if q.dtype == jnp.float32 else cudnn(q, k, v)
-  few = q.shape[1] < SPLASH_FROM
-  return from_scores(q, k, v) if form == 'scores' or few else splash(q, k, v)
+  if form == 'scores' or q.shape[1] < FUSED_FROM:
+    return from_scores(q, k, v)
+  operand = jnp.float32 if form == 'fused_float32' else q.dtype
+  # The compiler cannot split a kernel.
+  return axes.on_each_device(functools.partial(_fused, operand=operand), q, k, v)
+
+
+def _fused(q, k, v, operand):
+  if not fused_attention.fits(q):
+    return from_scores(q, k, v)
+  return fused_attention.attend(q, k, v, operand)
 
 
 def choose_form(device: jax.Device) -> str:
   """The form that suits a device."""
-  if device.platform == 'tpu':    # Pallas knows them from v4 on
-    return 'scores' if device.device_kind in ('TPU v2', 'TPU v3') else 'splash'
+  if device.platform == 'tpu':
+    # In a kernel these multiply only float32, which they round to bfloat16.
+    is_old = device.device_kind in ('TPU v2', 'TPU v3')
+    return 'fused_float32' if is_old else 'fused'
   capability = getattr(device, 'compute_capability', '')    # AMD's are no numbers
   has_flash = re.fullmatch(r'\d+\.\d+', capability) and float(capability) >= 8
   return 'cudnn' if has_flash else 'weights'
@@ -186,36 +195,6 @@ def _from_scores_backward(saved, dy):
 
 
 from_scores.defvjp(_from_scores, _from_scores_backward)
-
-
-def splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """`attend` by JAX's Splash kernels, which write no [B, A, N, N] (FlashAttention)."""
-  # The compiler cannot split a kernel.
-  return axes.on_each_device(_splash, q, k, v)
-
-
-def _splash(q, k, v):
-  rows, num_tokens, num_heads, width = q.shape
-  size = math.ceil(num_tokens / _TILE) * _TILE
-  pad = lambda x: by_head(
-      jnp.pad(x, ((0, 0), (0, size - num_tokens), (0, 0), (0, 0)))
-      ).reshape(-1, size, width)
-  queries, keys = _divisor(size, _MOST_QUERIES), _divisor(size, _MOST_KEYS)
-  everywhere = splash_attention.FullMask((size, size))
-  attend = splash_attention.make_splash_mha_single_device(
-      splash_attention.MultiHeadMask([everywhere] * (rows * num_heads)),
-      block_sizes=splash_attention.BlockSizes(
-          block_q=queries, block_kv=keys, block_q_dkv=queries, block_kv_dkv=keys,
-          use_fused_bwd_kernel=True))
-  is_padding = (jnp.arange(size) >= num_tokens).astype(jnp.int32)
-  sees = splash_attention.SegmentIds(q=jnp.zeros_like(is_padding), kv=is_padding)
-  y = attend(pad(q), pad(k), pad(v), sees if size > num_tokens else None)
-  return by_head(y.reshape(rows, num_heads, size, width))[:, :num_tokens]
-
-
-def _divisor(size: int, most: int) -> int:
-  """The largest multiple of a tile that divides a size."""
-  return max(x for x in range(_TILE, most + 1, _TILE) if size % x == 0)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
