@@ -47,19 +47,22 @@ class Dense(nn.Module):
     features = self.features
     features = (features,) if isinstance(features, int) else tuple(features)
     inputs = x.shape[-self.num_inputs:]
+    flat = math.prod(inputs), math.prod(features)
 
     def init(key, shape):
-      flat = math.prod(inputs), math.prod(features)
       return kernel_init(key, flat).reshape(shape)
 
     kernel = self.param('kernel', init, (*inputs, *features))
     kernel = axes.gathered(kernel.astype(self.dtype))
-    x = x.astype(self.dtype)
-    y = product(x, kernel) if kernel.ndim == 2 else (
-        jnp.tensordot(x, kernel, self.num_inputs))
-    if not self.use_bias:
-      return y
-    return y + self.param('bias', nn.initializers.zeros, features).astype(self.dtype)
+    if kernel.ndim > 2:
+      # Or else XLA would multiply, and copy activations, in the order of its axes.
+      kernel = jax.lax.optimization_barrier(kernel.reshape(flat))
+    rows = x.shape[:-self.num_inputs]
+    y = product(x.astype(self.dtype).reshape(*rows, flat[0]), kernel)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, features)
+      y = y + bias.astype(self.dtype).reshape(flat[1])
+    return y.reshape(*rows, *features)
 
 
 def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
