@@ -28,8 +28,8 @@ _SUBLANES = 16    # of a tile of 16 bits a number
 
 # What the fast memory of 16 MiB holds: some arrays of so many weights, of 4 bytes each,
 # and several of keys or values of so many tokens.
-_MOST_WEIGHTS = 2 ** 18
-_MOST_TOKENS = 1792
+_MOST_WEIGHTS = 2 ** 19
+_MOST_TOKENS = 1664
 
 # What is summed over in a product, by the sides of its operands.
 _LAST_BOTH = (((1,), (1,)), ((), ()))
