@@ -198,15 +198,16 @@ def test_a_kernel_takes_the_place_of_estimates(tmp_path):
   kept = tmp_path / 'step.hlo'
   code, out, err = run('--topology=v5e:2x2', '--batch_size=64', '--json',
                        '--config.model.audio.patch=(16,)', f'--dump_hlo={kept}',
-                       '--config.model.audio.drop_token_rate=0.0')
+                       '--config.model.audio.drop_token_rate=0.0',
+                       '--config.model.audio.width=128')
   assert code == 0, err
   found, text = json.loads(out), kept.read_text()
   assert text.count('custom_call_target="tpu_custom_call"') == 2    # there and back
   counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
   assert found['estimated_cycles'] == counted + found['kernel_cycles']
-  # 16 clips of 2 heads a core; two products there and five back, of 801 tokens: as
-  # queries four blocks of 208, as keys 896, which is full tiles.
-  products = 16 * 2 * 7 * 2 * (4 * 208) * 896 * 128
+  # 16 clips of 2 heads a core, 801 tokens: as queries two blocks of 416, as keys full
+  # tiles, 896. In two of the seven products the sum is over queries: of full tiles, 512.
+  products = 16 * 2 * 2 * 2 * 128 * (5 * 416 * 896 + 2 * 801 * 512)
   assert found['kernel_cycles'] == pytest.approx(products / 197e12 * 1500e6, rel=1e-3)
   assert any('attend' in line['operation'] for line in found['costliest'])
 
