@@ -205,8 +205,8 @@ def test_a_kernel_takes_the_place_of_estimates(tmp_path):
   assert text.count('custom_call_target="tpu_custom_call"') == 2    # there and back
   counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
   assert found['estimated_cycles'] == counted + found['kernel_cycles']
-  # 16 clips of 2 heads a core, 801 tokens: as queries two blocks of 416, as keys full
-  # tiles, 896. In two of the seven products the sum is over queries: of full tiles, 512.
+  # 16 clips of 2 heads a core, 801 tokens: as queries two blocks of 416, as keys 896,
+  # full tiles; so are the 512 queries that two of the seven products sum over.
   products = 16 * 2 * 2 * 2 * 128 * (5 * 416 * 896 + 2 * 801 * 512)
   assert found['kernel_cycles'] == pytest.approx(products / 197e12 * 1500e6, rel=1e-3)
   assert any('attend' in line['operation'] for line in found['costliest'])
