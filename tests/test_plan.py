@@ -192,7 +192,6 @@ def test_the_command_agrees_with_a_count_of_the_kept_program(tmp_path):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_a_kernel_takes_the_place_of_estimates(tmp_path):
   """Of 801 tokens of sound: on a TPU v5e attention is one."""
   kept = tmp_path / 'step.hlo'

@@ -41,6 +41,7 @@ from ml_collections import config_flags
 
 from vatt_jax import cli
 from vatt_jax import closed_form
+from vatt_jax import hlo
 from vatt_jax import recipe
 from vatt_jax.errors import UserError
 from vatt_jax.models import attention
@@ -53,9 +54,6 @@ _ELEMENTWISE = frozenset((
     'add', 'sub', 'mul', 'div', 'max', 'min', 'neg', 'exp', 'log', 'rsqrt', 'sqrt',
     'square', 'integer_pow', 'pow', 'select_n'))
 _REDUCTIONS = frozenset(('reduce_sum', 'reduce_max', 'reduce_min'))
-
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ def operations(function: Callable[..., Any], *args: Any) -> Operations:
   return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def kernels(jaxpr: Any, side: int) -> dict[tuple[str, Shapes], int]:
+def kernels(jaxpr: Any, side: int) -> dict[tuple[str, hlo.Shapes], int]:
   """The Pallas kernels of a traced program, and the operations of a call of each.
 
   They are those of matrix products alone, as a matrix unit of `side` x `side` does
@@ -112,20 +110,19 @@ def _count(jaxpr: Any, side: int = 1) -> Operations:
 
 def _count_one(equation: Any, side: int) -> Operations:
   name = equation.primitive.name
-  size = equation.outvars[0].aval.size if equation.outvars else 0
   if name == 'dot_general':
     (contracted, theirs), (_, batch) = equation.params['dimension_numbers']
     left, right = (x.aval.shape for x in equation.invars)
     width = math.prod(n for i, n in enumerate(right) if i not in (*theirs, *batch))
-    size = size // width * _up(width, side)
+    rows = equation.outvars[0].aval.size // width
     each = _up(math.prod(left[i] for i in contracted), side)
+    flops = 2 * rows * _up(width, side) * each
   elif name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
     out_dim = equation.params['dimension_numbers'].rhs_spec[0]
-    each = math.prod(kernel) // kernel[out_dim]
+    flops = 2 * math.prod(kernel) // kernel[out_dim] * equation.outvars[0].aval.size
   else:
     return _count_other(equation, side)
-  flops = 2 * each * size
   is_score = attention.SCORES in str(equation.source_info.name_stack)
   return Operations(flops, 0 if is_score else flops)
 

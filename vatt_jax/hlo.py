@@ -15,6 +15,8 @@ import functools
 import math
 import re
 
+Shapes = tuple[tuple[int, ...], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
@@ -57,7 +59,7 @@ class Instruction:
     return found[1] if found else ''
 
   @property
-  def shapes(self) -> tuple[tuple[int, ...], ...]:
+  def shapes(self) -> Shapes:
     """Of its value, or of all that it holds."""
     return tuple(tuple(map(int, filter(None, sizes.split(','))))
                  for _, sizes in _arrays(self.shape))

@@ -133,7 +133,7 @@ def find(topology: str) -> tuple[Slice, list[Any]]:
 
 # Pallas kernels, by name and the shapes of what they write, and the operations of a
 # call of each (`cost.kernels`).
-Kernels = Mapping[tuple[str, tuple[tuple[int, ...], ...]], int]
+Kernels = Mapping[tuple[str, hlo.Shapes], int]
 
 
 @dataclasses.dataclass(frozen=True)
