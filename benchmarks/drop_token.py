@@ -20,8 +20,8 @@ from vatt_jax import cli
 from vatt_jax import cost
 from vatt_jax import optim
 from vatt_jax import step
+from vatt_jax.losses import contrastive
 from vatt_jax.models import build
-from vatt_jax.objectives import contrastive
 
 RATES = (0.0, 0.25, 0.5, 0.75)
 
@@ -41,8 +41,8 @@ def make_task(rate: float) -> step.Task:
   model = build.build_model(
       video=dict(size='small', drop_token_rate=rate),
       audio=dict(size='small', drop_token_rate=rate), head={})
-  terms = {'video_audio': step.Term(contrastive.nce, fixed=dict(temperature=0.07))}
-  return step.Task(model, terms, *optim.build(100, 1e-4, 5e-5, 10)[:2], seed=0)
+  losses = {'video_audio': contrastive.NCE(pair='video_audio', temperature=0.07)}
+  return step.Task(model, losses, *optim.build(100, 1e-4, 5e-5, 10)[:2], seed=0)
 
 
 def make_batch(size: int) -> dict[str, np.ndarray]:

@@ -41,10 +41,10 @@ from vatt_jax import cost
 from vatt_jax import optim
 from vatt_jax import step
 from vatt_jax.errors import UserError
+from vatt_jax.losses import contrastive
 from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import layers
-from vatt_jax.objectives import contrastive
 
 try:
   from timm.models import vision_transformer
@@ -247,10 +247,11 @@ def make_task() -> step.Task:
       video=dict(patch=(4, 8, 8), **_TOWER), audio=dict(patch=(128,), **_TOWER),
       text=dict(vocabulary_size=_WORDS, **_TOWER),
       head=dict(video_audio_dim=128, video_text_dim=128))
-  fixed = dict(temperature=_TEMPERATURE)
-  terms = {'video_audio': step.Term(contrastive.nce, fixed=fixed),
-           'video_text': step.Term(contrastive.mil_nce, fixed=fixed)}
-  return step.Task(model, terms, *optim.build(1000, 1e-4, 5e-5, 10)[:2], seed=0)
+  losses = {
+      pair: loss(pair=pair, temperature=_TEMPERATURE)
+      for pair, loss in (('video_audio', contrastive.NCE),
+                         ('video_text', contrastive.MilNCE))}
+  return step.Task(model, losses, *optim.build(1000, 1e-4, 5e-5, 10)[:2], seed=0)
 
 
 if torch is not None:

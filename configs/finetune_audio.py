@@ -44,7 +44,7 @@ def get_config(arg: str = '') -> ConfigDict:
       variant='paper', dtype='bfloat16',
       audio=dict(size='base', patch=(128,), drop_token_rate=0.0),
       head=dict(name='classifier', num_classes=527, dropout_rate=0.0, rare=True))
-  c.losses = dict(label=dict(name='sigmoid', balance=True))
+  c.losses = dict(label=dict(name='bce', balance=True))
   # The paper is silent on clipping; 0.75 is the released code's.
   c.optim = dict(name='sgd', momentum=0.9, peak_rate=0.2, final_rate=0.0,
                  warmup_steps=5000, decay='half_cosine', clip_norm=0.75, rules=(),

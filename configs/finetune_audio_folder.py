@@ -32,4 +32,4 @@ def several(c: ConfigDict) -> None:
   c.data.several_labels = True
   c.augment.mixup = 5.0
   c.model.head.rare = True
-  c.losses.label = dict(name='sigmoid', balance=True)
+  c.losses.label = dict(name='bce', balance=True)

@@ -248,7 +248,7 @@ def test_the_paper_s_audio_and_image_recipes_have_the_paper_s_numbers():
   c = load('finetune_audio')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (50_000, 1024, 527)
   assert (c.optim.peak_rate, c.optim.warmup_steps, c.augment.mixup) == (0.2, 5000, 5)
-  assert c.losses.label.to_dict() == dict(name='sigmoid', balance=True)
+  assert c.losses.label.to_dict() == dict(name='bce', balance=True)
   _, clip = recipe.model_and_clip(c.to_dict())
   assert clip['audio'].shape == (1, 153_600)    # 6.4 s at 24 kHz
   c = load('finetune_image')

@@ -1,7 +1,6 @@
 """vatt_jax/step.py and sharding.py"""
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -10,14 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+from vatt_jax import losses as losses_lib
 from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
+from vatt_jax.losses import classification
+from vatt_jax.losses import contrastive
 from vatt_jax.models import build
-from vatt_jax.objectives import classify
-from vatt_jax.objectives import contrastive
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
@@ -35,13 +35,12 @@ def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
 def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, mesh=None,
               **weights):
   """With `temperature=None` it is learnt, from 0.1."""
-  numbers = (dict(fixed=dict(temperature=temperature)) if temperature else
-             dict(learnt=dict(temperature=0.1)))
-  terms = {
-      pair: step.Term(objective, weights.get(pair, 1.0), **numbers)
-      for pair, objective in (('video_audio', contrastive.nce),
-                              ('video_text', contrastive.mil_nce))}
-  return step.Task(make_model(variant), terms, optimizer or optax.adam(1e-2),
+  losses = {
+      pair: loss(pair=pair, weight=weights.get(pair, 1.0),
+                 temperature=temperature or 0.1, learn_temperature=not temperature)
+      for pair, loss in (('video_audio', contrastive.NCE),
+                         ('video_text', contrastive.MilNCE))}
+  return step.Task(make_model(variant), losses, optimizer or optax.adam(1e-2),
                    optax.constant_schedule(1e-2), seed, mesh=mesh)
 
 
@@ -132,22 +131,21 @@ def test_a_clip_without_sound_teaches_nothing_about_sound():
 
 
 @pytest.mark.parametrize('video_audio, video_text', [
-    ('paper', 'symmetric'), ('asymmetric', 'sigmoid')])
+    ('paper', 'symmetric'), ('asymmetric', 'siglip')])
 def test_a_mixture_s_absent_rows_leave_a_step_as_it_is_without_them(video_audio,
                                                                    video_text):
   """Clips of which nothing is there, of any term, are as if the batch lacked them."""
-  terms = dict(
-      video_audio=step.Term(functools.partial(contrastive.nce, form=video_audio),
-                            fixed=dict(temperature=0.1)),
-      video_text=step.Term(contrastive.sigmoid, fixed=dict(temperature=0.1, bias=-2.0))
-      if video_text == 'sigmoid' else step.Term(
-          functools.partial(contrastive.mil_nce, form=video_text),
-          fixed=dict(temperature=0.1)))
+  losses = dict(
+      video_audio=contrastive.NCE(pair='video_audio', temperature=0.1,
+                                  form=video_audio),
+      video_text=contrastive.SigLIP(pair='video_text', temperature=0.1, bias=-2.0)
+      if video_text == 'siglip' else contrastive.MilNCE(
+          pair='video_text', temperature=0.1, form=video_text))
   model = build.build_model(    # drops no tokens: their draws go by the batch's size
       video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
       text=dict(vocabulary_size=32, **SIZE),
       head=dict(video_audio_dim=12, video_text_dim=10))
-  task = step.Task(model, terms, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
+  task = step.Task(model, losses, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
   whole = make_batch(10) | dict(has_video=np.ones(10, bool))
   gone = np.isin(np.arange(10), (4, 7))
   for modality in ('video', 'audio'):
@@ -239,35 +237,39 @@ def test_a_learnt_temperature_is_learnt_and_told():
   assert task.predict(state, make_batch()).keys() == {'pooled', 'embed'}
 
 
-def test_a_learnt_temperature_does_not_fall_for_ever_nor_stick():
-  """At the least of it, it still follows its gradient up."""
-  pull = jnp.array(1.0)
-  down = lambda *_, temperature, **__: pull * temperature    # the less the better
-  task = make_task(temperature=None, optimizer=optax.sgd(50.0))
-  task.terms['video_audio'] = dataclasses.replace(task.terms['video_audio'],
-                                                  objective=down)
+def test_learnt_temperature_stops_at_its_bound_and_can_rise_again():
+  """At the bound it still follows its gradient up."""
+
+  class Pull(contrastive.NCE):
+    sign = 1.0
+
+    def _loss(self, anchors, others, present, anchor_mask, numbers):
+      return self.sign * numbers['temperature']
+
+  pull = Pull(pair='video_audio', temperature=0.1, learn_temperature=True)
+  task = step.Task(make_model(), dict(video_audio=pull), optax.sgd(50.0),
+                   optax.constant_schedule(50.0), 0)
   state, batch = task.init(make_batch()), make_batch()
   for _ in range(2):
     state, _ = task.train_step(state, batch)
   least = state.params['losses']['video_audio']['temperature']
   np.testing.assert_allclose(jnp.exp(least), 0.01, rtol=1e-5)
-  up = lambda *_, temperature, **__: -temperature
-  term = dataclasses.replace(task.terms['video_audio'], objective=up)
-  gradient = jax.grad(lambda p: step.total_loss(
-      {'video_audio': term}, {'video_audio': {'temperature': p}},
-      dict(embed={'video_audio': dict(video=None, audio=None)}), batch)[0])(least)
+  Pull.sign = -1.0
+  outputs = dict(embed={'video_audio': dict(video=None, audio=None)})
+  gradient = jax.grad(lambda p: losses_lib.total_loss(
+      task.losses, {'video_audio': {'temperature': p}}, outputs, batch)[0])(least)
   assert gradient < 0
 
 
 def test_sound_and_text_are_paired_where_both_are_there():
   """A clip without sound takes its text out of the audio-text pairs, and only there."""
   model = make_model(head=dict(audio_text=True))
-  terms = {'audio_text': step.Term(contrastive.mil_nce, fixed=dict(temperature=0.1))}
+  losses = {'audio_text': contrastive.MilNCE(pair='audio_text', temperature=0.1)}
   batch = make_batch()
   outputs = jax.jit(model.init_with_output)(
       jax.random.key(0), augment.normalize(batch))[0]
   embed = outputs['embed']
-  loss, metrics = step.total_loss(terms, {}, outputs, batch)
+  loss, metrics, _ = losses_lib.total_loss(losses, {}, outputs, batch)
   kept = np.arange(8) != 2
   alone = contrastive.mil_nce(
       embed['video_text']['audio'][kept], embed['video_text']['text'][kept],
@@ -280,8 +282,8 @@ def make_classifier(optimizer=None, **more):
   """A task of three classes of film."""
   model = build.build_model(video=dict(patch=(2, 4, 4), **SIZE),
                             head=dict(name='classifier', num_classes=3))
-  terms = {'label': step.Term(classify.softmax)}
-  return step.Task(model, terms, optimizer or optax.sgd(0.1),
+  losses = {'label': classification.Softmax()}
+  return step.Task(model, losses, optimizer or optax.sgd(0.1),
                    optax.constant_schedule(0.1), 0, **more)
 
 
@@ -310,7 +312,8 @@ def test_a_film_that_is_not_there_teaches_no_class():
   _, metrics = task.train_step(task.init(batch), batch)
   logits = task.predict(task.init(batch), batch)['logits']
   kept = np.arange(8) != 3
-  expected = classify.softmax(logits[kept], batch['label'][kept], np.ones(7, bool))
+  expected = classification.softmax(logits[kept], batch['label'][kept],
+                                    np.ones(7, bool))
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
@@ -357,10 +360,10 @@ def test_a_classified_batch_in_parts_is_the_same_step():
                  spec_augment=dict(time_masks=1, time_width=3, frequency_masks=1,
                                    frequency_width=3), **SIZE),
       head=dict(name='classifier', num_classes=3, dropout_rate=0.5))
-  terms = {'label': step.Term(functools.partial(classify.sigmoid, balance=True))}
+  losses = {'label': classification.BCE(balance=True)}
   frozen = lambda params: {k: jax.tree.map(lambda _, k=k: k == 'aggregators_audio', v)
                            for k, v in params.items()}
-  task = step.Task(model, terms, optax.sgd(0.1), optax.constant_schedule(0.1), 0,
+  task = step.Task(model, losses, optax.sgd(0.1), optax.constant_schedule(0.1), 0,
                    augment.Augment(noise=0.1, mixup=5.0), frozen)
   rng = np.random.default_rng(0)
   batch = dict(audio=rng.integers(-2**15, 2**15, (8, 8192)).astype(np.int16),
@@ -383,11 +386,11 @@ def test_all_that_saves_memory_together_is_the_same_step(mesh):
         text=dict(vocabulary_size=32, **size),
         head=dict(video_audio_dim=12, video_text_dim=10),
         **(dict(remat='blocks', scan_layers=True) if saving else {}))
-    terms = {pair: step.Term(
-        functools.partial(objective, form='asymmetric', num_chunks=2 if saving else 1),
-        fixed=dict(temperature=0.1)) for pair, objective in (
-            ('video_audio', contrastive.nce), ('video_text', contrastive.mil_nce))}
-    task = step.Task(model, terms, optax.sgd(1.0), optax.constant_schedule(1.0), 0,
+    losses = {pair: loss(pair=pair, temperature=0.1, form='asymmetric',
+                         num_chunks=2 if saving else 1)
+              for pair, loss in (('video_audio', contrastive.NCE),
+                                 ('video_text', contrastive.MilNCE))}
+    task = step.Task(model, losses, optax.sgd(1.0), optax.constant_schedule(1.0), 0,
                      num_parts=2 if saving else 1)
     placed = batch
     if saving:
@@ -404,8 +407,8 @@ def test_parts_take_less_memory():
   model = build.build_model(
       video=dict(patch=(2, 4, 4), **size), audio=dict(patch=(4,), **size),
       head=dict(video_audio_dim=12, video_text_dim=10))
-  terms = {'video_audio': step.Term(contrastive.nce, fixed=dict(temperature=0.1))}
-  task = step.Task(model, terms, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
+  losses = {'video_audio': contrastive.NCE(pair='video_audio', temperature=0.1)}
+  task = step.Task(model, losses, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
   batch = {k: v for k, v in make_batch(64).items() if k not in ('text', 'has_text')}
   state = jax.eval_shape(task.init, batch)
   memory = [step.Task.train_step.lower(dataclasses.replace(task, num_parts=n), state,
@@ -438,7 +441,7 @@ def test_what_is_frozen_stays_and_the_rest_moves():
       jax.tree.leaves(before[k]), jax.tree.leaves(state.params[k]), strict=True))
            for k in before}
   assert moved == {k: k == 'head' for k in before}
-  head = jax.grad(lambda p: classify.softmax(
+  head = jax.grad(lambda p: classification.softmax(
       task.model.apply({'params': before | {'head': p}}, augment.normalize(batch))
       ['logits'], batch['label'], batch['has_video']))(before['head'])
   np.testing.assert_allclose(metrics['gradient_norm'], optax.tree.norm(head), rtol=1e-5)
@@ -462,13 +465,12 @@ def severe():
     ('paper', True, 'float32'), ('release', False, 'bfloat16')])
 def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, severe):
   model = make_model(variant, agnostic, dtype, head=dict(audio_text=True))
-  pairs = dict(video_audio=contrastive.nce, video_text=contrastive.mil_nce)
-  terms = {pair: step.Term(functools.partial(objective, form='asymmetric'),
-                           fixed=dict(temperature=0.1))
-           for pair, objective in pairs.items()}
-  terms['audio_text'] = step.Term(contrastive.sigmoid,
-                                  learnt=dict(temperature=0.1, bias=-10.0))
-  task = step.Task(model, terms, *optim.build(10, 1e-3, 1e-4, 2)[:2], 0,
+  pairs = dict(video_audio=contrastive.NCE, video_text=contrastive.MilNCE)
+  losses = {pair: loss(pair=pair, temperature=0.1, form='asymmetric')
+            for pair, loss in pairs.items()}
+  losses['audio_text'] = contrastive.SigLIP(
+      pair='audio_text', temperature=0.1, bias=-10.0, learn_temperature=True)
+  task = step.Task(model, losses, *optim.build(10, 1e-3, 1e-4, 2)[:2], 0,
                    augment.Augment(reverse_rate=0.5, flip_rate=0.5, color_rate=0.8,
                                    color_drop_rate=0.2, blur_rate=0.5, blur_size=0.5,
                                    volume=0.1, noise=0.01))

@@ -143,8 +143,12 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-  """The config that `write_config` noted."""
-  return json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
+  """Reads the config that `write_config` noted, by this version's names."""
+  config = json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
+  for name, loss in (config.get('losses') or {}).items():
+    if loss.get('name') == 'sigmoid':    # until 0.5
+      loss['name'] = 'bce' if name == 'label' else 'siglip'
+  return config
 
 
 def split(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:

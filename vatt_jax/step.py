@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from flax import struct
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
+from vatt_jax import losses as losses_lib
 from vatt_jax import parts
 from vatt_jax import sharding
 from vatt_jax.inputs import augment
@@ -27,104 +27,25 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-# What each pair contrasts: the space, the modality of the anchors, the other one.
-PAIRS = {'video_audio': ('video_audio', 'video', 'audio'),
-         'video_text': ('video_text', 'video', 'text'),
-         'audio_text': ('video_text', 'audio', 'text')}
-
-# A learnt temperature is kept from falling below it, as in CLIP (arXiv 2103.00020,
-# section 2.5).
-LEAST_TEMPERATURE = 0.01
-
-# The term that is no contrast: of class scores and the labels of clips.
-LABEL = 'label'
-
-
 @struct.dataclass
 class State:
   """All that a run needs to go on, with the config and the seed.
 
   Attributes:
     step: [], int32: steps taken.
-    params: what the optimiser trains: of the model, and under `losses` of the terms.
+    params: the trained parameters: of the model, and under `losses` of the losses.
     model_state: the model's other variables, by collection: batch statistics, and
       the word vectors that the release freezes.
     opt_state: the optimiser's.
     average: of the parameters over the steps, if the task takes one.
+    memory: of the losses, by section name (`Loss.init_memory`); None if none keeps one.
   """
   step: jax.Array
   params: Any
   model_state: Any
   opt_state: Any
   average: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Term:
-  """One term of the loss: the contrast of a pair of modalities, or of the labels.
-
-  Attributes:
-    objective: its arrays (`operands`) and arguments, by name -> [].
-    weight: in the sum of all terms.
-    fixed: arguments of the objective.
-    learnt: arguments of the objective that are trained, and where they start.
-  """
-  objective: Callable[..., jax.Array]
-  weight: float = 1.0
-  fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  learnt: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-  def init(self) -> dict[str, jax.Array]:
-    """The parameters: of a temperature the logarithm."""
-    return {k: jnp.asarray(math.log(v) if k == 'temperature' else v, jnp.float32)
-            for k, v in self.learnt.items()}
-
-  def values(self, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The arguments that the parameters stand for."""
-    return {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
-
-
-def total_loss(terms: Mapping[str, Term], params: Mapping[str, Any],
-               outputs: Mapping[str, Any], batch: Batch) -> tuple[jax.Array, Metrics]:
-  """The weighted sum of the terms (VATT, equation 6).
-
-  Args:
-    terms: pair, or 'label' -> term; a pair of which the batch lacks a modality is
-      skipped.
-    params: the same -> parameters of its term, where it has any.
-    outputs: of the model (`models.multimodal`).
-    batch: for `has_video`, `has_audio` and `text`, which say what is there, and for
-      `label`.
-
-  Returns:
-    The loss, float32, and a metric for each term, under its name.
-  """
-  total, metrics = jnp.zeros((), jnp.float32), {}
-  for name, term in terms.items():
-    arrays = operands(name, outputs, batch)
-    if arrays is None:
-      continue
-    learnt = term.values(params.get(name, {}))
-    loss = term.objective(**arrays, **term.fixed, **learnt)
-    metrics |= {f'loss_{name}': loss, **{f'{k}_{name}': v for k, v in learnt.items()}}
-    total += term.weight * loss
-  return total, metrics
-
-
-def operands(name: str, outputs: Mapping[str, Any], batch: Batch
-             ) -> dict[str, jax.Array | None] | None:
-  """The arrays that the objective of a term takes; None if the batch lacks some."""
-  present = multimodal.find_present(batch)
-  if name == LABEL:
-    (modality,) = outputs['pooled']
-    return dict(logits=outputs['logits'], labels=batch['label'],
-                present=present[modality])
-  space, anchor, other = PAIRS[name]
-  embed = outputs['embed'][space]
-  if anchor not in embed or other not in embed:
-    return None
-  return dict(anchors=embed[anchor], others=embed[other], present=present[other],
-              anchored=present.get(anchor))
+  memory: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)    # hashed by identity, for jit
@@ -135,7 +56,7 @@ class Task:
 
   Attributes:
     model: `models.multimodal.Vatt`.
-    terms: of the loss (`total_loss`).
+    losses: by section name; the step minimises their weighted sum.
     optimizer: of the parameters.
     schedule: its learning rate, for the log.
     seed: of all randomness.
@@ -148,9 +69,10 @@ class Task:
       their place; 0 takes none.
     mesh: over which state and batch are split; None leaves them where they are.
     rules: what of the state is split over which axis of it.
+    num_clips: size of the dataset, for losses that keep a memory of it.
   """
   model: Any
-  terms: Mapping[str, Term]
+  losses: Mapping[str, losses_lib.Loss]
   optimizer: optax.GradientTransformation
   schedule: optax.Schedule
   seed: int
@@ -160,6 +82,7 @@ class Task:
   average_decay: float = 0.0
   mesh: Mesh | None = None
   rules: Sequence[sharding.Rule] = sharding.RULES
+  num_clips: int = 0
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
@@ -167,12 +90,32 @@ class Task:
     model_state = dict(self.model.init(jax.random.key(self.seed),
                                        augment.normalize(batch)))
     params = dict(model_state.pop('params'))
-    learnt = {pair: term.init() for pair, term in self.terms.items() if term.learnt}
-    if learnt:
-      params['losses'] = learnt
+    key = jax.random.fold_in(jax.random.key(self.seed), 1)
+    learnt = {name: loss.init(jax.random.fold_in(key, number))
+              for number, (name, loss) in enumerate(self.losses.items())}
+    if any(learnt.values()):
+      params['losses'] = {name: p for name, p in learnt.items() if p}
     return self._placed(State(
         jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params),
-        params if self.average_decay else None))
+        params if self.average_decay else None,
+        losses_lib.init_memory(self.losses, self.num_clips)))
+
+  def check_losses(self, batch: Batch) -> None:
+    """Traces the losses without computing anything.
+
+    Raises:
+      losses.MissingOutput: a loss needs an array that the model or batch lacks.
+    """
+    def loss(batch):
+      inputs = augment.normalize(batch)
+      outputs, _ = self.model.init_with_output(jax.random.key(0), inputs)
+      params = {name: loss.init(jax.random.key(0)) for name, loss in
+                self.losses.items()}
+      return losses_lib.total_loss(
+          self.losses, params, outputs, inputs,
+          losses_lib.init_memory(self.losses, self.num_clips))
+
+    jax.eval_shape(loss, batch)
 
   def shardings(self, state: State) -> State:
     """Where each array of a state, or of its shapes, lives on the mesh.
@@ -198,24 +141,31 @@ class Task:
     """One step on a batch (`inputs.pipeline`); the old state is consumed."""
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
     gradients = self._gradients if self.num_parts == 1 else self._gradients_by_parts
-    grads, metrics, model_state = gradients(state, key, batch)
+    grads, metrics, model_state, memory = gradients(state, key, batch)
     with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
       updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(learning_rate=self.schedule(state.step),
                     gradient_norm=optax.tree.norm(grads))
-    params = _bounded(optax.apply_updates(state.params, updates))
+    params = self._clip(optax.apply_updates(state.params, updates))
     average = state.average
     if self.average_decay:
       average = optax.incremental_update(params, average, 1 - self.average_decay)
     if self.mesh is not None:
       metrics = jax.lax.with_sharding_constraint(
           metrics, sharding.replicated(self.mesh))
-    return self._placed(
-        State(state.step + 1, params, model_state, opt_state, average)), metrics
+    return self._placed(State(
+        state.step + 1, params, model_state, opt_state, average, memory)), metrics
+
+  def _clip(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters, those of the losses within their bounds."""
+    if 'losses' not in params:
+      return params
+    return params | {'losses': {name: self.losses[name].clip_params(learnt)
+                                for name, learnt in params['losses'].items()}}
 
   def _gradients(self, state: State, key: jax.Array, batch: Batch
-                 ) -> tuple[Any, Metrics, Any]:
-    """Of the loss by the parameters; its metrics; the model's new other variables."""
+                 ) -> tuple[Any, Metrics, Any, Any]:
+    """Returns gradients, metrics, the model's other variables, and the memory."""
     drop_token, dropout, augmentation = jax.random.split(key, 3)
     inputs = self.augment(augmentation, batch)
 
@@ -224,12 +174,11 @@ class Task:
           state, params, inputs, rngs=dict(drop_token=drop_token, dropout=dropout))
       return self._loss(state, params, outputs, updates, inputs)
 
-    (_, (metrics, model_state)), grads = jax.value_and_grad(
-        loss_fn, has_aux=True)(state.params)
-    return grads, metrics, model_state
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return grads, *aux
 
   def _gradients_by_parts(self, state: State, key: jax.Array, batch: Batch
-                          ) -> tuple[Any, Metrics, Any]:
+                          ) -> tuple[Any, Metrics, Any, Any]:
     """As `_gradients`, by GradCache (arXiv 2101.06983, section 3).
 
     First the features of one part after the other, of which nothing else is kept; then
@@ -258,10 +207,10 @@ class Task:
 
     each = jnp.arange(self.num_parts)
     pooled, inputs = parts.join(jax.lax.map(lambda i: encode(state.params, i), each))
-    (_, (metrics, model_state)), (grads, by_pooled) = jax.value_and_grad(
+    (_, aux), (grads, by_pooled) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True)(state.params, pooled)
     grads, _ = jax.lax.scan(add, grads, each)
-    return grads, metrics, model_state
+    return grads, *aux
 
   def _apply(self, state: State, params: Any, *args: Any, **kwargs: Any
              ) -> tuple[Any, Mapping[str, Any]]:
@@ -275,11 +224,12 @@ class Task:
 
   def _loss(self, state: State, params: Any, outputs: Mapping[str, Any],
             updates: Mapping[str, Any], inputs: Batch
-            ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-    """The loss; its metrics, and the model's new other variables."""
-    loss, metrics = total_loss(self.terms, params.get('losses', {}), outputs, inputs)
+            ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
+    """Returns the loss; its metrics, the model's other variables, and the memory."""
+    loss, metrics, memory = losses_lib.total_loss(
+        self.losses, params.get('losses', {}), outputs, inputs, state.memory)
     return loss, (metrics | dict(loss=loss),
-                  _with_stats(state.model_state, updates, inputs))
+                  _with_stats(state.model_state, updates, inputs), memory)
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
@@ -314,12 +264,3 @@ def _with_stats(model_state: Any, updates: Mapping[str, Any], batch: Batch) -> A
       multimodal.find_present(batch))
   return model_state | {'batch_stats': stats}
 
-
-def _bounded(params: Any) -> Any:
-  """The parameters, learnt temperatures not below the least."""
-  least = math.log(LEAST_TEMPERATURE)
-  losses = {
-      pair: {k: jnp.maximum(v, least) if k == 'temperature' else v
-             for k, v in learnt.items()}
-      for pair, learnt in params.get('losses', {}).items()}
-  return params | ({'losses': losses} if losses else {})

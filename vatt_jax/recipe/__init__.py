@@ -30,6 +30,7 @@ from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.models import build
+from vatt_jax.models import heads
 from vatt_jax.models import multimodal
 from vatt_jax.recipe import data as data_section
 from vatt_jax.recipe import evals as evals_section
@@ -113,11 +114,12 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   keys = inspect.signature(_task).parameters.keys() - {'devices'}
   task = _task(**{k: v for k, v in config.items() if k in keys}, devices=devices)
   batch = call('window', pipeline.Window, config['window']).batch(1)
-  if step.LABEL in task.terms:
+  if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, for no data is '
                       'read that would tell')
     batch['label'] = np.zeros((1, task.model.head.num_classes), bool)
+  task_section.check_losses(task, batch)
   rows = sharding.rows(task.mesh)
   batch = {k: jax.ShapeDtypeStruct((config['batch_size'], *v.shape[1:]), v.dtype,
                                    sharding=rows) for k, v in batch.items()}
@@ -137,7 +139,7 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
     return
   # Through JSON, so that tuples equal the lists they are read back as.
   ours = _flat(json.loads(json.dumps(config)))
-  theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
+  theirs = _flat(checkpoint_lib.read_config(workdir))
   for key in sorted(ours.keys() | theirs.keys()):
     if key.startswith(_MAY_CHANGE):
       continue
@@ -216,7 +218,9 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
     weights.check_exists(source)
   reader = data_section.open_reader(given, sizes, model.get('text'), classes, source,
                                     workdir)
+  task = dataclasses.replace(task, num_clips=len(reader.clips))
   task_section.check_classes(reader.labels, task)
+  task_section.check_losses(task, {k: v[None] for k, v in reader.empty().items()})
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
   load = functools.partial(_load, task, sizes.batch(batch_size),

@@ -1,4 +1,4 @@
-"""vatt_jax/objectives/contrastive.py"""
+"""vatt_jax/losses/contrastive.py"""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vatt_jax.objectives import contrastive
+from vatt_jax.losses import contrastive
 
 
 def _embeddings(b=5, k=3, d=8, seed=0):
@@ -98,7 +98,7 @@ def test_rows_left_out_give_their_weight_to_the_rest():
       contrastive.nce(video[kept], text[kept, 0], jnp.ones(3, bool), 0.07), rtol=1e-5)
 
 
-@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
 def test_an_absent_anchor_leaves_the_loss_of_the_rest(form):
   """As if the batch had never had it, nor its candidates, whatever stands there."""
   video, text = _embeddings(b=7)
@@ -107,8 +107,8 @@ def test_an_absent_anchor_leaves_the_loss_of_the_rest(form):
                       [0, 0, 0], [0, 1, 0]], bool)
 
   def loss(video, text, present, anchored=None):
-    if form == 'sigmoid':
-      return contrastive.sigmoid(video, text, present, 0.2, -3.0, anchored)
+    if form == 'siglip':
+      return contrastive.siglip(video, text, present, 0.2, -3.0, anchored)
     return contrastive.mil_nce(video, text, present, 0.2, form, anchored)
 
   alone = loss(video[anchored], text[anchored], present[anchored])
@@ -162,42 +162,42 @@ def test_the_sigmoid_loss_asks_of_every_pair(k):
     if rows[i] and present[j, n]:
       log_odds = float(video[i] @ text[j, n]) / tau + bias
       total += np.log(1 + np.exp(-log_odds if i == j else log_odds))
-  loss = contrastive.sigmoid(video, text, present, tau, bias)
+  loss = contrastive.siglip(video, text, present, tau, bias)
   np.testing.assert_allclose(loss, total / rows.sum(), rtol=1e-5)
   if k == 1:
     np.testing.assert_allclose(
-        contrastive.sigmoid(video, text[:, 0], present[:, 0], tau, bias),
+        contrastive.siglip(video, text[:, 0], present[:, 0], tau, bias),
         total / rows.sum(), rtol=1e-5)
 
 
 def test_the_sigmoid_loss_of_nothing_is_zero():
   video, text = _embeddings()
-  assert contrastive.sigmoid(video, text, jnp.zeros((5, 3), bool), 0.1, -10.0) == 0
+  assert contrastive.siglip(video, text, jnp.zeros((5, 3), bool), 0.1, -10.0) == 0
 
 
 def _loss(form, num_chunks=1):
-  if form == 'sigmoid':
-    return functools.partial(contrastive.sigmoid, temperature=0.1, bias=-5.0,
+  if form == 'siglip':
+    return functools.partial(contrastive.siglip, temperature=0.1, bias=-5.0,
                              num_chunks=num_chunks)
   return functools.partial(contrastive.mil_nce, temperature=0.1, form=form,
                            num_chunks=num_chunks)
 
 
 @pytest.mark.parametrize('anchored', [None, np.arange(24) % 5 != 1])
-@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
 def test_a_loss_in_chunks_is_the_loss(form, anchored):
   """Its gradients too, with items and candidates missing."""
   video, text = _embeddings(b=24)
   present = jax.random.bernoulli(jax.random.key(1), 0.7, (24, 3)).at[5].set(False)
   whole, chunked = (
       jax.value_and_grad(_loss(form, n), argnums=(0, 1))(
-          video, text, present, anchored=anchored) for n in (1, 6))
+          video, text, present, anchor_mask=anchored) for n in (1, 6))
   np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
   for ours, theirs in zip(chunked[1], whole[1], strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * abs(theirs).max())
 
 
-@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
 def test_a_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
   """Of value and gradients together, beside what goes in and comes out."""
   shapes = (jax.ShapeDtypeStruct((8192, 512), jnp.float32),

@@ -1,10 +1,10 @@
-"""vatt_jax/objectives/classify.py"""
+"""vatt_jax/losses/classification.py"""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vatt_jax.objectives import classify
+from vatt_jax.losses import classification
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(6, 4)).astype(np.float32)
@@ -22,22 +22,22 @@ def _binary(logits, labels):
 def test_softmax_is_the_release_s_with_smoothed_labels(shared):
   golden = np.load(shared / 'golden' / 'ft_vit_io.npz')
   one_hot = golden['labels'] > 0.5    # they come smoothed
-  loss = classify.softmax(golden['out_logits'], one_hot, np.ones(2, bool), 0.1)
+  loss = classification.softmax(golden['out_logits'], one_hot, np.ones(2, bool), 0.1)
   np.testing.assert_allclose(loss, golden['out_model_loss'], rtol=1e-6)
 
 
 def test_sigmoid_is_the_release_s(shared):
   golden = np.load(shared / 'golden' / 'ft_wat_io.npz')
-  loss = classify.sigmoid(golden['out_logits'], golden['labels'], np.ones(2, bool),
-                          balance=True)
+  loss = classification.binary_cross_entropy(
+      golden['out_logits'], golden['labels'], np.ones(2, bool), balance=True)
   np.testing.assert_allclose(loss, golden['out_model_loss'], rtol=1e-6)
 
 
 def test_smoothing_spreads_a_share_over_all_classes():
   log_share = LOGITS - np.log(np.sum(np.exp(LOGITS), axis=1, keepdims=True))
   expected = -0.7 * log_share[ONE_HOT].mean() - 0.3 * log_share.mean()
-  np.testing.assert_allclose(classify.softmax(LOGITS, ONE_HOT, ALL, 0.3), expected,
-                             rtol=1e-5)
+  np.testing.assert_allclose(classification.softmax(LOGITS, ONE_HOT, ALL, 0.3),
+                             expected, rtol=1e-5)
 
 
 def test_a_common_label_weighs_less():
@@ -45,15 +45,15 @@ def test_a_common_label_weighs_less():
   weights = [(1 / 3 + 1 / 2) / 2, 1 / 3, 1 / 2, (1 / 3 + 1 / 2 + 1 / 2) / 3, 1 / 2,
              1 / 2]
   np.testing.assert_allclose(
-      classify.sigmoid(LOGITS, SEVERAL, ALL, balance=True),
+      classification.binary_cross_entropy(LOGITS, SEVERAL, ALL, balance=True),
       np.mean(_binary(LOGITS, SEVERAL) * weights), rtol=1e-5)
-  np.testing.assert_allclose(classify.sigmoid(LOGITS, SEVERAL, ALL),
+  np.testing.assert_allclose(classification.binary_cross_entropy(LOGITS, SEVERAL, ALL),
                              np.mean(_binary(LOGITS, SEVERAL)), rtol=1e-5)
 
 
 @pytest.mark.parametrize('objective, labels, settings', [
-    (classify.softmax, ONE_HOT, dict(smoothing=0.1)),
-    (classify.sigmoid, SEVERAL, dict(balance=True))])
+    (classification.softmax, ONE_HOT, dict(smoothing=0.1)),
+    (classification.binary_cross_entropy, SEVERAL, dict(balance=True))])
 def test_what_has_no_label_or_is_not_there_counts_for_nothing(objective, labels,
                                                               settings):
   kept = np.array([True, False, True, True, False, True])
@@ -69,6 +69,6 @@ def test_what_has_no_label_or_is_not_there_counts_for_nothing(objective, labels,
 
 def test_labels_may_be_shares_of_a_mixture():
   mixed = 0.25 * ONE_HOT + 0.75 * ONE_HOT[::-1]
-  parts = [classify.softmax(LOGITS, x, ALL) for x in (ONE_HOT, ONE_HOT[::-1])]
-  np.testing.assert_allclose(classify.softmax(LOGITS, mixed, ALL),
+  parts = [classification.softmax(LOGITS, x, ALL) for x in (ONE_HOT, ONE_HOT[::-1])]
+  np.testing.assert_allclose(classification.softmax(LOGITS, mixed, ALL),
                              0.25 * parts[0] + 0.75 * parts[1], rtol=1e-5)

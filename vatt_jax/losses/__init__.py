@@ -1,0 +1,85 @@
+"""Training losses: one table from a config's name to a class, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vatt_jax.losses import classification
+from vatt_jax.losses import contrastive
+from vatt_jax.losses.base import Batch
+from vatt_jax.losses.base import Loss
+from vatt_jax.losses.base import Metrics
+from vatt_jax.losses.base import MissingOutput
+from vatt_jax.settings import call
+from vatt_jax.settings import choose
+from vatt_jax.settings import Settings
+
+__all__ = ['LOSSES', 'Loss', 'MissingOutput', 'build', 'init_memory', 'total_loss']
+
+LOSSES: dict[str, type[Loss]] = {
+    'nce': contrastive.NCE, 'mil_nce': contrastive.MilNCE, 'siglip': contrastive.SigLIP,
+    'softmax': classification.Softmax, 'bce': classification.BCE}
+
+
+def build(section_name: str, section: Settings) -> Loss:
+  """Builds the loss of a config section.
+
+  Args:
+    section_name: the section's key under `config.losses`. It names the loss's metrics
+      and parameters, and is the default of a field `pair`.
+    section: `name`, a key of `LOSSES`, and fields of that class.
+
+  Raises:
+    UserError: names the key that is unknown, missing or out of range.
+  """
+  where = f'losses.{section_name}'
+  fields = dict(section)
+
+  def make(name: str, **fields: Any) -> Loss:
+    kind = choose(LOSSES, name)
+    if any(field.name == 'pair' for field in dataclasses.fields(kind)):
+      fields.setdefault('pair', section_name)
+    return call(where, kind, fields)
+
+  return call(where, make, fields)
+
+
+def init_memory(losses: Mapping[str, Loss], num_clips: int) -> dict[str, Any] | None:
+  """Returns the memory of each loss that keeps one, by section; None if none does."""
+  memory = {name: loss.init_memory(num_clips) for name, loss in losses.items()}
+  return {name: kept for name, kept in memory.items() if kept is not None} or None
+
+
+def total_loss(losses: Mapping[str, Loss], params: Mapping[str, Any],
+               outputs: Mapping[str, Any], batch: Batch,
+               memory: Mapping[str, Any] | None = None
+               ) -> tuple[jax.Array, Metrics, Any]:
+  """Computes the weighted sum of the losses (VATT, equation 6).
+
+  Args:
+    losses: by section name.
+    params: section name -> the loss's parameters, where it has any.
+    outputs: of the model (`models.multimodal`).
+    batch: of the inputs, normalised.
+    memory: section name -> the loss's memory, where it keeps one.
+
+  Returns:
+    The sum [] in float32; metrics `loss_SECTION`, and `METRIC_SECTION` for each other
+    metric; the memory after the step.
+
+  Raises:
+    MissingOutput: the model or the batch lacks an array that a loss needs.
+  """
+  total, metrics = jnp.zeros((), jnp.float32), {}
+  memory, kept = memory or {}, {}
+  for name, loss in losses.items():
+    value, more, kept[name] = loss(params.get(name, {}), outputs, batch,
+                                   memory.get(name))
+    metrics |= {f'loss_{name}': value, **{f'{k}_{name}': v for k, v in more.items()}}
+    total += loss.weight * value
+  return total, metrics, {k: v for k, v in kept.items() if v is not None} or None

@@ -1,0 +1,102 @@
+"""The contract of a loss, and how a loss finds what it needs in a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class MissingOutput(KeyError):
+  """A loss needs an array that neither the model's outputs nor the batch has.
+
+  Attributes:
+    needed: its path, such as `outputs.embed.video_text.text`.
+    available: the paths of all arrays that exist beside it.
+  """
+
+  def __init__(self, needed: str, available: list[str]):
+    super().__init__(needed)
+    self.needed = needed
+    self.available = available
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+  """A term of the training loss; subclasses are rows of `losses.LOSSES`.
+
+  The fields are the keys of the config's section.
+
+  Attributes:
+    weight: of this loss in the sum of all.
+  """
+  weight: float = 1.0
+
+  def init(self, key: jax.Array) -> dict[str, jax.Array]:
+    """Returns the loss's own parameters, which the optimiser trains."""
+    del key
+    return {}
+
+  def init_memory(self, num_clips: int) -> Any:
+    """Returns the arrays that the loss keeps between steps; None for none.
+
+    Args:
+      num_clips: size of the dataset. An array of that many rows is split over
+        the mesh like the batch.
+    """
+    del num_clips
+
+  def clip_params(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns the parameters within their bounds; called after every update."""
+    return params
+
+  def __call__(self, params: Mapping[str, jax.Array], outputs: Mapping[str, Any],
+               batch: Batch, memory: Any) -> tuple[jax.Array, Metrics, Any]:
+    """Computes the loss of a batch.
+
+    Args:
+      params: the loss's own parameters (`init`).
+      outputs: of the model (`models.multimodal`).
+      batch: for masks, labels and ids.
+      memory: the loss's own memory (`init_memory`).
+
+    Returns:
+      The loss [] in float32, more metrics by name, and the memory after the step.
+
+    Raises:
+      MissingOutput: the model or the batch lacks an array that is needed.
+    """
+    raise NotImplementedError
+
+
+def take(tree: Mapping[str, Any], root: str, *path: str) -> Any:
+  """Returns `tree[path[0]][path[1]]...`.
+
+  Args:
+    tree: nested dicts of arrays.
+    root: name of the tree, for the message.
+    *path: keys.
+
+  Raises:
+    MissingOutput: a key is missing.
+  """
+  value: Any = tree
+  for key in path:
+    if not isinstance(value, Mapping) or key not in value:
+      raise MissingOutput('.'.join((root, *path)), sorted(_paths(tree, root)))
+    value = value[key]
+  return value
+
+
+def _paths(tree: Any, prefix: str) -> Iterator[str]:
+  if not isinstance(tree, Mapping):
+    yield prefix
+    return
+  for key, branch in tree.items():
+    yield from _paths(branch, f'{prefix}.{key}')
