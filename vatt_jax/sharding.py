@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
@@ -126,6 +127,20 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """This host's share of a batch -> global arrays, split by rows over the devices."""
   return {k: jax.make_array_from_process_local_data(rows(mesh), v)
           for k, v in batch.items()}
+
+
+def take_rows(tree: Any, index: jax.typing.ArrayLike, stride: int) -> Any:
+  """Returns rows index, index + stride, ... of every array.  [B, ...] -> [B / n, ...].
+
+  Rows are strided, so that each device's rows stay on it.
+  """
+  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(
+      x.reshape(-1, stride, *x.shape[1:]), index, axis=1, keepdims=False), tree)
+
+
+def join_rows(trees: Any) -> Any:
+  """Reverses `take_rows` for all indices.  [n, B / n, ...] -> [B, ...]."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), trees)
 
 
 def local_rows(tree: Any) -> Any:

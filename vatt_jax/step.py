@@ -17,10 +17,9 @@ from jax.sharding import Mesh
 import optax
 
 from vatt_jax import losses as losses_lib
-from vatt_jax import parts
 from vatt_jax import sharding
 from vatt_jax.inputs import augment
-from vatt_jax.models import heads
+from vatt_jax.inputs import clip_keys
 from vatt_jax.models import multimodal
 
 Batch = Mapping[str, jax.Array]
@@ -52,7 +51,7 @@ class State:
 class Task:
   """A model, its loss and its optimiser, as jitted functions of a state.
 
-  All randomness of step s comes from (seed, s).
+  All randomness of step s comes from (seed, s), that of a clip from (seed, s, row).
 
   Attributes:
     model: `models.multimodal.Vatt`.
@@ -62,9 +61,9 @@ class Task:
     seed: of all randomness.
     augment: what the device changes of a batch.
     frozen: parameters -> a tree of bool, True for those that are not trained.
-    num_parts: that the Transformers take a batch in, one after the other: less
-      memory, and a third more work. The step is that of the whole batch, its contrast
-      and statistics too; only dropout in the Transformers draws otherwise.
+    num_parts: microbatches that the backbones take, one after the other: less memory,
+      and a third more work. Losses and the head still see the whole batch, and every
+      clip draws the same; only batch norm in a backbone is over a microbatch.
     average_decay: of the moving average of the parameters, which is evaluated in
       their place; 0 takes none.
     mesh: over which state and batch are split; None leaves them where they are.
@@ -139,9 +138,16 @@ class Task:
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
     """One step on a batch (`inputs.pipeline`); the old state is consumed."""
+    # For what is drawn once a step: the partners of mixup, the release's DropToken,
+    # and dropout, which combines it with each clip's own number.
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-    gradients = self._gradients if self.num_parts == 1 else self._gradients_by_parts
-    grads, metrics, model_state, memory = gradients(state, key, batch)
+    pair_key, model_key = jax.random.split(key)
+    batch = dict(batch, key=clip_keys.make(
+        self.seed, state.step, len(jax.tree.leaves(batch)[0])))
+    batch = self.augment.pair(pair_key, batch)
+    gradients = (self._gradients if self.num_parts == 1 else
+                 self._gradients_by_microbatch)
+    grads, metrics, model_state, memory = gradients(state, model_key, batch)
     with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
       updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(learning_rate=self.schedule(state.step),
@@ -166,70 +172,79 @@ class Task:
   def _gradients(self, state: State, key: jax.Array, batch: Batch
                  ) -> tuple[Any, Metrics, Any, Any]:
     """Returns gradients, metrics, the model's other variables, and the memory."""
-    drop_token, dropout, augmentation = jax.random.split(key, 3)
-    inputs = self.augment(augmentation, batch)
+    inputs = self.augment(batch)
 
     def loss_fn(params):
-      outputs, updates = self._apply(
-          state, params, inputs, rngs=dict(drop_token=drop_token, dropout=dropout))
-      return self._loss(state, params, outputs, updates, inputs)
+      outputs, model_state = self._apply(state, params, inputs, key=key)
+      return self._loss(state, params, outputs, model_state, inputs)
 
     (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return grads, *aux
 
-  def _gradients_by_parts(self, state: State, key: jax.Array, batch: Batch
-                          ) -> tuple[Any, Metrics, Any, Any]:
+  def _gradients_by_microbatch(self, state: State, key: jax.Array, batch: Batch
+                               ) -> tuple[Any, Metrics, Any, Any]:
     """As `_gradients`, by GradCache (arXiv 2101.06983, section 3).
 
-    First the features of one part after the other, of which nothing else is kept; then
-    head and loss of the whole batch, and the gradient by the features; then the
-    Transformers of each part once more, to carry its share of that gradient down.
+    First the features of one microbatch after the other, of which nothing else is kept;
+    then head and losses of the whole batch, and the gradient by the features; then the
+    backbones of each microbatch once more, to carry its share of that gradient down.
     """
-    drop_token, dropout, augmentation = jax.random.split(key, 3)
-
     def encode(params, index):
-      part = parts.Part(index, self.num_parts)
-      inputs = self.augment(augmentation, batch, part)
-      rngs = dict(drop_token=drop_token, dropout=jax.random.fold_in(dropout, index))
-      (_, pooled), _ = self._apply(state, params, inputs, part=part, rngs=rngs,
-                                   method='encode')
-      return pooled, {k: v for k, v in inputs.items() if k not in ('video', 'audio')}
+      inputs = self.augment(sharding.take_rows(batch, index, self.num_parts))
+      encoded, model_state = self._apply(state, params, inputs, key=key,
+                                         method='encode')
+      stats = {k: v for k, v in model_state.items() if k == 'batch_stats'}
+      seen = {m: jnp.any(x) for m, x in multimodal.find_present(inputs).items()}
+      rest = {k: v for k, v in inputs.items() if k not in ('video', 'audio')}
+      return encoded['pooled'], (rest, stats, seen)
 
     def loss_fn(params, pooled):
-      outputs, updates = self._apply(state, params, pooled, inputs,
-                                     rngs=dict(dropout=dropout), method='conclude')
-      return self._loss(state, params, outputs | dict(pooled=pooled), updates, inputs)
+      outputs, model_state = self._apply(encoded_state, params, pooled, inputs, key=key,
+                                         method='apply_head')
+      return self._loss(state, params, outputs | dict(pooled=pooled), model_state,
+                        inputs)
 
     def add(grads, index):
       _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
-      (more,) = pull_back(parts.Part(index, self.num_parts).take(by_pooled))
+      (more,) = pull_back(sharding.take_rows(by_pooled, index, self.num_parts))
       return jax.tree.map(jnp.add, grads, more), None
 
     each = jnp.arange(self.num_parts)
-    pooled, inputs = parts.join(jax.lax.map(lambda i: encode(state.params, i), each))
+    pooled, (inputs, stats, seen) = jax.lax.map(
+        lambda i: encode(state.params, i), each)
+    pooled, inputs = sharding.join_rows((pooled, inputs))
+    encoded_state = state.replace(
+        model_state=state.model_state | _mean_stats(stats, seen))
     (_, aux), (grads, by_pooled) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True)(state.params, pooled)
     grads, _ = jax.lax.scan(add, grads, each)
     return grads, *aux
 
-  def _apply(self, state: State, params: Any, *args: Any, **kwargs: Any
-             ) -> tuple[Any, Mapping[str, Any]]:
-    """The model in training: what it returns, and its new batch statistics."""
+  def _apply(self, state: State, params: Any, *args: Any, key: jax.Array,
+             **kwargs: Any) -> tuple[Any, Any]:
+    """Applies the model in training.
+
+    Returns:
+      Its outputs, and its other variables with new batch statistics.
+    """
     if self.frozen is not None:    # so that no gradient is computed for them
       params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
                             params, self.frozen(params))
     with self._on_mesh():
-      return self.model.apply(variables(state.replace(params=params)), *args,
-                              train=True, mutable=['batch_stats'], **kwargs)
+      outputs, updates = self.model.apply(
+          variables(state.replace(params=params)), *args, train=True,
+          mutable=['batch_stats'], rngs=dict(drop_token=key, dropout=key), **kwargs)
+    return outputs, state.model_state | updates
 
   def _loss(self, state: State, params: Any, outputs: Mapping[str, Any],
-            updates: Mapping[str, Any], inputs: Batch
+            model_state: Any, inputs: Batch
             ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
     """Returns the loss; its metrics, the model's other variables, and the memory."""
     loss, metrics, memory = losses_lib.total_loss(
         self.losses, params.get('losses', {}), outputs, inputs, state.memory)
-    return loss, (metrics | dict(loss=loss),
-                  _with_stats(state.model_state, updates, inputs), memory)
+    model_state = multimodal.keep_absent(model_state, state.model_state,
+                                         multimodal.find_present(inputs))
+    return loss, (metrics | dict(loss=loss), model_state, memory)
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
@@ -254,13 +269,17 @@ def evaluated(state: State) -> dict[str, Any]:
   return variables(state.replace(params=average))
 
 
-def _with_stats(model_state: Any, updates: Mapping[str, Any], batch: Batch) -> Any:
-  """The model's other variables after a step; a classifier has no statistics."""
-  if 'batch_stats' not in updates:
-    return model_state
-  stats = dict(updates['batch_stats'])
-  stats['head'] = heads.keep_absent(
-      stats['head'], model_state['batch_stats']['head'],
-      multimodal.find_present(batch))
-  return model_state | {'batch_stats': stats}
+def _mean_stats(model_state: Any, seen: Mapping[str, jax.Array]) -> Any:
+  """Returns the mean, over microbatches that have the modality, of what they updated.
 
+  Args:
+    model_state: the model's other variables after each microbatch, [n, ...].
+    seen: modality -> bool [n], whether the microbatch has it.
+  """
+  def mean(path, x):
+    weights = seen.get(multimodal.modality_of(path))
+    if weights is None or not jnp.issubdtype(x.dtype, jnp.floating):
+      return jnp.mean(x, axis=0, dtype=x.dtype)
+    weights = weights.astype(x.dtype)
+    return jnp.tensordot(weights, x, 1) / jnp.maximum(jnp.sum(weights), 1)
+  return jax.tree_util.tree_map_with_path(mean, model_state)

@@ -1,16 +1,16 @@
 """What the device does to a batch before the model sees it."""
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vatt_jax import parts
+from vatt_jax.inputs import clip_keys
 
 
 def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -84,39 +84,55 @@ class Augment:
     if self.mixup < 0:
       raise ValueError(f'mixup={self.mixup}: expected 0 or more')
 
-  def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array],
-               part: parts.Part = parts.WHOLE) -> dict[str, jax.Array]:
-    """Of the whole batch the rows of a part, normalised (`normalize`) and changed.
+  def pair(self, key: jax.Array, batch: Mapping[str, jax.Array]
+           ) -> dict[str, jax.Array]:
+    """Adds to each clip its partner for mixup, from anywhere in the batch.
 
-    They draw what they draw in the whole.
+    Args:
+      key: of the step.
+      batch: the whole batch, with `key` [B].
+
+    Returns:
+      The batch, with the partners' arrays under `partner` if there is a mixup. Every
+      row is now complete: augmenting some of the rows gives those rows of the whole.
     """
-    ours = self._change(key, batch, part.take)
     if not self.mixup or 'label' not in batch:
-      return ours
-    # A number that no clip has: each clip's own key comes from its.
-    partner_key, share_key = jax.random.split(jax.random.fold_in(key, 2 ** 32 - 1))
-    b = len(batch['label'])
-    partner = jax.random.permutation(partner_key, b)
-    share = jax.random.beta(share_key, self.mixup, self.mixup, (b,))
-    # Partners may be of another part, and then are changed once more.
-    theirs = ({k: x[partner] for k, x in ours.items()} if part.num_parts == 1 else
-              self._change(key, batch, lambda x: x[part.take(partner)]))
-    return _mix(ours, theirs, part.take(share))
+      return dict(batch)
+    order = jax.random.permutation(key, len(batch['label']))
+    return dict(batch, partner={k: x[order] for k, x in batch.items()})
 
-  def _change(self, key: jax.Array, batch: Mapping[str, jax.Array],
-              take: Callable[[jax.Array], jax.Array]) -> dict[str, jax.Array]:
-    """The rows that are taken, but for mixup."""
-    changed = normalize({k: take(x) for k, x in batch.items()})
-    for modality, change in (('video', self._change_video),
-                             ('audio', self._change_audio)):
-      if modality in batch:
-        keys = jax.random.split(key, len(batch[modality]))
-        changed[modality] = jax.vmap(change)(take(keys), changed[modality])
+  def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Normalises (`normalize`) and changes a batch, or some rows of one.
+
+    Args:
+      batch: with `key` [B], from which each clip draws; of `pair` if there is a mixup.
+
+    Returns:
+      The batch, and under `draws` what each clip drew: name -> [B], uniform in [0, 1).
+    """
+    batch = dict(batch)
+    partner = batch.pop('partner', None)
+    changed = self._augment_rows(batch)
+    if partner is None:
+      return changed
+    keys = clip_keys.derive(batch['key'], 'mixup')
+    share = jax.vmap(lambda key: jax.random.beta(key, self.mixup, self.mixup))(keys)
+    return _mix(changed, self._augment_rows(partner), share)
+
+  def _augment_rows(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Changes the rows as they are, without mixup."""
+    keys = clip_keys.derive(batch['key'], 'augment')
+    draws = jax.vmap(_draw)(keys)
+    changed = normalize(batch) | dict(draws=draws)
+    if 'video' in batch:
+      changed['video'] = jax.vmap(self._change_video)(draws, changed['video'])
+    if 'audio' in batch:
+      changed['audio'] = jax.vmap(self._change_audio)(keys, draws, changed['audio'])
     return changed
 
-  def _change_video(self, key: jax.Array, video: jax.Array) -> jax.Array:
-    """One clip, [T, H, W, C] in [-1, 1]."""
-    draw = _draw(key)
+  def _change_video(self, draw: Mapping[str, jax.Array], video: jax.Array
+                    ) -> jax.Array:
+    """Changes one clip, [T, H, W, C] in [-1, 1]."""
     if self.reverse_rate:
       video = jnp.where(draw['reverse'] < self.reverse_rate, video[::-1], video)
     if self.flip_rate:
@@ -145,9 +161,9 @@ class Augment:
       x = pix.adjust_hue(x, around('hue'))
     return 2 * jnp.clip(x, 0, 1) - 1
 
-  def _change_audio(self, key: jax.Array, audio: jax.Array) -> jax.Array:
-    """The sound of one clip, [S] in [-1, 1]; silence stays silent."""
-    draw = _draw(key)
+  def _change_audio(self, key: jax.Array, draw: Mapping[str, jax.Array],
+                    audio: jax.Array) -> jax.Array:
+    """Changes the audio of one clip, [S] in [-1, 1]; silence stays silent."""
     if self.reverse_rate:
       audio = jnp.where(draw['reverse'] < self.reverse_rate, audio[::-1], audio)
     if self.volume:
@@ -186,7 +202,7 @@ def _mix(ours: dict[str, jax.Array], theirs: Mapping[str, jax.Array], share: jax
 
 
 def _draw(key: jax.Array) -> dict[str, jax.Array]:
-  """A clip's draws: the same for its pictures and its sound."""
+  """Returns a clip's draws, the same for its video and its audio."""
   return dict(zip(_DRAWS, jax.random.uniform(key, (len(_DRAWS),)), strict=True))
 
 

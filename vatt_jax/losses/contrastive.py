@@ -17,7 +17,7 @@ import jax
 from jax.nn import logsumexp
 import jax.numpy as jnp
 
-from vatt_jax import parts
+from vatt_jax import sharding
 from vatt_jax.losses import base
 from vatt_jax.models import multimodal
 
@@ -353,7 +353,7 @@ def _sum_chunks(losses: Callable[[_Items], Any], items: _Items, num_chunks: int)
   if num_chunks == 1:
     return losses(items)
   # Checkpointed, so that the backward pass holds one chunk at a time, too.
-  chunk = jax.checkpoint(lambda i: losses(parts.Part(i, num_chunks).take(items)),
+  chunk = jax.checkpoint(lambda i: losses(sharding.take_rows(items, i, num_chunks)),
                          prevent_cse=False)
   return jax.tree.map(lambda x: jnp.sum(x, axis=0),
                       jax.lax.map(chunk, jnp.arange(num_chunks)))
