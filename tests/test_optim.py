@@ -7,6 +7,7 @@ import pytest
 
 from vatt_jax import optim
 from vatt_jax.errors import UserError
+from vatt_jax.models import build
 
 
 def test_the_schedule_is_the_paper_s():
@@ -121,7 +122,8 @@ def test_nothing_is_kept_for_what_is_frozen():
 
 
 def test_every_layer_below_the_last_gets_less():
-  moved = _step(layer_decay=0.5)
+  tower = build.build_model(video=dict(width=4, depth=2, num_heads=1, mlp_dim=4))
+  moved = _step(layer_decay=0.5, layer_of=tower.layer_of)
   expected = {'tokenizers_video': 0.125, 'block_0': 0.25, 'block_1': 0.5, 'norm': 1}
   backbone = moved['backbones_video']
   np.testing.assert_allclose(moved['tokenizers_video']['projection']['kernel'],

@@ -109,12 +109,13 @@ def test_the_head_in_training_is_the_release_s(pretrained, shared):
   golden = np.load(shared / 'golden' / f'{name}_head_train.npz')
   head = {k: v['head'] for k, v in variables.items() if k != 'frozen'}
   pooled = {m: golden[f'in_{m}_features_pooled'] for m in ('video', 'audio', 'text')}
-  embed, updates = model.head.clone(parent=None).apply(
+  outputs, updates = model.head.clone(parent=None).apply(
       head, pooled, {}, train=True, mutable=['batch_stats'])
   for space, modality, output in (
       ('video_audio', 'video', 'video_to_va'), ('video_audio', 'audio', 'audio_to_va'),
       ('video_text', 'video', 'video_to_vat'), ('video_text', 'text', 'text_to_vat')):
-    assert_close(embed[space][modality], np.asarray(unit_norm(golden[output])), output)
+    assert_close(outputs['embed'][space][modality],
+                 np.asarray(unit_norm(golden[output])), output)
   for ours, theirs in (('video_hidden_norm', 'hid_to_va_pre_bn'),
                        ('video_to_video_audio_norm', 'hid_to_va_bn'),
                        ('video_audio_to_video_text_norm', 'va_to_vat_bn')):

@@ -125,9 +125,16 @@ def test_each_axis_takes_the_first_rule_that_fits_or_stays_whole():
   assert sharding.rows(mesh).spec == PartitionSpec(('data', 'fsdp'))
 
 
-def test_a_parameter_that_the_table_does_not_know_is_an_error():
-  with pytest.raises(ValueError, match='tower/kernel: no axes are known'):
-    axes.logical_axes({'tower': {'kernel': np.zeros((2, 2))}})
+def test_unknown_parameter_is_split_by_its_size():
+  mesh = sharding.make_mesh(2, fsdp=2)
+  shapes = dict(kernel=(3, 3, 64, 128), odd=(257, 257), scale=(128,))
+  tree = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
+  specs = {k: tuple(v.spec) for k, v in sharding.of_parameters(tree, mesh).items()}
+  assert specs == dict(kernel=(None, None, 'fsdp', None), odd=(None, None),
+                       scale=(None,))
+
+
+def test_known_parameter_with_other_axes_is_an_error():
   with pytest.raises(ValueError, match=r'expected axes width, mlp, found .*\(2,\)'):
     axes.logical_axes({'a': {'mlp_1': {'kernel': np.zeros(2)}}})
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from vatt_jax.models import heads
 from vatt_jax.models import layers
-from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
 
 
@@ -60,7 +59,7 @@ def transformer(tower: layers.Transformer, width: int, n: int) -> Cost:
       tower.depth * (8 * n * d * d + 4 * n * d * m + 4 * n * n * d))
 
 
-def modality(model: multimodal.Vatt, name: str, shape: Sequence[int], num_tokens: int
+def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
              ) -> Cost:
   """All that runs for a modality up to the head.
 
@@ -132,13 +131,13 @@ def _text(tokenizer: vatt.TextTokenizer, n: int) -> Cost:
   return cost
 
 
-def shared(model: multimodal.Vatt) -> Cost:
+def shared(model: vatt.Vatt) -> Cost:
   """The parameters of a Transformer for all."""
   width = next(iter(model.tokenizers.values())).width
   return Cost(transformer(model.backbones['shared'], width, 0).parameters)
 
 
-def head(model: multimodal.Vatt, widths: Mapping[str, int], num_sentences: int) -> Cost:
+def head(model: vatt.Vatt, widths: Mapping[str, int], num_sentences: int) -> Cost:
   """The head, of pooled features of these widths."""
   if isinstance(model.head, heads.Classifier):
     (width,) = widths.values()

@@ -44,11 +44,12 @@ from vatt_jax import closed_form
 from vatt_jax import hlo
 from vatt_jax import recipe
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import clip_keys
 from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
-from vatt_jax.models import multimodal
+from vatt_jax.models import vatt
 from vatt_jax.settings import Settings
 
 _ELEMENTWISE = frozenset((
@@ -155,7 +156,7 @@ def _within(equation: Any) -> list[Any]:
   return [jaxpr for jaxpr in inner if hasattr(jaxpr, 'eqns')]
 
 
-def forward(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool = False
+def forward(model: vatt.Vatt, batch: Mapping[str, Any], train: bool = False
             ) -> Operations:
   """Of one forward call; with `train`, on the tokens that DropToken keeps."""
   return operations(*_call(_as_counted(model), batch, train))
@@ -174,9 +175,17 @@ def training_flops(config: Settings) -> int:
 
 def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
   """A function, and its arguments, of which only shapes are known."""
-  rngs = {'drop_token': jax.random.key(0)}
-  apply = lambda variables, x: module.apply(
-      variables, x, train=train, rngs=rngs, mutable=['batch_stats'])[0]
+  rows = jax.tree.leaves(x)[0].shape[0]
+
+  def apply(variables, x):
+    keys = clip_keys.make(0, 0, rows) if train else None
+    if isinstance(x, Mapping):    # a whole model
+      x, draws = dict(x, key=keys), dict(train=train)
+    else:    # a tokenizer
+      draws = dict(keys=keys)
+    return module.apply(variables, x, **draws, mutable=['batch_stats'],
+                        rngs={'drop_token': jax.random.key(0)})[0]
+
   return apply, jax.eval_shape(module.init, jax.random.key(0), x), x
 
 
@@ -226,7 +235,7 @@ class Row:
   evaluate: Figures | None = None
 
 
-def table(model: multimodal.Vatt, batch: Mapping[str, Any]) -> list[Row]:
+def table(model: vatt.Vatt, batch: Mapping[str, Any]) -> list[Row]:
   """The cost of each part of a model and of it all, for the clips of a batch."""
   trained, frozen = _parameters(model, batch)
   train, evaluate = (closed(model, batch, mode) for mode in (True, False))
@@ -246,7 +255,7 @@ def table(model: multimodal.Vatt, batch: Mapping[str, Any]) -> list[Row]:
       _figures(model, batch, False, evaluate.values()))]
 
 
-def closed(model: multimodal.Vatt, batch: Mapping[str, Any], train: bool
+def closed(model: vatt.Vatt, batch: Mapping[str, Any], train: bool
            ) -> dict[str, closed_form.Cost]:
   """The cost of each part by formula, of a forward call on the clips of a batch."""
   features = _features(model, batch, train)
@@ -287,7 +296,7 @@ def _parameters(model, batch):
   return counts
 
 
-def parameters(model: multimodal.Vatt, batch: Mapping[str, Any]) -> int:
+def parameters(model: vatt.Vatt, batch: Mapping[str, Any]) -> int:
   """How many a model trains."""
   trained, _ = _parameters(model, batch)
   return sum(trained.values())

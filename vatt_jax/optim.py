@@ -77,7 +77,8 @@ class Optimizer(NamedTuple):
 
 def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: int,
           name: str = 'adam', decay: str = 'quarter_cosine', clip_norm: float = 0.0,
-          rules: Sequence[Rule] = (), layer_decay: float = 1.0, **settings: Any
+          rules: Sequence[Rule] = (), layer_decay: float = 1.0,
+          layer_of: Callable[[str], int] = lambda path: 0, **settings: Any
           ) -> Optimizer:
   """An optimiser, by default that of VATT's pre-training.
 
@@ -96,6 +97,7 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
       rate it gets; 0 freezes it. If there are any, one must fit every parameter.
     layer_decay: every layer, down from the last, gets so much of the rate of the one
       above; tokenizers are below the first (BEiT, arXiv 2106.08254, appendix).
+    layer_of: the model's (`models.multimodal.MultimodalModel.layer_of`).
     **settings: of `adam` or `sgd`.
 
   Raises:
@@ -120,11 +122,11 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     return Optimizer(update, schedule, None)
 
   def scale(updates, params):
-    shares = share_of_rate(params, rules, layer_decay)
+    shares = share_of_rate(params, rules, layer_decay, layer_of)
     return jax.tree.map(lambda x, share: x * share, updates, shares)
 
   def trained(params):
-    return jax.tree.map(bool, share_of_rate(params, rules, layer_decay))
+    return jax.tree.map(bool, share_of_rate(params, rules, layer_decay, layer_of))
 
   def frozen(params):
     return jax.tree.map(lambda x: not x, trained(params))
@@ -175,20 +177,22 @@ _OPTIMIZERS = {'adam': adam, 'sgd': sgd}
 
 
 def share_of_rate(params: Mapping[str, Any], rules: Sequence[Rule],
-                  layer_decay: float = 1.0) -> dict[str, Any]:
+                  layer_decay: float = 1.0,
+                  layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
   """What share of the learning rate each parameter gets, as a tree of floats.
 
   Args:
     params: of a model, nested by name.
     rules: as for `build`.
     layer_decay: as for `build`.
+    layer_of: as for `build`.
 
   Raises:
     UserError: there are rules, and none fits a parameter.
   """
   names = traverse_util.flatten_dict(dict(params), sep='/')
-  shares = {name: _by_rule(name, rules) * layer_decay ** below
-            for name, below in _layers_below_last(names).items()}
+  shares = {name: _by_rule(name, rules) * layer_decay ** layer_of(name)
+            for name in names}
   return traverse_util.unflatten_dict(shares, sep='/')
 
 
@@ -200,23 +204,6 @@ def _by_rule(name: str, rules: Sequence[Rule]) -> float:
     raise UserError(f'config.optim.rules: none fits the parameter {name}; add one, '
                     "such as ('.*', 1.0) at the end for all others")
   return 1.0
-
-
-def _layers_below_last(names: Sequence[str]) -> dict[str, int]:
-  """How many layers are between a parameter and the head, which is 0."""
-  places = {name: re.match(r'(backbones|tokenizers|aggregators)_(\w+)/'
-                           r'(?:block_(\d+)|norm)?', name) for name in names}
-  depths: dict[str, int] = {}
-  for place in places.values():
-    if place and place[3]:
-      depths[place[2]] = max(depths.get(place[2], 0), int(place[3]) + 1)
-
-  def below(place):
-    if not place or place[0].endswith('/norm'):    # the last norm goes with the head
-      return 0
-    depth = depths.get(place[2], depths.get('shared', 0))
-    return depth - int(place[3]) if place[3] else depth + 1
-  return {name: below(place) for name, place in places.items()}
 
 
 def _outside_head(params: Mapping[str, Any]) -> dict[str, Any]:

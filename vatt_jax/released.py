@@ -27,7 +27,7 @@ from vatt_jax import cli
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import text
 from vatt_jax.models import build
-from vatt_jax.models import multimodal
+from vatt_jax.models import vatt
 
 Shapes = Mapping[str, tuple[int, ...]]
 Path = tuple[str, ...]
@@ -115,7 +115,7 @@ _PARTS: Rules = (
 
 
 def load(prefix: str | os.PathLike[str], head_dim: int | None = None
-         ) -> tuple[multimodal.Vatt, dict[str, Any]]:
+         ) -> tuple[vatt.Vatt, dict[str, Any]]:
   """Loads a released checkpoint: pre-trained, or fine-tuned on video or audio.
 
   Which architecture it is follows from names and shapes, but for one thing that

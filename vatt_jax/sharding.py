@@ -29,7 +29,8 @@ Rule = tuple[str, str]
 # whose sum is the only thing exchanged; over `fsdp` every matrix.
 RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
                            ('vocabulary', 'model'), ('vocabulary', 'fsdp'),
-                           ('width', 'fsdp'), ('mlp', 'fsdp'), ('heads', 'fsdp'))
+                           ('width', 'fsdp'), ('mlp', 'fsdp'), ('heads', 'fsdp'),
+                           (axes.OTHER, 'fsdp'))
 
 
 def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,

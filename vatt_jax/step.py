@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from flax import struct
@@ -54,7 +55,7 @@ class Task:
   All randomness of step s comes from (seed, s), that of a clip from (seed, s, row).
 
   Attributes:
-    model: `models.multimodal.Vatt`.
+    model: a `models.multimodal.MultimodalModel`.
     losses: by section name; the step minimises their weighted sum.
     optimizer: of the parameters.
     schedule: its learning rate, for the log.
@@ -119,10 +120,17 @@ class Task:
   def shardings(self, state: State) -> State:
     """Where each array of a state, or of its shapes, lives on the mesh.
 
-    Parameters by the rules, and as they do what mirrors them: the optimiser's moments,
-    and the average.
+    Parameters by the rules, and like them the arrays that mirror them: the optimiser's
+    moments, and the average. Memory of the dataset's clips is split by rows.
     """
-    return sharding.of_parameters(state, self.mesh, self.rules)
+    def place(x):
+      split = x.ndim and len(x) == self.num_clips and not len(x) % math.prod(
+          self.mesh.shape[axis] for axis in ('data', 'fsdp'))
+      return (sharding.rows if split else sharding.replicated)(self.mesh)
+
+    return sharding.of_parameters(
+        state.replace(memory=None), self.mesh, self.rules).replace(
+            memory=jax.tree.map(place, state.memory))
 
   def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
     """Within it the model knows of the mesh (`models.axes.split_rows`)."""
@@ -248,10 +256,10 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0)
   def predict(self, state: State, batch: Batch) -> dict[str, Any]:
-    """What the model returns for a batch but for the tokens, split by rows as it is."""
+    """Returns the model's outputs without tokens and grids, sharded like the batch."""
     with self._on_mesh():
       outputs = self.model.apply(evaluated(state), augment.normalize(batch))
-    outputs = {k: v for k, v in outputs.items() if k != 'tokens'}
+    outputs = {k: v for k, v in outputs.items() if k not in ('tokens', 'grid')}
     if self.mesh is None:
       return outputs
     return jax.lax.with_sharding_constraint(outputs, sharding.rows(self.mesh))

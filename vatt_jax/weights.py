@@ -15,12 +15,12 @@ from vatt_jax import checkpoint
 from vatt_jax import released
 from vatt_jax.errors import UserError
 from vatt_jax.models import build
-from vatt_jax.models import multimodal
 from vatt_jax.models import positions
+from vatt_jax.models import vatt
 
 
 def load(path: str | os.PathLike[str]
-         ) -> tuple[multimodal.Vatt, dict[str, Any]]:
+         ) -> tuple[vatt.Vatt, dict[str, Any]]:
   """Loads a model: of a workdir, of `vatt_jax.released`, or a released checkpoint.
 
   Of a workdir the newest, or that of WORKDIR/checkpoints/STEP.

@@ -8,6 +8,7 @@ from scipy import stats
 import tensorflow as tf
 
 from vatt_jax.inputs import augment
+from vatt_jax.inputs import clip_keys
 
 
 def test_pixels_and_samples_come_out_between_minus_one_and_one():
@@ -25,10 +26,21 @@ PLAIN = {k: np.asarray(v) for k, v in augment.normalize(
     dict(video=CLIP, audio=SOUND)).items()}
 
 
+def _augment(augmentation, seed=0, **batch):
+  """The augmented batch, without the draws and the keys."""
+  rows = len(next(iter(batch.values())))
+
+  def change(pair_key, keys, batch):    # one program for all seeds
+    out = augmentation(augmentation.pair(pair_key, dict(batch, key=keys)))
+    return {k: out[k] for k in batch}
+
+  out = jax.jit(change)(jax.random.key(seed), clip_keys.make(seed, 0, rows), batch)
+  return {k: np.asarray(x) for k, x in out.items()}
+
+
 def _both(augmentation, seed=0):
-  change = jax.jit(augmentation.__call__)
-  out = change(jax.random.key(seed), dict(video=CLIP, audio=SOUND))
-  return np.asarray(out['video']), np.asarray(out['audio'])
+  out = _augment(augmentation, seed, video=CLIP, audio=SOUND)
+  return out['video'], out['audio']
 
 
 def _changed(augmentation, seed=0):
@@ -40,9 +52,13 @@ def test_what_is_off_changes_nothing_and_costs_nothing():
   np.testing.assert_allclose(video, PLAIN['video'], atol=1e-6)
   np.testing.assert_array_equal(audio, PLAIN['audio'])
   batch = dict(video=CLIP, audio=SOUND)
-  flops = lambda f: jax.jit(f).lower(jax.random.key(0), batch).compile(
-      ).cost_analysis()['flops']
-  assert flops(augment.Augment()) == flops(lambda key, x: augment.normalize(x))
+  flops = lambda f: jax.jit(f).lower(batch).compile().cost_analysis()['flops']
+
+  def nothing(batch):
+    out = augment.Augment()(dict(batch, key=clip_keys.make(0, 0, 4)))
+    return {k: out[k] for k in batch}
+
+  assert flops(nothing) == flops(augment.normalize)
 
 
 def test_a_mirrored_clip_is_mirrored_whole():
@@ -132,8 +148,8 @@ def test_the_kernel_of_blur_grows_with_the_picture():
   dot = np.zeros((1, 1, 32, 16, 3), np.uint8)
   dot[:, :, 16, 8] = 255
   augmentation = augment.Augment(blur_rate=1.0, blur_sigma=(2.0, 2.0))
-  after = augmentation(jax.random.key(0), dict(video=dot))['video']
-  lit = np.argwhere(np.asarray(after)[0, 0, :, :, 0] > -0.999)
+  after = _augment(augmentation, video=dot)['video']
+  lit = np.argwhere(after[0, 0, :, :, 0] > -0.999)
   assert (lit.min(0).tolist(), lit.max(0).tolist()) == ([15, 7], [17, 9])
 
 
@@ -176,8 +192,8 @@ def test_the_volume_of_each_clip_changes_by_a_factor_within_its_bounds():
 def test_noise_is_gaussian_and_measured_by_the_loudest_sample():
   """The release's: standard deviation 0.01 max |x|; nothing where there is no sound."""
   sound = np.stack([SOUND[0], SOUND[0] // 4, 0 * SOUND[0]])
-  out = augment.Augment(noise=0.01)(jax.random.key(0), dict(audio=sound))['audio']
-  noise = np.asarray(out) - sound.astype(np.float32) / 32768
+  out = _augment(augment.Augment(noise=0.01), audio=sound)['audio']
+  noise = out - sound.astype(np.float32) / 32768
   np.testing.assert_array_equal(noise[2], 0)
   for row, x in zip(noise[:2], sound, strict=False):
     unit = row / (0.01 * abs(x.astype(np.float32) / 32768).max())
@@ -188,22 +204,20 @@ def test_noise_is_gaussian_and_measured_by_the_loudest_sample():
 
 def test_volume_and_noise_do_not_follow_the_draws_of_the_pictures():
   """A loud clip is no more often a mirrored one."""
-  change = jax.jit(augment.Augment(flip_rate=0.5, volume=0.1).__call__)
-  batch = dict(video=np.repeat(CLIP[:1], 400, 0),
-               audio=np.repeat(SOUND[:1, :9], 400, 0))
-  out = change(jax.random.key(0), batch)
-  mirrored = abs(np.asarray(out['video']) - PLAIN['video'][:1]).max((1, 2, 3, 4)) > 1e-3
-  loud = abs(np.asarray(out['audio'])).max(1)
+  out = _augment(augment.Augment(flip_rate=0.5, volume=0.1),
+                 video=np.repeat(CLIP[:1], 400, 0),
+                 audio=np.repeat(SOUND[:1, :9], 400, 0))
+  mirrored = abs(out['video'] - PLAIN['video'][:1]).max((1, 2, 3, 4)) > 1e-3
+  loud = abs(out['audio']).max(1)
   assert abs(np.corrcoef(mirrored, loud)[0, 1]) < 0.15
 
 
-def _mix(rows=64, mixup=5.0, **batch):
-  """Of each row its number, as sound and as a label of 64 classes, and the shares."""
+def _mix(rows=64, mixup=5.0, seed=3, **batch):
+  """Mixes rows whose audio and label tell their number."""
   sound = np.repeat(np.arange(rows, dtype=np.int16)[:, None] * 100, 4, axis=1)
   batch = dict(audio=sound, label=np.eye(rows, dtype=bool),
                has_audio=np.ones(rows, bool)) | batch
-  out = jax.jit(augment.Augment(mixup=mixup).__call__)(jax.random.key(3), batch)
-  return {k: np.asarray(v) for k, v in out.items()}
+  return _augment(augment.Augment(mixup=mixup), seed, **batch)
 
 
 def test_a_mixture_has_the_labels_of_what_it_is_made_of():
@@ -219,8 +233,8 @@ def test_a_mixture_has_the_labels_of_what_it_is_made_of():
 
 def test_shares_of_a_mixture_are_drawn_from_beta():
   shares = []
-  for rows in (512, 513, 514, 515):
-    label = np.diagonal(_mix(rows)['label'])
+  for seed in range(4):
+    label = np.diagonal(_mix(512, seed=seed)['label'])
     shares.append(label[label < 1])
   shares = np.concatenate(shares)
   beta = stats.beta(5, 5)
@@ -241,6 +255,37 @@ def test_what_lacks_label_or_sound_is_mixed_with_nothing_that_has_it():
 
 
 def test_without_a_label_nothing_is_mixed():
-  change = augment.Augment(mixup=5.0)
-  plain = change(jax.random.key(0), dict(audio=SOUND))
+  plain = _augment(augment.Augment(mixup=5.0), audio=SOUND)
   np.testing.assert_array_equal(plain['audio'], PLAIN['audio'])
+
+
+def test_rows_of_a_batch_are_augmented_as_in_the_whole():
+  """Mixup and its partners from other rows included."""
+  augmentation = augment.Augment(flip_rate=0.5, noise=0.1, mixup=5.0)
+  batch = dict(video=CLIP, audio=SOUND, label=np.eye(4, dtype=bool),
+               has_video=np.ones(4, bool), has_audio=np.ones(4, bool),
+               key=clip_keys.make(0, 5, 4))
+  paired = augmentation.pair(jax.random.key(1), batch)
+  whole = augmentation(paired)
+  some = augmentation(jax.tree.map(lambda x: x[2:], paired))
+  for name in ('video', 'audio', 'label'):
+    np.testing.assert_allclose(some[name], whole[name][2:], atol=1e-6)
+
+
+def test_augmentation_returns_the_draws_that_it_used():
+  batch = dict(video=CLIP, key=clip_keys.make(0, 0, 4))
+  out = augment.Augment(reverse_rate=0.5)(batch)
+  reversed_ = np.asarray(out['draws']['reverse']) < 0.5
+  for flag, before, after in zip(reversed_, PLAIN['video'], out['video'], strict=True):
+    np.testing.assert_allclose(after, before[::-1] if flag else before, atol=1e-6)
+  assert set(reversed_) == {False, True}
+
+
+def test_draws_belong_to_seed_step_and_row():
+  base = clip_keys.make(0, 3, 4)
+  same = lambda a, b: (jax.random.key_data(a) == jax.random.key_data(b)).all()
+  assert same(base, clip_keys.make(0, 3, 4))
+  assert same(base[:2], clip_keys.make(0, 3, 2))    # whatever the batch size
+  assert not same(base, clip_keys.make(0, 4, 4))
+  assert not same(base, clip_keys.make(1, 3, 4))
+  assert not same(clip_keys.derive(base, 'augment'), clip_keys.derive(base, 'mixup'))

@@ -140,7 +140,7 @@ def _masked(count, seed=0, t=9, f=7, **settings):
   """Which places of `count` spectrograms are masked; checks what they hold."""
   x = np.random.default_rng(seed).normal(2.0, 1.0, (count, t, f)).astype(np.float32)
   y = np.asarray(jax.jit(dataclasses.replace(NONE, **settings).__call__)(
-      jax.random.key(seed), x))
+      jax.random.split(jax.random.key(seed), count), x))
   masked = y != x
   means = np.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
   np.testing.assert_allclose(y[masked], means[masked], atol=1e-5)

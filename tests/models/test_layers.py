@@ -157,7 +157,8 @@ def test_a_loop_drops_other_activations_in_every_layer():
                               scan_layers=True, dtype=jnp.bfloat16)
   variables = module.init(jax.random.key(0), x)
   apply = lambda depth, train: module.clone(depth=depth).apply(
-      variables, x.astype(jnp.bfloat16), None, train, rngs={'dropout': key})
+      variables, x.astype(jnp.bfloat16), None, jnp.arange(2) if train else None,
+      rngs={'dropout': key})
   program = jax.make_jaxpr(lambda: apply(3, True))()
   (loop,) = [e for e in program.eqns if e.primitive.name == 'scan']
   assert loop.params['length'] == 3
@@ -206,7 +207,8 @@ def test_attention_drops_weights_and_scales_up_the_others():
   module = layers.Attention(num_heads=2, dropout_rate=0.5)
   variables = module.init(jax.random.key(0), x)
   whole = module.apply(variables, x)
-  draw = lambda key: module.apply(variables, x, train=True, rngs={'dropout': key})
+  draw = lambda key: module.apply(variables, x, clips=jnp.arange(2),
+                                  rngs={'dropout': key})
   draws = jax.vmap(draw)(jax.random.split(jax.random.key(1), 400))
   assert not np.allclose(draws[0], whole)
   np.testing.assert_allclose(draws.mean(axis=0), whole, atol=0.15)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import clip_keys
 from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
@@ -52,6 +53,7 @@ def test_outputs_are_those_of_the_contract(model_and_variables):
   text = model.tokenizers['text'].width
   assert shapes == dict(
       tokens=dict(video=(4, 8, 16), audio=(4, 8, 16), text=(4, 3, 5, text)),
+      grid=dict(video=(4, 2, 2, 2, 16), audio=(4, 8, 1, 1, 16)),
       pooled=dict(video=(4, 16), audio=(4, 16), text=(4, 3, text)),
       embed=dict(video_audio=dict(video=(4, 12), audio=(4, 12)),
                  video_text=dict(video=(4, 10), text=(4, 3, 10))))
@@ -70,10 +72,10 @@ def test_the_input_space_is_the_mean_of_what_enters_the_transformer(
   mean_inputs = jax.jit(functools.partial(model.apply, method='mean_inputs'))
   means = mean_inputs(variables, batch)
   for modality in ('video', 'audio'):
-    (tokens, _), = seen['intermediates'][f'tokenizers_{modality}']['__call__']
+    (tokens, *_), = seen['intermediates'][f'tokenizers_{modality}']['__call__']
     assert tokens.shape[1] == 8
     np.testing.assert_allclose(means[modality], tokens.mean(axis=1), atol=1e-6)
-  (words, _), = seen['intermediates']['tokenizers_text']['__call__']
+  (words, *_), = seen['intermediates']['tokenizers_text']['__call__']
   words = words.reshape(4, 3, 5, -1)
   np.testing.assert_allclose(means['text'][1], words[1].mean(axis=1), atol=1e-6)
   np.testing.assert_allclose(means['text'][0, 1], words[0, 1, :2].mean(axis=0),
@@ -123,9 +125,11 @@ def test_training_drops_tokens_and_evaluation_does_not(model_and_variables):
   model, variables = model_and_variables
   out, _ = jax.eval_shape(functools.partial(
       model.apply, train=True, mutable=['batch_stats'],
-      rngs={'drop_token': jax.random.key(0)}), variables, _batch())
+      rngs={'drop_token': jax.random.key(0)}), variables,
+                          dict(_batch(), key=clip_keys.make(0, 0, 4)))
   assert out['tokens']['video'].shape[1] == out['tokens']['audio'].shape[1] == 4
   assert out['tokens']['text'].shape[2] == 5
+  assert not out['grid']    # it has holes
 
 
 def test_rows_that_only_fill_the_batch_leave_the_statistics_alone():
@@ -138,7 +142,7 @@ def test_rows_that_only_fill_the_batch_leave_the_statistics_alone():
                         mutable=['batch_stats'])
              for x in (audio, audio.at[2].set(100.0))]
   kept = np.array([0, 1, 3])
-  a, b = (r[0]['video_audio']['audio'][kept] for r in results)
+  a, b = (r[0]['embed']['video_audio']['audio'][kept] for r in results)
   np.testing.assert_allclose(a, b, atol=1e-6)
   jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
 
@@ -167,7 +171,7 @@ def test_the_head_is_equation_3():
   va = layer(hidden, 'video_to_video_audio')
   vt = layer(va, 'video_audio_to_video_text')
   for space, x in dict(video_audio=va, video_text=vt).items():
-    np.testing.assert_allclose(out[space]['video'],
+    np.testing.assert_allclose(out['embed'][space]['video'],
                                x / jnp.linalg.norm(x, axis=-1, keepdims=True),
                                atol=1e-5)
 
@@ -213,8 +217,8 @@ def test_the_release_drops_activations_and_the_paper_does_not():
                               variant=settings.get('variant', 'paper'))
     variables = jax.jit(model.init)(jax.random.key(0), {'text': batch['text']})
     apply = jax.jit(lambda v, key, model=model: model.apply(
-        v, {'text': batch['text']}, train=True, rngs={'dropout': key},
-        mutable=['batch_stats'])[0])
+        v, {'text': batch['text'], 'key': clip_keys.make(0, 0, 4)}, train=True,
+        rngs={'dropout': key}, mutable=['batch_stats'])[0])
     a, b = (apply(variables, jax.random.key(k)) for k in (1, 2))
     assert bool((a['pooled']['text'] == b['pooled']['text']).all()) == same
 
@@ -229,7 +233,8 @@ def test_the_release_drops_in_all_its_places(modality, places, monkeypatch):
   variables = jax.eval_shape(tower.init, jax.random.key(0), batch)
   rates = []
   monkeypatch.setattr(layers, 'dropout',
-                      lambda x, rate, train: rates.append(rate * train) or x)
+                      lambda x, rate, clips: rates.append(rate) or x)
+  batch['key'] = clip_keys.make(0, 0, 4)
   jax.eval_shape(lambda v, b: tower.apply(v, b, train=True), variables, batch)
   assert rates == [0.1] * places
 
@@ -257,8 +262,9 @@ def test_in_the_release_s_reading_a_batch_keeps_the_same_tokens():
       patch=(4,), drop_token_rate=0.5, **SIZE), dropout_rate=0.0)
   variables = tower.init(jax.random.key(0), dict(audio=jnp.zeros((1, 40))))
   same = jnp.tile(jax.random.normal(jax.random.key(1), (1, 48)), (3, 1))
-  tokens = tower.apply(variables, dict(audio=same), train=True,
-                       rngs={'drop_token': jax.random.key(2)})['tokens']['audio']
+  outputs = tower.apply(variables, dict(audio=same, key=clip_keys.make(0, 0, 3)),
+                        train=True, rngs={'drop_token': jax.random.key(2)})
+  tokens = outputs['tokens']['audio']
   assert tokens.shape == (3, 5, 16)
   np.testing.assert_allclose(tokens[0], tokens[1], atol=1e-6)
 
@@ -269,7 +275,7 @@ def test_a_tower_stands_alone(modality):
   batch = _batch()
   variables = tower.init(jax.random.key(0), batch)
   outputs = tower.apply(variables, batch)
-  assert outputs.keys() == {'tokens', 'pooled'}
+  assert outputs.keys() == {'tokens', 'grid', 'pooled'}
   assert outputs['pooled'].keys() == {modality}
 
 
@@ -295,7 +301,8 @@ def test_sound_may_be_read_as_a_spectrogram():
   assert tables['projection']['kernel'].shape == (16, 5, 1, 16)
   outputs = jax.eval_shape(functools.partial(
       tower.apply, train=True, rngs={k: jax.random.key(0) for k in (
-          'drop_token', 'dropout')}), variables, dict(audio=jnp.zeros((2, 153_600))))
+          'drop_token', 'dropout')}), variables, dict(
+              audio=jnp.zeros((2, 153_600)), key=clip_keys.make(0, 0, 2)))
   assert outputs['tokens']['audio'].shape == (2, 9 * 16 // 2, 16)
 
 
@@ -332,11 +339,10 @@ def test_spectrograms_are_masked_in_training_only():
                     for more in ({}, dict(spec_augment=masks)))
   audio = dict(audio=jax.random.uniform(jax.random.key(0), (3, 24_000), minval=-1.0))
   variables = plain.init(jax.random.key(1), audio)
-  tokenizers = [m.bind(variables, rngs={'drop_token': jax.random.key(2)})
-                .tokenizers['audio'] for m in (plain, masking)]
-  whole, again = (t(audio['audio'])[0] for t in tokenizers)
+  tokenizers = [m.bind(variables).tokenizers['audio'] for m in (plain, masking)]
+  whole, again = (t(audio['audio']).x for t in tokenizers)
   np.testing.assert_array_equal(whole, again)
-  masked = tokenizers[1](audio['audio'], True)[0]
+  masked = tokenizers[1](audio['audio'], clip_keys.make(2, 0, 3)).x
   changed = (abs(masked - whole) > 1e-6).any(-1)                     # [3, 99]
   assert changed.any() and changed.sum(1).max() <= 20
   assert (changed[0] != changed[1]).any()    # each clip draws its own
@@ -383,7 +389,8 @@ def test_text_of_depth_0_learns_its_words_alone_and_has_no_agg(variant, learnt):
   assert variables['params'].keys() - {'head'} == learnt
 
   def loss(params, text):
-    out = model.apply(variables | {'params': params}, {'text': text}, train=True,
+    batch = {'text': text, 'key': clip_keys.make(0, 0, 1)}
+    out = model.apply(variables | {'params': params}, batch, train=True,
                       rngs={'dropout': jax.random.key(0)}, mutable='batch_stats')[0]
     return (out['embed']['video_text']['text'] ** 3).sum()
 

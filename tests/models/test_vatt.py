@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax.inputs import clip_keys
 from vatt_jax.models import vatt
 
 
@@ -39,7 +40,7 @@ def test_what_does_not_fill_a_patch_is_padded_with_zeros():
 
 
 def test_dropping_keeps_what_it_says_in_order_and_uniformly():
-  kept = np.asarray(vatt.keep_tokens(jax.random.key(0), 4000, 10, 3))
+  kept = np.asarray(vatt.keep_tokens(jax.random.split(jax.random.key(0), 4000), 10, 3))
   assert kept.shape == (4000, 3)
   assert (np.diff(kept, axis=1) > 0).all()
   share = np.bincount(kept.ravel(), minlength=10) / 4000
@@ -54,9 +55,8 @@ def test_dropping_keeps_what_it_says_in_order_and_uniformly():
      jax.random.normal(jax.random.key(1), (3, 190)))])
 def test_dropping_before_the_projection_is_dropping_after_it(tokenizer, x):
   variables = tokenizer.init(jax.random.key(0), x)
-  every, _ = tokenizer.apply(variables, x)
-  some, _ = tokenizer.apply(variables, x, train=True,
-                            rngs={'drop_token': jax.random.key(2)})
+  every = tokenizer.apply(variables, x).x
+  some = tokenizer.apply(variables, x, clip_keys.make(2, 0, 3)).x
   assert some.shape == (3, 6, 8) and every.shape == (3, 12, 8)
   for row in range(3):
     distance = abs(some[row][:, None] - every[row][None]).max(-1)
@@ -73,8 +73,8 @@ def test_what_is_kept_may_fill_tiles_with_the_token_that_stands_for_all(samples,
   tokenizer = vatt.WaveformTokenizer(width=8, patch=(4,), drop_token_rate=0.5,
                                      fill_tiles=True)
   x = jnp.ones((2, samples))
-  tokens, _ = tokenizer.apply(tokenizer.init(jax.random.key(0), x), x, train=True,
-                              rngs={'drop_token': jax.random.key(1)})
+  tokens = tokenizer.apply(tokenizer.init(jax.random.key(0), x), x,
+                           clip_keys.make(1, 0, 2)).x
   assert tokens.shape == (2, kept, 8)
 
 
@@ -85,8 +85,8 @@ def test_only_kept_patches_are_projected():
   variables = tokenizer.init(jax.random.key(0), x)
 
   def flops(train):
-    apply = lambda v, x: tokenizer.apply(v, x, train=train,
-                                         rngs={'drop_token': jax.random.key(0)})
+    apply = lambda v, x: tokenizer.apply(
+        v, x, clip_keys.make(0, 0, 2) if train else None).x
     return jax.jit(apply).lower(variables, x).compile().cost_analysis()['flops']
 
   projection = 2 * 2 * 256 * 384 * 64
@@ -101,7 +101,7 @@ def test_positions_are_the_sum_of_three_tables():
   p = variables['params']
   assert [p[f'{n}_positions'].shape[0] for n in ('time', 'vertical', 'horizontal')] == [
       2, 2, 3]
-  tokens, _ = tokenizer.apply(variables, x)
+  tokens = tokenizer.apply(variables, x).x
   i, j, k = 1, 0, 2
   np.testing.assert_allclose(
       tokens[0, (i * 2 + j) * 3 + k],

@@ -7,9 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
-from vatt_jax import parts
-
-
 # How a spectrogram enters a tower.
 NORMALIZATIONS = ('none', 'min_max', 'standardize')
 
@@ -170,11 +167,9 @@ class SpecAugment:
   frequency_masks: int
   frequency_width: int
 
-  def __call__(self, key: jax.Array, x: jax.Array, part: parts.Part = parts.WHOLE
-               ) -> jax.Array:
-    """The spectrograms, of a part of a batch, masked.  [B, T, F] -> [B, T, F]."""
-    keys = jax.random.split(key, len(x) * part.num_parts)
-    return jax.vmap(self._mask)(part.take(keys), x)
+  def __call__(self, keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Masks spectrograms, each by its clip's key.  key [B], [B, T, F] -> [B, T, F]."""
+    return jax.vmap(self._mask)(keys, x)
 
   def _mask(self, key: jax.Array, x: jax.Array) -> jax.Array:
     time, frequency = jax.random.split(key)

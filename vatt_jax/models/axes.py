@@ -37,8 +37,12 @@ _TABLE = (
     (r'.*head/\w+/kernel', ('width', 'space')),
     (r'.*head/\w+/bias', ('features',)))
 
-NAMES = tuple(dict.fromkeys(
-    name for _, axes in _TABLE for name in axes if name is not ...))
+# An axis of a parameter that the table lacks, if the parameter is worth a split.
+OTHER = 'other'
+_MIN_SPLIT_SIZE = 2 ** 16    # elements
+
+NAMES = (*dict.fromkeys(
+    name for _, axes in _TABLE for name in axes if name is not ...), OTHER)
 
 
 def logical_axes(tree: Any) -> Any:
@@ -51,10 +55,11 @@ def logical_axes(tree: Any) -> Any:
 
   Returns:
     The tree, with a tuple for each array: a name for each axis. Of a scalar it is
-    empty.
+    empty. An array that the table lacks falls to a rule by size: all its axes are
+    `OTHER` if it is large, 'features' otherwise.
 
   Raises:
-    ValueError: the table does not know an array, or not with so many axes.
+    ValueError: the table has an array with another number of axes.
   """
   return jax.tree_util.tree_map_with_path(_axes, tree)
 
@@ -66,7 +71,7 @@ def _axes(path: tuple[Any, ...], array: Any) -> tuple[str, ...]:
                   if isinstance(step, jax.tree_util.DictKey))
   axes = next((axes for pattern, axes in _TABLE if re.fullmatch(pattern, name)), None)
   if axes is None:
-    raise ValueError(f'{name}: no axes are known of it; add a line to {__file__}')
+    return (OTHER if array.size >= _MIN_SPLIT_SIZE else 'features',) * array.ndim
   if ... in axes:    # the axis before it, as often as there are such
     first, _, last = axes
     axes = (first,) * (array.ndim - 1) + (last,)

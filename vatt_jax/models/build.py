@@ -15,7 +15,6 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import heads
 from vatt_jax.models import layers
-from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
 from vatt_jax.models.attention import choose_form
 from vatt_jax.models.attention import FORMS
@@ -50,7 +49,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
                 dropout_rate: float | None = None, dtype: str = 'float32',
                 attention: str = 'auto', remat: str = 'none',
                 scan_layers: bool = False, device: jax.Device | None = None
-                ) -> multimodal.Vatt:
+                ) -> vatt.Vatt:
   """VATT, or some of its towers; modality-agnostic where there is a `shared` one.
 
   A tower's size is a `size` of `SIZES`, or `depth`, `width`, `mlp_dim`, `num_heads`.
@@ -104,7 +103,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
     raise UserError('config.model: no modality; expected video, audio or text')
   parts = (_specific(modalities, release, style, common) if shared is None else
            _agnostic(modalities, shared, release, style, common))
-  return multimodal.Vatt(*parts, _head(head, release, common['dtype']))
+  return vatt.Vatt(*parts, _head(head, release, common['dtype']))
 
 
 def _specific(modalities: Settings, release: bool, style: Settings, common: Settings

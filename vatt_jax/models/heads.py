@@ -17,24 +17,6 @@ def unit_norm(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
 
 
-def keep_absent(new: Mapping[str, Any], old: Mapping[str, Any],
-                present: Mapping[str, jax.Array]) -> dict[str, Any]:
-  """Batch statistics after a step; of a modality that the batch lacks, the old ones.
-
-  Args:
-    new: of the head's norms, by name, which begins with the modality's.
-    old: before the step.
-    present: modality -> bool [...], as for the head.
-  """
-  def choose(name):
-    there = present.get(name.split('_')[0])
-    if there is None:
-      return new[name]
-    return jax.tree.map(lambda n, o: jnp.where(jnp.any(there), n, o), new[name],
-                        old[name])
-  return {name: choose(name) for name in new}
-
-
 class FacHead(nn.Module):
   """Fine- and coarse-grained spaces: video-audio, and video-text above it.
 
@@ -62,18 +44,21 @@ class FacHead(nn.Module):
 
   @nn.compact
   def __call__(self, pooled: Mapping[str, jax.Array],
-               present: Mapping[str, jax.Array], train: bool = False
-               ) -> dict[str, dict[str, jax.Array]]:
-    """Embeds what is there.
+               present: Mapping[str, jax.Array], train: bool = False,
+               clips: jax.Array | None = None) -> dict[str, Any]:
+    """Embeds the modalities that are present.
 
     Args:
       pooled: modality -> [..., D].
       present: modality -> bool [...], False for rows that only fill the batch.
       train: normalise by the batch's statistics, and remember them.
+      clips: not used.
 
     Returns:
-      space -> modality -> [..., dim] of unit norm.
+      `embed`: space -> modality -> [..., dim] of unit norm.
     """
+    del clips
+
     def norm(x, modality, name):
       mask = present.get(modality)
       if mask is not None:
@@ -107,7 +92,7 @@ class FacHead(nn.Module):
     if 'text' in pooled:
       space['video_text']['text'] = linear(
           pooled['text'], self.video_text_dim, 'text', 'text_to_video_text')
-    return jax.tree.map(unit_norm, space)
+    return dict(embed=jax.tree.map(unit_norm, space))
 
 
 class Classifier(nn.Module):
@@ -127,26 +112,29 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, pooled: Mapping[str, jax.Array],
-               present: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Class scores before softmax or sigmoid.
+               present: Mapping[str, jax.Array], train: bool = False,
+               clips: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Computes class scores before softmax or sigmoid.
 
     Args:
       pooled: the modality -> [..., D].
       present: not used.
-      train: drop features.
+      train: not used.
+      clips: for `Dropout` of the features.
 
     Returns:
-      [..., num_classes], float32.
+      `logits`: [..., num_classes], float32.
 
     Raises:
       ValueError: more than one modality.
     """
-    del present
+    del present, train
     if len(pooled) != 1:
       raise ValueError(f'a classifier of {", ".join(pooled)}: expected one modality')
     (x,) = pooled.values()
-    x = layers.dropout(x.astype(jnp.float32), self.dropout_rate, train)
+    x = layers.dropout(x.astype(jnp.float32), self.dropout_rate, clips)
     start = -math.log(max(self.num_classes - 1, 1)) if self.rare else 0.0
-    return nn.Dense(self.num_classes, dtype=jnp.float32, name='logits',
-                    kernel_init=layers.kernel_init,
-                    bias_init=nn.initializers.constant(start))(x)
+    return dict(logits=nn.Dense(
+        self.num_classes, dtype=jnp.float32, name='logits',
+        kernel_init=layers.kernel_init,
+        bias_init=nn.initializers.constant(start))(x))

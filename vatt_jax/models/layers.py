@@ -142,8 +142,34 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
-def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
-  return nn.Dropout(rate)(x, deterministic=not train)
+class Dropout(nn.Module):
+  """Zeroes a share of the activations of each clip.  [B, ...] -> [B, ...].
+
+  Attributes:
+    rate: the share.
+  """
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, clips: jax.Array | None) -> jax.Array:
+    """Drops activations, and scales the others up.
+
+    Args:
+      x: [B, ...].
+      clips: uint32 [B], a number for each row (`clip_keys.numbers`), so that a clip
+        draws the same whatever else is in its batch; None drops nothing.
+    """
+    if clips is None or not self.rate:
+      return x
+    key = self.make_rng('dropout')
+    keep = jax.vmap(lambda clip: jax.random.bernoulli(
+        jax.random.fold_in(key, clip), 1 - self.rate, x.shape[1:]))(clips)
+    return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+
+def dropout(x: jax.Array, rate: float, clips: jax.Array | None) -> jax.Array:
+  """Calls `Dropout` from within another module."""
+  return Dropout(rate)(x, clips)
 
 
 class Attention(nn.Module):
@@ -160,14 +186,15 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
-               bias: jax.Array | None = None, train: bool = False) -> jax.Array:
+               bias: jax.Array | None = None, clips: jax.Array | None = None
+               ) -> jax.Array:
     """Attends.
 
     Args:
       x: [B, N, D].
       mask: bool [B, N], False for keys that nobody may look at.
       bias: [A, N, N] (head, query, key), added to the scores.
-      train: drop weights.
+      clips: for `Dropout` of the weights.
     """
     d = x.shape[-1]
     kwargs = dict(use_bias=not self.t5_style, dtype=self.dtype)
@@ -177,8 +204,8 @@ class Attention(nn.Module):
     if not self.t5_style:
       q = q * q.shape[-1] ** -0.5
     drop = None
-    if train and self.dropout_rate:
-      drop = lambda weights: dropout(weights, self.dropout_rate, train)
+    if clips is not None and self.dropout_rate:
+      drop = lambda weights: dropout(weights, self.dropout_rate, clips)
     y = attention.attend(q, k, v, mask, bias, drop, self.form)
     return Dense(d, num_inputs=2, name='out', **kwargs)(y)
 
@@ -194,13 +221,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
-               bias: jax.Array | None = None, train: bool = False) -> jax.Array:
-    drop = lambda y: dropout(y, self.dropout_rate, train)
+               bias: jax.Array | None = None, clips: jax.Array | None = None
+               ) -> jax.Array:
+    drop = lambda y: dropout(y, self.dropout_rate, clips)
     y = (rms_norm if self.t5_style else layer_norm)(x, 'norm_1')
     attend = self.attention(
         num_heads=self.num_heads, t5_style=self.t5_style,
         dropout_rate=self.dropout_rate, dtype=self.dtype, name='attention')
-    y = attend(y, mask=mask, bias=bias, train=train)
+    y = attend(y, mask=mask, bias=bias, clips=clips)
     x = axes.split_rows(x + drop(y))
     use_bias = not self.t5_style
     y = layer_norm(x, 'norm_2')
@@ -277,10 +305,10 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
-               train: bool = False) -> jax.Array:
+               clips: jax.Array | None = None) -> jax.Array:
     if self.t5_style:
       x = gelu(dense(self.width, 'projection', self.dtype, use_bias=False)(x))
-      x = dropout(x, self.dropout_rate, train)
+      x = dropout(x, self.dropout_rate, clips)
     bias = None
     if self.relative_bias:
       style = dict(max_distance=64, init=small_init) if self.t5_style else {}
@@ -291,22 +319,22 @@ class Transformer(nn.Module):
       unrolled = int(self.relative_bias and not self.t5_style)
     block_type = Block
     if self.remat != 'none':
-      block_type = nn.remat(Block, policy=REMAT[self.remat], static_argnums=4)
+      block_type = nn.remat(Block, policy=REMAT[self.remat])
     for i in range(unrolled):
       block = block_type(*self._block_settings(), name=f'block_{i}')
-      x = block(x, mask, bias if i == 0 or self.t5_style else None, train)
+      x = block(x, mask, bias if i == 0 or self.t5_style else None, clips)
     if unrolled < self.depth:
       x = self._scan(range(unrolled, self.depth), x, mask,
-                     bias if self.t5_style else None, train)
+                     bias if self.t5_style else None, clips)
     x = (rms_norm if self.t5_style else layer_norm)(x, 'norm')
-    return dropout(x, self.dropout_rate, train)
+    return dropout(x, self.dropout_rate, clips)
 
   def _block_settings(self) -> tuple[Any, ...]:
     return (self.num_heads, self.mlp_dim, self.t5_style, self.dropout_rate,
             self.attention, self.dtype)
 
   def _scan(self, numbers: Sequence[int], x: jax.Array, mask: jax.Array | None,
-            bias: jax.Array | None, train: bool) -> jax.Array:
+            bias: jax.Array | None, clips: jax.Array | None) -> jax.Array:
     """The blocks of these numbers, as a loop over a stack of their parameters."""
     def stack(*params):    # of matrices what is computed with; norms want all of it
       return jnp.stack([p.astype(self.dtype) if p.ndim > 1 else p for p in params])
@@ -314,13 +342,13 @@ class Transformer(nn.Module):
     params = jax.tree.map(stack, *(self.get_variable('params', f'block_{i}')
                                    for i in numbers))
     keys = None
-    if train and self.dropout_rate:
+    if clips is not None and self.dropout_rate:
       keys = jax.random.split(self.make_rng('dropout'), len(numbers))
     block = Block(*self._block_settings(), parent=None)
 
     def apply(x, layer):
       params, key = layer
-      return block.apply({'params': params}, x, mask, bias, train,
+      return block.apply({'params': params}, x, mask, bias, clips,
                          rngs={} if key is None else dict(dropout=key)), None
 
     if self.remat != 'none':
@@ -343,15 +371,16 @@ class WordMean(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array, train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array, mask: jax.Array, clips: jax.Array | None = None
+               ) -> jax.Array:
     """Averages.
 
     Args:
       x: [B, N, D].
       mask: bool [B, N], False for padding.
-      train: not used.
+      clips: not used.
     """
-    del train
+    del clips
     if self.width:
       x = dense(self.width, 'projection', self.dtype, use_bias=False)(x)
     words = jnp.where(mask[..., None], x, 0).astype(jnp.float32)

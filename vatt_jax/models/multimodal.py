@@ -1,40 +1,28 @@
-"""VATT: a tokenizer for each modality, one Transformer each or one for all, a head."""
+"""The contract of a model of several modalities."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-import dataclasses
+import re
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vatt_jax import parts
-from vatt_jax.models import axes
-from vatt_jax.models import heads
-from vatt_jax.models import layers
+from vatt_jax.inputs import clip_keys
 
 MODALITIES = ('video', 'audio', 'text')
 
 
-class Vatt(nn.Module):
-  """Video, audio and text in, embeddings in common spaces or class scores out.
+class MultimodalModel(nn.Module):
+  """Base of all models: modalities in; embeddings, class scores and features out.
 
-  Attributes:
-    tokenizers: modality -> module, raw input -> (tokens, mask); a tower alone has
-      but one.
-    backbones: modality -> Transformer, or for text `layers.WordMean`, or 'shared' ->
-      the one Transformer of the modality-agnostic model.
-    projectors: modality -> module, what the release's modality-agnostic model
-      applies to the Transformer's output; none otherwise.
-    head: pooled features -> embeddings, or class scores; None for neither.
+  A subclass has `encode`, and the fields `modalities` and `head`: a module that takes
+  (pooled, present, train, clips) and returns a dict of outputs, or None. It keeps rows
+  of absent modalities out of every batch statistic (`find_present`), and names the
+  module of a modality by it, `backbones_audio` say, so that `modality_of` finds it.
   """
-  tokenizers: Mapping[str, nn.Module]
-  backbones: Mapping[str, nn.Module]
-  projectors: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
-  head: nn.Module | None = None
-
-  def setup(self):
-    self.aggregators = {m: layers.Aggregator() for m in self.tokenizers}
 
   def __call__(self, batch: Mapping[str, jax.Array], train: bool = False
                ) -> dict[str, Any]:
@@ -42,96 +30,95 @@ class Vatt(nn.Module):
 
     Args:
       batch: `video` [B, T, H, W, C] (an image: T = 1) and `audio` [B, S], floats in
-        [-1, 1], `text` int [B, K, N], each optional; `has_audio` [B], where absent
-        all true.
-      train: drop tokens and mask spectrograms (needs the `drop_token` generator),
-        drop activations (needs `dropout`), use the batch's statistics in the head.
+        [-1, 1], `text` int [B, K, N], each optional; `has_video`, `has_audio` [B],
+        where absent all true; in training `key` [B], from which each clip draws
+        (`clip_keys.make`).
+      train: drop tokens and activations, mask spectrograms (needs the generators
+        `drop_token` and `dropout` where a module has a draw for the whole batch), and
+        use the batch's statistics.
 
     Returns:
-      `tokens[modality]` [B, N, D], `pooled[modality]` [B, D] (text: [B, K, D]), and
-      by the head `embed[space][modality]` of unit norm, [B, dim] (text: [B, K,
-      dim]), or `logits` [B, classes].
+      The outputs of `encode` and of `apply_head`.
     """
-    tokens, pooled = self.encode(batch, train)
-    return dict(tokens=tokens, pooled=pooled) | self.conclude(pooled, batch, train)
+    outputs = self.encode(batch, train)
+    return outputs | self.apply_head(outputs['pooled'], batch, train)
 
-  def encode(self, batch: Mapping[str, jax.Array], train: bool = False,
-             part: parts.Part = parts.WHOLE
-             ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The first half of a call, up to the head: `tokens` and `pooled`.
+  def encode(self, batch: Mapping[str, jax.Array], train: bool = False
+             ) -> dict[str, Any]:
+    """Computes features, up to the head; each row for itself.
 
     Args:
-      batch: as for a call, or the rows of a part of one.
-      train: as for a call.
-      part: which rows these are; what is drawn for them is as in the whole batch,
-        but for the dropout of activations.
+      batch: see `__call__`; may be a microbatch.
+      train: see `__call__`.
+
+    Returns:
+      `tokens[modality]` [B, N, D]; `grid[modality]` [B, t, h, w, D], the space-time map
+      of features where all of it is computed; `pooled[modality]` [B, D] (text: with K
+      behind B).
     """
-    tokens, pooled = {}, {}
-    for modality, lead, x, mask in self._tokenized(batch, train, part):
-      tower = self._backbone(modality)
-      if not isinstance(tower, layers.WordMean):
-        x = self.aggregators[modality](x)
-        if mask is not None:
-          mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
-      x = tower(x, mask, train)
-      if modality in self.projectors:
-        x = self.projectors[modality](x)
-      x = x.reshape(*lead, *x.shape[1:])
-      pooled[modality], tokens[modality] = x[..., 0, :], x[..., 1:, :]
-    return tokens, pooled
+    raise NotImplementedError
 
-  def conclude(self, pooled: Mapping[str, jax.Array], batch: Mapping[str, jax.Array],
-               train: bool = False) -> dict[str, Any]:
-    """The second half of a call: what the head makes of `pooled`; {} without one.
+  def apply_head(self, pooled: Mapping[str, jax.Array], batch: Mapping[str, jax.Array],
+                 train: bool = False) -> dict[str, Any]:
+    """Computes outputs of the whole batch from pooled features; {} without a head.
 
-    Of the batch only what says which rows are there is used (`find_present`).
+    Args:
+      pooled: of `encode`.
+      batch: for the rows that are present, and the clips' keys.
+      train: see `__call__`.
+
+    Returns:
+      By the head: `embed[space][modality]` of unit norm, [B, dim] (text: [B, K, dim]),
+      or `logits` [B, classes].
     """
     if self.head is None:
       return {}
-    name = 'logits' if isinstance(self.head, heads.Classifier) else 'embed'
-    return {name: self.head(pooled, find_present(batch), train)}
+    clips = clip_keys.numbers(batch['key']) if train else None
+    return self.head(pooled, find_present(batch), train, clips)
 
-  def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The mean of the tokens that enter the Transformer (VATT, section 4.4.6).
+  def layer_of(self, path: str) -> int:
+    """Returns how many layers are between a parameter and the head, for layer decay.
 
     Args:
-      batch: as for a call.
-
-    Returns:
-      modality -> [B, D] (text: [B, K, D], of words that are no padding).
+      path: of the parameter, `backbones_video/block_0/mlp_1/kernel` say.
     """
-    means = {}
-    for modality, lead, x, mask in self._tokenized(batch):
-      there = jnp.ones(x.shape[:2], bool) if mask is None else mask    # [B, N]
-      total = jnp.einsum('bnd,bn->bd', x, there.astype(x.dtype))
-      mean = total / jnp.maximum(there.sum(axis=1), 1)[:, None].astype(x.dtype)
-      means[modality] = mean.reshape(*lead, -1)
-    return means
-
-  def _tokenized(self, batch, train=False, part=parts.WHOLE):
-    """Of every modality that is there: name, lead ([B] or [B, K]), tokens, mask."""
-    for modality in MODALITIES:
-      if modality not in batch or modality not in self.tokenizers:
-        continue
-      x = batch[modality]
-      lead = x.shape[:-1] if modality == 'text' else x.shape[:1]
-      if modality == 'text':
-        x = x.reshape(-1, x.shape[-1])                                # [B*K, N]
-      tokens, mask = self.tokenizers[modality](x, train, part)
-      yield modality, lead, axes.split_rows(tokens), mask
-
-  def _backbone(self, modality: str) -> nn.Module:
-    return self.backbones['shared' if 'shared' in self.backbones else modality]
+    del path
+    return 0
 
 
 def find_present(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """What is there and does not only fill the batch.
+  """Returns which rows are present and do not only fill the batch.
 
   Returns:
     `video` and `audio` bool [B], and `text` bool [B, K], sentences that are more than
-    padding; a modality of which nothing is known is left out.
+    padding; a modality without such a mask is left out.
   """
   present = {m: batch[f'has_{m}'] for m in ('video', 'audio') if f'has_{m}' in batch}
   if 'text' in batch:
     present['text'] = jnp.any(batch['text'] != 0, axis=-1)
   return present
+
+
+def modality_of(path: tuple[Any, ...]) -> str | None:
+  """Returns the modality that a variable belongs to: the first that its path names.
+
+  Args:
+    path: of `jax.tree_util`, such as that of `head/audio_to_video_audio_norm/mean`.
+  """
+  words = re.split(r'\W|_', '/'.join(
+      str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)))
+  return next((word for word in words if word in MODALITIES), None)
+
+
+def keep_absent(new: Any, old: Any, present: Mapping[str, jax.Array]) -> Any:
+  """Returns variables after a step; those of a modality that the batch lacks as before.
+
+  Args:
+    new: a model's variables, but for the parameters.
+    old: before the step.
+    present: of the batch (`find_present`).
+  """
+  def choose(path, new, old):
+    mask = present.get(modality_of(path))
+    return new if mask is None or new is old else jnp.where(jnp.any(mask), new, old)
+  return jax.tree_util.tree_map_with_path(choose, new, old)

@@ -1,17 +1,25 @@
-"""From raw pixels, samples and words to tokens (VATT, section 3.1)."""
+"""VATT: a tokenizer for each modality, one Transformer each or one for all, a head."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import math
+import re
 from typing import Any
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vatt_jax import parts
+from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import axes
 from vatt_jax.models import layers
+from vatt_jax.models import multimodal
 from vatt_jax.models import positions
 
 # Numbers that a TPU computes with at once, along the last side of an array.
@@ -62,16 +70,27 @@ def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Arr
   return x.reshape(b, *grid, -1)
 
 
-def keep_tokens(key: jax.Array, batch_size: int, num_tokens: int, num_kept: int,
-                part: parts.Part = parts.WHOLE) -> jax.Array:
-  """Which tokens DropToken keeps, in order.  -> int [B, num_kept].
+def keep_tokens(keys: jax.Array, num_tokens: int, num_kept: int) -> jax.Array:
+  """Draws the tokens that DropToken keeps, in order.  key [B] -> int [B, num_kept].
 
-  Every example draws its own, uniformly and without replacement. Those of a part of
-  a batch draw what they draw in the whole.
+  Every clip draws its own, uniformly and without replacement.
   """
-  noise = jax.random.uniform(key, (batch_size * part.num_parts, num_tokens))
-  order = part.take(noise).argsort(axis=1)
-  return jnp.sort(order[:, :num_kept], axis=1)
+  noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys)
+  return jnp.sort(noise.argsort(axis=1)[:, :num_kept], axis=1)
+
+
+class Tokens(NamedTuple):
+  """The tokens of a modality.
+
+  Attributes:
+    x: [B, N, D].
+    mask: bool [B, N], False for padding; None: all count.
+    grid: sizes (t, h, w) of the space-time grid whose product is N; None where tokens
+      were dropped, and for text.
+  """
+  x: jax.Array
+  mask: jax.Array | None = None
+  grid: tuple[int, int, int] | None = None
 
 
 class PatchProjection(nn.Module):
@@ -135,28 +154,40 @@ class RawTokenizer(nn.Module):
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
 
-  def _tokens(self, x: jax.Array, tables: Sequence[str], train: bool,
-              part: parts.Part) -> jax.Array:
-    """[B, sides..., C] and a name for each side's positions -> [B, N, D]."""
+  def _tokens(self, x: jax.Array, tables: Sequence[str], keys: jax.Array | None,
+              modality: str) -> Tokens:
+    """Computes the tokens of a modality.
+
+    Args:
+      x: [B, sides..., C].
+      tables: the name of each side's table of positions.
+      keys: the clips' keys, in training; None drops nothing.
+      modality: 'video' or 'audio', which draw apart.
+    """
     patches = cut_patches(x, self.patch, pad=not self.release)
     b, *grid, _ = patches.shape
     patches = patches.reshape(b, math.prod(grid), -1)                # [B, N, P*C]
     where, num_places = self._positions(grid, tables)                # [N, D]
-    if train and self.drop_token_rate:
+    sizes = (*grid, 1, 1)[:3]
+    if keys is not None and self.drop_token_rate:
+      sizes = None
       n = patches.shape[1]
       num_kept = (int(num_places * (1 - self.drop_token_rate)) if self.release else
                   n - int(n * self.drop_token_rate))
       if self.fill_tiles:
         num_kept = max(round((num_kept + 1) / _TILE), 1) * _TILE - 1
-      rows, part = (1, parts.WHOLE) if self.release else (b, part)
-      kept = keep_tokens(self.make_rng('drop_token'), rows, n, min(num_kept, n), part)
+      drop_keys = (self.make_rng('drop_token')[None] if self.release else
+                   clip_keys.derive(keys, f'drop_token_{modality}'))
+      kept = keep_tokens(drop_keys, n, min(num_kept, n))
       where = where[kept]                                            # [., N', D]
       patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
     x = PatchProjection((*self.patch, x.shape[-1]), self.width, self.release,
                         self.dtype, name='projection')(patches)
     if self.pre_projection:
       x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
-    return layers.dropout(x + where.astype(x.dtype), self.dropout_rate, train)
+    clips = None if keys is None else clip_keys.numbers(keys)
+    x = layers.dropout(x + where.astype(x.dtype), self.dropout_rate, clips)
+    return Tokens(x, grid=sizes)
 
   def _positions(self, grid: Sequence[int], names: Sequence[str]
                  ) -> tuple[jax.Array, int]:
@@ -184,12 +215,11 @@ class VideoTokenizer(RawTokenizer):
   patch: Sequence[int] = (4, 16, 16)
 
   @nn.compact
-  def __call__(self, video: jax.Array, train: bool = False,
-               part: parts.Part = parts.WHOLE):
+  def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> Tokens:
     if video.shape[1] == 1:
       video = jnp.repeat(video, self.patch[0], axis=1)
     names = [f'{side}_positions' for side in ('time', 'vertical', 'horizontal')]
-    return self._tokens(video, names, train, part), None
+    return self._tokens(video, names, keys, 'video')
 
 
 class WaveformTokenizer(RawTokenizer):
@@ -200,9 +230,8 @@ class WaveformTokenizer(RawTokenizer):
   patch: Sequence[int] = (128,)
 
   @nn.compact
-  def __call__(self, audio: jax.Array, train: bool = False,
-               part: parts.Part = parts.WHOLE):
-    return self._tokens(audio[..., None], ['positions'], train, part), None
+  def __call__(self, audio: jax.Array, keys: jax.Array | None = None) -> Tokens:
+    return self._tokens(audio[..., None], ['positions'], keys, 'audio')
 
 
 class SpectrogramTokenizer(RawTokenizer):
@@ -223,13 +252,12 @@ class SpectrogramTokenizer(RawTokenizer):
   spec_augment: spectrograms.SpecAugment | None = None
 
   @nn.compact
-  def __call__(self, audio: jax.Array, train: bool = False,
-               part: parts.Part = parts.WHOLE):
+  def __call__(self, audio: jax.Array, keys: jax.Array | None = None) -> Tokens:
     x = self.spectrogram(audio)                                      # [B, T, F]
-    if train and self.spec_augment:
-      x = self.spec_augment(self.make_rng('drop_token'), x, part)
+    if keys is not None and self.spec_augment:
+      x = self.spec_augment(clip_keys.derive(keys, 'spec_augment'), x)
     names = ['time_positions', 'frequency_positions']
-    return self._tokens(x[..., None], names, train, part), None
+    return self._tokens(x[..., None], names, keys, 'audio')
 
 
 class TextTokenizer(nn.Module):
@@ -260,9 +288,7 @@ class TextTokenizer(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, text: jax.Array, train: bool = False,
-               part: parts.Part = parts.WHOLE):
-    del part    # no words are dropped
+  def __call__(self, text: jax.Array, clips: jax.Array | None = None) -> Tokens:
     x = self._look_up(text)
     if self.max_words:
       table = positions.table(self, 'positions', self.max_words, self.width)
@@ -271,8 +297,8 @@ class TextTokenizer(nn.Module):
         table = positions.fit(table, 'positions', text.shape[1], release=True)
         table = layers.layer_norm(table, 'position_norm')
       x = x + table[:text.shape[1]].astype(x.dtype)
-      x = layers.dropout(x, self.dropout_rate, train)
-    return x, text != 0
+      x = layers.dropout(x, self.dropout_rate, clips)
+    return Tokens(x, text != 0)
 
   def _look_up(self, text: jax.Array) -> jax.Array:
     if not self.release:
@@ -282,3 +308,100 @@ class TextTokenizer(nn.Module):
     table = self.variable('frozen', 'embedding', lambda: layers.small_init(
         self.make_rng('params'), shape))
     return table.value.astype(self.dtype)[text]
+
+
+class Vatt(multimodal.MultimodalModel):
+  """Tokenizers, Transformers with an AGG token in front, and a head (section 3).
+
+  Attributes:
+    tokenizers: modality -> module, raw input -> `Tokens`; a tower alone has but one.
+    backbones: modality -> Transformer, or for text `layers.WordMean`, or 'shared' ->
+      the one Transformer of the modality-agnostic model.
+    projectors: modality -> module, applied to the Transformer's output in the release's
+      modality-agnostic model; none otherwise.
+    head: pooled features -> outputs (`multimodal.MultimodalModel.apply_head`).
+  """
+  tokenizers: Mapping[str, nn.Module]
+  backbones: Mapping[str, nn.Module]
+  projectors: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+  head: nn.Module | None = None
+
+  def setup(self):
+    self.aggregators = {m: layers.Aggregator() for m in self.tokenizers}
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """The modalities that the model takes."""
+    return tuple(m for m in multimodal.MODALITIES if m in self.tokenizers)
+
+  def encode(self, batch: Mapping[str, jax.Array], train: bool = False
+             ) -> dict[str, Any]:
+    """See `MultimodalModel.encode`."""
+    outputs = dict(tokens={}, grid={}, pooled={})
+    for modality, lead, (x, mask, grid), clips in self._tokenized(batch, train):
+      tower = self._backbone(modality)
+      if not isinstance(tower, layers.WordMean):
+        x = self.aggregators[modality](x)
+        if mask is not None:
+          mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
+      x = tower(x, mask, clips)
+      if modality in self.projectors:
+        x = self.projectors[modality](x)
+      x = x.reshape(*lead, *x.shape[1:])
+      pooled, tokens = x[..., 0, :], x[..., 1:, :]
+      outputs['pooled'][modality], outputs['tokens'][modality] = pooled, tokens
+      if grid is not None:
+        outputs['grid'][modality] = tokens.reshape(*lead, *grid, -1)
+    return outputs
+
+  def layer_of(self, path: str) -> int:
+    """See `MultimodalModel.layer_of`; tokenizers are below the first block."""
+    place = re.match(r'(backbones|tokenizers|aggregators)_(\w+)/(?:block_(\d+)|norm)?',
+                     path)
+    if not place or place[0].endswith('/norm'):    # the last norm goes with the head
+      return 0
+    tower = self.backbones['shared' if 'shared' in self.backbones else place[2]]
+    depth = getattr(tower, 'depth', 0)
+    return depth - int(place[3]) if place[3] else depth + 1
+
+  def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The mean of the tokens that enter the Transformer (VATT, section 4.4.6).
+
+    Args:
+      batch: as for a call.
+
+    Returns:
+      modality -> [B, D] (text: [B, K, D], of words that are no padding).
+    """
+    means = {}
+    for modality, lead, (x, mask, _), _ in self._tokenized(batch):
+      there = jnp.ones(x.shape[:2], bool) if mask is None else mask    # [B, N]
+      total = jnp.einsum('bnd,bn->bd', x, there.astype(x.dtype))
+      mean = total / jnp.maximum(there.sum(axis=1), 1)[:, None].astype(x.dtype)
+      means[modality] = mean.reshape(*lead, -1)
+    return means
+
+  def _tokenized(self, batch: Mapping[str, jax.Array], train: bool = False
+                 ) -> Iterator[tuple[str, tuple[int, ...], Tokens, jax.Array | None]]:
+    """Yields, of every modality of the batch: name, lead, tokens, rows' numbers.
+
+    The lead is [B], or [B, K] of text, whose rows are sentences.
+    """
+    keys = batch['key'] if train else None
+    numbers = None if keys is None else clip_keys.numbers(keys)
+    for modality in self.modalities:
+      if modality not in batch:
+        continue
+      x, clips = batch[modality], numbers
+      if modality == 'text':
+        lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])            # [B*K, N]
+        if clips is not None:
+          clips = (clips[:, None] + jnp.arange(lead[1], dtype=clips.dtype)).reshape(-1)
+        tokens = self.tokenizers[modality](x, clips)
+      else:
+        lead = x.shape[:1]
+        tokens = self.tokenizers[modality](x, keys)
+      yield (modality, lead, tokens._replace(x=axes.split_rows(tokens.x)), clips)
+
+  def _backbone(self, modality: str) -> nn.Module:
+    return self.backbones['shared' if 'shared' in self.backbones else modality]

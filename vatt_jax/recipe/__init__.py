@@ -89,7 +89,8 @@ def make(config: Settings, workdir: pathlib.Path,
   return run
 
 
-def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
+def model_and_clip(config: Settings
+                   ) -> tuple[multimodal.MultimodalModel, dict[str, Any]]:
   """The model of a recipe, and the shapes of one clip as the model takes it."""
   window = call('window', pipeline.Window, config['window'])
   model = call('model', build.build_model, config['model'])

@@ -47,7 +47,8 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
-    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps)
+    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps,
+                     layer_of=network.layer_of)
   _check_rate(network, window.audio_hz)
   _check_words(model, window.max_words)
   return step.Task(network, built, optimizer.update, optimizer.schedule, seed,
@@ -94,7 +95,7 @@ def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
                       "with config.data.several_labels use 'bce'")
 
 
-def _check_rate(network: multimodal.Vatt, audio_hz: int) -> None:
+def _check_rate(network: multimodal.MultimodalModel, audio_hz: int) -> None:
   """Raises UserError unless a spectrogram is made for the sound that is read."""
   made_for = getattr(network.tokenizers.get('audio'), 'spectrogram', None)
   if made_for is not None and made_for.audio_hz != audio_hz:
