@@ -58,12 +58,14 @@ def load(path: str | os.PathLike[str], tokenizer: text.Tokenizer, table: np.ndar
 
 def _load_npz(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
   try:
-    with np.load(path, allow_pickle=False) as file:
-      if KEY not in file:
-        raise UserError(f'{path}: has the arrays {", ".join(file.files) or "none"}; '
+    with open(path, 'rb') as raw:    # numpy leaves a damaged file open
+      file = np.load(raw, allow_pickle=False)
+      arrays = getattr(file, 'files', [])
+      if KEY not in arrays:
+        raise UserError(f'{path}: has the arrays {", ".join(arrays) or "none"}; '
                         f'expected {KEY!r} of shape {shape}')
       vectors = file[KEY]
-  except (OSError, ValueError, zipfile.BadZipFile) as e:
+  except (EOFError, OSError, ValueError, zipfile.BadZipFile) as e:
     raise UserError(f'{path}: not an .npz file of plain numbers ({e})') from e
   if vectors.shape != shape or vectors.dtype.kind != 'f':
     raise UserError(
