@@ -63,8 +63,11 @@ def get_config(arg: str = '') -> ConfigDict:
   c.init_from = f'runs/{run}'
   c.data = dict(tokenizer='words', vocabulary='', drop_stop_words=False,
                 max_bad_fraction=0.1)
-  # 2.56 s; so the positions of the sound, learnt for 3.2 s, are resized.
+  # Frames of 2.56 s. "We do not change the input size for audio" (section 4.3), whose
+  # positions were learnt for the seconds of the pre-training's frames.
   c.window = dict(num_frames=32, frame_rate_hz=12.5, image_size=224, audio_hz=48_000,
+                  audio_seconds=(trained.window.num_frames
+                                 / trained.window.frame_rate_hz),
                   num_candidates=1, max_words=16)
   c.model = trained.model
   pool = dict(name='retrieval', path='', captions='', num_windows=4, num_crops=1,

@@ -61,7 +61,9 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
       `spectrograms.SPECTROGRAMS` (default: vatt) and what constants to change, its
       `spec_augment` settings of `spectrograms.SpecAugment`.
     text: likewise of `vatt.TextTokenizer`; with `depth=0` there is no Transformer, and
-      a sentence is the mean of its words (section 4.4.4).
+      a sentence is the mean of its words (section 4.4.4). In the release's reading
+      `word_vectors` may name a file that a run from scratch takes its table from
+      (`inputs.word_vectors`); no model reads it.
     shared: the size of the one Transformer for all, and in the release's reading
       `projected_width`, of its projected output (default: its width); then the
       modalities give no size, and text gives `max_words`.
@@ -182,6 +184,10 @@ def _tokenizer(modality: str, settings: Settings, release: bool,
   where, settings = f'model.{modality}', dict(settings)
   given['release'] = release
   if modality == 'text':
+    vectors = settings.pop('word_vectors', '')    # read by who starts a run
+    if vectors and not release:
+      raise UserError(f'config.{where}.word_vectors={vectors!r}: only variant='
+                      "'release' has a table of frozen vectors; remove the key")
     if not release:
       given['table_width'] = 0    # not the paper's to choose
     return _module(where, vatt.TextTokenizer, settings, **given)
