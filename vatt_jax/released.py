@@ -28,6 +28,7 @@ from vatt_jax import cli
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import text
 from vatt_jax.models import build
+from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
 
 Shapes = Mapping[str, tuple[int, ...]]
