@@ -138,7 +138,7 @@ def _hear(file: clip_lib.Media, start: float, end: float) -> bool:
   heard = False
   for now in np.arange(start, end, _CHUNK_SECONDS):
     num_samples = max(round(min(_CHUNK_SECONDS, end - now) * _AUDIO_HZ), 1)
-    heard |= file.sound(now, num_samples, _AUDIO_HZ) is not None
+    heard |= bool(np.any(file.sound(now, num_samples, _AUDIO_HZ)))
   return heard
 
 

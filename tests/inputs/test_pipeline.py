@@ -13,6 +13,7 @@ import pytest
 from data import toy_world as world
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
+from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import stills
@@ -197,7 +198,7 @@ def test_a_clip_without_sound_is_masked_and_noted(toy_world, tmp_path):
   reader = _reader([clip.Clip(str(tmp_path / 'quiet.mp4'))])
   batch, = pipeline.eval_batches(reader, 1)
   assert batch['mask'].all() and not batch['has_audio'].any()
-  assert 'has no sound' in reader.notes.soundless[str(tmp_path / 'quiet.mp4')]
+  assert 'has no audio stream' in reader.notes.soundless[str(tmp_path / 'quiet.mp4')]
   assert not reader.notes.skipped
 
 
@@ -353,12 +354,57 @@ def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_
   assert reader.notes.skipped[str(path)] == f'{path}: has no picture'
 
 
-def test_a_sound_file_that_is_silent_is_named_once():
-  silence = _record((), 'hush.wav', waveform=np.zeros(4000, np.float32),
-                    audio_hz=4000)
-  reader = _reader([silence], 1.0)
-  assert reader.views(0) is None
-  assert reader.notes.skipped == {'hush.wav': 'hush.wav: has no sound at 0.1 s'}
+def _silence(count, first=0):
+  """Records of zeros."""
+  return [_record((), first + i, waveform=np.zeros(4000, np.float32), audio_hz=4000)
+          for i in range(count)]
+
+
+def _hears(clips, max_bad_fraction=0.1):
+  """A reader of audio alone."""
+  return dataclasses.replace(
+      _reader(clips, max_bad_fraction),
+      window=dataclasses.replace(WINDOW, modalities=('audio',)))
+
+
+def test_a_silent_file_is_read_as_zeros_and_not_noted(tmp_path):
+  world.encode(tmp_path / 'zero.mp4', np.zeros((20, 16, 16, 3), np.uint8), 10,
+               np.zeros(32_000, np.float32))
+  for reader in (_reader([clip.Clip(str(tmp_path / 'zero.mp4'))]),
+                 _hears([clip.Clip(str(tmp_path / 'zero.mp4'))]),
+                 _hears(_silence(1))):
+    batch, = pipeline.eval_batches(reader, 1)
+    assert batch['mask'].all() and batch['has_audio'].all()
+    assert not batch['audio'].any()
+    assert not reader.notes.skipped and not reader.notes.soundless
+
+
+def test_silent_clips_neither_end_an_audio_run_nor_are_replaced():
+  """ESC-50 pads with zeros: three such clips are too many for a fraction of 0.1."""
+  reader = _hears(_silence(3) + _tones(17, 3))
+  batches = _take(reader, 3, batch_size=20)
+  for batch in batches:    # epochs
+    assert sorted(batch['id']) == list(range(20)) and batch['has_audio'].all()
+    np.testing.assert_array_equal(batch['audio'].any(1), batch['id'] >= 3)
+  assert not reader.notes.skipped
+
+
+def test_a_class_of_silent_clips_is_scored():
+  """AudioSet has a class Silence."""
+  clips = [dataclasses.replace(c, labels={'label': name}) for c, name in zip(
+      _silence(2) + _tones(2, 2), ['Silence', 'Silence', 'Tone', 'Tone'], strict=True)]
+  reader = dataclasses.replace(
+      _hears(clips), labels=labels.find(clips, 'label', False, 'here'))
+  batch, = pipeline.eval_batches(reader, 4)
+  assert batch['mask'].all() and batch['has_audio'].all()
+
+
+def test_audio_that_ends_before_the_video_is_zeros_and_present(tmp_path):
+  world.encode(tmp_path / 'film.mp4', np.zeros((40, 16, 16, 3), np.uint8), 10,
+               np.full(16_000, 0.5, np.float32))    # 4 s of video, 1 s of audio
+  reader = _reader([clip.Clip(str(tmp_path / 'film.mp4'))])
+  late, = reader.views(0, place=1.0)
+  assert late['has_audio'] and not late['audio'].any()
 
 
 def _striped(width, height):

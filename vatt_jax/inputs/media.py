@@ -180,8 +180,8 @@ class MediaFile:
       rate_hz: the rate to resample to.
 
     Returns:
-      float32 [num_samples] in [-1, 1], zero where the file has none; None if
-      there is no sound at all in the window, or nothing but digital silence.
+      float32 [num_samples] in [-1, 1], zero where the stream is silent, has not
+      begun or has ended; None if the file has no audio stream.
 
     Raises:
       MediaError: the sound does not decode.
@@ -193,8 +193,6 @@ class MediaFile:
     length = round((num_samples / rate_hz + 2 * _PRE_ROLL_SECONDS) * native_hz)
     with self._naming():
       buffer = self._native_sound(begin, length, native_hz)
-    if buffer is None:
-      return None
     return resample(buffer, begin, native_hz, start, num_samples, rate_hz)
 
   def _show(self, packets: list[av.Packet], times: Sequence[float]
@@ -259,8 +257,7 @@ class MediaFile:
           frame.pts = packets[-1].dts + i if packet is None else packet.dts
       yield from frames
 
-  def _native_sound(self, begin: int, length: int, native_hz: int
-                    ) -> np.ndarray | None:
+  def _native_sound(self, begin: int, length: int, native_hz: int) -> np.ndarray:
     """Mono samples begin .. begin + length at the file's own rate."""
     for packets in itertools.islice(
         self._packets(self._audio, begin / native_hz, (begin + length) / native_hz),
@@ -291,7 +288,7 @@ class MediaFile:
         expected, last_kind = position, kind
       runs[-1][1].append(frame)
       expected += num_samples
-    buffer, filled = np.zeros(length, np.float32), False
+    buffer = np.zeros(length, np.float32)
     for position, frames in runs:
       samples = _mono(frames)
       if frames[0].sample_rate != native_hz:    # some films change theirs
@@ -299,8 +296,7 @@ class MediaFile:
       low, high = max(position, 0), min(position + len(samples), length)
       if high > low:
         buffer[low:high] = samples[low - position:high - position]
-        filled = True
-    return buffer if filled else None
+    return buffer
 
   def _packets(self, stream: Any, first: float, last: float
                ) -> Iterator[list[av.Packet]]:
@@ -445,7 +441,7 @@ def to_int16(sound: np.ndarray) -> np.ndarray:
 
 
 def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
-             num_samples: int, rate_hz: int) -> np.ndarray | None:
+             num_samples: int, rate_hz: int) -> np.ndarray:
   """A window out of more of a sound, at another rate.
 
   Args:
@@ -457,13 +453,12 @@ def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
     rate_hz: sample rate of the window.
 
   Returns:
-    float32 [num_samples]; None for nothing but digital silence.
+    float32 [num_samples].
   """
   sound = soxr.resample(buffer, native_hz, rate_hz)
   first = round((start - begin / native_hz) * rate_hz)
   window = sound[first:first + num_samples]
-  window = np.pad(window, (0, num_samples - len(window)))
-  return window if np.any(window) else None
+  return np.pad(window, (0, num_samples - len(window)))
 
 
 def _merit(stream: Any) -> int:

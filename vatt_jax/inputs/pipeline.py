@@ -131,7 +131,7 @@ class FileNotes:
   Attributes:
     skipped: path -> why it could not be read.
     pictureless: path -> why its pictures are masked.
-    soundless: path -> why its sound is masked.
+    soundless: path -> why its audio is masked; a silent file's is not.
   """
 
   def __init__(self, max_bad_fraction: float, num_files: int | None,
@@ -326,7 +326,7 @@ class Reader:
     except media.MediaError as e:    # the picture may be good: only the sound is masked
       audio, soundless = None, str(e)
     if audio is None:
-      soundless = soundless or f'{clip.path}: has no sound at {start:.1f} s'
+      soundless = soundless or f'{clip.path}: has no audio stream'
       audio = np.zeros(window.num_samples, np.float32)
     audio[round((end - start) * window.audio_hz):] = 0
     example = dict(audio=media.to_int16(audio), has_audio=np.bool_(not soundless))
