@@ -3,7 +3,8 @@
     python -m vatt_jax.main --config=configs/finetune_video.py:k400 \
         --config.init_from=runs/mbs --workdir=runs/k400
 
-100k steps of 64 clips, the whole tower trained; evaluated on 4 windows of 3 crops. It
+100k steps of 64 clips, the whole tower trained; evaluated on 4 windows of 3 crops.
+Videos shorter than a window repeat, as in the released code, in training too. It
 starts from a workdir of ours or from a released checkpoint, and expects manifests such
 as `data/kinetics400/train.csv` (docs/data.md). Words after the file's name, joined by
 commas, one of each line:
@@ -56,7 +57,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.data = dict(path='', label='label', label_map='', builder='', max_bad_fraction=0.1)
   # Stride 2 at 25 fps.
   c.window = dict(num_frames=32, frame_rate_hz=12.5, image_size=320, audio_hz=48_000,
-                  min_crop_area=0.08, max_crop_aspect=2.0, modalities=('video',))
+                  min_crop_area=0.08, max_crop_aspect=2.0, modalities=('video',),
+                  short='loop')
   c.augment = dict(flip_rate=0.5, color_rate=0.8, brightness=32 / 255, saturation=0.4,
                    contrast=0.4, hue=0.2)
   c.model = dict(

@@ -98,6 +98,7 @@ def test_the_recipes_have_the_paper_s_numbers(name):
   window = config.window
   assert (window.num_frames, window.image_size, window.frame_rate_hz,
           window.modalities) == (frames, pixels, rate, (modality,))
+  assert window.short == ('loop' if modality == 'video' else 'hold')
   if modality == 'audio':
     assert window.num_frames / window.frame_rate_hz * window.audio_hz == 153_600
   low_rank = config.evals.linear.classifiers.low_rank

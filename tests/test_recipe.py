@@ -68,6 +68,18 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     recipe._compare(config | dict(switch=True), tmp_path)
 
 
+def test_a_workdir_older_than_window_short_holds_the_last_frame(tmp_path):
+  config = dict(window=dict(num_frames=4))
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  short = lambda value: dict(window=dict(num_frames=4, short=value))
+  recipe._compare(short('hold'), tmp_path)
+  with pytest.raises(UserError, match=r"another config, window\.short='hold' where "
+                                      r"this one has 'loop'"):
+    recipe._compare(short('loop'), tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps(short('hold')))
+  recipe._compare(config, tmp_path)
+
+
 CLIPS = [sources.Clip('a.mp4', captions=(
     sources.Caption(0, 1, 'the red circle'), sources.Caption(1, 2, 'red')))]
 

@@ -129,6 +129,83 @@ def test_a_clip_shorter_than_the_window_shows_nothing_of_what_follows(toy_world)
   assert example['audio'][:1200].any() and not example['audio'][1200:].any()
 
 
+def _looping(window=WINDOW, **changes):
+  return dataclasses.replace(window, short='loop', **changes)
+
+
+def _numbered(count, rate_hz, **sound):
+  """A record whose frame i is of grey 10 * i."""
+  images = []
+  for i in range(count):
+    image = io.BytesIO()
+    Image.new('RGB', (16, 16), (10 * i,) * 3).save(image, 'PNG')
+    images.append(image.getvalue())
+  return clip.Clip('short', content=stills.Stills('short', images, rate_hz, **sound))
+
+
+def _order(reader, **kwargs):
+  """The numbers of the frames that a window shows."""
+  return (reader.views(0, **kwargs)[0]['video'][:, 0, 0, 0] / 10).round().tolist()
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7, 10, 13, 24])
+def test_a_short_clip_repeats_from_its_start_in_the_order_of_dmvr(count):
+  """Every second frame of 25 Hz, from the repeated list of all frames."""
+  window = _looping(num_frames=16, frame_rate_hz=12.5, modalities=('video',))
+  reader = dataclasses.replace(_reader([_numbered(count, 25.0)]), window=window)
+  repeated = np.tile(np.arange(count), 32)[:32:2].tolist()
+  assert _order(reader) == _order(reader, place=1.0) == repeated
+  held = dataclasses.replace(reader, window=dataclasses.replace(window, short='hold'))
+  assert _order(held) == np.minimum(2 * np.arange(16), count - 1).tolist()
+
+
+@pytest.mark.parametrize('name', ['short.mp4', 'short.mkv', 'short.avi'])
+def test_a_short_file_repeats_exactly(name, tmp_path):
+  frames = np.repeat(np.arange(6, dtype=np.uint8) * 40, 32 * 32 * 3)
+  world.encode(tmp_path / name, frames.reshape(6, 32, 32, 3), 25)
+  reader = dataclasses.replace(
+      _reader([clip.Clip(str(tmp_path / name))]),
+      window=_looping(num_frames=24, frame_rate_hz=12.5, modalities=('video',)))
+  video = reader.views(0)[0]['video'][:, 8, 8, 0]
+  assert (video / 40).round().tolist() == [0, 2, 4] * 8
+
+
+def test_a_row_of_a_file_repeats_without_what_follows_it():
+  """From 0.2 s to 0.5 s of a record at 10 Hz: frames 2, 3 and 4."""
+  row = dataclasses.replace(_numbered(9, 10.0), start=0.2, end=0.5)
+  reader = dataclasses.replace(_reader([row]), window=_looping(
+      num_frames=8, frame_rate_hz=10.0, modalities=('video',)))
+  assert _order(reader) == [2, 3, 4, 2, 3, 4, 2, 3]
+
+
+def test_audio_repeats_in_step_with_the_frames():
+  ramp = np.linspace(0.1, 0.9, 1200).astype(np.float32)    # 0.3 s
+  short = _numbered(3, 10.0, waveform=ramp, audio_hz=4000)
+  window = _looping(num_frames=10, frame_rate_hz=10.0)    # 1 s
+  example, = dataclasses.replace(_reader([short]), window=window).views(0)
+  assert example['has_audio']
+  one = example['audio'][:1200]
+  assert one.any()
+  np.testing.assert_array_equal(example['audio'], np.resize(one, 4000))
+  held, = dataclasses.replace(_reader([short]), window=dataclasses.replace(
+      window, short='hold')).views(0)
+  np.testing.assert_array_equal(held['audio'][:1200], one)
+  assert not held['audio'][1200:].any()
+
+
+def test_a_clip_of_the_window_s_length_does_not_repeat(toy_world):
+  rows = sources.open_source(str(toy_world / 'train_segments.csv'))[:4]
+  looped, held = (dataclasses.replace(_reader(rows), window=window)
+                  for window in (_looping(), WINDOW))
+  _assert_same(next(pipeline.eval_batches(looped, 8, 2)),
+               next(pipeline.eval_batches(held, 8, 2)))
+
+
+def test_another_way_to_fill_a_window_is_refused():
+  with pytest.raises(ValueError, match="short='repeat': expected 'hold' or 'loop'"):
+    dataclasses.replace(WINDOW, short='repeat')
+
+
 def test_a_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
   path = str(toy_world / 'clips' / 'train' / '0000.mp4')
   reader = _reader([clip.Clip(path, 50.0, 60.0)], 1.0)

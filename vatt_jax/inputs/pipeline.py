@@ -29,6 +29,10 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text as text_lib
 
+# A clip that repeats begins anew when so little of it is left: containers round its
+# length, at worst to a millisecond.
+_LOOP_SLACK_SECONDS = 1e-3
+
 # The accelerator is JAX's.
 for _kind in ('GPU', 'TPU'):
   tf.config.set_visible_devices([], _kind)
@@ -64,9 +68,12 @@ class Window:
       unstretched picture allows is cut out (the released code's way, with 0.2).
     scale_jitter_rate: the share of clips that are stretched.
     modalities: what is read; the rest is not in the example.
+    short: how a clip shorter than the window fills it: 'hold' shows its last frame for
+      the rest, without audio; 'loop' repeats the clip from its start (MMV's evaluation
+      of action recognition).
 
   Raises:
-    ValueError: a size or rate is not positive, or a modality unknown.
+    ValueError: a size or rate is not positive, or a modality or `short` unknown.
   """
   num_frames: int
   frame_rate_hz: float
@@ -79,11 +86,12 @@ class Window:
   scale_jitter: float = 0.0
   scale_jitter_rate: float = 0.8
   modalities: tuple[str, ...] = MODALITIES
+  short: str = 'hold'
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.name not in ('modalities', 'scale_jitter') and value <= 0:
+      if field.name not in ('modalities', 'scale_jitter', 'short') and value <= 0:
         raise ValueError(f'{field.name}={value}: expected more than 0')
     if not 0 <= self.scale_jitter < 1:
       raise ValueError(f'scale_jitter={self.scale_jitter}: expected 0 to 1')
@@ -94,6 +102,8 @@ class Window:
         {'video', 'audio'} & set(self.modalities)):
       raise ValueError(f'modalities={self.modalities}: expected some of '
                        f'{", ".join(MODALITIES)}, not text alone')
+    if self.short not in ('hold', 'loop'):
+      raise ValueError(f"short={self.short!r}: expected 'hold' or 'loop'")
 
   @property
   def seconds(self) -> float:
@@ -299,12 +309,22 @@ class Reader:
     if not file.has_video and 'audio' in window.modalities:
       empty = window.empty()
       return [{k: empty[k] for k in ('video', 'has_video')} for _ in choose((1, 1))]
-    times = start + np.arange(window.num_frames) / window.frame_rate_hz
-    # What follows a short clip in its file is not the clip's.
-    pictures = file.frames(np.minimum(times, max(end - 1e-3, start)))
+    times, places = np.unique(self._times(start, end), return_inverse=True)
+    pictures = file.frames(times)
+    pictures = [pictures[place] for place in places]
     whole = pictures[0].size
     return [dict(video=self._cut(pictures, box), has_video=np.bool_(True))
             for box in choose(whole)]
+
+  def _times(self, start: float, end: float) -> np.ndarray:
+    """When each frame of a window is on screen, in a clip that ends at `end`."""
+    window, length = self.window, end - start
+    times = np.arange(window.num_frames) / window.frame_rate_hz
+    if window.short == 'loop':
+      times %= length
+      times[length - times < _LOOP_SLACK_SECONDS] = 0
+    # What follows a short clip in its file is not the clip's.
+    return np.minimum(start + times, max(end - 1e-3, start))
 
   def _cut(self, pictures: Sequence[media.Picture], box: media.Box) -> np.ndarray:
     """The same part of all pictures; `box` is of the first.  -> [T, H, W, 3]."""
@@ -328,7 +348,11 @@ class Reader:
     if audio is None:
       soundless = soundless or f'{clip.path}: has no audio stream'
       audio = np.zeros(window.num_samples, np.float32)
-    audio[round((end - start) * window.audio_hz):] = 0
+    length = round((end - start) * window.audio_hz)
+    if window.short == 'loop' and 0 < length < round(window.seconds * window.audio_hz):
+      audio = np.resize(audio[:length], len(audio))    # repeats, as the frames do
+    else:
+      audio[length:] = 0
     example = dict(audio=media.to_int16(audio), has_audio=np.bool_(not soundless))
     return example, soundless
 

@@ -41,6 +41,8 @@ from vatt_jax.settings import Settings
 # Of a config, while it runs: what is drawn, and how the same is computed.
 _MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules', 'model.attention', 'model.remat',
                'model.scan_layers')
+# Keys that configs of older workdirs lack, and their value in those runs.
+_ONCE_FIXED = {'window.short': 'hold'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +132,14 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
   """The config of a workdir that has one must be this one, but for what may change.
 
-  A switch that one of them lacks is off there.
+  A switch that one of them lacks is off there, or as `_ONCE_FIXED` says.
   """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
     return
   # Through JSON, so that tuples equal the lists they are read back as.
-  ours = _flat(json.loads(json.dumps(config)))
-  theirs = _flat(json.loads(path.read_text(encoding='utf-8')))
+  ours = _ONCE_FIXED | _flat(json.loads(json.dumps(config)))
+  theirs = _ONCE_FIXED | _flat(json.loads(path.read_text(encoding='utf-8')))
   for key in sorted(ours.keys() | theirs.keys()):
     if key.startswith(_MAY_CHANGE):
       continue
