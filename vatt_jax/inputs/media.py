@@ -162,6 +162,11 @@ class MediaFile:
             self._seconds(self._video, shown[0]) > times[0] + _TIME_SLACK)
         if not late:
           break
+      if not shown and not any(p.is_keyframe for p in packets):
+        # The first frame that can be shown is after all of these times.
+        times = [self._first_keyframe(times[-1])] * len(times)
+        packets = next(self._packets(self._video, times[0], times[0]))
+        shown, frames = self._show(packets, times)
     lost = [s for s in shown if s not in frames or frames[s].is_corrupt]
     if not shown or lost:
       at = self._seconds(self._video, lost[0]) if lost else times[0]
@@ -321,6 +326,15 @@ class MediaFile:
           self._seconds(stream, _stamp(packets[key])) <= first + _TIME_SLACK):
         yield packets[key:]
       back = 2 * back + 1
+
+  def _first_keyframe(self, default: float) -> float:
+    """Returns the time of the first one, seconds; `default` where none is marked."""
+    start = self._seconds(self._video, self._video.start_time or 0)
+    self._seek(self._video, start - 1)
+    stamps = (_stamp(p) for p in self._demux(self._video)
+              if p.is_keyframe and not p.is_discard)
+    stamp = next(stamps, None)
+    return default if stamp is None else self._seconds(self._video, stamp)
 
   def _seek(self, stream: Any, seconds: float) -> None:
     """To the last keyframe at or before a time, as far as the file's index knows."""
