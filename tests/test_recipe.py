@@ -1,5 +1,6 @@
 """vatt_jax/recipe.py"""
 
+import collections.abc
 import json
 import types
 
@@ -8,6 +9,7 @@ import pytest
 from vatt_jax import recipe
 from vatt_jax import settings
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.recipe import data as section
@@ -104,6 +106,40 @@ def test_without_a_file_the_words_are_those_of_the_captions(tmp_path):
       section.Data('x', **data), CLIPS, 9, '', tmp_path)
   assert words().vocabulary == ('red', 'circle', 'the')
   assert words(drop_stop_words=True).vocabulary == ('red', 'circle')
+
+
+class Records(collections.abc.Sequence):
+  """Clips that say their number, and which of them were read."""
+
+  def __init__(self, count):
+    self.count, self.read = count, []
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    if index == 4:
+      raise media.MediaError('shard[4]', 'is no record')
+    return sources.Clip(f'{index}', captions=(sources.Caption(0, 1, f'word{index}'),))
+
+
+def test_words_of_many_records_are_those_of_a_stated_number_of_them(
+    tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(section, 'VOCABULARY_CLIPS', 5)
+  words = lambda clips: section.open_words(
+      section.Data('x'), clips, 99, '', tmp_path).vocabulary
+  many, few = Records(20), Records(5)
+  assert words(sources.Mixture([CLIPS, many])) == (
+      'red', 'circle', 'the', 'word0', 'word12', 'word16', 'word8')
+  assert many.read == [0, 4, 8, 12, 16]
+  assert 'the words of 5 clips, spread over the 20' in caplog.text
+  assert 'python -m vatt_jax.vocabulary' in caplog.text
+  caplog.clear()
+  assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
+  listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
+            for i in range(9)]    # these are in memory
+  assert len(words(sources.Mixture([listed]))) == 9 and not caplog.text
 
 
 def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):

@@ -86,9 +86,10 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
   return clips
 
 
-def each(clips: Sequence[Clip]) -> Iterator[Clip]:
-  """The clips in order; one that does not read is its name alone."""
-  for index in range(len(clips)):
+def each(clips: Sequence[Clip], indices: Iterable[int] | None = None
+         ) -> Iterator[Clip]:
+  """Yields clips, by default all; one that does not read is its name alone."""
+  for index in range(len(clips)) if indices is None else indices:
     try:
       clip = clips[index]
     except media.MediaError as e:

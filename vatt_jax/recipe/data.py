@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -24,6 +25,9 @@ from vatt_jax.settings import choose
 from vatt_jax.settings import Settings
 
 _NUM_TRIED = 10
+# Clips of a source whose captions make a vocabulary, where captions are read clip by
+# clip: of a packed HowTo100M, all records are terabytes.
+VOCABULARY_CLIPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Data:
       all clips are drawn alike (VATT, section 4.3).
     tokenizer: what becomes an id, of `inputs.text.TOKENIZERS`.
     vocabulary: its file; empty for that of the checkpoint that the run starts from,
-      or else the words of the captions.
+      or else the words of the captions (of large sources, of `VOCABULARY_CLIPS` clips).
     drop_stop_words: leave stop words out of sentences (of 'words' only).
     label: the column of the manifest with what a clip is classified as, in which a
       folder has the names of its subfolders; empty: nothing is classified.
@@ -200,8 +204,23 @@ def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str
   if data.tokenizer != 'words':
     raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs its file; set '
                     'config.data.vocabulary to it (docs/data.md, "Words")')
-  captions = (c.text for clip in sources.each(clips) for c in clip.captions)
+  parts = clips.parts if isinstance(clips, sources.Mixture) else [clips]
+  captions = (c.text for part in parts for clip in _with_words(part)
+              for c in clip.captions)
   return text.WordTokenizer.build(captions, size, data.drop_stop_words)
+
+
+def _with_words(clips: Sequence[clip.Clip]) -> Iterator[clip.Clip]:
+  """Yields the clips of a source that a vocabulary is made from."""
+  if isinstance(clips, list) or len(clips) <= VOCABULARY_CLIPS:
+    return sources.each(clips)
+  logging.warning(
+      'config.data.vocabulary is empty: taking the words of %d clips, spread over the '
+      '%d of a source; for those of all, set it to the file that `python -m '
+      'vatt_jax.vocabulary` writes', VOCABULARY_CLIPS, len(clips))
+  # Evenly, for shards may be sorted by subject.
+  return sources.each(clips, (i * len(clips) // VOCABULARY_CLIPS
+                              for i in range(VOCABULARY_CLIPS)))
 
 
 def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
