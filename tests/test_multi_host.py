@@ -131,6 +131,35 @@ def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
   assert not {n for n in reads if n} & {n for n in others if n}
 
 
+@pytest.mark.parametrize('ready', [(True, True), (True, False), (False, False)])
+def test_hosts_wait_for_the_first_unless_all_have_nothing_to_wait_for(
+    monkeypatch, ready):
+  """Two threads play the hosts."""
+  host, votes, log = threading.local(), {}, []
+  meeting, within = threading.Barrier(2), threading.Barrier(2)
+
+  def gather(vote):
+    votes[host.number] = vote
+    meeting.wait(30)
+    return np.stack([votes[0], votes[1]])
+
+  monkeypatch.setattr(jax, 'process_index', lambda: host.number)
+  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+  monkeypatch.setattr(multihost_utils, 'sync_global_devices',
+                      lambda name: meeting.wait(30))
+
+  def play(number):
+    host.number = number
+    with multi_host.first_alone(unless=ready[number]):
+      if all(ready):
+        within.wait(30)    # breaks if either waits for the other
+      log.append(number)
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    list(pool.map(play, (0, 1)))
+  assert log == [0, 1] or all(ready)
+
+
 def _environment(devices):
   flags = os.environ.get('XLA_FLAGS', '')
   return os.environ | dict(

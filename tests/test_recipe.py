@@ -9,6 +9,7 @@ import pytest
 from vatt_jax import recipe
 from vatt_jax import settings
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
@@ -80,6 +81,32 @@ def test_a_workdir_older_than_window_short_holds_the_last_frame(tmp_path):
     recipe._compare(short('loop'), tmp_path)
   (tmp_path / 'config.json').write_text(json.dumps(short('hold')))
   recipe._compare(config, tmp_path)
+
+
+def test_a_run_is_begun_when_nothing_is_left_to_make(tmp_path, monkeypatch):
+  """Then its processes open the sources at the same time."""
+  monkeypatch.setattr(caption_index, 'MIN_BYTES', 0)
+  (tmp_path / 'd').mkdir()
+  (tmp_path / 'd' / 'm.csv').write_text('path\na.mp4\n')
+  (tmp_path / 'd' / 'c.csv').write_text('path,text\na.mp4,hi\n')
+  manifest = str(tmp_path / 'd' / 'm.csv')
+  data = dict(path=manifest, captions='c.csv', builder='data.d')
+  begun = lambda **changes: recipe.is_begun(dict(data=data | changes), tmp_path)
+  assert not begun(captions='')    # no config yet
+  (tmp_path / 'config.json').write_text('{}')
+  assert begun(captions='') and not begun()
+  sources.open_source(manifest, 'c.csv')
+  assert begun() and begun(path='', captions='')
+  assert not begun(path=str(tmp_path / 'absent' / 'm.csv'), captions='')
+
+
+def test_classes_are_counted_without_the_captions(tmp_path):
+  (tmp_path / 'm.csv').write_text('path,label\na.mp4,x\nb.mp4,y\n')
+  (tmp_path / 'c.csv').write_text('not read, so that nothing is amiss')
+  config, classes = section.count_classes(dict(
+      data=dict(path=str(tmp_path / 'm.csv'), captions='c.csv', label='label'),
+      model=dict(head=dict(name='classifier', num_classes=0))), '', tmp_path / 'run')
+  assert classes.names == ('x', 'y') and config['model']['head']['num_classes'] == 2
 
 
 CLIPS = [sources.Clip('a.mp4', captions=(

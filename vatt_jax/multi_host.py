@@ -267,8 +267,15 @@ def all_of(true: bool) -> bool:
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-  """Process 0 does what is within, then the others do."""
+def first_alone(unless: bool = False) -> Iterator[None]:
+  """Process 0 does what is within, then the others do.
+
+  Args:
+    unless: nothing is left to make for the others; if all say so, none waits.
+  """
+  if all_of(unless):    # on which all must agree: process 0 may be making it now
+    yield
+    return
   if not is_first():
     multihost_utils.sync_global_devices('first')
   yield

@@ -41,7 +41,8 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
   with interrupt.Interrupt(multi_host.agreement()) as stop:
-    with multi_host.first_alone():    # the others find what it makes
+    # The others find what it makes: the workdir, the words, an index of captions.
+    with multi_host.first_alone(unless=recipe.is_begun(config, workdir)):
       run = recipe.make(config, workdir, stop.check)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)

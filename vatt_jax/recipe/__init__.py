@@ -90,6 +90,12 @@ def make(config: Settings, workdir: pathlib.Path,
   return run
 
 
+def is_begun(config: Settings, workdir: pathlib.Path) -> bool:
+  """Returns whether `make` finds all that it would make, so that no process waits."""
+  return (workdir / checkpoint_lib.CONFIG_FILE).exists() and data_section.is_prepared(
+      call('data', data_section.Data, config.get('data', {})))
+
+
 def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
   """The model of a recipe, and the shapes of one clip as the model takes it."""
   window = call('window', pipeline.Window, config['window'])

@@ -116,9 +116,16 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
                          classes or _labels(data, clips, init_from, workdir))
 
 
-def _clips(data: Data) -> sources.Mixture:
-  return sources.Mixture([sources.open_source(path, captions)
-                          for path, captions in data.sources], data.weights)
+def _clips(data: Data, captions: bool = True) -> sources.Mixture:
+  return sources.Mixture([sources.open_source(path, file if captions else '')
+                          for path, file in data.sources], data.weights)
+
+
+def is_prepared(data: Data) -> bool:
+  """Returns whether the sources open as they are: nothing is built before."""
+  built = not data.builder or all(pathlib.Path(path).parent.exists()
+                                  for path, _ in data.sources[:1])
+  return built and all(itertools.starmap(sources.is_indexed, data.sources))
 
 
 def _build_data(data: Data) -> None:
@@ -182,7 +189,7 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
     raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
                     'label to the column of the manifest that has the classes')
   _build_data(data)
-  classes = _labels(data, _clips(data), init_from, workdir)
+  classes = _labels(data, _clips(data, captions=False), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
   return config | {'model': config['model'] | {'head': head}}, classes
 
