@@ -26,7 +26,7 @@ from vatt_jax.settings import Settings
 
 _NUM_TRIED = 10
 # Clips of a source whose captions make a vocabulary, where captions are read clip by
-# clip: of a packed HowTo100M, all records are terabytes.
+# clip: all records of a packed HowTo100M are terabytes.
 VOCABULARY_CLIPS = 10_000
 
 
@@ -123,9 +123,10 @@ def _clips(data: Data, captions: bool = True) -> sources.Mixture:
 
 def is_prepared(data: Data) -> bool:
   """Returns whether the sources open as they are: nothing is built before."""
-  built = not data.builder or all(pathlib.Path(path).parent.exists()
-                                  for path, _ in data.sources[:1])
-  return built and all(itertools.starmap(sources.is_indexed, data.sources))
+  if data.builder and data.sources and not (
+      pathlib.Path(data.sources[0][0]).parent.exists()):
+    return False
+  return all(itertools.starmap(sources.is_indexed, data.sources))
 
 
 def _build_data(data: Data) -> None:
