@@ -72,7 +72,8 @@ def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: 
 def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
             model: Settings, train: str | Sequence[str], test: str | Sequence[str],
             labels: Mapping[str, str], multi_labels: Sequence[str] = (),
-            num_windows: int = 1, num_crops: int = 1, cache: str = '') -> frozen.Frozen:
+            num_windows: int = 1, num_crops: int = 1, cache: str = '',
+            *, augmentation: frozen.Augmentation | None) -> frozen.Frozen:
   """Of one split, or of several: as many paths to learn from as to measure on."""
   if isinstance(train, str) and isinstance(test, str):
     train, test = [train], [test]
@@ -82,21 +83,40 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
   opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
   splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
   return frozen.Frozen(predict, reader, batch_size, model, splits, labels, multi_labels,
-                       num_windows, num_crops, cache)
+                       num_windows, num_crops, cache, augmentation)
 
 
 def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
                   batch_size: int, model: Settings,
                   classifiers: Mapping[str, Settings] | None = None,
+                  rows: str = 'clips', num_epochs: int = 10, seed: int = 0,
                   **features: Any) -> linear.LinearProbe:
-  """Of `linear.CLASSIFIERS` those with a section; by default logistic regression."""
+  """Builds a linear probe.
+
+  Args:
+    where: the section.
+    reader: how clips are read.
+    predict: the model.
+    batch_size: of feature extraction.
+    model: its settings.
+    classifiers: those of `linear.CLASSIFIERS` that learn, by default logistic
+      regression.
+    rows: of `linear.ROWS`; 'windows' is MMV's pipeline, which VATT follows.
+    num_epochs: how many augmented windows of each clip are learnt from (of 'windows').
+    seed: of these.
+    **features: the arguments of `_frozen`.
+  """
+  if rows not in linear.ROWS:
+    raise ValueError(f'rows={rows!r}: expected one of {", ".join(linear.ROWS)}')
+  augmentation = frozen.Augmentation(num_epochs, seed)
   built = {
       name: call(f'{where}.classifiers.{name}',
                  choose(linear.CLASSIFIERS, name, 'classifiers'), section)
       for name, section in (classifiers or {'logistic': {}}).items()}
   return linear.LinearProbe(
       call(where, _frozen, features, reader=reader, predict=predict,
-           batch_size=batch_size, model=model), built)
+           batch_size=batch_size, model=model,
+           augmentation=augmentation if rows == 'windows' else None), built)
 
 
 def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
@@ -105,7 +125,8 @@ def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any]
                 **features: Any) -> neighbours.Neighbours:
   return neighbours.Neighbours(
       call(where, _frozen, features, reader=reader, predict=predict,
-           batch_size=batch_size, model=model), ks, shots, num_draws, seed)
+           batch_size=batch_size, model=model, augmentation=None),
+      ks, shots, num_draws, seed)
 
 
 EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
