@@ -143,6 +143,18 @@ def test_a_gallery_of_records_reads_their_own_films(reader, toy_world, tmp_path)
   assert queries[0].own.caption == reader.clips[0].captions[0].text
 
 
+def test_clips_with_one_modality_measure_nothing_and_have_no_gallery(reader, caplog):
+  class Quiet(pipeline.Reader):
+    def views(self, index, *args):
+      return [view | dict(has_audio=np.bool_(False), text=np.zeros_like(view['text']))
+              for view in super().views(index, *args)]
+
+  quiet = Quiet(reader.clips, reader.window, reader.tokenizer, reader.notes)
+  evaluator = retrieval.Retrieval(_oracle, quiet, 8)
+  assert not dict(evaluator.run([])) and not evaluator.gallery([])
+  assert f'None of the {COUNT} clips to retrieve from has two' in caplog.text
+
+
 def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, caplog):
   """A film that is broken, one without a caption, one without sound, seven whole."""
   rows = (toy_world / 'test_segments.csv').read_text().splitlines()[1:11]

@@ -606,6 +606,13 @@ def test_few_shots_see_so_many_of_each_class_and_are_drawn_again(reader):
   assert run() == results != run(seed=1)
 
 
+def test_too_few_clips_for_neighbours_are_a_warning(reader, caplog):
+  data = make(Model(np.eye(COUNT)), labelled(reader, 'k', 'ab' * 8), ([0, 1], [2, 3]),
+              columns=dict(k='video'))
+  assert not dict(neighbours.Neighbours(data, ks=(2, 5)).run(STATE))
+  assert 'k: 2 training clips are too few for ks=(2, 5)' in caplog.text
+
+
 def test_a_draw_is_without_repetition():
   targets = np.eye(3, dtype=bool)[[0, 0, 0, 0, 1, 1, 2]]
   drawn = neighbours._draw(targets, 2, np.random.default_rng(0))

@@ -28,10 +28,20 @@ class Evaluation:
   """An evaluator, and how often it runs during training (0: only at the end).
 
   Features of a random model tell something; classes of a random head are chance.
+  `where` names its section of the config.
   """
   evaluator: Any
   every_steps: int
   beside_random: bool
+  where: str
+
+  def run(self, state: Any) -> dict[str, float]:
+    """Returns the measures of a state; warns if there are none."""
+    measures = dict(self.evaluator.run(state))
+    if not measures:
+      logging.warning('config.%s: measured nothing; expected two classes or more, and '
+                      'clips with all that is compared', self.where)
+    return measures
 
   def due(self, step_number: int) -> bool:
     return (self.every_steps > 0 and step_number > 0
@@ -146,7 +156,7 @@ def make_evaluation(name: str, where: str, reader: pipeline.Reader,
   takes = inspect.signature(make).parameters
   evaluator = call(where, make, settings, **{
       key: value for key, value in given.items() if key in takes})
-  return Evaluation(evaluator, every_steps, beside_random=name != 'classify')
+  return Evaluation(evaluator, every_steps, name != 'classify', where)
 
 
 @dataclasses.dataclass(frozen=True)
