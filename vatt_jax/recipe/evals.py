@@ -169,11 +169,11 @@ class Figures:
     captions: of the source.
     label: the label by which features are coloured; empty for that which the run
       learns, or else the first there is.
-    num_clips: at most, drawn at random.
-    num_classes: at most, drawn at random; the paper has 100, of which more than 21
-      are not named.
-    beside: the workdir of another run, shown beside this one: of the other kind, say,
-      modality-specific or agnostic.
+    num_clips: at most, drawn at random; of the figures that need no labels.
+    num_classes: at most, drawn at random; more than 21 are not named.
+    clips_per_class: at most, drawn at random of each of these classes.
+    beside: workdirs of other runs, joined by commas, shown beside this one: of the
+      other kind, say, modality-specific or agnostic.
     runs: a pattern of workdirs of finished runs, whose cost is held against
     measure: a name of their `results.json`; both empty for no such figure.
     seed: of what is drawn at random, and of t-SNE.
@@ -185,14 +185,16 @@ class Figures:
   captions: str = ''
   label: str = ''
   num_clips: int = 1000
-  num_classes: int = 20
+  num_classes: int = 100
+  clips_per_class: int = 50
   beside: str = ''
   runs: str = ''
   measure: str = ''
   seed: int = 0
 
   def __post_init__(self):
-    for key, least in (('num_clips', 1), ('num_classes', 2), ('seed', 0)):
+    for key, least in (('num_clips', 1), ('num_classes', 2), ('clips_per_class', 1),
+                       ('seed', 0)):
       if getattr(self, key) < least:
         raise ValueError(f'{key}={getattr(self, key)}: expected {least} or more')
     if bool(self.runs) != bool(self.measure):
