@@ -46,11 +46,13 @@ class Model:
 
   Attributes:
     run: what its recipe says.
+    workdir: of the run.
     before: what it started from.
     now: of its newest checkpoint.
     step: of that.
   """
   run: recipe.Recipe
+  workdir: pathlib.Path
   before: step.State
   now: step.State
   step: int
@@ -117,7 +119,8 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
   start = config.get('init_from')
   before = train.start_from(run.load(start), random) if start else random
   path = checkpoint.of_step(workdir, newest)
-  return Model(run, before, train.start_from(run.load(str(path)), random), newest)
+  now = train.start_from(run.load(str(path)), random)
+  return Model(run, workdir, before, now, newest)
 
 
 def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
@@ -228,17 +231,20 @@ def _pick(outputs, batch):
 def _models(model: Model, beside: str, check: Callable[[], None]) -> dict[str, Model]:
   """Returns the model and those of other runs by name.
 
-  A name is the kind of the model, or if that is taken its workdir.
+  Names are the kinds of the models, or if these are not distinct their workdirs.
   """
-  models = {model.kind: model}
+  models = [model]
   for folder in filter(None, beside.split(',')):
     workdir = pathlib.Path(folder)
     if not (workdir / checkpoint.CONFIG_FILE).exists():
       raise UserError(f'config.figures.beside={folder!r}: holds no run')
-    other = _load(checkpoint.read_config(workdir), workdir, check)
-    name = next((n for n in (other.kind, workdir.name) if n not in models), folder)
-    models[name] = other
-  return models
+    models.append(_load(checkpoint.read_config(workdir), workdir, check))
+  for names in ([m.kind for m in models], [m.workdir.name for m in models]):
+    if len(set(names)) == len(models):
+      break
+  else:
+    names = [str(m.workdir) for m in models]
+  return dict(zip(names, models, strict=True))
 
 
 def _labels(clips: Sequence[clip.Clip], num_tried: int, label: str
