@@ -73,7 +73,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.evals = dict(test=dict(name='classify', every_steps=0, path='', num_windows=4,
                            num_crops=3))
   c.checkpoint = dict(every_steps=1000, keep=3)
-  c.figures = dict(num_classes=100, runs='', measure='')
+  # Figure 3.
+  c.figures = dict(num_classes=100, clips_per_class=50, beside='', runs='', measure='')
   learn(c, 'k400')
   return switch(c, arg, *GROUPS)
 

@@ -129,6 +129,24 @@ def test_it_waits_for_what_is_not_there_yet(toy_world, workdir, brief, tmp_path,
   assert len(waited) == 6
 
 
+def test_evaluation_that_measures_nothing_is_a_warning(toy_world, workdir, brief,
+                                                       monkeypatch, caplog, capsys):
+  class Nothing:
+    def run(self, state):
+      yield from ()
+
+  monkeypatch.setitem(evals.EVALUATORS, 'nothing',
+                      lambda reader, predict, batch_size: Nothing())
+  config = _config(toy_world, evals=brief | dict(vain=dict(name='nothing')))
+  evaluate.watch(config, workdir, 'vain')
+  assert caplog.text.count('config.evals.vain: measured nothing') == 3
+  assert all('brief/R@1' in row for row in _rows(workdir / 'eval' / 'vain'))
+  config = _config(toy_world, evals=dict(vain=dict(name='nothing')))
+  evaluate.watch(config, workdir, 'all_in_vain')
+  results = workdir / 'eval' / 'all_in_vain' / 'results.json'
+  assert json.loads(results.read_text()) == dict(step=3)
+
+
 def test_a_signal_ends_the_waiting(toy_world, workdir, brief, monkeypatch):
   shutil.rmtree(workdir / 'checkpoints' / '3')
   monkeypatch.setattr(evaluate.time, 'sleep',

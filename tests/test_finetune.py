@@ -147,6 +147,28 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
     evaluate.watch(config, tmp_path / 'run', 'other')
 
 
+def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, caplog,
+                                                         capsys):
+  """All of it trains and ends well; the log names what was in vain."""
+  with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
+    rows = [row for row in csv.DictReader(file)][:3]
+  (tmp_path / 'one.csv').write_text('path,start,end,kind\n' + ''.join(
+      f'{toy_world / row["path"]},{row["start"]},{row["end"]},walk\n' for row in rows))
+  config = shrunk(toy_world, 'finetune_video')
+  config['data'] |= dict(path=str(tmp_path / 'one.csv'), label='kind')
+  config['evals']['test']['path'] = str(tmp_path / 'one.csv')
+  train.train(config, tmp_path / 'run')
+  assert results(tmp_path / 'run')['train/loss'] == 0
+  warnings = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+  assert [w for w in warnings if w.startswith('config.')] == [
+      f"config.data.label='kind': {tmp_path}/one.csv has one class alone, 'walk', from "
+      'which nothing can be learnt; expected two or more',
+      'config.batch_size=4: takes 4 clips from config.data.path, which has 3, so that '
+      'a batch holds some more than once; lower it, or add clips',
+      'config.evals.test: measured nothing; expected two classes or more, and clips '
+      'with all that is compared']
+
+
 @pytest.mark.parametrize('changes, message', [
     (('data', dict(label='size')), r"train_segments\.csv: no column 'size'; found c"),
     (('data', dict(label='moton', label_map='MAP')), r"no column 'moton'; found "),

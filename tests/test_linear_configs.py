@@ -43,7 +43,10 @@ def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
   for evaluation in config['evals'].values():
     evaluation.update(train=train, test=test, labels=labels, num_windows=1,
                       cache=str(folder / 'features'))
-  config['evals']['linear']['classifiers']['low_rank']['steps'] = 20
+  linear = config['evals']['linear']
+  linear['classifiers']['low_rank']['steps'] = 20
+  if 'num_epochs' in linear:
+    linear['num_epochs'] = 2
   network, clip = recipe.model_and_clip(config)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), clip)
   checkpoint.save_model(folder / 'model', model, network.init(jax.random.key(1), zeros))
@@ -74,8 +77,8 @@ def test_a_data_set_s_recipe_measures_every_split(name, switches, toy_world, tmp
     assert {f'{where}/top1_random_init', f'{where}/chance_top1'} <= results.keys()
   for measure in ('R@1', 'R@5', 'R@20', '1_shot/top1', '5_shot/top1', '20_shot/top1'):
     assert f'neighbours/shape/{measure}' in results
-  # Of both evaluators and each model once.
-  assert len(list((tmp_path / 'features').iterdir())) == 2
+  # Each model's once for both evaluators, and the augmented ones.
+  assert len(list((tmp_path / 'features').iterdir())) == 4
 
 
 @pytest.mark.slow
@@ -105,6 +108,10 @@ def test_the_recipes_have_the_paper_s_numbers(name):
   assert (low_rank.rank, low_rank.sample_rate, low_rank.steps, low_rank.learning_rate,
           low_rank.batch_size) == (128, 0.1, 50_000, 5e-4, 64)
   assert len(config.evals.linear.train) == len(config.evals.neighbours.test) == splits
+  # MMV's pipeline.
+  linear = config.evals.linear
+  assert (linear.rows, linear.num_epochs, linear.num_windows) == ('windows', 10, 10)
+  assert linear.classifiers.svm.C == 1e-3
   recipe.model_and_clip(config.to_dict())
 
 
@@ -134,6 +141,9 @@ def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, messa
     ('evals.linear.classifiers.lda', {},
      r"config\.evals\.linear: classifiers='lda': expected one of logistic, svm"),
     ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: nobody takes'),
+    ('evals.linear.rows', 'films', r"\.linear: rows='films': expected one of clips, w"),
+    ('evals.linear.num_epochs', 0, r'\.linear: num_epochs=0: expected 1 or more'),
+    ('evals.neighbours.rows', 'windows', r'config\.evals\.neighbours\.rows: nobody'),
     ('evals.neighbours.shots', (0,), r'config\.evals\.neighbours: shots=\(0,\)')])
 def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
   config = place = shrink(load('linear_folder'), toy_world, tmp_path,

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from vatt_jax import train
+from vatt_jax.inputs import clip
+from vatt_jax.inputs import sources
 from vatt_jax.step import State
 
 
@@ -17,3 +19,16 @@ def test_a_checkpoint_gives_parameters_and_their_average_and_the_rest_is_random(
     assert {k: x[0] for k, x in params.items()} == dict(tower=7, head=1, losses=1)
   assert train.start_from(initial, state.replace(average=None)).average is None
   jax.jit(lambda state: state, donate_argnums=0)(begun)    # no memory in common
+
+
+def test_batch_larger_than_its_source_is_a_warning(caplog):
+  clips = [clip.Clip(str(i)) for i in range(9)]
+  train._warn_of_repeats(sources.Mixture([clips[:2], clips[2:]]), 9)
+  train._warn_of_repeats(sources.Mixture([clips[:2], clips[2:]], (1, 4)), 8)
+  assert not caplog.records
+  train._warn_of_repeats(sources.Mixture([clips[:2], clips[2:]], (1, 1)), 8)
+  assert ('config.batch_size=8: takes 4 clips from source 1 of config.data.path, which '
+          'has 2, ') in caplog.text
+  train._warn_of_repeats(sources.Mixture([clips[:2], clips[2:]]), 10)
+  assert 'takes 10 clips from config.data.path, which has 9, ' in caplog.text
+  assert len(caplog.records) == 2

@@ -65,7 +65,7 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
           logging.info('Left out: %s', e)
           continue
         measures = {f'{which}/{k}': v for which, evaluation in run.evaluations.items()
-                    for k, v in evaluation.evaluator.run(state)}
+                    for k, v in evaluation.run(state).items()}
         writer.write_scalars(step, measures)
         logging.info('step %d  %s', step, _in_short(measures))
         _write_results(folder)

@@ -26,6 +26,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import figures
 from vatt_jax.evaluators import report
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
 from vatt_jax.step import State
 
 
@@ -46,6 +47,8 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       run = recipe.make(config, workdir, stop.check)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
+      if run.total_steps:
+        _warn_of_repeats(run.reader.clips, run.batch_size)
       first_step = int(state.step)
       writer = writers.open_writers(workdir, first_step)
       progress = _Progress(run, first_step)
@@ -59,7 +62,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
             for name, evaluation in run.evaluations.items():
               if evaluation.due(step):
                 writer.write_scalars(step, {
-                    f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)})
+                    f'{name}/{k}': v for k, v in evaluation.run(state).items()})
             if saved.due(step):
               saved.save(step, state)
           batch = sharding.to_devices(next(batches), run.task.mesh)
@@ -92,6 +95,20 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   elif run.initial is not None:
     state = start_from(run.initial, state)
   return state
+
+
+def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
+  """Warns if a source has fewer clips than a batch takes from it."""
+  # Without shares, clips of all sources are drawn alike.
+  parts, shares = (clips.parts, clips.shares) if clips.shares else ([clips], [1])
+  for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
+    taken = math.ceil(batch_size * share / sum(shares))
+    if taken > len(part):
+      source = f'source {number} of config.data.path' if clips.shares else (
+          'config.data.path')
+      logging.warning('config.batch_size=%d: takes %d clips from %s, which has %d, so '
+                      'that a batch holds some more than once; lower it, or add clips',
+                      batch_size, taken, source, len(part))
 
 
 def start_from(initial: dict[str, Any], state: State) -> State:
@@ -182,16 +199,17 @@ def _duration(seconds: float) -> str:
 def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
-  evaluators = {name: e.evaluator for name, e in run.evaluations.items()}
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
   # Whole, as the trained state is: so prediction is compiled for both at once.
   random = _random_state(run) if beside else None
   results = {}
-  for name, evaluator in evaluators.items():
+  for name, evaluation in run.evaluations.items():
     logging.info('Evaluating: %s', name)
-    results |= {f'{name}/{k}': v for k, v in evaluator.run(state)}
-    if name in beside:
-      results |= {f'{name}/{k}_random_init': v for k, v in evaluator.run(random)
+    measures = evaluation.run(state)
+    results |= {f'{name}/{k}': v for k, v in measures.items()}
+    if name in beside and measures:
+      results |= {f'{name}/{k}_random_init': v
+                  for k, v in evaluation.run(random).items()
                   if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
@@ -206,7 +224,8 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
           'train/clips_per_second': float(np.median(
               [row['train/clips_per_second'] for row in training]))}
     writers.write_results(workdir, results)
-  galleries = report.draw_galleries(evaluators, state)
+  galleries = report.draw_galleries(
+      {name: e.evaluator for name, e in run.evaluations.items()}, state)
   if multi_host.is_first():
     page = workdir / 'report.html'
     report.write(page, workdir.name, results, list(figures.learning(history)),

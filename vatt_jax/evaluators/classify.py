@@ -56,19 +56,17 @@ class Classify:
 
     Beside them what chance reaches, `chance_NAME`: of the accuracies, who knows which
     of these very clips' classes are the commonest. Clips without a label, broken ones
-    and those that lack what is classified are left out.
-
-    Raises:
-      UserError: no clip is left.
+    and those that lack what is classified are left out; nothing is yielded if none is
+    left.
     """
     logits, there = extract.by_clip(self._predict, state, self.reader,
                                     self._batch_size, *self._views, _pick)
     counted = self._targets.any(axis=1) & there.any(axis=1)
-    if not counted.any():
-      raise UserError(f'{self._where}: no clip that has a label could be read')
     if not counted.all():
       logging.warning('%s: %d of %d clips have no label or nothing to classify, and '
                       'are left out', self._where, np.sum(~counted), len(counted))
+    if not counted.any():
+      return
     scores = extract.mean_over_views(logits, there)[counted]
     targets = self._targets[counted]
     if self.reader.labels.several:

@@ -212,36 +212,34 @@ def _measures_by_task(history):
 
 @mpl.rc_context(STYLE)
 def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str,
-             num_classes: int, seed: int) -> Drawing:
-  """t-SNE of the pooled features, coloured by class (VATT, figure 3).
+             seed: int) -> Drawing:
+  """Draws t-SNE of the pooled features, coloured by class (VATT, figure 3).
 
   Args:
-    features: title -> features of the same N clips: before training, and after.
-    labels: of each clip; of several, joined by `|`, the first counts; empty for none.
+    features: title -> features of the same N clips (`draw_by_class`), one column of
+      panels each.
+    labels: of each clip; of several, joined by `|`, the first counts.
     label: their name; empty where there are none.
-    num_classes: at most; if there are more, so many at random.
-    seed: of the choice and of t-SNE.
+    seed: of t-SNE.
 
   Raises:
     NothingToDraw: there is but one class, or hardly a clip.
   """
   if not label:
     raise NothingToDraw('the clips have no labels')
-  first = np.asarray([text.split('|')[0] for text in labels])
-  classes = sorted(set(first) - {''})
+  first = np.asarray([_first_label(text) for text in labels])
+  classes = sorted(set(first.tolist()) - {''})
   if len(classes) < 2:
     raise NothingToDraw(f'{label!r} tells apart {len(classes)} classes; expected 2 or '
                         'more')
-  if len(classes) > num_classes:
-    drawn = np.random.default_rng(seed).choice(classes, num_classes, replace=False)
-    classes = sorted(drawn.tolist())
   modalities = [m for m in ('video', 'audio') if all(
       m in f.pooled for f in features.values())]
-  figure, panels = grid(len(modalities), len(features), 3.5 * len(modalities))
+  figure, panels = grid(len(modalities), len(features),
+                        _WIDTH / len(features) * len(modalities))
   table = []
   for row, modality in zip(panels, modalities, strict=True):
     for axes, (when, given) in zip(row, features.items(), strict=True):
-      there = given.present[modality] & np.isin(first, classes)
+      there = given.present[modality]
       points = tsne(given.pooled[modality][there], seed)
       _scatter_classes(axes, points, first[there], classes)
       axes.set_title(f'{modality}, {when}')
@@ -255,6 +253,32 @@ def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str
       'tsne_classes', f'Features by {label}',
       f't-SNE of the features after the Transformer, coloured by {label} '
       f'({len(classes)} classes; after figure 3 of the paper).', figure, table)
+
+
+def draw_by_class(labels: Sequence[str], num_classes: int, clips_per_class: int,
+                  seed: int) -> np.ndarray:
+  """Draws classes first, then clips of each, so that every class has as many as it can.
+
+  Args:
+    labels: of each clip; of several, joined by `|`, the first counts; empty for none.
+    num_classes: at most; if there are more, so many at random.
+    clips_per_class: at most; if a class has more, so many at random.
+    seed: of the draws.
+
+  Returns:
+    The numbers of the clips, in order.
+  """
+  rng = np.random.default_rng(seed)
+  first = np.asarray([_first_label(text) for text in labels], str)
+  classes = np.array(sorted(set(first.tolist()) - {''}), str)
+  drawn = rng.permutation(len(classes))[:num_classes]
+  members = [np.flatnonzero(first == name) for name in classes[drawn]]
+  numbers = [rng.permutation(of_class)[:clips_per_class] for of_class in members]
+  return np.sort(np.concatenate([np.array([], int), *numbers]))
+
+
+def _first_label(text: str) -> str:
+  return text.split('|')[0]
 
 
 def _scatter_classes(axes, points, names, classes):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from vatt_jax.evaluators import extract
@@ -56,6 +57,9 @@ class Neighbours:
     """
     for label, splits in self._data.splits(state):
       measured = [dict(self._measure(split)) for split in splits]
+      if not all(measured):
+        logging.warning('%s: %d training clips are too few for ks=%s', label,
+                        min(len(split.x) for split in splits), self._ks)
       for name, value in frozen.over_splits(measured):
         yield f'{label}/{name}', value
 

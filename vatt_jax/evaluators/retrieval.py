@@ -13,7 +13,6 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import pipeline
-from vatt_jax.inputs import sources
 
 # direction -> (space, query, candidate)
 DIRECTIONS = {
@@ -29,10 +28,21 @@ GALLERIES = ('text_to_video', 'audio_to_video')    # what a person can judge at 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-  """A query and the clips it found: numbers of clips, best first."""
+  """Holds a query and the clips it found.
+
+  Attributes:
+    direction: of `GALLERIES`.
+    query: the number of the clip whose text or audio asks.
+    found: numbers of clips, best first; of equal scores the query's own clip is last.
+    scores: the similarity of each of these with the query.
+    rank: of the query's own clip among all, counted from 1; ties count against the
+      model.
+  """
   direction: str
   query: int
   found: list[int]
+  scores: list[float]
+  rank: int
 
 
 class Retrieval:
@@ -75,17 +85,22 @@ class Retrieval:
     Directions for which the model or every clip lacks a modality are left out.
     """
     embed, present = self._embed(state)
+    measured = False
     for direction, (space, query, candidate) in DIRECTIONS.items():
       if not {query, candidate} <= embed[space].keys() & present.keys():
         continue
       there = present[query] & present[candidate]
       if not there.any():
         continue
+      measured = True
       queries, pool = (embed[space][m][there] for m in (query, candidate))
       for name, value in metrics.retrieval(metrics.rank_in_pool(queries, pool)):
         yield f'{direction}/{name}', value
       for name, value in metrics.retrieval_by_chance(int(there.sum())):
         yield f'{direction}/chance_{name}', value
+    if not measured:
+      logging.warning('None of the %d clips to retrieve from has two modalities that '
+                      'the model compares', len(self.reader.clips))
 
   def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
     """The best clips for some sentences and sounds, taken evenly from the source."""
@@ -96,21 +111,23 @@ class Retrieval:
       if not {query, candidate} <= embed[space].keys() & present.keys():
         continue
       there = np.flatnonzero(present[query] & present[candidate])
+      if not len(there):
+        continue
       places = np.linspace(0, len(there) - 1, min(num_queries, len(there)), dtype=int)
-      pool = embed[space][candidate][there]
-      for asked in there[places]:
-        best = np.argsort(-(pool @ embed[space][query][asked]), kind='stable')
-        hits.append(Hits(direction, int(asked), there[best[:num_hits]].tolist()))
+      queries, pool = (embed[space][m][there] for m in (query, candidate))
+      ranks = metrics.rank_in_pool(queries, pool)
+      for place in places:
+        scores = metrics.similarities(queries[place:place + 1], pool)[0]
+        own = np.arange(len(pool)) == place
+        best = np.lexsort((own, -scores))[:num_hits]
+        hits.append(Hits(direction, int(there[place]), there[best].tolist(),
+                         scores[best].tolist(), int(ranks[place]) + 1))
     return hits
 
   def _embed(self, state):
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
     embed, present = extract.by_clip(self._predict, state, self.reader,
                                      self._batch_size, *self._views, _pick)
-    if not any(present[m].any() for m in ('video', 'audio') if m in present):
-      first = next(sources.each(self.reader.clips))
-      raise UserError(f'{first.path} and all the other clips to retrieve from are '
-                      'broken')
     clips = extract.of_clips(embed, present, self._average)
     present = {m: x.any(axis=1) for m, x in present.items()}
     self._say_what_lacks(present, {m for sides in clips.values() for m in sides})

@@ -260,6 +260,25 @@ class Reader:
     return self._read(index, place,
                       lambda size: [central_box(size, side) for side in sides])
 
+  def augmented(self, index: int, rng: np.random.Generator) -> Example | None:
+    """Returns a random window of a clip, cropped at random, mirrored or not.
+
+    The augmentation of MMV's linear evaluation (arXiv 2006.16228, released code): a
+    square as large as the frame allows, anywhere along its longer edge; half of the
+    clips are mirrored. Returns None if the clip is broken (and noted as such).
+
+    Raises:
+      UserError: too many files are broken.
+    """
+    place, side, flip = rng.random(3)
+    examples = self._read(index, place, lambda size: [central_box(size, side)])
+    if examples is None:
+      return None
+    (example,) = examples
+    if flip < 0.5 and 'video' in example:
+      example['video'] = np.ascontiguousarray(example['video'][:, :, ::-1])
+    return example
+
   def _read(self, index: int, place: float, choose: Callable[..., list[media.Box]],
             labels: labels_lib.Labels | None = None) -> list[Example] | None:
     try:
@@ -538,8 +557,8 @@ def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
 
 
 def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
-                 num_crops: int = 1, host: int = 0, num_hosts: int = 1
-                 ) -> Iterator[dict[str, Any]]:
+                 num_crops: int = 1, host: int = 0, num_hosts: int = 1,
+                 augment_seed: int | None = None) -> Iterator[dict[str, Any]]:
   """Every clip once, in order; the last batch is filled up with masked zeros.
 
   A broken file's place is masked too. A clip's views are rows that follow each
@@ -554,6 +573,8 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
       papers' (VATT, 4.2).
     host: this host's number.
     num_hosts: each gives its share of every batch.
+    augment_seed: if given, the windows are random and augmented instead, one crop of
+      each (`Reader.augmented`): the e-th of clip i by (augment_seed, e, i) alone.
 
   Raises:
     UserError: the batch does not split among the hosts; from the iterator: too many
@@ -565,11 +586,17 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
   rows = -(-rows // share) * share
   empty, places = reader.window.empty(), spread(num_windows)
 
+  def read_window(index, number):
+    if augment_seed is None:
+      return reader.views(index, places[number], num_crops)
+    example = reader.augmented(
+        index, np.random.default_rng((augment_seed, number, index)))
+    return None if example is None else [example]
+
   def read(window):
     views = None
     if window < count:
-      index, place = divmod(int(window), num_windows)
-      views = reader.views(index, places[place], num_crops)
+      views = read_window(*divmod(int(window), num_windows))
     views = views or [empty] * num_crops
     return {k: np.stack([view[k] for view in views]) for k in empty}
 

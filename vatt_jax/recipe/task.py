@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 import optax
 
@@ -160,7 +161,10 @@ def _check_label(network: multimodal.Vatt, modalities: Sequence[str]) -> None:
 
 
 def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
-  """Raises UserError unless labels, classifier and loss belong together."""
+  """Raises UserError unless labels, classifier and loss belong together.
+
+  A single class is no error, yet worth a warning.
+  """
   if classes is None:
     if step.LABEL in task.terms:
       raise UserError(f'config.losses.{step.LABEL}: needs labels; set config.data.'
@@ -172,6 +176,11 @@ def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
         f'config.model.head.num_classes={head.num_classes}: {classes.source} has '
         f'{len(classes.names)} classes; make them equal, or set config.data.label_map '
         'to the list of all classes')
+  if isinstance(head, heads.Classifier) and len(classes.names) == 1 and (
+      not classes.several):
+    logging.warning('config.data.label=%r: %s has one class alone, %r, from which '
+                    'nothing can be learnt; expected two or more', classes.column,
+                    classes.source, classes.names[0])
   if classes.several and step.LABEL in task.terms and (
       task.terms[step.LABEL].objective.func is classify.softmax):
     raise UserError(f"config.losses.{step.LABEL}.name='softmax': a clip has one class; "
