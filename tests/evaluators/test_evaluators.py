@@ -90,11 +90,26 @@ def test_the_gallery_shows_the_right_clip_first_and_marks_it(reader):
   assert by_sound.own.clip == 1
 
 
+def test_gallery_gives_scores_and_the_rank_of_the_right_clip(reader):
+  """Video 3 is embedded as video 4 is: query 3 has no match, query 4 has two."""
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
+  hits = evaluator.gallery([3], num_queries=COUNT, num_hits=3)
+  results = dict(evaluator.run([3]))
+  for direction in retrieval.GALLERIES:
+    found = [h for h in hits if h.direction == direction]
+    assert found[2].scores == [1, 0, 0] and found[2].rank == 1
+    assert found[3].scores == [0, 0, 0] and found[3].rank == COUNT
+    assert 3 not in found[3].found
+    assert found[4].scores == [1, 1, 0] and found[4].rank == 2
+    assert found[4].found[:2] == [3, 4]    # a tie counts against the model
+    assert np.mean([h.rank for h in found]) == results[f'{direction}/MeanR']
+
+
 def test_the_sound_of_a_gallery_is_the_clip_s(reader):
   """As a WAV file that others read."""
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   (query,) = report.draw_gallery(evaluator, [
-      retrieval.Hits('audio_to_video', 2, [2])])
+      retrieval.Hits('audio_to_video', 2, [2], [1.0], 1)])
   file = io.BytesIO(base64.b64decode(query.sound.partition(',')[2]))
   with av.open(file) as sound:
     (stream,) = sound.streams
@@ -106,8 +121,8 @@ def test_the_sound_of_a_gallery_is_the_clip_s(reader):
 def test_a_gallery_is_a_figure_too(reader):
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   queries = report.draw_gallery(evaluator, [
-      retrieval.Hits('audio_to_video', 2, [7, 2]),
-      retrieval.Hits('audio_to_video', 3, [3])])
+      retrieval.Hits('audio_to_video', 2, [7, 2], [0.9, 0.8], 2),
+      retrieval.Hits('audio_to_video', 3, [3], [0.9], 1)])
   drawing = report.gallery_drawing('mine', queries)
   assert drawing.name == 'gallery_mine_audio_to_video'
   assert [(r['query'], r['rank'], r['clip'], r['right']) for r in drawing.table] == [

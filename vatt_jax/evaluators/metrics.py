@@ -40,16 +40,24 @@ def rank_in_pool(queries: np.ndarray, pool: np.ndarray,
   Returns:
     int [N], the same whatever `scores_at_once`.
   """
-  # Equal candidates must tie, yet in which order BLAS adds up depends on where in a
-  # block they stand; so the last digits, where that shows, are rounded off.
-  columns = pool.astype(np.float64).T
+  pool = pool.astype(np.float64)
   size = max(1, scores_at_once // len(pool))
   ranks = []
   for begin in range(0, len(queries), size):
-    block = queries[begin:begin + size].astype(np.float64)
-    scores = (block @ columns).astype(np.float32)
-    ranks.append(rank_of_match(scores, np.arange(begin, begin + len(block))))
+    scores = similarities(queries[begin:begin + size], pool)
+    ranks.append(rank_of_match(scores, np.arange(begin, begin + len(scores))))
   return np.concatenate(ranks)
+
+
+def similarities(queries: np.ndarray, pool: np.ndarray) -> np.ndarray:
+  """Returns dot products, of equal candidates equal ones.
+
+  [Q, D], [C, D] -> float32 [Q, C].
+  """
+  # In which order BLAS adds up depends on where in a block a candidate stands; so the
+  # last digits, where that shows, are rounded off.
+  scores = queries.astype(np.float64) @ pool.astype(np.float64).T
+  return scores.astype(np.float32)
 
 
 def rank_of_best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -29,10 +29,21 @@ GALLERIES = ('text_to_video', 'audio_to_video')    # what a person can judge at 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-  """A query and the clips it found: numbers of clips, best first."""
+  """Holds a query and the clips it found.
+
+  Attributes:
+    direction: of `GALLERIES`.
+    query: the number of the clip whose text or audio asks.
+    found: numbers of clips, best first; of equal scores the query's own clip is last.
+    scores: the similarity of each of these with the query.
+    rank: of the query's own clip among all, counted from 1; ties count against the
+      model.
+  """
   direction: str
   query: int
   found: list[int]
+  scores: list[float]
+  rank: int
 
 
 class Retrieval:
@@ -97,10 +108,14 @@ class Retrieval:
         continue
       there = np.flatnonzero(present[query] & present[candidate])
       places = np.linspace(0, len(there) - 1, min(num_queries, len(there)), dtype=int)
-      pool = embed[space][candidate][there]
-      for asked in there[places]:
-        best = np.argsort(-(pool @ embed[space][query][asked]), kind='stable')
-        hits.append(Hits(direction, int(asked), there[best[:num_hits]].tolist()))
+      queries, pool = (embed[space][m][there] for m in (query, candidate))
+      ranks = metrics.rank_in_pool(queries, pool)
+      for place in places:
+        scores = metrics.similarities(queries[place:place + 1], pool)[0]
+        own = np.arange(len(pool)) == place
+        best = np.lexsort((own, -scores))[:num_hits]
+        hits.append(Hits(direction, int(there[place]), there[best].tolist(),
+                         scores[best].tolist(), int(ranks[place]) + 1))
     return hits
 
   def _embed(self, state):
