@@ -65,6 +65,9 @@ class Frozen:
 
   A label is a column of the manifests. A clip that stands in several of them (the
   official splits of UCF101 are the same films) is read and run once.
+
+  Attributes:
+    measured: the clips to measure on, of all splits.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader, batch_size: int,
@@ -108,6 +111,8 @@ class Frozen:
     # These have labels of their own, not the classes of what is trained.
     self._reader = dataclasses.replace(reader, clips=self._clips, labels=None)
     self._model = json.dumps(model, sort_keys=True)
+    tests = {name: clips for _, (name, clips) in splits}
+    self.measured = sources.Mixture(list(tests.values()))
     self._splits = [(self._add(train, least=2), self._add(test, least=1))
                     for train, test in splits]
 
