@@ -56,7 +56,7 @@ class RunInfo:
   """Holds the facts about a run.
 
   Attributes:
-    date: of the start, ISO 8601 with the zone.
+    date: the start, ISO 8601 with the zone.
     command: the command line.
     code: the commit of a checkout, or else the version of the package.
     device: kind and number of the devices.
@@ -136,7 +136,7 @@ def _command() -> str:
 
 
 def _code() -> str:
-  """The commit, if the package stands in a checkout of its own; else the version."""
+  """Returns the commit of the package's own checkout, or else its version."""
   try:
     folder = pathlib.Path(_git('rev-parse', '--show-toplevel'))
     if folder.samefile(_ROOT):
@@ -166,7 +166,7 @@ def _device() -> str:
 
 
 def _processor() -> str:
-  """The model of the CPU, as far as the system tells."""
+  """Returns the model of the CPU, as far as the system tells."""
   cpuinfo = pathlib.Path('/proc/cpuinfo')
   if cpuinfo.exists():
     model = re.search(r'^model name\s*:\s*(.+)$', cpuinfo.read_text(), re.MULTILINE)
@@ -196,13 +196,13 @@ def _count_overlap(clips: Sequence[Clip], training: sources.Mixture) -> int | No
 
 
 def _is_same(clips: Sequence[Clip], others: Sequence[Clip]) -> bool:
-  """Whether two sources of records are one, by their size and their first record."""
+  """Returns whether two sources have one size and one first record."""
   return 0 < len(clips) == len(others) and (
       next(sources.each(clips)).path == next(sources.each(others)).path)
 
 
 def _spans(clips: Sequence[Clip]) -> list[tuple[str, float, float]] | None:
-  """File, start and end of clips that are files; None if some stand in records."""
+  """Returns file, start and end of each clip; None if some are in records."""
   if isinstance(clips, sources.Mixture):
     parts = [_spans(part) for part in clips.parts]
     return None if None in parts else [span for part in parts for span in part]

@@ -55,7 +55,7 @@ class Classify:
 
   @property
   def measured(self) -> Sequence[Clip]:
-    """The clips whose classes are measured."""
+    """Returns the clips whose classes are measured."""
     return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:

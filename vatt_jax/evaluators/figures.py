@@ -162,7 +162,7 @@ def losses(history: Sequence[Mapping[str, float]]) -> Drawing:
 
 
 def _loss_points(history, name):
-  """[(step, value)] of a loss; empty if it had no data.
+  """Returns [(step, value)] of a loss; empty if it had no data.
 
   A batch without the pairs of a loss gives exactly 0, which no data gives throughout.
   """

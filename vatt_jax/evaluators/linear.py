@@ -170,7 +170,7 @@ class LinearProbe:
 
   @property
   def measured(self) -> Sequence[Clip]:
-    """The clips whose labels are measured."""
+    """Returns the clips whose labels are measured."""
     return self._data.measured
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:

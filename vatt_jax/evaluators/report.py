@@ -36,15 +36,15 @@ from vatt_jax.inputs.sources import Clip
 
 _RANDOM_INIT = '_random_init'
 _STRIP_FRAMES = 4
-# Four of them in a square are as wide as a card of the page on a display of two
-# pixels per CSS pixel.
+# A card of the page is as wide as this in CSS pixels. It shows two frames side by
+# side, so they are sharp on a display of two pixels per CSS pixel.
 _FRAME_PIXELS = 176
 _GAP_PIXELS = 4    # between pictures
 _SOUND_HZ = 8000    # at most, of the sounds on the page
-# A clip of a file no larger than this is on the page itself, others are linked.
+# A clip of a file no larger than this is on the page itself; others are linked.
 EMBED_FILE_BYTES = 300_000
 _EMBED_SECONDS = 8.0    # at most, as the next ones
-_EMBED_PIXELS = 240    # of the shorter edge
+_EMBED_PIXELS = 240    # shorter edge
 _EMBED_FRAME_RATE_HZ = 15.0
 _EMBED_AUDIO_HZ = 16_000
 
@@ -59,23 +59,23 @@ class Row:
 
   @property
   def task(self) -> str:
-    """The evaluation, and which task of it, for people."""
+    """Returns the evaluation and its task in words."""
     return self.name.rpartition('/')[0].replace('/', ' · ').replace('_', ' ')
 
   @property
   def metric(self) -> metrics.Metric:
-    """How to read it; of an unknown measure little is known."""
+    """Returns how to read it; an unknown metric has no direction and no meaning."""
     return metrics.find(self.name) or metrics.Metric(
         self.name.rpartition('/')[2], None, 3, (-math.inf, math.inf), '')
 
   @property
   def arrow(self) -> str:
-    """Points to where it is better."""
+    """Returns an arrow to the better side."""
     return {True: '↑', False: '↓', None: ''}[self.metric.higher_is_better]
 
   @property
   def beats_all(self) -> bool:
-    """Whether it is better than everything beside it, random weights and chance."""
+    """Returns whether it is better than all values beside it: random init, chance."""
     beside = [x for x in (self.random_init, self.chance) if x is not None]
     return all(self.metric.beats(self.value, other) for other in beside)
 
@@ -109,11 +109,11 @@ class Strip:
 
   @property
   def name(self) -> str:
-    """File name and start."""
+    """Returns file name and start."""
     return f'{pathlib.PurePath(self.path).name}, {self.start:.1f} s'
 
   def link(self, folder: pathlib.Path) -> str:
-    """A link from a page in a folder that plays the clip; empty for a record."""
+    """Returns a link from a page in a folder that plays it; empty for a record."""
     if not self.in_file:
       return ''
     path = pathlib.Path(os.path.relpath(self.path, folder)).as_posix()
@@ -129,7 +129,7 @@ class Strip:
 
   @property
   def image(self) -> str:
-    """The pictures in two rows, as a data URI."""
+    """Returns the frames in two rows, a JPEG as a data URI."""
     edges = [(0, 0), (0, _GAP_PIXELS), (0, _GAP_PIXELS), (0, 0)]
     pictures = np.pad(self.pictures, edges, constant_values=255)
     half = len(pictures) // 2
@@ -159,7 +159,7 @@ class Query:
 
   @property
   def missed(self) -> bool:
-    """Whether its own clip is not among those found."""
+    """Returns whether its own clip is not among those found."""
     return not any(strip.right for strip in self.strips)
 
   @property
@@ -344,15 +344,15 @@ def _strip(clip: Clip, number: int, pictures: np.ndarray) -> Strip:
 
 
 def _mp4(clip: Clip) -> bytes:
-  """The clip as a small MP4, from its start.
+  """Returns the clip, from its start, as a small MP4.
 
   Raises:
     media.MediaError: it does not decode.
   """
   with clip.open() as file:
     seconds = min(clip.end_in(file) - clip.start, _EMBED_SECONDS)
-    rate_hz = round(min(file.frame_rate_hz or _EMBED_FRAME_RATE_HZ,
-                        _EMBED_FRAME_RATE_HZ))
+    rate_hz = max(round(min(file.frame_rate_hz or _EMBED_FRAME_RATE_HZ,
+                            _EMBED_FRAME_RATE_HZ)), 1)
     times = clip.start + np.arange(max(round(seconds * rate_hz), 1)) / rate_hz
     frames = file.frames(times)
     width, height = frames[0].size

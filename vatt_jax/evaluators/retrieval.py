@@ -84,7 +84,7 @@ class Retrieval:
 
   @property
   def measured(self) -> Sequence[Clip]:
-    """The clips that are ranked."""
+    """Returns the clips that are ranked."""
     return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
