@@ -94,6 +94,8 @@ class Frozen:
     Raises:
       UserError: names the label, modality, manifest or folder that cannot be.
     """
+    tests = {name: clips for _, (name, clips) in splits}
+    self.measured = sources.Mixture(list(tests.values()))
     self._labels, self._multi_labels = dict(labels), frozenset(multi_labels)
     for label, modality in labels.items():
       if modality not in _MODALITIES:
@@ -111,8 +113,6 @@ class Frozen:
     # These have labels of their own, not the classes of what is trained.
     self._reader = dataclasses.replace(reader, clips=self._clips, labels=None)
     self._model = json.dumps(model, sort_keys=True)
-    tests = {name: clips for _, (name, clips) in splits}
-    self.measured = sources.Mixture(list(tests.values()))
     self._splits = [(self._add(train, least=2), self._add(test, least=1))
                     for train, test in splits]
 
