@@ -1,6 +1,7 @@
 """vatt_jax/figures.py: the figures of a small run, from its workdir alone"""
 
 import csv
+import html
 import json
 import pathlib
 import shutil
@@ -81,6 +82,8 @@ def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsy
   assert float(cost[wish['measure']]) == json.loads(results)[wish['measure']]
 
   page = (workdir / 'report.html').read_text()
+  facts = json.loads((workdir / 'run_info.json').read_text())    # of the training
+  assert '<dd>16 clips, held out</dd>' in page and html.escape(facts['code']) in page
   assert page.count('data:image/png') == 5 and (
       f'Step 2; training began with random weights; {len(colours)} clips.' in page)
   assert page.count('data:audio/wav') == 5 and '<h2>Evaluation</h2>' in page

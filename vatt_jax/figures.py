@@ -26,6 +26,7 @@ from vatt_jax import checkpoint
 from vatt_jax import cost
 from vatt_jax import interrupt
 from vatt_jax import recipe
+from vatt_jax import run_info
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import train
@@ -104,7 +105,7 @@ def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     drawing.save(folder)
   page = workdir / 'report.html'
   report.write(page, workdir.name, writers.read_results(workdir) or {}, curves,
-               galleries, learnt)
+               galleries, learnt, run_info.read(workdir))
   print(f'{folder.resolve()}: {", ".join(d.name for d in drawings)}')
   print(f'Report: {page.resolve()}')
 

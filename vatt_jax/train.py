@@ -19,6 +19,7 @@ from vatt_jax import checkpoint
 from vatt_jax import interrupt
 from vatt_jax import multi_host
 from vatt_jax import recipe
+from vatt_jax import run_info
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import writers
@@ -50,6 +51,10 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
       if run.total_steps:
         _warn_of_repeats(run.reader.clips, run.batch_size)
       first_step = int(state.step)
+      if multi_host.is_first():
+        run_info.save(workdir, run_info.gather(
+            config, first_step, run.reader.clips,
+            {name: e.evaluator for name, e in run.evaluations.items()}))
       writer = writers.open_writers(workdir, first_step)
       progress = _Progress(run, first_step)
       batches = pipeline.train_batches(run.reader, run.batch_size, run.seed,
@@ -229,7 +234,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
   if multi_host.is_first():
     page = workdir / 'report.html'
     report.write(page, workdir.name, results, list(figures.learning(history)),
-                 galleries)
+                 galleries, info=run_info.read(workdir))
     print(report.as_text(results))
     print(f'Report: {page.resolve()}')
 

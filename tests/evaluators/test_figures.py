@@ -45,6 +45,25 @@ def test_losses_are_drawn_with_all_their_points():
     figures.losses(history[2:])
 
 
+@pytest.mark.parametrize('nothing', [0.0, float('nan'), None])
+def test_a_loss_without_data_has_no_curve(nothing):
+  history = [{'step': s, 'train/loss': 3.0 / s, 'train/loss_a': 3.0 / s,
+              'train/loss_b': nothing} for s in (1, 2)]
+  drawing = figures.losses(history)
+  (axes,) = drawing.figure.axes
+  assert [line.get_label() for line in axes.lines] == ['loss', 'loss_a']
+  assert set(column(drawing, 'name')) == {'loss', 'loss_a'}
+  assert 'not drawn: loss_b.' in drawing.caption
+  assert 'not drawn' not in figures.losses([{'step': 1, 'train/loss': 1.0}]).caption
+  with pytest.raises(figures.NothingToDraw, match='no loss had data'):
+    figures.losses([{'step': 1, 'train/loss': nothing}])
+
+
+def test_a_loss_with_data_now_and_then_has_all_its_points():
+  history = [{'step': s, 'train/loss': loss} for s, loss in enumerate((0.0, 2.0, 0.0))]
+  assert column(figures.losses(history), 'value') == [0.0, 2.0, 0.0]
+
+
 def test_measures_have_a_panel_for_each_task_and_no_ranks():
   history = [{'step': s, 'a/x/R@1': s / 10, 'a/x/chance_R@1': 0.01, 'a/x/MedR': 9.0,
               'a/x/R@1_random_init': 0.0, 'b/top1': 0.5} for s in (1, 2, 3)]
@@ -192,7 +211,7 @@ def test_a_drawing_is_saved_as_a_picture_and_as_data(tmp_path):
   drawing = figures.losses([{'step': s, 'train/loss': 1 / 3} for s in (1, 2)])
   drawing.save(tmp_path)
   with Image.open(tmp_path / 'losses.png') as picture:
-    assert picture.width == 1440
+    assert picture.width == 1000
     assert picture.info['Title'] == 'Losses'
     assert picture.info['Description'] == drawing.caption
     assert picture.convert('RGB').getpixel((0, 0)) == (255, 255, 255)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -15,6 +16,7 @@ from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import labels as labels_lib
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.clip import Clip
 
 
 class Classify:
@@ -50,6 +52,11 @@ class Classify:
     self._predict, self._batch_size, self._where = predict, batch_size, where
     self._views = num_windows, num_crops
     self.reader = reader
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose classes are measured."""
+    return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `top1` and `top5`; of several labels a clip `mAP`, `AUC`, `d_prime`.

@@ -89,6 +89,9 @@ class Frozen:
   A row is the mean of a clip's windows, or with an augmentation a single window. A
   label is a column of the manifests. A clip that stands in several of them (the
   official splits of UCF101 are the same films) is read and run once.
+
+  Attributes:
+    measured: the clips to measure on, of all splits.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader, batch_size: int,
@@ -118,6 +121,8 @@ class Frozen:
     Raises:
       UserError: names the label, modality, manifest or folder that cannot be.
     """
+    tests = {name: clips for _, (name, clips) in splits}
+    self.measured = sources.Mixture(list(tests.values()))
     self._labels, self._multi_labels = dict(labels), frozenset(multi_labels)
     for label, modality in labels.items():
       if modality not in _MODALITIES:

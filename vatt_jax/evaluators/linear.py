@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -19,6 +20,7 @@ from sklearn import svm
 
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import metrics
+from vatt_jax.inputs.clip import Clip
 
 
 class Classifier(Protocol):
@@ -170,6 +172,11 @@ class LinearProbe:
     """Takes the features, and the classifiers by name."""
     self._data = data
     self._classifiers = dict(classifiers)
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose labels are measured."""
+    return self._data.measured
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `LABEL/top1`, `LABEL/top5`, and both by chance.

@@ -12,6 +12,7 @@ import numpy as np
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import metrics
+from vatt_jax.inputs.clip import Clip
 
 _BLOCK = 256    # rows whose similarities are in memory at once
 
@@ -46,6 +47,11 @@ class Neighbours:
     self._data = data
     self._ks, self._shots = tuple(ks), tuple(shots)
     self._num_draws, self._seed = num_draws, seed
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose labels are measured."""
+    return self._data.measured
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `LABEL/R@1`, and of few shots `LABEL/1_shot/top1` and `.../top1_std`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -13,6 +14,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.clip import Clip
 
 # direction -> (space, query, candidate)
 DIRECTIONS = {
@@ -78,6 +80,11 @@ class Retrieval:
     self._average = average
     self._said = ''
     self.reader = reader
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips that are ranked."""
+    return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `DIRECTION/R@k`, `DIRECTION/MedR`, `DIRECTION/MeanR`, and all by chance.
