@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -49,6 +53,39 @@ class Interrupt:
     """Raises Interrupted if a signal has come."""
     if number := self._agree(self._number):
       raise Interrupted(number)
+
+  @contextlib.contextmanager
+  def ends_within(self, seconds: float, end: Callable[[int], None]) -> Iterator[None]:
+    """Within this context a signal ends the process, even if nothing checks for it.
+
+    A compilation or the fit of a classifier takes long and is one call, in which
+    Python runs no handler of signals. Only for a single process, and where nothing is
+    left to save.
+
+    Args:
+      seconds: from the signal to the end, unless the context ends before.
+      end: called in another thread with the number of the signal.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    done = threading.Event()
+
+    def wait() -> None:
+      while number := os.read(reader, 1):
+        if number[0] in (signal.SIGTERM, signal.SIGINT) and not done.wait(seconds):
+          end(number[0])
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+      yield
+    finally:
+      signal.set_wakeup_fd(before)
+      done.set()
+      os.close(writer)    # ends the thread
+      waiting.join()
+      os.close(reader)
 
   def _note(self, number: int, frame: FrameType | None) -> None:
     del frame

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import math
 import pathlib
+import signal
 import time
 from typing import Any
 
@@ -21,6 +23,7 @@ from vatt_jax import multi_host
 from vatt_jax import recipe
 from vatt_jax import sharding
 from vatt_jax import step
+from vatt_jax import workdir_lock
 from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import figures
@@ -28,21 +31,30 @@ from vatt_jax.evaluators import report
 from vatt_jax.inputs import pipeline
 from vatt_jax.step import State
 
+_LAST_SECONDS = 3.0    # from a signal to the end, where nothing is left to save
 
-def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+
+def train(config: Mapping[str, Any], workdir: pathlib.Path,
+          resume_from: int | None = None) -> None:
   """Runs a recipe to its end, or on from its newest checkpoint.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: the run's folder; of it `results.json` and `report.html` are for you.
+    resume_from: the step of the checkpoint to go on from, in place of the newest;
+      later ones are moved to `checkpoints_discarded`.
 
   Raises:
-    UserError: bad input; names what is wrong.
+    UserError: bad input, a full disk, or another run in the workdir; names what is
+      wrong.
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
-  with interrupt.Interrupt(multi_host.agreement()) as stop:
+  with (workdir_lock.held(workdir) as unlock, checkpoint.naming_a_full_disk(workdir),
+        interrupt.Interrupt(multi_host.agreement()) as stop):
     with multi_host.first_alone():    # the others find what it makes
       run = recipe.make(config, workdir, stop.check)
+      if resume_from is not None and multi_host.is_first():
+        checkpoint.go_back(workdir, resume_from)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
       first_step = int(state.step)
@@ -67,15 +79,35 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
           if progress.due(step + 1):
             writer.write_scalars(step + 1, progress.report(step + 1))
         saved.save(run.total_steps, state)
-        _finish(run, state, writer, workdir)
+        saved.wait()    # then a signal need not wait for it, nor is a full disk late
+        with ending_at_once(stop, unlock):
+          _finish(run, state, writer, workdir, stop.check)
       except interrupt.Interrupted as e:
         saved.save(int(state.step), state)
+        saved.wait()
         logging.info('%s: saved step %d in %s; the same command goes on from there',
                      e, int(state.step), workdir)
         raise
       finally:
         batches.close()    # its threads must not outlive the interpreter
         writer.close()
+
+
+@contextlib.contextmanager
+def ending_at_once(stop: interrupt.Interrupt, unlock: Callable[[], None]
+                   ) -> Iterator[None]:
+  """Within this context, where all is saved, a signal ends the process in seconds."""
+  def end(number: int) -> None:
+    logging.info('%s: ended; all that was saved is kept, and the same command goes on',
+                 signal.Signals(number).name)
+    unlock()
+    multi_host.leave(128 + number, at_once=True)
+
+  if jax.process_count() > 1:    # they must agree first
+    yield
+  else:
+    with stop.ends_within(_LAST_SECONDS, end):
+      yield
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
@@ -179,7 +211,7 @@ def _duration(seconds: float) -> str:
 
 
 def _finish(run: recipe.Recipe, state: State, writer: Any,
-            workdir: pathlib.Path) -> None:
+            workdir: pathlib.Path, check: Callable[[], None]) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
   evaluators = {name: e.evaluator for name, e in run.evaluations.items()}
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
@@ -187,6 +219,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
   random = _random_state(run) if beside else None
   results = {}
   for name, evaluator in evaluators.items():
+    check()    # it may be long until its first batch
     logging.info('Evaluating: %s', name)
     results |= {f'{name}/{k}': v for k, v in evaluator.run(state)}
     if name in beside:
