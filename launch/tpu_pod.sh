@@ -92,8 +92,8 @@ while true; do
   fi
   if [ -z "$installed" ]; then install; installed=yes; fi
   status=0
-  tpu ssh --worker=all --command="$run$(printf ' %q' "$@")" \
-    2> >(tee "$said" >&2) || status=$?
+  { tpu ssh --worker=all --command="$run$(printf ' %q' "$@")" 2>&1 >&3 |
+    tee "$said" >&2; } 3>&1 || status=$?
   case $status in
     0 | 2 | 130 | 143) exit "$status" ;;    # done, a mistake, or asked to stop
   esac

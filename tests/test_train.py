@@ -1,9 +1,14 @@
-"""vatt_jax/train.py: what a run starts from"""
+"""vatt_jax/train.py: what a run starts from, and how it is stopped in the end"""
+
+import types
 
 import jax
 import jax.numpy as jnp
+import pytest
 
+from vatt_jax import interrupt
 from vatt_jax import train
+from vatt_jax.recipe import evals
 from vatt_jax.step import State
 
 
@@ -17,3 +22,23 @@ def test_a_checkpoint_gives_parameters_and_their_average_and_the_rest_is_random(
     assert {k: x[0] for k, x in params.items()} == dict(tower=7, head=1, losses=1)
   assert train.start_from(initial, state.replace(average=None)).average is None
   jax.jit(lambda state: state, donate_argnums=0)(begun)    # no memory in common
+
+
+def test_after_a_signal_no_other_evaluation_begins(tmp_path):
+  ran = []
+
+  def evaluator(name):
+    def run(state):
+      ran.append(name)
+      yield 'measure', 1.0
+    return evals.Evaluation(types.SimpleNamespace(run=run), 0, beside_random=False)
+
+  def check():
+    if ran:
+      raise interrupt.Interrupted(15)
+
+  run = types.SimpleNamespace(evaluations={n: evaluator(n) for n in ('one', 'two')},
+                              total_steps=1)
+  with pytest.raises(interrupt.Interrupted):
+    train._finish(run, None, None, tmp_path, check)
+  assert ran == ['one'] and not list(tmp_path.iterdir())
