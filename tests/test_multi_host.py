@@ -213,14 +213,13 @@ def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_every_checkpoint_as_one_does(toy_world, tmp_path):
-  flags = ['total_steps=6', 'evals.retrieval.every_steps=0', 'evals.probe.every_steps=0']
-  for name in ('one', 'two'):
-    if name == 'one':
-      _run(test_main._command(toy_world, tmp_path / 'one', *flags), 1, 1)
-      shutil.copytree(tmp_path / 'one', tmp_path / 'two')
-    count = 1 if name == 'one' else 2
-    done = _run([*test_main._command(toy_world, tmp_path / name, *flags), '--mode=eval'],
-                count, count)
+  one, two = (test_main._command(toy_world, tmp_path / name, 'total_steps=6',
+                                 'evals.retrieval.every_steps=0')
+              for name in ('one', 'two'))
+  _run(one, 1, 1)
+  shutil.copytree(tmp_path / 'one', tmp_path / 'two')
+  _run([*one, '--mode=eval'], 1, 1)
+  done = _run([*two, '--mode=eval'], 2, 2)
   assert done.stdout.count('Results: ') == 1
   one, two = ([json.loads(line) for line in (
       tmp_path / name / 'eval' / 'quickstart' / 'metrics.jsonl'

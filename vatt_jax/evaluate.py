@@ -47,8 +47,8 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
   """
   folder = workdir / 'eval' / name
   with (workdir_lock.held(folder) as unlock, checkpoint.naming_a_full_disk(workdir),
-        interrupt.Interrupt(multi_host.agreement()) as stop,
-        train.ending_at_once(stop, unlock)):
+        interrupt.Interrupt(multi_host.agreement()) as stop):
+    train.end_soon(stop, unlock)
     source = _source(config, workdir)
     with multi_host.first_alone():    # the others find what it makes
       newest = _newest(folder)

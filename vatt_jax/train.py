@@ -80,8 +80,8 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
             writer.write_scalars(step + 1, progress.report(step + 1))
         saved.save(run.total_steps, state)
         saved.wait()    # then a signal need not wait for it, nor is a full disk late
-        with ending_at_once(stop, unlock):
-          _finish(run, state, writer, workdir, stop.check)
+        end_soon(stop, unlock)
+        _finish(run, state, writer, workdir, stop.check)
       except interrupt.Interrupted as e:
         saved.save(int(state.step), state)
         saved.wait()
@@ -93,21 +93,16 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
         writer.close()
 
 
-@contextlib.contextmanager
-def ending_at_once(stop: interrupt.Interrupt, unlock: Callable[[], None]
-                   ) -> Iterator[None]:
-  """Within this context, where all is saved, a signal ends the process in seconds."""
+def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
+  """From now on, for all is saved, a signal ends the process in seconds."""
   def end(number: int) -> None:
-    logging.info('%s: ended; all that was saved is kept, and the same command goes on',
+    logging.info('%s: ended; what was saved is kept, and the same command goes on',
                  signal.Signals(number).name)
     unlock()
     multi_host.leave(128 + number, at_once=True)
 
-  if jax.process_count() > 1:    # they must agree first
-    yield
-  else:
-    with stop.ends_within(_LAST_SECONDS, end):
-      yield
+  if jax.process_count() == 1:    # several must agree first
+    stop.end_within(_LAST_SECONDS, end)
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
