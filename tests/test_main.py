@@ -1,7 +1,9 @@
 """The main command as a user gives it: resumed, killed, interrupted, mistyped."""
 
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +175,46 @@ def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
                         capture_output=True, text=True)
   assert done.returncode == 2
   assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('phase, seconds', [('Evaluating: probe', 0.0),
+                                            ('Evaluating: probe', 1.0),
+                                            ('Evaluating: retrieval', 0.0)])
+def test_a_signal_during_the_final_evaluation_ends_it(toy_world, tmp_path, phase,
+                                                      seconds):
+  """Within 5 s on an idle machine."""
+  process = subprocess.Popen(
+      _command(toy_world, tmp_path / 'run', 'total_steps=3',
+               'evals.retrieval.every_steps=0'),
+      cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  lines = iter(process.stderr.readline, '')
+  assert any(phase in line for line in lines)
+  time.sleep(seconds)
+  process.send_signal(signal.SIGTERM)
+  since = time.monotonic()
+  _, stderr = process.communicate(timeout=120)
+  took = time.monotonic() - since
+  print(f'{phase} + {seconds} s: ended after {took:.1f} s')
+  assert process.returncode == 143 and 'Traceback' not in stderr
+  assert took < 15
+  assert (tmp_path / 'run' / 'checkpoints' / '3').is_dir()
+  assert not (tmp_path / 'run' / 'run.lock').exists()
+
+
+@pytest.mark.parametrize('platform', [
+    'cuda', pytest.param('tpu', marks=pytest.mark.slow)])
+def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
+  if shutil.which('nvidia-smi'):
+    pytest.skip('this machine has a GPU')
+  done = subprocess.run(
+      [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',
+       f'--workdir={tmp_path}/run'], cwd=ROOT, capture_output=True, text=True,
+      env=os.environ | dict(JAX_PLATFORMS=platform))
+  assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+  assert f'JAX_PLATFORMS={platform}: JAX finds no such device' in done.stderr
+  assert f"but cpu; install the extra for it, pip install -e '.[{platform}]'" in (
+      done.stderr)
 
 
 @pytest.mark.slow

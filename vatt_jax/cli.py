@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 import traceback
+from typing import Any
 from typing import NoReturn
 
 from absl import app
@@ -17,6 +18,7 @@ import jax
 
 from vatt_jax import interrupt
 from vatt_jax import multi_host
+from vatt_jax.errors import is_full_disk
 from vatt_jax.errors import UserError
 
 
@@ -31,6 +33,7 @@ def run(main: Callable[..., None], *names: str) -> None:
     _keep_memory()
     _keep_compiled()
     _set_up_log()
+    _leave_out_echoes()
     try:
       _, *arguments = argv
       if len(arguments) > len(names):
@@ -42,7 +45,7 @@ def run(main: Callable[..., None], *names: str) -> None:
     except UserError as e:
       _fail(e)
     except interrupt.Interrupted as e:
-      multi_host.leave(128 + e.signal)
+      multi_host.leave(128 + e.signal, at_once=True)
     except Exception:
       if not jax.distributed.is_initialized():
         raise
@@ -123,6 +126,23 @@ def _set_up_log() -> None:
   handler = logging.get_absl_handler()
   handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
   ours = pathlib.Path(__file__).parent
-  handler.addFilter(
-      lambda record: pathlib.Path(record.pathname).is_relative_to(ours)
-      or record.levelno >= python_logging.WARNING)
+
+  def is_told(record: python_logging.LogRecord) -> bool:
+    if pathlib.Path(record.pathname).is_relative_to(ours):
+      return True
+    # Each thread of Orbax logs the trace of a full disk; we say it in one line.
+    full = record.exc_info and record.exc_info[1] and is_full_disk(record.exc_info[1])
+    return record.levelno >= python_logging.WARNING and not full
+
+  handler.addFilter(is_told)
+
+
+def _leave_out_echoes() -> None:
+  """Leaves out the traces of TensorStore's threads after an error we report."""
+  before = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      before(unraisable)
+
+  sys.unraisablehook = hook

@@ -19,6 +19,7 @@ from vatt_jax import cli
 from vatt_jax import evaluate
 from vatt_jax import figures
 from vatt_jax import multi_host
+from vatt_jax import platforms
 from vatt_jax import train
 from vatt_jax.errors import UserError
 
@@ -33,6 +34,9 @@ _MODE = flags.DEFINE_enum(
 _ALLOW_RANDOM_HEAD = flags.DEFINE_bool(
     'allow_random_head', False,
     'With --mode=eval: evaluate a head of random weights where a checkpoint has none.')
+_RESUME_FROM = flags.DEFINE_integer(
+    'resume_from', None, 'The step of the checkpoint to go on from, in place of the '
+    'newest; later ones are moved to checkpoints_discarded/.', lower_bound=0)
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT where several processes meet: the host of process '
     '0, and any free port of it.')
@@ -52,19 +56,23 @@ def main() -> None:
       raise UserError('--coordinator: missing; HOST:PORT, where '
                       f'--num_processes={_NUM_PROCESSES.value} meet')
     return _run()
-  if _MODE.value != 'train':
-    raise UserError(f'--mode={_MODE.value}: takes one process; leave out --coordinator')
+  if _MODE.value == 'figures':
+    raise UserError('--mode=figures: takes one process; leave out --coordinator')
   with multi_host.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
                          _START_TIMEOUT_SECONDS.value):
     _run()
 
 
 def _run() -> None:
+  platforms.check()
+  if _RESUME_FROM.value is not None and _MODE.value != 'train':
+    raise UserError(f'--resume_from={_RESUME_FROM.value}: only training goes on from a '
+                    f'checkpoint; leave it out with --mode={_MODE.value}')
   config = _CONFIG.value.to_dict()
   name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
   if _MODE.value == 'train':
-    train.train(config, workdir)
+    train.train(config, workdir, _RESUME_FROM.value)
   elif _MODE.value == 'figures':
     figures.draw(config, workdir)
   else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import math
 import pathlib
+import signal
 import time
 from typing import Any
 
@@ -22,6 +24,7 @@ from vatt_jax import recipe
 from vatt_jax import run_info
 from vatt_jax import sharding
 from vatt_jax import step
+from vatt_jax import workdir_lock
 from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import figures
@@ -30,22 +33,33 @@ from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.step import State
 
+_LAST_SECONDS = 3.0    # from a signal to the end, where nothing is left to save
 
-def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+
+def train(config: Mapping[str, Any], workdir: pathlib.Path,
+          resume_from: int | None = None) -> None:
   """Runs a recipe to its end, or on from its newest checkpoint.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: the run's folder; of it `results.json` and `report.html` are for you.
+    resume_from: the step of the checkpoint to go on from, in place of the newest;
+      later ones are moved to `checkpoints_discarded`.
 
   Raises:
-    UserError: bad input; names what is wrong.
+    UserError: bad input, a full disk, or another run in the workdir; names what is
+      wrong.
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
-  with interrupt.Interrupt(multi_host.agreement()) as stop:
-    # The others find what it makes: the workdir, the words, an index of captions.
-    with multi_host.first_alone(unless=recipe.is_begun(config, workdir)):
+  with (workdir_lock.held(workdir) as unlock, checkpoint.naming_a_full_disk(workdir),
+        interrupt.Interrupt(multi_host.agreement()) as stop):
+    # The first makes the files that the others read: the workdir, the vocabulary, an
+    # index of captions. Where they exist, all hosts start at once.
+    exists = resume_from is None and recipe.is_begun(config, workdir)
+    with multi_host.first_alone(unless=exists):
       run = recipe.make(config, workdir, stop.check)
+      if resume_from is not None and multi_host.is_first():
+        checkpoint.go_back(workdir, resume_from)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
       if run.total_steps:
@@ -76,15 +90,30 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
           if progress.due(step + 1):
             writer.write_scalars(step + 1, progress.report(step + 1))
         saved.save(run.total_steps, state)
-        _finish(run, state, writer, workdir)
+        saved.wait()    # then a signal need not wait for it, nor is a full disk late
+        end_soon(stop, unlock)
+        _finish(run, state, writer, workdir, stop.check)
       except interrupt.Interrupted as e:
         saved.save(int(state.step), state)
+        saved.wait()
         logging.info('%s: saved step %d in %s; the same command goes on from there',
                      e, int(state.step), workdir)
         raise
       finally:
         batches.close()    # its threads must not outlive the interpreter
         writer.close()
+
+
+def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
+  """From now on, for all is saved, a signal ends the process in seconds."""
+  def end(number: int) -> None:
+    logging.info('%s: ended; what was saved is kept, and the same command goes on',
+                 signal.Signals(number).name)
+    unlock()
+    multi_host.leave(128 + number, at_once=True)
+
+  if jax.process_count() == 1:    # several must agree first
+    stop.end_within(_LAST_SECONDS, end)
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
@@ -202,13 +231,14 @@ def _duration(seconds: float) -> str:
 
 
 def _finish(run: recipe.Recipe, state: State, writer: Any,
-            workdir: pathlib.Path) -> None:
+            workdir: pathlib.Path, check: Callable[[], None]) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
   # Whole, as the trained state is: so prediction is compiled for both at once.
   random = _random_state(run) if beside else None
   results = {}
   for name, evaluation in run.evaluations.items():
+    check()    # it may be long until its first batch
     logging.info('Evaluating: %s', name)
     measures = evaluation.run(state)
     results |= {f'{name}/{k}': v for k, v in measures.items()}
