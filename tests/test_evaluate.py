@@ -204,8 +204,8 @@ def test_another_architecture_is_one_line_and_can_be_mended(toy_world, workdir, 
   config = _config(toy_world, evals=brief)
   config['model'] = config['model'] | dict(video=dict(config['model']['video'],
                                                       depth=2))
-  with pytest.raises(UserError, match=r'checkpoints/1: is of another model.*block_1'
-                     ) as error:
+  with pytest.raises(UserError, match=r'config\.model\.video\.depth=2: the checkpoint '
+                                      r'.*checkpoints/1 has 1; set it to') as error:
     evaluate.watch(config, workdir, 'mended')
   assert '\n' not in str(error.value)
   evaluate.watch(_config(toy_world, evals=brief), workdir, 'mended')

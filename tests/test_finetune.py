@@ -18,6 +18,7 @@ from vatt_jax import train
 from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import labels
+from vatt_jax.recipe import inherit
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
@@ -32,7 +33,7 @@ def load(name: str, words: str = '') -> ConfigDict:
 
 def shrunk(toy_world: pathlib.Path, name: str, words: str = 'toy') -> dict:
   """A recipe of two steps, on small clips and a small tower, from scratch."""
-  config = load(name, words).to_dict()
+  config = inherit.inherit(load(name, words).to_dict())
   config |= dict(total_steps=2, batch_size=4, init_from='')
   config['window'] |= WINDOW | dict(
       num_frames=min(config['window']['num_frames'], WINDOW['num_frames']))

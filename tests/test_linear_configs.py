@@ -14,6 +14,7 @@ from vatt_jax import checkpoint
 from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax.errors import UserError
+from vatt_jax.recipe import inherit
 
 DATA_SETS = {    # switches, modality, frames, pixels, rate, splits
     'linear_ucf101': ('video', 32, 320, 12.5, 3),
@@ -30,7 +31,8 @@ def load(name: str, *switches: str) -> ConfigDict:
 def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
            labels: dict[str, str], num_splits: int = 1) -> dict[str, Any]:
   """The same recipe, smaller, on a small toy world and a random checkpoint."""
-  config = config.to_dict() | dict(batch_size=8, init_from=str(folder / 'model'))
+  config = inherit.inherit(config.to_dict()) | dict(
+      batch_size=8, init_from=str(folder / 'model'))
   config['window'].update(num_frames=4, image_size=32, audio_hz=4000)
   model = config['model']
   for name in ('shared',) if 'shared' in model else ('video', 'audio'):

@@ -4,7 +4,8 @@ Any value of the recipe can be changed on the command line,
 `--config.total_steps=100`. The same command goes on with a run that was stopped.
 With `--mode=eval` the recipe's `evals` are run on every checkpoint of the workdir,
 as they come, while another process trains there or after it; with `--mode=figures`
-the newest is drawn.
+the newest is drawn. Both take everything that is not given on the command line from
+the run, if it was trained by the same recipe.
 
 On several hosts, the same command runs on each, with where they meet, how many they
 are and which this is (`launch/`).
@@ -22,6 +23,7 @@ from vatt_jax import multi_host
 from vatt_jax import platforms
 from vatt_jax import train
 from vatt_jax.errors import UserError
+from vatt_jax.recipe import inherit
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, a file of configs/.')
@@ -71,6 +73,9 @@ def _run() -> None:
   config = _CONFIG.value.to_dict()
   name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
+  if _MODE.value != 'train':
+    given = config_flags.get_override_values(flags.FLAGS['config'])
+    config = inherit.of_run(config, given, workdir)
   if _MODE.value == 'train':
     train.train(config, workdir, _RESUME_FROM.value)
   elif _MODE.value == 'figures':

@@ -190,6 +190,21 @@ def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, c
                   'broken, 1 without audio, 1 without text']
 
 
+def test_the_share_of_unknown_words_is_logged_once(reader, caplog):
+  captions = [clip.captions[0].text for clip in reader.clips]
+  known = text.WordTokenizer.build(captions, 7)
+  unknown, total = np.sum([known.count_unknown(c) for c in captions], axis=0)
+  assert 0 < unknown < total
+  evaluator = retrieval.Retrieval(
+      _oracle, dataclasses.replace(reader, tokenizer=known), 5, num_windows=2)
+  with caplog.at_level('INFO'):
+    list(evaluator.run([]))
+    list(evaluator.run([]))
+  said = [r.getMessage() for r in caplog.records if 'nknown' in r.getMessage()]
+  assert said == [f'Unknown words: {100 * unknown / total:.1f} % of those in the '
+                  'captions']
+
+
 def test_the_average_of_similarities_is_that_of_all_pairs_of_views():
   """By brute force over them, where clips have from none to all of their views."""
   rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
@@ -52,7 +53,8 @@ class Retrieval:
 
   Windows are spread over a clip, and averaged (`extract.of_clips`). A window's text
   is the caption nearest to its middle. The pool of a direction is every clip that has
-  both modalities; how many lack one is said in the log.
+  both modalities; how many lack one is said in the log, and so is the share of the
+  captions' words that the vocabulary lacks.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
@@ -78,7 +80,7 @@ class Retrieval:
     self._batch_size = batch_size
     self._views = num_windows, num_crops
     self._average = average
-    self._said = ''
+    self._said: str | None = None
     self.reader = reader
 
   @property
@@ -133,11 +135,15 @@ class Retrieval:
 
   def _embed(self, state):
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
-    embed, present = extract.by_clip(self._predict, state, self.reader,
-                                     self._batch_size, *self._views, _pick)
+    embed, present, words = extract.by_clip(
+        self._predict, state, self.reader, self._batch_size, *self._views,
+        functools.partial(_pick, unknown=self.reader.tokenizer.unknown))
     clips = extract.of_clips(embed, present, self._average)
     present = {m: x.any(axis=1) for m, x in present.items()}
-    self._say_what_lacks(present, {m for sides in clips.values() for m in sides})
+    embedded = {m for sides in clips.values() for m in sides}
+    if 'text' in embedded and self._said is None:
+      _log_unknown_words(words)
+    self._say_what_lacks(present, embedded)
     return clips, present
 
   def _say_what_lacks(self, present, embedded):
@@ -152,11 +158,24 @@ class Retrieval:
     self._said = lacks
 
 
-def _pick(outputs, batch):
-  """Embeddings, of a clip's text those of the nearest caption, and what is there."""
+def _pick(outputs, batch, unknown):
+  """Embeddings, present modalities, and counts [B, 2] of unknown and all words.
+
+  Text is the nearest caption of each clip.
+  """
   if 'embed' not in outputs:
     raise UserError('retrieval needs a model that embeds; set config.model.head to the '
                     'settings of a fac head')
   embed = {space: extract.nearest_text(sides)
            for space, sides in outputs['embed'].items()}
-  return embed, extract.find_present(batch)
+  ids = batch['text'][:, 0] if 'text' in batch else np.zeros((len(batch['mask']), 0))
+  words = np.stack([(ids == unknown).sum(axis=-1), (ids != 0).sum(axis=-1)], axis=-1)
+  return embed, extract.find_present(batch), words
+
+
+def _log_unknown_words(words):
+  """Logs how many of the captions' words are unknown: [N, V, 2], unknown and all."""
+  unknown, total = words.sum(axis=(0, 1))
+  if total:
+    log = logging.warning if unknown == total else logging.info
+    log('Unknown words: %.1f %% of those in the captions', 100 * unknown / total)

@@ -30,7 +30,7 @@ SIZES = {
     'base': dict(depth=12, width=768, mlp_dim=3072, num_heads=12),
     'medium': dict(depth=12, width=1024, mlp_dim=4096, num_heads=16),
     'large': dict(depth=24, width=1024, mlp_dim=4096, num_heads=16)}
-_SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
+SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
 
 VARIANTS = ('paper', 'release')
 _DTYPES = ('float32', 'bfloat16')
@@ -139,7 +139,7 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
                   for m in modalities}
   for key in rest:
     raise UserError(f'config.model.shared.{key}: nobody takes this key; expected one '
-                    f'of {", ".join(_SIZE_KEYS)}')
+                    f'of {", ".join(SIZE_KEYS)}')
   tower = _module('model.shared', layers.Transformer, size, **style, **common)
   tokenizers = {
       m: _tokenizer(m, settings, release, agnostic=True, width=width, **common)
@@ -149,7 +149,7 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
 
 def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
   """A tower's size, and the other settings."""
-  size = {k: settings[k] for k in _SIZE_KEYS if k in settings}
+  size = {k: settings[k] for k in SIZE_KEYS if k in settings}
   rest = {k: v for k, v in settings.items() if k not in size}
   if 'size' in size:
     name = size.pop('size')
@@ -157,7 +157,7 @@ def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any
       raise UserError(f'config.{where}.size={name!r}: expected one of '
                       f'{", ".join(SIZES)}')
     size = SIZES[name] | size
-  for key in _SIZE_KEYS[1:]:
+  for key in SIZE_KEYS[1:]:
     if key not in size:
       raise UserError(f'config.{where}.{key}: missing; give it, or a size')
   if size['width'] % size['num_heads']:

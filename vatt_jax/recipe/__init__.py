@@ -33,6 +33,7 @@ from vatt_jax.models import build
 from vatt_jax.models import multimodal
 from vatt_jax.recipe import data as data_section
 from vatt_jax.recipe import evals as evals_section
+from vatt_jax.recipe import inherit as inherit_lib
 from vatt_jax.recipe import task as task_section
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
@@ -81,6 +82,7 @@ def make(config: Settings, workdir: pathlib.Path,
     UserError: names the key or file that is wrong.
   """
   source = weights_from or config.get('init_from', '')
+  config = inherit_lib.inherit(config, source, workdir)
   config, classes = data_section.count_classes(config, source, workdir)
   _compare(config, workdir)
   given = dict(workdir=workdir, check=check, weights_from=weights_from, classes=classes)
@@ -98,6 +100,7 @@ def is_begun(config: Settings, workdir: pathlib.Path) -> bool:
 
 def model_and_clip(config: Settings) -> tuple[multimodal.Vatt, dict[str, Any]]:
   """The model of a recipe, and the shapes of one clip as the model takes it."""
+  config = inherit_lib.inherit(config, config.get('init_from', ''))
   window = call('window', pipeline.Window, config['window'])
   model = call('model', build.build_model, config['model'])
   return model, jax.eval_shape(augment.normalize, window.batch(1))
@@ -118,6 +121,7 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   Raises:
     UserError: names the key that is wrong, or that only the data would tell.
   """
+  config = inherit_lib.inherit(config, config.get('init_from', ''))
   keys = inspect.signature(_task).parameters.keys() - {'devices'}
   task = _task(**{k: v for k, v in config.items() if k in keys}, devices=devices)
   batch = call('window', pipeline.Window, config['window']).batch(1)
@@ -227,8 +231,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   task_section.check_classes(reader.labels, task)
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
-  load = functools.partial(_load, task, sizes.batch(batch_size),
-                           model.get('variant') == 'release', reader.labels)
+  load = functools.partial(_load, task, sizes.batch(batch_size), model, reader.labels)
   initial = None if begun or weights_from else _initial(init_from, load, model)
 
   def predict(state, batch):
@@ -263,12 +266,14 @@ def _initial(init_from: str, load: Callable[..., Any], model: Settings
   return load(init_from)
 
 
-def _load(task: step.Task, batch: Mapping[str, Any], spline: bool,
+def _load(task: step.Task, batch: Mapping[str, Any], model: Settings,
           classes: labels.Labels | None, path: str, allow_random_head: bool = True
           ) -> dict[str, Any]:
   """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
-  _, theirs = weights.read(path)
+  config, theirs = weights.read(path)
+  inherit_lib.check_fits(model, config['model'], path)
+  spline = model.get('variant') == 'release'
   known = checkpoint_lib.split(path)[0] / labels.FILE_NAME
   if classes is not None and known.exists() and (
       labels.read(known, classes.column, classes.several).names != classes.names):
