@@ -82,6 +82,7 @@ def switch(c: ConfigDict, arg: str) -> ConfigDict:
 def release(c: ConfigDict) -> None:
   """What the released code does otherwise (docs/decisions/0003-two-readings.md)."""
   c.model.variant = 'release'
+  c.model.text.word_vectors = ''    # a file of vectors, which stay as they are
   for loss in (c.losses.video_audio, c.losses.video_text):
     loss.update(form='asymmetric', weight=0.5)    # it takes the mean of the two
   c.window.update(min_crop_area=1.0, max_crop_aspect=1.0, scale_jitter=0.2)

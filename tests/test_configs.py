@@ -152,6 +152,53 @@ def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_
   assert rows == [1, 2]
 
 
+def test_a_run_of_the_release_s_reading_starts_from_word_vectors(toy_world, tmp_path,
+                                                                 caplog):
+  """They stay as they are, go with the checkpoint, and are read but once."""
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  config |= dict(evals={}, total_steps=1)
+  config['model'] |= dict(variant='release')
+  config['model']['text'] |= dict(table_width=3)
+  del config['model']['video'], config['losses']['video_audio']
+  config['losses'] = {'audio_text': config['losses'].pop('video_text')}
+  config['model']['head']['audio_text'] = True
+  config['window']['modalities'] = ('audio', 'text')
+  train.train(config, tmp_path / 'random')
+  assert 'set config.model.text.word_vectors to a file' in caplog.text
+  caplog.clear()
+  path = tmp_path / 'vectors.txt'
+  path.write_text('red 1 2 3\n')
+  config['model']['text']['word_vectors'] = str(path)
+  train.train(config, tmp_path / 'run')
+  assert 'word_vectors' not in caplog.text
+  tables = [weights.read(tmp_path / run)[1]['frozen']['tokenizers_text']['embedding']
+            for run in ('random', 'run')]
+  row = (tmp_path / 'run' / 'vocabulary.txt').read_text().split().index('red') + 2
+  np.testing.assert_array_equal(tables[1][row], [1, 2, 3])
+  assert np.abs(tables[0]).max() <= 0.05
+  assert np.abs(np.delete(tables[1], row, axis=0)).max() <= 0.05
+  path.unlink()
+  train.train(config, tmp_path / 'run')
+  train.train(config | dict(init_from=str(tmp_path / 'run')), tmp_path / 'second')
+  with pytest.raises(UserError, match='vectors.txt: no such file of word vectors'):
+    train.train(config, tmp_path / 'third')
+  config['model']['variant'] = 'paper'
+  with pytest.raises(UserError, match=r"text\.word_vectors=.*: only variant='release'"):
+    train.train(config, tmp_path / 'third')
+  assert not (tmp_path / 'third').exists()
+
+
+def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_path):
+  config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  config['model']['text']['word_vectors'] = ''
+  config['window']['audio_seconds'] = 0.0
+  recipe._compare(config, tmp_path)
+  config['window']['audio_seconds'] = 1.0
+  with pytest.raises(UserError, match='window.audio_seconds=None where this one has 1'):
+    recipe._compare(config, tmp_path)
+
+
 @pytest.mark.parametrize('name, video, shared', [
     ('bbs', 'base', None), ('mbs', 'medium', None), ('lbs', 'large', None),
     ('ma', None, 'medium')])
@@ -268,6 +315,11 @@ def test_retrieval_is_the_paper_s_of_the_pretrained_models():
   window = inherit.inherit(c.to_dict())['window']
   assert (window['num_frames'], window['frame_rate_hz'], window['image_size']) == (
       32, 12.5, 224)
+  # "We do not change the input size for audio": 1200 tokens, as in pre-training.
+  shapes = recipe.model_and_clip(c.to_dict())[1]
+  assert (shapes['audio'].shape, shapes['video'].shape) == (
+      (1, 153_600), (1, 32, 224, 224, 3))
+  assert load(path, 'video_64x224x224').window.audio_seconds == 6.4
   assert {name: (e.path, e.num_windows, e.num_crops, e.average)
           for name, e in c.evals.items()} == {
       name: (f'data/{name}/test.csv', 4, 1, 'embeddings')

@@ -218,6 +218,46 @@ def test_only_what_no_shape_tells_is_asked(tmp_path):
     released.read(tmp_path / 'ckpt-1', head_dim=3)
 
 
+# Heads of 10, 6 and 16: no one number divides all of the widths.
+SEVERAL_WIDTHS = SPECIFIC | dict(
+    video=dict(patch=(2, 4, 4), depth=1, width=20, num_heads=2, mlp_dim=24),
+    audio=dict(patch=(8,), depth=1, width=18, num_heads=3, mlp_dim=24),
+    text=dict(vocabulary_size=20, table_width=6, depth=1, width=32, num_heads=2,
+              mlp_dim=24))
+
+
+def test_each_tower_may_have_heads_of_its_own_width(tmp_path):
+  variables = random_variables(SEVERAL_WIDTHS)
+  released.export(variables, tmp_path / 'ckpt-1')
+  for head_dim in (dict(video=10, audio=6, text=16), dict(video=10, audio=6)):
+    model, loaded = released.load(tmp_path / 'ckpt-1', head_dim=head_dim)
+    assert_same(loaded, variables)
+    assert {m: b.num_heads for m, b in model.backbones.items()} == dict(
+        video=2, audio=3, text=2)
+  # The table of biases tells of text alone.
+  with pytest.raises(UserError, match='head_dim=16: expected a divisor of the width 20'):
+    released.load(tmp_path / 'ckpt-1')
+  with pytest.raises(UserError, match="head_dim of 'shared': the checkpoint has no such "
+                                      'tower; expected video, audio, text'):
+    released.load(tmp_path / 'ckpt-1', head_dim=dict(shared=10))
+  released.export(random_variables(TUNED), tmp_path / 'ckpt-2')
+  settings, _ = released.read(tmp_path / 'ckpt-2', head_dim=dict(shared=4))
+  assert settings['shared']['num_heads'] == 4
+
+
+@pytest.mark.parametrize('flag, head_dim', [
+    ('', None), ('64', 64), ('video=10,text=16', dict(video=10, text=16))])
+def test_the_flag_says_one_width_or_one_for_each_tower(flag, head_dim):
+  assert released.parse_head_dim(flag) == head_dim
+
+
+@pytest.mark.parametrize('flag', ['0', '-8', 'video', 'video=x', '64,32', 'text=0',
+                                  'video=10,'])
+def test_a_flag_of_widths_that_says_neither_is_refused(flag):
+  with pytest.raises(UserError, match=f'--head_dim={flag}: expected a number such as'):
+    released.parse_head_dim(flag)
+
+
 def test_a_folder_stands_for_the_newest_in_it(tmp_path):
   for step in (1, 2):
     released.export(random_variables(TUNED, seed=step), tmp_path / f'ckpt-{step}')
@@ -271,7 +311,8 @@ def test_the_command_writes_what_we_read(tmp_path):
   variables = random_variables(UNIFIED)
   released.export(variables, tmp_path / 'ckpt-1')
   command = [sys.executable, '-m', 'vatt_jax.released']
-  run = lambda *args: subprocess.run([*command, *args], capture_output=True, text=True)
+  run = lambda *args: subprocess.run([*command, '--head_dim=shared=8', *args],
+                                     capture_output=True, text=True)
   (tmp_path / 'words.txt').write_text('<pad>\n<unk>\ncat\n')
   done = run(str(tmp_path / 'ckpt-1'), f'--out={tmp_path / "ours"}',
              f'--vocabulary={tmp_path / "words.txt"}')

@@ -81,6 +81,25 @@ def test_positions_are_resized_to_the_new_grid(pretrained):
                                 theirs['horizontal_positions'])
 
 
+@pytest.mark.parametrize('spline', [False, True])
+def test_a_shorter_clip_starts_from_the_first_positions_or_by_the_release_s_rule(
+    pretrained, spline):
+  settings = only_video(name='classifier', num_classes=5)
+  image = dict(video=np.zeros((1, 1, 8, 8, 3), np.float32))
+  merged = weights.merge(variables(settings, image), pretrained, 'there', spline)
+  theirs = pretrained['params']['tokenizers_video']['time_positions']
+  assert len(theirs) == 2
+  np.testing.assert_allclose(merged['params']['tokenizers_video']['time_positions'],
+                             theirs[:1], atol=1e-6)
+  sounds = dict(audio=SETTINGS['audio'], head=dict(name='classifier', num_classes=5))
+  short = dict(audio=np.zeros((1, 24), np.float32))
+  merged = weights.merge(variables(sounds, short), pretrained, 'there', spline)
+  theirs = pretrained['params']['tokenizers_audio']['positions']
+  np.testing.assert_array_equal(
+      merged['params']['tokenizers_audio']['positions'],
+      positions.resize(theirs, 3, spline=True) if spline else theirs[:3])
+
+
 def test_what_the_checkpoint_lacks_is_named_with_what_it_has(pretrained):
   other = dict(SETTINGS, video=dict(SETTINGS['video'], depth=2))
   with pytest.raises(UserError, match=r'needs and it lacks: params/backbones_video/'

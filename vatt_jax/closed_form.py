@@ -80,6 +80,10 @@ def modality(model: multimodal.Vatt, name: str, shape: Sequence[int], num_tokens
   width = tokenizer.width
   if name == 'text' and tokenizer.release and not tokenizer.max_words:
     width = tokenizer.table_width    # the tower projects it
+  if isinstance(tower, layers.WordMean):
+    if tower.width:
+      cost += linear(width, tower.width, num_tokens, bias=False)
+    return cost * times
   cost += Cost(width)    # AGG
   through = transformer(tower, width, num_tokens + 1)
   cost += through if name in model.backbones else Cost(0, through.operations)
@@ -114,9 +118,7 @@ def _raw(tokenizer: vatt.RawTokenizer, shape: Sequence[int], n: int) -> Cost:
 
 def _spectrogram(constants: Any, samples: int) -> tuple[list[int], Cost]:
   """Its sides, and the product that makes it of frequencies."""
-  step = round(constants.step_seconds * constants.audio_hz)
-  windows = (samples - constants.window) // step + 1
-  bins = constants.mel_bins
+  windows, bins = constants.num_windows(samples), constants.mel_bins
   return [windows, bins], Cost(0, 2 * windows * (constants.fft_length // 2 + 1) * bins)
 
 

@@ -47,6 +47,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import heads
+from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.settings import Settings
 
@@ -181,10 +182,11 @@ def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
 
 def _as_counted(model):
   """What random masks, or another form of attention, add is no part of the model."""
-  calm = lambda parts: {k: m.clone(dropout_rate=0.0) for k, m in parts.items()}
-  backbones = calm(model.backbones)
+  calm = lambda parts: {k: m.clone(dropout_rate=0.0) for k, m in parts.items()
+                        if not isinstance(m, layers.WordMean)}
+  backbones = dict(model.backbones) | calm(model.backbones)
   for name, backbone in backbones.items():
-    if 'form' in getattr(backbone.attention, 'keywords', ()):
+    if 'form' in getattr(getattr(backbone, 'attention', None), 'keywords', ()):
       plain = functools.partial(backbone.attention, form='plain')
       backbones[name] = backbone.clone(attention=plain)
   head = model.head

@@ -9,6 +9,7 @@ model's settings, an Orbax checkpoint, and the weights as `model.safetensors`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -30,6 +31,8 @@ from vatt_jax.models import build
 from vatt_jax.models import multimodal
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Width of an attention head: of every tower, or by tower; None where it follows.
+HeadDim = int | Mapping[str, int] | None
 Path = tuple[str, ...]
 Rules = tuple[tuple[str, str], ...]
 
@@ -114,7 +117,7 @@ _PARTS: Rules = (
     (r'(norm|bn)/bias$', r'\1/beta'))
 
 
-def load(prefix: str | os.PathLike[str], head_dim: int | None = None
+def load(prefix: str | os.PathLike[str], head_dim: HeadDim = None
          ) -> tuple[multimodal.Vatt, dict[str, Any]]:
   """Loads a released checkpoint: pre-trained, or fine-tuned on video or audio.
 
@@ -123,9 +126,11 @@ def load(prefix: str | os.PathLike[str], head_dim: int | None = None
 
   Args:
     prefix: of the checkpoint's files, or a folder for the newest in it.
-    head_dim: width of an attention head. By default it follows from the text
-      tower's table of biases; a checkpoint without one has heads of 64, as every
-      published one, or, where 64 does not divide the width, of 8.
+    head_dim: width of an attention head, of every tower, or by tower (`video`,
+      `audio`, `text`, or `shared` for the one Transformer for all). Where it is not
+      given it follows from the text tower's table of biases; a checkpoint without one
+      has heads of 64, as every published one, or, where 64 does not divide the width,
+      of 8.
 
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
@@ -138,7 +143,7 @@ def load(prefix: str | os.PathLike[str], head_dim: int | None = None
   return build.build_model(**settings), variables
 
 
-def read(prefix: str | os.PathLike[str], head_dim: int | None = None
+def read(prefix: str | os.PathLike[str], head_dim: HeadDim = None
          ) -> tuple[dict[str, Any], dict[str, Any]]:
   """As `load`, but the settings of `models.build.build_model` for the model."""
   reader, prefix = _open(prefix)
@@ -152,7 +157,7 @@ def read(prefix: str | os.PathLike[str], head_dim: int | None = None
       for path, like in variables.items()})
 
 
-def _match(shapes: Shapes, head_dim: int | None, where: str
+def _match(shapes: Shapes, head_dim: HeadDim, where: str
            ) -> tuple[dict[str, Any], dict[Path, Any]]:
   """Settings, and flat variables (shapes) of the model that has just these names."""
   settings, example = find_settings(shapes, head_dim, where)
@@ -186,7 +191,7 @@ def _open(prefix: str | os.PathLike[str]) -> tuple[Any, str]:
                     'an .index and a .data file, or a folder of them') from e
 
 
-def find_settings(shapes: Shapes, head_dim: int | None = None,
+def find_settings(shapes: Shapes, head_dim: HeadDim = None,
                   where: str = 'checkpoint') -> tuple[dict[str, Any], dict[str, Any]]:
   """What model a checkpoint is of.
 
@@ -222,7 +227,7 @@ def _find_unified(shapes, head_dim):
   video, frames = _find_video(shapes, f'{raw}video/kernel', f'{places}video/')
   audio, samples = _find_audio(shapes, f'{raw}audio/kernel', f'{places}audio/')
   words = _rows(shapes, f'{places}text/', 'temporal')
-  shared = _find_size(shapes, f'{_ALL}tx/', head_dim)
+  shared = _find_size(shapes, f'{_ALL}tx/', _of_tower(head_dim, 'shared', ('shared',)))
   shared['projected_width'] = shapes[f'{_ALL}post_proj/video/kernel'][1]
   text = dict(_find_table(shapes, f'{raw}text/embeddings'), max_words=words)
   return (dict(variant='release', video=video, audio=audio, text=text, shared=shared,
@@ -238,11 +243,14 @@ def _find_specific(shapes, head_dim):
   text = _find_table(shapes, f'{_TEXT}embedding/embeddings')
   attention = f'{_TEXT}base_lm/layers/0/self_attention/attention/'
   num_heads = shapes[f'{attention}relative_attention_bias/embeddings'][1]
-  head_dim = head_dim or shapes[f'{attention}q/kernel'][1] // num_heads
+  known = shapes[f'{attention}q/kernel'][1] // num_heads
+  video_dim, audio_dim, text_dim = (
+      _of_tower(head_dim, tower, multimodal.MODALITIES) or known
+      for tower in multimodal.MODALITIES)
   return (dict(variant='release',
-               video=video | _find_size(shapes, f'{_VIDEO}tx/', head_dim),
-               audio=audio | _find_size(shapes, f'{_AUDIO}tx/', head_dim),
-               text=text | _find_size(shapes, f'{_TEXT}base_lm/', head_dim,
+               video=video | _find_size(shapes, f'{_VIDEO}tx/', video_dim),
+               audio=audio | _find_size(shapes, f'{_AUDIO}tx/', audio_dim),
+               text=text | _find_size(shapes, f'{_TEXT}base_lm/', text_dim,
                                       'self_attention/attention'),
                head=_find_head(shapes)),
           dict(video=frames, audio=samples, text=jnp.zeros((1, 1, 1), jnp.int32)))
@@ -257,8 +265,10 @@ def _find_tuned(shapes, head_dim):
     modality = 'audio'
     settings, example = _find_audio(shapes, '_base/wave_to_patch/kernel', places)
   head = dict(name='classifier', num_classes=shapes['_ops/cls/kernel'][1])
-  size = _find_size(shapes, '_base/tx/', head_dim)
-  if '_base/post_proj/kernel' in shapes:
+  agnostic = '_base/post_proj/kernel' in shapes
+  tower = 'shared' if agnostic else modality
+  size = _find_size(shapes, '_base/tx/', _of_tower(head_dim, tower, (tower,)))
+  if agnostic:
     size['projected_width'] = shapes['_base/post_proj/kernel'][1]
     towers = {modality: settings, 'shared': size}
   else:
@@ -287,6 +297,34 @@ def _find_table(shapes, table):
 
 def _rows(shapes, places, side):
   return shapes[f'{places}{side}_position_embeddings/embeddings'][0]
+
+
+def _of_tower(head_dim: HeadDim, tower: str, towers: Sequence[str]) -> int | None:
+  """Of a tower, among those of the checkpoint."""
+  if not isinstance(head_dim, Mapping):
+    return head_dim
+  for name in head_dim:
+    if name not in towers:
+      raise UserError(f'head_dim of {name!r}: the checkpoint has no such tower; '
+                      f'expected {", ".join(towers)}')
+  return head_dim.get(tower)
+
+
+def parse_head_dim(value: str) -> HeadDim:
+  """Reads a flag: `64` for every tower, or `video=10,text=16`; empty for None.
+
+  Raises:
+    UserError: neither.
+  """
+  if not value:
+    return None
+  if value.isdecimal() and int(value):
+    return int(value)
+  pairs = [pair.partition('=') for pair in value.split(',')]
+  if not all(dim.isdecimal() and int(dim) for _, _, dim in pairs):
+    raise UserError(f'--head_dim={value}: expected a number such as 64, or one for each '
+                    'tower, such as video=64,text=32')
+  return {tower: int(dim) for tower, _, dim in pairs}
 
 
 def _find_size(shapes, tower, head_dim, attention='mha'):
@@ -361,9 +399,15 @@ def export(variables: Mapping[str, Any], prefix: str | os.PathLike[str]) -> None
   flat = traverse_util.flatten_dict(variables)
   shapes = {name: release_shape(path, flat[path].shape)
             for path, name in names(flat).items()}
-  _match(shapes, None, 'the model to export')
+  _match(shapes, _head_dims(flat), 'the model to export')
   write({name: np.asarray(flat[path]).reshape(shapes[name])
          for path, name in names(flat).items()}, prefix)
+
+
+def _head_dims(variables: Mapping[Path, Any]) -> dict[str, int]:
+  """Tower -> width of an attention head, of our flattened variables."""
+  return {path[1].removeprefix('backbones_'): value.shape[-1]
+          for path, value in variables.items() if path[-2:] == ('query', 'kernel')}
 
 
 def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> None:
@@ -385,7 +429,7 @@ def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> N
 
 
 def main(prefix: str) -> None:
-  settings, variables = read(prefix, flags.FLAGS.head_dim)
+  settings, variables = read(prefix, parse_head_dim(flags.FLAGS.head_dim))
   folder, words = pathlib.Path(flags.FLAGS.out), flags.FLAGS.vocabulary
   if words:
     known = text.load('words', words, settings['text']['vocabulary_size'])
@@ -398,7 +442,7 @@ def main(prefix: str) -> None:
 if __name__ == '__main__':
   flags.DEFINE_string('out', None, 'The folder to write.', required=True)
   flags.DEFINE_string('vocabulary', None, "The release's file of words, to go with it.")
-  flags.DEFINE_integer(
-      'head_dim', None, 'Width of an attention head, where no table tells and it is '
-      'not 64.')
+  flags.DEFINE_string(
+      'head_dim', '', 'Width of an attention head, where no table tells and it is not '
+      '64: a number, or one for each tower, as video=10,text=16.')
   cli.run(main, 'CHECKPOINT')

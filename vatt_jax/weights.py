@@ -64,7 +64,7 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
           spline: bool, allow_random_head: bool = True) -> dict[str, Any]:
   """The variables of a model, with the values of a checkpoint.
 
-  Tables of positions are resized where the grid differs. What the checkpoint has
+  Tables of positions are fitted where the grid differs. What the checkpoint has
   for other modalities is left out. A head that it has not, and a classifier of
   another number of classes, stay as they are, and the log says so.
 
@@ -72,7 +72,7 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     ours: variables of the model, or their shapes.
     theirs: of the checkpoint.
     where: the checkpoint, for the message.
-    spline: how positions are resized (`models.positions.resize`).
+    spline: fit positions as the released code does (`models.positions.fit`).
     allow_random_head: take a checkpoint that has no head for the model.
 
   Raises:
@@ -133,6 +133,6 @@ def _fit(path, ours, theirs, where, spline):
   if theirs.shape == ours.shape:
     return theirs
   if path[-1].endswith('positions') and theirs.shape[1:] == ours.shape[1:]:
-    return np.asarray(positions.resize(theirs, ours.shape[0], spline))
+    return np.asarray(positions.fit(theirs, path[-1], ours.shape[0], spline))
   raise UserError(f'{where}: {"/".join(path)} has shape {theirs.shape}; this model '
                   f'needs {ours.shape}')

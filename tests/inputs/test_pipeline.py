@@ -514,6 +514,47 @@ def test_sound_is_as_long_and_as_fine_as_the_papers_take_it():
   assert pre_training.num_samples == 153_600
 
 
+def _ramp(seconds, audio_hz=1000):
+  """A clip whose frames and samples tell their time: 10 a second, and each sample."""
+  frames = []
+  for i in range(10 * seconds):
+    image = io.BytesIO()
+    Image.new('RGB', (8, 8), (i, i, i)).save(image, 'PNG')
+    frames.append(image.getvalue())
+  samples = (1 + np.arange(audio_hz * seconds)).astype(np.int16)
+  return clip.Clip('ramp', content=stills.Stills('ramp', frames, 10.0, samples,
+                                                 audio_hz))
+
+
+@pytest.mark.parametrize('place, frame, sample', [
+    (0.0, 0, 0), (0.5, 15, 1000), (1.0, 30, 2000)])
+def test_audio_of_its_own_length_spans_the_clip_as_the_frames_do(place, frame, sample):
+  """Of 4 s: 1 s of frames and 2 s of audio, both from the begin to the end."""
+  window = pipeline.Window(num_frames=10, frame_rate_hz=10.0, image_size=8,
+                           audio_hz=1000, audio_seconds=2.0,
+                           modalities=('video', 'audio'))
+  assert (window.seconds, window.num_samples) == (1.0, 2000)
+  reader = pipeline.Reader([_ramp(4)], window, text.WordTokenizer(()),
+                           pipeline.FileNotes(0.5, None))
+  example, = reader.views(0, place)
+  assert example['video'][0, 0, 0, 0] == frame
+  np.testing.assert_array_equal(example['audio'], 1 + sample + np.arange(2000))
+
+
+def test_audio_longer_than_its_clip_ends_in_zeros():
+  window = pipeline.Window(num_frames=10, frame_rate_hz=10.0, image_size=8,
+                           audio_hz=1000, audio_seconds=4.0,
+                           modalities=('video', 'audio'))
+  reader = pipeline.Reader([_ramp(3)], window, text.WordTokenizer(()),
+                           pipeline.FileNotes(0.5, None))
+  example, = reader.views(0, 1.0)
+  assert example['video'][0, 0, 0, 0] == 20
+  np.testing.assert_array_equal(example['audio'][:3000], 1 + np.arange(3000))
+  assert example['audio'].shape == (4000,) and not example['audio'][3000:].any()
+  with pytest.raises(ValueError, match=r'audio_seconds=-1\.0: expected a length, or 0'):
+    pipeline.Window(1, 1.0, 8, 1000, audio_seconds=-1.0)
+
+
 @pytest.mark.parametrize('size', [(48, 16), (16, 48)])
 def test_views_are_windows_from_begin_to_end_and_crops_from_side_to_side(size):
   reader = _reader([_striped(*size), _striped(*size)])

@@ -10,27 +10,64 @@ import tensorflow as tf
 from vatt_jax.inputs import spectrograms
 
 
-def _make(name, **changes):
-  return spectrograms.Spectrogram(**spectrograms.SPECTROGRAMS[name] | changes)
+def _make(name, variant='paper', **changes):
+  released = spectrograms.RELEASED.get(name, {}) if variant == 'release' else {}
+  return spectrograms.Spectrogram(
+      **spectrograms.SPECTROGRAMS[name] | released | changes)
 
 
 def _noise(samples):
   return np.random.default_rng(0).uniform(-1, 1, (2, samples)).astype(np.float32)
 
 
-def _mel(audio, window, step, fft, bins, hz, low, high, power):
-  stft = tf.signal.stft(audio, window, step, fft)
+def _mel(audio, window, step, fft, bins, hz, low, high, power, pad_end=False):
+  stft = tf.signal.stft(audio, window, step, fft, pad_end=pad_end)
   weights = tf.signal.linear_to_mel_weight_matrix(bins, fft // 2 + 1, hz, low, high)
   return (np.abs(stft) ** power) @ weights.numpy()
 
 
-def test_vatt_s_is_tensorflow_s():
-  """80 bins, 42 ms every 21 ms; 3.2 s of 48 kHz."""
-  audio = _noise(153_600)
-  mel = _mel(audio, 2016, 1008, 2016, 80, 48_000, 80.0, 7600.0, 1)
-  ours = jax.jit(_make('vatt').__call__)(audio)
-  assert ours.shape == (2, 151, 80)
-  np.testing.assert_allclose(ours, np.log(1 + 10_000 * mel), atol=1e-3)
+@pytest.mark.parametrize('variant, windows', [('paper', 151), ('release', 153)])
+def test_vatt_s_is_tensorflow_s(variant, windows):
+  """80 bins, 42 ms every 21 ms; 3.2 s of 48 kHz; each clip stretched to [0, 1]."""
+  audio = _noise(153_600) * np.array([[1.0], [0.01]], np.float32)
+  mel = np.log(1 + 10_000 * _mel(audio, 2016, 1008, 2016, 80, 48_000, 80.0, 7600.0, 1,
+                                 pad_end=variant == 'release'))
+  low, high = (f(mel, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+  ours = jax.jit(_make('vatt', variant=variant).__call__)(audio)
+  assert ours.shape == (2, windows, 80)
+  np.testing.assert_allclose(ours, (mel - low) / (high - low), atol=1e-3)
+
+
+@pytest.mark.parametrize('name', ['vatt', 'mmv'])
+@pytest.mark.parametrize('num_samples', [900, 4096, 5000, 10_080])
+def test_the_release_s_end_is_padded_as_tensorflow_pads_it(name, num_samples):
+  """A window at each step within the clip, also where the clip is shorter than one."""
+  audio = _noise(num_samples)
+  make = _make(name, variant='release', normalize='none')
+  mel = _mel(audio, make.window, make.step, make.fft_length, 80, 48_000, 80.0, 7600.0,
+             1, pad_end=True)
+  ours = make(audio)
+  assert ours.shape == (2, make.num_windows(num_samples), 80) == mel.shape
+  np.testing.assert_allclose(ours, np.log(make.log_scale * mel + make.log_offset),
+                             atol=1e-3)
+  assert _make('gdt', variant='release') == _make('gdt')    # its code doesn't pad
+
+
+@pytest.mark.parametrize('audio', [np.zeros((2, 48_000), np.float32),
+                                   np.full((2, 48_000), 0.25, np.float32)],
+                         ids=['silence', 'constant'])
+def test_a_clip_that_cannot_be_stretched_is_finite(audio):
+  """Digital silence has one value everywhere, which becomes 0, never 0/0."""
+  ours = np.asarray(jax.jit(_make('vatt').__call__)(audio))
+  assert np.isfinite(ours).all() and ours.min() == 0 and ours.max() <= 1
+  assert not np.asarray(_make('vatt')(np.zeros((2, 48_000), np.float32))).any()
+
+
+def test_every_named_spectrogram_states_its_normalization():
+  assert {name: row['normalize'] for name, row in spectrograms.SPECTROGRAMS.items()
+          } == dict(vatt='min_max', mmv='none', gdt='standardize', stica='none')
+  assert ('mean' in spectrograms.SPECTROGRAMS['gdt']) and not any(
+      'mean' in row for name, row in spectrograms.SPECTROGRAMS.items() if name != 'gdt')
 
 
 def test_mmv_s_is_tensorflow_s():
@@ -87,7 +124,10 @@ def test_a_tone_is_loudest_in_its_own_bin():
 @pytest.mark.parametrize('changes, message', [
     (dict(audio_hz=8000), r'high_hz=7600\.0: expected one below the other, within'),
     (dict(low_hz=8000.0), r'low_hz=8000\.0, high_hz=7600\.0'),
-    (dict(fft_length=1024), r'2016 samples, expected at most fft_length=1024')])
+    (dict(fft_length=1024), r'2016 samples, expected at most fft_length=1024'),
+    (dict(normalize='minmax'), r"normalize='minmax': expected one of none, min_max"),
+    (dict(mean=3.0), r"mean=3\.0, std=1\.0: unused with normalize='min_max'; set"),
+    (dict(normalize='standardize', std=0.0), r'std=0\.0: expected more than 0')])
 def test_constants_that_do_not_fit_each_other_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     _make('vatt', **changes)

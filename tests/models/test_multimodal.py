@@ -284,7 +284,7 @@ def test_an_image_is_a_video_of_one_frame():
 
 
 def test_sound_may_be_read_as_a_spectrogram():
-  """VATT's: 3.2 s of 48 kHz are 151 windows, 9 of the patches of 16, 16 of 5 bins."""
+  """VATT's: 3.2 s of 48 kHz are 153 windows, 9 of the patches of 16, 16 of 5 bins."""
   tower = build.build_model(
       variant='release', audio=dict(kind='spectrogram', drop_token_rate=0.5, **SIZE))
   variables = jax.eval_shape(tower.init, jax.random.key(0),
@@ -311,6 +311,20 @@ def test_a_spectrogram_is_chosen_by_name_and_each_constant_may_change():
     assert tables['frequency_positions'].shape == (-(-bins // 5), 16)
 
 
+def test_a_spectrogram_is_normalized_as_its_name_or_its_settings_say():
+  def spectrogram(**settings):
+    return build.build_model(audio=dict(kind='spectrogram', spectrogram=settings, **SIZE)
+                             ).tokenizers['audio'].spectrogram
+  assert spectrogram().normalize == 'min_max'
+  assert spectrogram(name='mmv').normalize == 'none'
+  # Settings of before there was `normalize`.
+  standardized = spectrogram(name='vatt', mean=3.0, std=3.5)
+  assert (standardized.normalize, standardized.std) == ('standardize', 3.5)
+  assert spectrogram(name='gdt', normalize='min_max').mean == 0
+  with pytest.raises(UserError, match=r"spectrogram: mean=2\.0, std=1\.0: unused with"):
+    spectrogram(normalize='none', mean=2.0)
+
+
 def test_spectrograms_are_masked_in_training_only():
   masks = dict(time_masks=2, time_width=10, frequency_masks=0, frequency_width=0)
   plain, masking = (build.build_model(audio=dict(
@@ -326,6 +340,61 @@ def test_spectrograms_are_masked_in_training_only():
   changed = (abs(masked - whole) > 1e-6).any(-1)                     # [3, 99]
   assert changed.any() and changed.sum(1).max() <= 20
   assert (changed[0] != changed[1]).any()    # each clip draws its own
+
+
+def _mean_of_words(variant, **text):
+  """A model of text by the mean of its words, its variables, and some sentences."""
+  settings = dict(vocabulary_size=32, width=8, depth=0) | text
+  model = build.build_model(text=settings, head=HEAD, variant=variant)
+  sentences = jnp.array([[[3, 4, 0, 0, 0], [5, 6, 7, 8, 9], [0, 0, 0, 0, 0]]])
+  return model, model.init(jax.random.key(0), {'text': sentences}), sentences
+
+
+def test_text_of_depth_0_is_the_mean_of_its_words():
+  """Padding, which has a vector of its own, does not count."""
+  model, variables, text = _mean_of_words('paper', num_heads=3, mlp_dim=5)
+  out = model.apply(variables, {'text': text})
+  table = variables['params']['tokenizers_text']['embedding']['embedding']
+  pooled = out['pooled']['text']
+  np.testing.assert_allclose(pooled[0, 0], (table[3] + table[4]) / 2, atol=1e-6)
+  np.testing.assert_allclose(pooled[0, 1], table[5:10].mean(0), atol=1e-6)
+  assert table[0].any() and not pooled[0, 2].any()
+  np.testing.assert_allclose(out['tokens']['text'][0, 0, :2], table[3:5], atol=1e-6)
+  short = model.apply(variables, {'text': text[:, :1, :2]})
+  np.testing.assert_allclose(short['pooled']['text'][0, 0], pooled[0, 0], atol=1e-6)
+  size = build.build_model(text=dict(size='small', vocabulary_size=9, depth=0))
+  assert size.tokenizers['text'].width == 512
+
+
+def test_text_of_depth_0_in_the_release_is_the_mean_of_projected_frozen_words():
+  model, variables, text = _mean_of_words('release', table_width=6)
+  projection = variables['params']['backbones_text']['projection']['kernel']
+  table = variables['frozen']['tokenizers_text']['embedding']
+  assert projection.shape == (6, 8) and table.shape == (32, 6)
+  pooled = model.apply(variables, {'text': text})['pooled']['text']
+  np.testing.assert_allclose(pooled[0, 1], (table[5:10] @ projection).mean(0),
+                             atol=1e-6)
+
+
+@pytest.mark.parametrize('variant, learnt', [
+    ('paper', {'tokenizers_text'}), ('release', {'backbones_text'})])
+def test_text_of_depth_0_learns_its_words_alone_and_has_no_agg(variant, learnt):
+  model, variables, text = _mean_of_words(variant)
+  assert variables['params'].keys() - {'head'} == learnt
+
+  def loss(params, text):
+    out = model.apply(variables | {'params': params}, {'text': text}, train=True,
+                      rngs={'dropout': jax.random.key(0)}, mutable='batch_stats')[0]
+    return (out['embed']['video_text']['text'] ** 3).sum()
+
+  grads = jax.grad(loss)(variables['params'], text)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+  if variant == 'paper':
+    moved = np.asarray(grads['tokenizers_text']['embedding']['embedding']).any(1)
+    assert set(np.flatnonzero(moved)) <= set(range(3, 10)) and moved.any()
+  # Of a batch without any sentence, too.
+  silent = jax.grad(loss)(variables['params'], jnp.zeros_like(text))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(silent))
 
 
 def test_a_classifier_gives_logits_of_one_modality():
@@ -360,6 +429,9 @@ def test_a_classifier_gives_logits_of_one_modality():
     (dict(AGNOSTIC, shared=dict(SIZE, depht=1)), r'model\.shared\.depht: nobody takes'),
     (dict(AGNOSTIC, shared=dict(SIZE, projected_width=9)), 'projected_width: nobody'),
     (dict(AGNOSTIC, text=dict(vocabulary_size=9)), r'model\.text\.max_words: missing'),
+    (dict(video=dict(SIZE, depth=0)), r'model\.video\.depth=0: expected 1 or more'),
+    (dict(AGNOSTIC, shared=dict(SIZE, depth=0)), r'shared\.depth=0: expected 1 or more'),
+    (dict(text=dict(SIZE, depth=-1)), r'model\.text\.depth=-1: expected 0 or more'),
     (dict(SPECIFIC, dtype='int32'), r"model\.dtype='int32': expected one of float32"),
     (dict(video=dict(SIZE, drop_token_rate=1.0)), r'video\.drop_token_rate=1\.0: exp'),
     (dict(SPECIFIC, head=dict(name='fcc')), r"model\.head: name='fcc': expected one")])

@@ -43,3 +43,59 @@ def test_a_tokenizer_takes_another_size_than_it_was_made_for(release):
     vertical = positions.resize(p['vertical_positions'], 3, spline=False)
     expected = p['time_positions'][0] + vertical[1] + p['horizontal_positions'][0]
     np.testing.assert_allclose(tokens[0, 2], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['positions', 'time_positions'])
+def test_a_shorter_input_gets_the_first_positions_in_time(name):
+  """The paper's reading cuts; the release's resizes, as it does when it is called."""
+  table = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+  np.testing.assert_array_equal(positions.fit(table, name, 5, release=False), table[:5])
+  np.testing.assert_array_equal(positions.fit(table, name, 5, release=True),
+                                positions.resize(table, 5, spline=True))
+  for release in (False, True):    # longer: nobody has learnt what comes after it
+    np.testing.assert_array_equal(positions.fit(table, name, 11, release),
+                                  positions.resize(table, 11, spline=release))
+
+
+@pytest.mark.parametrize('name', ['vertical_positions', 'horizontal_positions',
+                                  'frequency_positions'])
+@pytest.mark.parametrize('release', [True, False])
+def test_positions_in_space_and_frequency_are_resized_to_another_resolution(name,
+                                                                            release):
+  table = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+  np.testing.assert_array_equal(positions.fit(table, name, 5, release),
+                                positions.resize(table, 5, spline=release))
+
+
+def _with_zero_projection(tokenizer, x):
+  """Its variables, with which tokens are nothing but positions."""
+  variables = tokenizer.init(jax.random.key(0), x)
+  projection = jax.tree.map(np.zeros_like, variables['params']['projection'])
+  return {'params': variables['params'] | {'projection': projection}}
+
+
+@pytest.mark.parametrize('tokenizer, x', [
+    (vatt.WaveformTokenizer(width=8, patch=(16,)), np.ones((1, 160), np.float32)),
+    (vatt.VideoTokenizer(width=8, patch=(2, 4, 4)),
+     np.ones((1, 12, 8, 8, 3), np.float32)),
+    (vatt.SpectrogramTokenizer(width=8, patch=(2, 20)),
+     np.ones((1, 20_160), np.float32))], ids=['waveform', 'video', 'spectrogram'])
+def test_the_begin_of_an_input_has_the_positions_that_it_has_in_the_whole(tokenizer, x):
+  """So audio of 2.56 s is to a tower what the begin of 3.2 s was in training."""
+  variables = _with_zero_projection(tokenizer, x)
+  whole, _ = tokenizer.apply(variables, x)
+  begin, _ = tokenizer.apply(variables, x[:, :round(x.shape[1] * 0.6)])
+  assert 0 < begin.shape[1] < whole.shape[1]
+  np.testing.assert_array_equal(begin, whole[:, :begin.shape[1]])
+
+
+@pytest.mark.parametrize('release', [True, False])
+def test_an_image_is_at_the_first_position_in_time(release):
+  """The release's spline maps i/n to j/m: of one place, j/m = 0 is the first one."""
+  tokenizer = vatt.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
+  variables = _with_zero_projection(tokenizer, np.ones((1, 16, 8, 8, 3), np.float32))
+  assert len(variables['params']['time_positions']) == 8
+  clip, _ = tokenizer.apply(variables, np.ones((1, 16, 8, 8, 3), np.float32))
+  image, _ = tokenizer.apply(variables, np.ones((1, 1, 8, 8, 3), np.float32))
+  assert image.shape == (1, 4, 8)
+  np.testing.assert_allclose(image[0], clip[0, :4], atol=1e-6)

@@ -56,7 +56,10 @@ class Window:
     num_frames: pictures.
     frame_rate_hz: of these, whatever the file's own rate.
     image_size: pixels, height and width.
-    audio_hz: sample rate; the sound covers the very time of the pictures.
+    audio_hz: sample rate.
+    audio_seconds: length of the audio; 0 for that of the frames. A longer or shorter
+      one spans the clip as the frames do: at the clip's begin, middle and end, both
+      begin, have their middle, and end together.
     num_candidates: sentences, the nearest in time (MIL-NCE's positives).
     max_words: of a sentence.
     min_crop_area: in training, the least area of a random crop, as a share of the
@@ -79,6 +82,7 @@ class Window:
   frame_rate_hz: float
   image_size: int
   audio_hz: int
+  audio_seconds: float = 0.0
   num_candidates: int = 5
   max_words: int = 16
   min_crop_area: float = 1.0
@@ -91,8 +95,12 @@ class Window:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.name not in ('modalities', 'scale_jitter', 'short') and value <= 0:
+      if field.name not in ('modalities', 'scale_jitter', 'short', 'audio_seconds') and (
+          value <= 0):
         raise ValueError(f'{field.name}={value}: expected more than 0')
+    if self.audio_seconds < 0:
+      raise ValueError(f'audio_seconds={self.audio_seconds}: expected a length, or 0 '
+                       'for that of the frames')
     if not 0 <= self.scale_jitter < 1:
       raise ValueError(f'scale_jitter={self.scale_jitter}: expected 0 to 1')
     if self.scale_jitter and (self.min_crop_area < 1 or self.max_crop_aspect > 1):
@@ -111,7 +119,7 @@ class Window:
 
   @property
   def num_samples(self) -> int:
-    return round(self.seconds * self.audio_hz)
+    return round((self.audio_seconds or self.seconds) * self.audio_hz)
 
   def empty(self) -> Example:
     """An example of zeros: the shapes and types of every other."""
@@ -300,7 +308,8 @@ class Reader:
     """An example for each crop, and what they lack, for `FileNotes.add_good`."""
     window = self.window
     end = clip.end_in(file)
-    start = clip.start + max(end - clip.start - window.seconds, 0.0) * place
+    begin = lambda seconds: clip.start + max(end - clip.start - seconds, 0.0) * place
+    start = begin(window.seconds)
     common, lacks = {}, {}
     if 'video' not in window.modalities:
       crops = [{} for _ in choose((1, 1))]
@@ -309,7 +318,8 @@ class Reader:
       if not crops[0]['has_video']:
         lacks['pictureless'] = f'{clip.path}: has no picture'
     if 'audio' in window.modalities:
-      common, soundless = self._sound(clip, file, start, end)
+      common, soundless = self._sound(
+          clip, file, begin(window.audio_seconds or window.seconds), end)
       if soundless:
         lacks['soundless'] = soundless
     if 'text' in window.modalities:
@@ -368,7 +378,7 @@ class Reader:
       soundless = soundless or f'{clip.path}: has no audio stream'
       audio = np.zeros(window.num_samples, np.float32)
     length = round((end - start) * window.audio_hz)
-    if window.short == 'loop' and 0 < length < round(window.seconds * window.audio_hz):
+    if window.short == 'loop' and 0 < length < window.num_samples:
       audio = np.resize(audio[:length], len(audio))    # repeats, as the frames do
     else:
       audio[length:] = 0

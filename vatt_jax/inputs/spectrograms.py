@@ -10,18 +10,22 @@ import tensorflow as tf
 from vatt_jax import parts
 
 
+# How a spectrogram enters a tower.
+NORMALIZATIONS = ('none', 'min_max', 'standardize')
+
+
 @dataclasses.dataclass(frozen=True)
 class Spectrogram:
-  """The constants of a log-mel spectrogram: of whole periodic Hann windows.
+  """The constants of a log-mel spectrogram, of periodic Hann windows.
 
-  Bin f of window t is (log(log_scale * sum_k w[k, f] |X[t, k]|^power + log_offset) -
-  mean) / std, where X is the short-time Fourier transform of the waveform in [-1, 1]
+  Bin f of window t is log(log_scale * sum_k w[k, f] |X[t, k]|^power + log_offset),
+  normalized, where X is the short-time Fourier transform of the waveform in [-1, 1]
   and w are TensorFlow's triangles on the (HTK) mel scale.
 
   Attributes:
     audio_hz: of the waveform.
     window_seconds: of the short-time Fourier transform.
-    step_seconds: between the starts of windows; what fills no last one is left out.
+    step_seconds: between the starts of windows.
     fft_length: samples, of the window with zeros behind it.
     mel_bins: F.
     low_hz: where the first triangle starts.
@@ -29,11 +33,16 @@ class Spectrogram:
     power: 1 for magnitudes, 2 for power.
     log_scale: times the mel-weighted sum.
     log_offset: added to it, so that silence has a logarithm.
-    mean: of all bins over a data set.
+    normalize: 'none'; 'min_max' stretches each clip to [0, 1], a constant one becomes
+      zeros; 'standardize' subtracts `mean` and divides by `std`.
+    mean: of all bins over a dataset, for 'standardize'.
     std: likewise.
+    pad_end: a window starts at every step within the clip, with zeros behind the
+      clip's end; otherwise only windows that lie within the clip count.
 
   Raises:
-    ValueError: the window does not fit the FFT, or the edges the sample rate.
+    ValueError: the window does not fit the FFT, the edges do not fit the sample rate,
+      or the normalization is unknown or has no use for `mean` and `std`.
   """
   audio_hz: int
   window_seconds: float
@@ -45,8 +54,10 @@ class Spectrogram:
   power: int
   log_scale: float
   log_offset: float
+  normalize: str = 'none'
   mean: float = 0.0
   std: float = 1.0
+  pad_end: bool = False
 
   def __post_init__(self):
     if self.window > self.fft_length:
@@ -55,16 +66,37 @@ class Spectrogram:
     if not 0 <= self.low_hz < self.high_hz <= self.audio_hz / 2:
       raise ValueError(f'low_hz={self.low_hz}, high_hz={self.high_hz}: expected one '
                        f'below the other, within half of audio_hz={self.audio_hz}')
+    if self.normalize not in NORMALIZATIONS:
+      raise ValueError(f'normalize={self.normalize!r}: expected one of '
+                       f'{", ".join(NORMALIZATIONS)}')
+    if self.normalize != 'standardize' and (self.mean, self.std) != (0, 1):
+      raise ValueError(f'mean={self.mean}, std={self.std}: unused with normalize='
+                       f"{self.normalize!r}; set normalize='standardize'")
+    if self.std <= 0:
+      raise ValueError(f'std={self.std}: expected more than 0')
 
   @property
   def window(self) -> int:
     """Samples."""
     return round(self.window_seconds * self.audio_hz)
 
+  @property
+  def step(self) -> int:
+    """Samples."""
+    return round(self.step_seconds * self.audio_hz)
+
+  def num_windows(self, num_samples: int) -> int:
+    """Returns T for a clip of so many samples."""
+    if self.pad_end:
+      return -(-num_samples // self.step)
+    return max((num_samples - self.window) // self.step + 1, 0)
+
   def __call__(self, audio: jax.Array) -> jax.Array:
     """The spectrogram.  float [B, S] in [-1, 1] -> [B, T, F]."""
-    n, step = self.window, round(self.step_seconds * self.audio_hz)
-    starts = np.arange(0, audio.shape[-1] - n + 1, step)
+    n, num_samples = self.window, audio.shape[-1]
+    starts = np.arange(self.num_windows(num_samples)) * self.step
+    if self.pad_end:
+      audio = jnp.pad(audio, [(0, 0), (0, max(starts[-1] + n - num_samples, 0))])
     frames = audio[:, starts[:, None] + np.arange(n)]                # [B, T, window]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n, dtype=np.float32) / n)
     magnitude = jnp.abs(jnp.fft.rfft(frames * hann, self.fft_length))
@@ -72,34 +104,51 @@ class Spectrogram:
         self.mel_bins, self.fft_length // 2 + 1, self.audio_hz, self.low_hz,
         self.high_hz).numpy()
     mel = magnitude ** self.power @ weights                          # [B, T, F]
-    return (jnp.log(self.log_scale * mel + self.log_offset) - self.mean) / self.std
+    return self._normalized(jnp.log(self.log_scale * mel + self.log_offset))
+
+  def _normalized(self, x: jax.Array) -> jax.Array:
+    """[B, T, F] -> [B, T, F]."""
+    if self.normalize == 'min_max':
+      low = x.min((1, 2), keepdims=True)
+      spread = x.max((1, 2), keepdims=True) - low
+      return (x - low) / jnp.where(spread > 0, spread, 1)
+    if self.normalize == 'standardize':
+      return (x - self.mean) / self.std
+    return x
 
 
 # What a paper does not say is taken from code: VATT's and GDT's own (STiCA's is the
 # same as GDT's), for MMV that of its authors' library DMVR. Of no paper are what all
 # share: Hann windows (GDT's code has flat ones behind a pre-emphasis), whole (VATT's
-# and MMV's code pads the end).
+# and MMV's code pads the end: `RELEASED`).
 SPECTROGRAMS = {
-    # Section 4.5.1: 80 bins, 42 ms every 21 ms. Code: all else; it then stretches each
-    # clip to [0, 1], which is left out.
+    # Section 4.5.1: 80 bins, 42 ms every 21 ms. Code: all else. Both readings stretch
+    # each clip: without it a tower hardly learns (docs/decisions/0008).
     'vatt': dict(audio_hz=48_000, window_seconds=0.042, step_seconds=0.021,
                  fft_length=2016, mel_bins=80, low_hz=80.0, high_hz=7600.0, power=1,
-                 log_scale=1e4, log_offset=1.0),
-    # Section 4.1: 80 bins. VATT says that its windows follow MMV's.
+                 log_scale=1e4, log_offset=1.0, normalize='min_max'),
+    # Section 4.1: 80 bins. VATT says that its windows follow MMV's. Neither paper nor
+    # code normalizes: it is made for a CNN, whose batch norm does.
     'mmv': dict(audio_hz=48_000, window_seconds=2048 / 48_000,
                 step_seconds=1024 / 48_000, fft_length=2048, mel_bins=80, low_hz=80.0,
-                high_hz=7600.0, power=1, log_scale=1.0, log_offset=1e-6),
+                high_hz=7600.0, power=1, log_scale=1.0, log_offset=1e-6,
+                normalize='none'),
     # Appendix A.3.3: 40 bins, 99 windows a second, zero mean and unit variance. Code:
     # all else; 2 ** 20 makes power in [-1, 1] theirs, which is of 16-bit samples and
     # divided by the FFT's length.
     'gdt': dict(audio_hz=24_000, window_seconds=0.02, step_seconds=0.01,
                 fft_length=1024, mel_bins=40, low_hz=0.0, high_hz=12_000.0, power=2,
-                log_scale=2.0 ** 20, log_offset=2.0 ** -52, mean=1.93, std=17.89),
+                log_scale=2.0 ** 20, log_offset=2.0 ** -52, normalize='standardize',
+                mean=1.93, std=17.89),
     # Appendix 6.1: 257 bins, 199 windows a second: 10 ms every 5 ms. The code gets 199
-    # out of two seconds, by GDT's windows; all else is the code's.
+    # out of two seconds, by GDT's windows; all else is the code's. It does not
+    # normalize: as MMV's, it is made for a CNN with batch norm.
     'stica': dict(audio_hz=24_000, window_seconds=0.01, step_seconds=0.005,
                   fft_length=1024, mel_bins=257, low_hz=0.0, high_hz=12_000.0, power=2,
-                  log_scale=2.0 ** 20, log_offset=2.0 ** -52)}
+                  log_scale=2.0 ** 20, log_offset=2.0 ** -52, normalize='none')}
+
+# What the released code of a row does otherwise, for `variant='release'`.
+RELEASED = {'vatt': dict(pad_end=True), 'mmv': dict(pad_end=True)}
 
 
 @dataclasses.dataclass(frozen=True)

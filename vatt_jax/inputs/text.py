@@ -73,6 +73,10 @@ class WordTokenizer(Tokenizer):
   The stop words are the Glasgow Information Retrieval Group's, as scikit-learn has
   them. The list that HowTo100M's narrations were cleaned with (`stop_words.py` of
   github.com/antoine77340/howto100m) is one made from it.
+
+  Attributes:
+    vocabulary: the words as they were given.
+    names: the words in the order of ids, padding and unknown among them.
   """
   file_name = 'vocabulary.txt'
 
@@ -95,6 +99,7 @@ class WordTokenizer(Tokenizer):
     if UNKNOWN not in names:
       raise ValueError(f'begins with {PAD}, but has no {UNKNOWN}; add it, or leave '
                        'both out')
+    self.names = tuple(names)
     self._ids = {word: i for i, word in enumerate(names)}
     self._dropped = ENGLISH_STOP_WORDS if drop_stop_words else frozenset()
     self.size, self.unknown = len(names), self._ids[UNKNOWN]

@@ -61,7 +61,10 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
       `vatt.SpectrogramTokenizer`; its `spectrogram` gives a `name` of
       `spectrograms.SPECTROGRAMS` (default: vatt) and what constants to change, its
       `spec_augment` settings of `spectrograms.SpecAugment`.
-    text: likewise of `vatt.TextTokenizer`.
+    text: likewise of `vatt.TextTokenizer`; with `depth=0` there is no Transformer, and
+      a sentence is the mean of its words (section 4.4.4). In the release's reading
+      `word_vectors` may name a file that a run from scratch takes its table from
+      (`inputs.word_vectors`); no model reads it.
     shared: the size of the one Transformer for all, and in the release's reading
       `projected_width`, of its projected output (default: its width); then the
       modalities give no size, and text gives `max_words`.
@@ -119,7 +122,10 @@ def _specific(modalities: Settings, release: bool, style: Settings, common: Sett
       given |= dict(relative_bias=True)
       if release:
         given |= dict(t5_style=True, width=width)
-    backbones[modality] = _module(where, layers.Transformer, size, **given, **common)
+    if size['depth']:
+      backbones[modality] = _module(where, layers.Transformer, size, **given, **common)
+    else:    # of words that are learnt, the vectors are the projection
+      backbones[modality] = layers.WordMean(width if release else 0, common['dtype'])
     tokenizers[modality] = _tokenizer(modality, settings, release, width=width,
                                       **common)
   return tokenizers, backbones, {}
@@ -157,7 +163,15 @@ def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any
       raise UserError(f'config.{where}.size={name!r}: expected one of '
                       f'{", ".join(SIZES)}')
     size = SIZES[name] | size
-  for key in SIZE_KEYS[1:]:
+  for key in ('depth', 'width'):
+    if key not in size:
+      raise UserError(f'config.{where}.{key}: missing; give it, or a size')
+  least = 0 if where == 'model.text' else 1
+  if size['depth'] < least:
+    raise UserError(f'config.{where}.depth={size["depth"]}: expected {least} or more')
+  if not size['depth']:
+    return size, rest
+  for key in ('mlp_dim', 'num_heads'):
     if key not in size:
       raise UserError(f'config.{where}.{key}: missing; give it, or a size')
   if size['width'] % size['num_heads']:
@@ -171,6 +185,10 @@ def _tokenizer(modality: str, settings: Settings, release: bool,
   where, settings = f'model.{modality}', dict(settings)
   given['release'] = release
   if modality == 'text':
+    vectors = settings.pop('word_vectors', '')    # read by who starts a run
+    if vectors and not release:
+      raise UserError(f'config.{where}.word_vectors={vectors!r}: only variant='
+                      "'release' has a table of frozen vectors; remove the key")
     if not release:
       given['table_width'] = 0    # not the paper's to choose
     return _module(where, vatt.TextTokenizer, settings, **given)
@@ -183,15 +201,21 @@ def _tokenizer(modality: str, settings: Settings, release: bool,
     return _module(where, vatt.VideoTokenizer, settings, **given)
   kind = _choose(where, _AUDIO_TOKENIZERS, settings.pop('kind', 'waveform'), 'kind')
   if kind is vatt.SpectrogramTokenizer:
-    settings |= _spectrogram(where, settings)
+    settings |= _spectrogram(where, settings, release)
   return _module(where, kind, settings, **given)
 
 
-def _spectrogram(where: str, settings: Settings) -> dict[str, Any]:
+def _spectrogram(where: str, settings: Settings, release: bool) -> dict[str, Any]:
   """The parts of a `vatt.SpectrogramTokenizer` that have settings of their own."""
   changes = dict(settings.get('spectrogram', {}))
-  constants = _choose(f'{where}.spectrogram', spectrograms.SPECTROGRAMS,
-                      changes.pop('name', 'vatt'), 'name')
+  name = changes.pop('name', 'vatt')
+  constants = _choose(f'{where}.spectrogram', spectrograms.SPECTROGRAMS, name, 'name')
+  if release:
+    constants = constants | spectrograms.RELEASED.get(name, {})
+  if {'mean', 'std'} & changes.keys():    # a config of before `normalize` says no more
+    changes.setdefault('normalize', 'standardize')
+  elif changes.get('normalize', 'standardize') != 'standardize':
+    constants = {k: v for k, v in constants.items() if k not in ('mean', 'std')}
   parts = dict(spectrogram=call(f'{where}.spectrogram', spectrograms.Spectrogram,
                                 constants | changes))
   if 'spec_augment' in settings:

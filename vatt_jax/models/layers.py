@@ -328,6 +328,38 @@ class Transformer(nn.Module):
     return jax.lax.scan(apply, x, (params, keys))[0]
 
 
+class WordMean(nn.Module):
+  """Averages the words of a sentence: a text tower of depth 0 (VATT, section 4.4.4).
+
+  [B, N, D] -> [B, 1 + N, width or D]: the words behind their mean, which stands where
+  a Transformer has AGG. A sentence without words has a mean of zeros.
+
+  Attributes:
+    width: of the linear projection of each word; 0 for none, since vectors that are
+      learnt are one already.
+    dtype: compute type.
+  """
+  width: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array, train: bool = False) -> jax.Array:
+    """Averages.
+
+    Args:
+      x: [B, N, D].
+      mask: bool [B, N], False for padding.
+      train: not used.
+    """
+    del train
+    if self.width:
+      x = dense(self.width, 'projection', self.dtype, use_bias=False)(x)
+    words = jnp.where(mask[..., None], x, 0).astype(jnp.float32)
+    count = jnp.maximum(mask.sum(axis=1), 1)[:, None, None]
+    mean = words.sum(axis=1, keepdims=True) / count
+    return jnp.concatenate([mean.astype(x.dtype), x], axis=1)
+
+
 class Aggregator(nn.Module):
   """Puts the learnable AGG token, which will stand for all, in front.
 

@@ -22,8 +22,8 @@ class Vatt(nn.Module):
   Attributes:
     tokenizers: modality -> module, raw input -> (tokens, mask); a tower alone has
       but one.
-    backbones: modality -> Transformer, or 'shared' -> the one Transformer of the
-      modality-agnostic model.
+    backbones: modality -> Transformer, or for text `layers.WordMean`, or 'shared' ->
+      the one Transformer of the modality-agnostic model.
     projectors: modality -> module, what the release's modality-agnostic model
       applies to the Transformer's output; none otherwise.
     head: pooled features -> embeddings, or class scores; None for neither.
@@ -68,10 +68,12 @@ class Vatt(nn.Module):
     """
     tokens, pooled = {}, {}
     for modality, lead, x, mask in self._tokenized(batch, train, part):
-      x = self.aggregators[modality](x)
-      if mask is not None:
-        mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
-      x = self._backbone(modality)(x, mask, train)
+      tower = self._backbone(modality)
+      if not isinstance(tower, layers.WordMean):
+        x = self.aggregators[modality](x)
+        if mask is not None:
+          mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
+      x = tower(x, mask, train)
       if modality in self.projectors:
         x = self.projectors[modality](x)
       x = x.reshape(*lead, *x.shape[1:])

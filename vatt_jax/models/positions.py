@@ -1,4 +1,4 @@
-"""Tables of learnable positions, and how they stretch to another grid."""
+"""Tables of learnable positions, and how they fit another grid."""
 
 import functools
 
@@ -10,6 +10,11 @@ import numpy as np
 from vatt_jax.models import layers
 
 
+# Tables whose places follow each other in time, at a rate that stays: a shorter input
+# has the first of them. The others divide a frame or a spectrum, whatever its size.
+_IN_TIME = ('positions', 'time_positions')
+
+
 def table(module: nn.Module, name: str, size: int, width: int) -> jax.Array:
   """The module's table of that name, as it was made or loaded.  -> [size', D].
 
@@ -18,6 +23,21 @@ def table(module: nn.Module, name: str, size: int, width: int) -> jax.Array:
   if module.has_variable('params', name):
     return module.get_variable('params', name)
   return module.param(name, layers.table_init, (size, width))
+
+
+def fit(positions: jax.Array, name: str, size: int, release: bool) -> jax.Array:
+  """Returns a table's positions for another number of places.  [N, D] -> [size, D].
+
+  Args:
+    positions: the table.
+    name: of the table in its tokenizer. Positions in time are cut where the input is
+      shorter, since its begin has the places that it had; all others are resized.
+    size: number of places.
+    release: resize all of them by the spline, as the released code does.
+  """
+  if not release and name in _IN_TIME and size < len(positions):
+    return positions[:size]
+  return resize(positions, size, spline=release)
 
 
 def resize(positions: jax.Array, size: int, spline: bool) -> jax.Array:

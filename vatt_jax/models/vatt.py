@@ -165,7 +165,7 @@ class RawTokenizer(nn.Module):
     for side, (name, size) in enumerate(zip(names, grid, strict=True)):
       table = positions.table(self, name, size, self.width)
       num_places *= len(table)
-      table = positions.resize(table, size, spline=self.release)
+      table = positions.fit(table, name, size, self.release)
       shape = [1] * len(grid)
       shape[side] = size
       total = total + table.reshape(*shape, self.width)
@@ -268,7 +268,7 @@ class TextTokenizer(nn.Module):
       table = positions.table(self, 'positions', self.max_words, self.width)
       if self.release:
         x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
-        table = positions.resize(table, text.shape[1], spline=True)
+        table = positions.fit(table, 'positions', text.shape[1], release=True)
         table = layers.layer_norm(table, 'position_norm')
       x = x + table[:text.shape[1]].astype(x.dtype)
       x = layers.dropout(x, self.dropout_rate, train)

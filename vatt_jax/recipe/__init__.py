@@ -29,7 +29,10 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import text
+from vatt_jax.inputs import word_vectors
 from vatt_jax.models import build
+from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.recipe import data as data_section
 from vatt_jax.recipe import evals as evals_section
@@ -142,7 +145,8 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
   """The config of a workdir that has one must be this one, but for what may change.
 
-  A switch that one of them lacks is off there, or as `_ONCE_FIXED` says.
+  A switch that one of them lacks is off there, a file is not given, and other keys are
+  as `_ONCE_FIXED` says.
   """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
@@ -153,7 +157,7 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
   for key in sorted(ours.keys() | theirs.keys()):
     if key.startswith(_MAY_CHANGE):
       continue
-    if ours.get(key, False) != theirs.get(key, False):
+    if (ours.get(key) or False) != (theirs.get(key) or False):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
           f'where this one has {ours.get(key)!r}; choose another --workdir or '
@@ -232,7 +236,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
   load = functools.partial(_load, task, sizes.batch(batch_size), model, reader.labels)
-  initial = None if begun or weights_from else _initial(init_from, load, model)
+  initial = None if begun or weights_from else _initial(
+      init_from, load, model, task, sizes.batch(batch_size), reader.tokenizer)
 
   def predict(state, batch):
     check()
@@ -256,14 +261,24 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
       raise UserError(f'config.{name}={value}: expected {least} or more')
 
 
-def _initial(init_from: str, load: Callable[..., Any], model: Settings
+def _initial(init_from: str, load: Callable[..., Any], model: Settings,
+             task: step.Task, batch: Mapping[str, Any], tokenizer: text.Tokenizer
              ) -> dict[str, Any] | None:
-  if not init_from:
-    if model.get('variant') == 'release' and model.get('text'):
-      logging.warning('The released code keeps its word vectors as they are, and here '
-                      'they are random: give --config.init_from=CHECKPOINT')
+  if init_from:
+    return load(init_from)
+  if model.get('variant') != 'release' or not model.get('text'):
     return None
-  return load(init_from)
+  if not model['text'].get('word_vectors'):
+    logging.warning('The released code keeps its word vectors as they are, and here '
+                    'they are random: set config.model.text.word_vectors to a file of '
+                    'vectors, or give --config.init_from=CHECKPOINT')
+    return None
+  variables = step.variables(jax.eval_shape(task.init, batch))
+  tables = variables['frozen']['tokenizers_text']
+  table = layers.small_init(jax.random.key(task.seed), tables['embedding'].shape)
+  tables['embedding'] = word_vectors.load(model['text']['word_vectors'], tokenizer,
+                                          np.asarray(table))
+  return variables
 
 
 def _load(task: step.Task, batch: Mapping[str, Any], model: Settings,
