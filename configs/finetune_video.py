@@ -36,6 +36,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from vatt_jax.settings import nearest
 
 # Folder of data/, number of classes.
 _SETS = {'k400': ('kinetics400', 400), 'k600': ('kinetics600', 600),
@@ -142,8 +143,8 @@ def switch(c: ConfigDict, arg: str, *groups: Mapping[str, Callable[[ConfigDict],
   switches = {word: change for group in groups for word, change in group.items()}
   for word in words:
     if word not in switches:
-      raise ValueError(f'{word!r} after the recipe: expected some of '
-                       f'{", ".join(switches)}, joined by commas')
+      raise ValueError(f'{word!r} after the recipe: {nearest(word, switches)}expected '
+                       f'some of {", ".join(switches)}, joined by commas')
   for group in groups:
     chosen = [word for word in words if word in group]
     if len(chosen) > 1:

@@ -161,9 +161,9 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
     (('model', dict(head=None)), r'losses\.label: needs a classifier; set config\.mo'),
     (('window', dict(modalities=('audio',))), r'classifies one modality; .* none'),
     (('losses', dict(label=dict(name='hinge'))), r"name='hinge': expected one of so"),
-    (('losses', dict(label=dict(name='softmax', smooth=1))), r'label\.smooth: nobody'),
+    (('losses', dict(label=dict(name='softmax', smooth=1))), r'label\.smooth: unknown'),
     (('optim', dict(rules=(('head', 1.0),))), r'rules: none fits the parameter'),
-    (('optim', dict(b1=0.9)), r'config\.optim\.b1: nobody takes this key'),
+    (('optim', dict(b1=0.9)), r'config\.optim\.b1: unknown key'),
     (('evals', dict(test=dict(name='classify', path='none.csv'))), r'none\.csv: no')])
 def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_path):
   section, values = changes

@@ -160,7 +160,7 @@ def test_a_setting_that_cannot_be_is_named(settings, message):
 
 
 def test_a_setting_of_the_other_optimiser_is_named():
-  with pytest.raises(UserError, match=r'config\.optim\.b1: nobody takes this key'):
+  with pytest.raises(UserError, match=r'config\.optim\.b1: unknown key'):
     optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)
 
 

@@ -85,7 +85,7 @@ def fitting(needed, refused=()):
   """Makes plans that need this many bytes, by the number of settings changed."""
   def make(config, topology):
     if refused and config.get(refused) is not None:
-      raise UserError(f'config.{refused}: nobody takes this key')
+      raise UserError(f'config.{refused}: unknown key')
     changed = len([k for k in ('num_parts', 'mesh') if k in config])
     changed += 'remat' in config['model']
     size = needed[changed]

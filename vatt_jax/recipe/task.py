@@ -25,6 +25,7 @@ from vatt_jax.objectives import contrastive
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
+from vatt_jax.settings import nearest
 from vatt_jax.settings import Settings
 
 
@@ -65,8 +66,9 @@ def _named_term(name: str, section: Settings, network: multimodal.Vatt,
     _check_label(network, modalities)
     return call(where, _label_term, section)
   if name not in OBJECTIVES:
-    raise UserError(f'config.{where}: nobody takes this key; expected one of '
-                    f'{", ".join((step.LABEL, *OBJECTIVES))}')
+    known = (step.LABEL, *OBJECTIVES)
+    raise UserError(f'config.{where}: unknown key; {nearest(name, known)}expected one '
+                    f'of {", ".join(known)}')
   _check_pair(name, network, modalities)
   return call(where, _term, section, pair=name)
 
