@@ -2,10 +2,11 @@
 
     python -m vatt_jax.main --config=configs/ablation.py:audio_patch_256 --workdir=DIR
 
-is `configs/pretrain_mbs.py` with batches of 512, as all of the paper's exploration
-(section 4.3), and with one thing changed; `:audio_patch_256,release` and `,toy` are its
-switches. The tables give, as the paper does, linear classification on UCF101, HMDB51 and
-ESC-50, top-1, and zero-shot retrieval, R@10. All numbers are the paper's.
+is `configs/pretrain_mbs.py` with batches of 512, as in all of the paper's exploration
+(section 4.3), and with one thing changed; it goes with the switches `release` and `toy`
+(`:audio_patch_256,toy`). The tables give, as the paper does, linear classification on
+UCF101, HMDB51 and ESC-50, top-1, and zero-shot retrieval, R@10. All numbers are the
+paper's.
 
                             UCF101  HMDB51  YouCook2  MSR-VTT   ESC-50
     video_32x200x200         87.16   67.08     23.98    17.84    86.25   Table 9

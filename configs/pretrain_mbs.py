@@ -34,8 +34,8 @@ def recipe() -> ConfigDict:
   c.total_steps = 500_000
   c.batch_size = 2048
   c.log_every_steps = 100
-  # Eight cores share what the optimiser keeps and updates; each gathers the parameters.
-  c.mesh = dict(data=-1, fsdp=8, model=1)
+  # Up to eight cores share the optimiser's state and its work, and gather parameters.
+  c.mesh = dict(data=-1, fsdp='auto', model=1)
   c.init_from = ''
 
   c.data = dict(path=('data/howto100m/train.csv', 'data/audioset/train.csv'),

@@ -153,6 +153,7 @@ def test_a_parameter_that_no_rule_fits_is_named():
     (dict(rules=(('head(', 1.0),)), 'is no pattern'),
     (dict(rules=('head',)), 'expected pairs of a pattern and a share'),
     (dict(layer_decay=0.0), 'layer_decay=0'), (dict(clip_norm=-1), 'clip_norm=-1'),
+    (dict(clip_replicas=0), 'clip_replicas=0: expected 1 or more'),
     (dict(name='lamb'), "name='lamb': expected one of adam, sgd")])
 def test_a_setting_that_cannot_be_is_named(settings, message):
   with pytest.raises(ValueError, match=message):

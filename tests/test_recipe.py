@@ -68,6 +68,16 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     recipe._compare(config | dict(switch=True), tmp_path)
 
 
+def test_a_workdir_that_is_older_than_a_key_goes_on(tmp_path):
+  config = dict(seed=0, optim=dict(clip_norm=0.75))
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  recipe._compare(config, tmp_path)
+  recipe._compare(config | dict(optim=dict(clip_norm=0.75, clip_replicas=1)), tmp_path)
+  with pytest.raises(UserError, match=r'another config, optim\.clip_replicas=None'):
+    recipe._compare(config | dict(optim=dict(clip_norm=0.75, clip_replicas=8)),
+                    tmp_path)
+
+
 CLIPS = [sources.Clip('a.mp4', captions=(
     sources.Caption(0, 1, 'the red circle'), sources.Caption(1, 2, 'red')))]
 

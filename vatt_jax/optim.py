@@ -69,16 +69,19 @@ class Optimizer(NamedTuple):
     schedule: its learning rate, for the log.
     frozen: parameters -> a tree of bool, True for those that no rule lets train;
       None where all are trained.
+    clip: gradients -> the same, clipped, for each replica's before they are added;
+      None where `update` clips the whole batch's, or nothing is clipped.
   """
   update: optax.GradientTransformation
   schedule: optax.Schedule
   frozen: Callable[[Any], Any] | None
+  clip: Callable[[Any], Any] | None = None
 
 
 def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: int,
           name: str = 'adam', decay: str = 'quarter_cosine', clip_norm: float = 0.0,
-          rules: Sequence[Rule] = (), layer_decay: float = 1.0, **settings: Any
-          ) -> Optimizer:
+          clip_replicas: int = 1, rules: Sequence[Rule] = (), layer_decay: float = 1.0,
+          **settings: Any) -> Optimizer:
   """An optimiser, by default that of VATT's pre-training.
 
   Args:
@@ -89,8 +92,11 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     name: 'adam' or 'sgd'.
     decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (the paper's
       fine-tuning, and all of the release).
-    clip_norm: most that the gradient of all but the head may measure, as in the
-      release; 0 for any.
+    clip_norm: the largest norm of the gradient of all parameters but the head's; a
+      larger gradient is scaled down to it. 0: no limit.
+    clip_replicas: with 1 the limit is on the gradient of the whole batch. With more it
+      is on each of so many replicas' shares of it, which are added afterwards, as in
+      the release: the sum of R clipped shares may measure up to R * clip_norm.
     rules: the first whose pattern fits the begin of a parameter's name, such as
       `backbones_video/block_0/attention/query/kernel`, says what share of the learning
       rate it gets; 0 freezes it. If there are any, one must fit every parameter.
@@ -109,15 +115,21 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
   if clip_norm < 0 or not 0 < layer_decay <= 1:
     raise ValueError(f'clip_norm={clip_norm}, layer_decay={layer_decay}: expected 0 or '
                      'more, and more than 0 up to 1')
+  if clip_replicas < 1:
+    raise ValueError(f'clip_replicas={clip_replicas}: expected 1 or more')
   _check_rules(rules)
   schedule = choose(_DECAYS, decay, 'decay')(peak_rate, final_rate, warmup_steps,
                                              total_steps)
   update = call('optim', choose(_OPTIMIZERS, name), settings, schedule=schedule)
+  clip = None
   if clip_norm:
-    clip = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
-    update = optax.chain(clip, update)
+    whole = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
+    if clip_replicas > 1:
+      clip = lambda grads: whole.update(grads, whole.init(grads))[0]
+    else:
+      update = optax.chain(whole, update)
   if not rules and layer_decay == 1:
-    return Optimizer(update, schedule, None)
+    return Optimizer(update, schedule, None, clip)
 
   def scale(updates, params):
     shares = share_of_rate(params, rules, layer_decay)
@@ -131,7 +143,7 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
 
   # Masked, so that nothing is kept for what is not trained.
   update = optax.chain(optax.masked(update, trained), optax.stateless(scale))
-  return Optimizer(update, schedule, frozen)
+  return Optimizer(update, schedule, frozen, clip)
 
 
 STATE_DTYPES = ('float32', 'bfloat16')

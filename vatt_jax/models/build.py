@@ -139,8 +139,9 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
     projectors = {m: layers.Projector(projected_width, common['dtype'])
                   for m in modalities}
   for key in rest:
-    raise UserError(f'config.model.shared.{key}: unknown key; '
-                    f'{nearest(key, _SIZE_KEYS)}expected one of {", ".join(_SIZE_KEYS)}')
+    raise UserError(
+        f'config.model.shared.{key}: unknown key; {nearest(key, _SIZE_KEYS)}expected '
+        f'one of {", ".join(_SIZE_KEYS)}')
   tower = _module('model.shared', layers.Transformer, size, **style, **common)
   tokenizers = {
       m: _tokenizer(m, settings, release, agnostic=True, width=width, **common)

@@ -41,6 +41,8 @@ from vatt_jax.settings import Settings
 # Of a config, while it runs: what is drawn, and how the same is computed.
 _MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules', 'model.attention', 'model.remat',
                'model.scan_layers')
+# Keys that older configs lack, and the values that mean what these configs meant.
+_ABSENT = {'optim.clip_replicas': 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
 def _compare(config: Settings, workdir: pathlib.Path) -> None:
   """The config of a workdir that has one must be this one, but for what may change.
 
-  A switch that one of them lacks is off there.
+  A switch that one of them lacks is off there; a key of `_ABSENT` has its value.
   """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
@@ -141,7 +143,8 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
   for key in sorted(ours.keys() | theirs.keys()):
     if key.startswith(_MAY_CHANGE):
       continue
-    if ours.get(key, False) != theirs.get(key, False):
+    absent = _ABSENT.get(key, False)
+    if ours.get(key, absent) != theirs.get(key, absent):
       raise UserError(
           f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
           f'where this one has {ours.get(key)!r}; choose another --workdir or '
