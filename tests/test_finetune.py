@@ -189,6 +189,32 @@ def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_worl
     train.train(config, tmp_path / 'run')
 
 
+def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
+    toy_world, tmp_path, capsys, caplog):
+  config = shrunk(toy_world, 'finetune_audio') | dict(evals={})
+  config['checkpoint'] |= dict(every_steps=1, keep=9)
+  train.train(config, tmp_path / 'run')
+  longer = config | dict(total_steps=5)
+  with pytest.raises(UserError, match=r'run of total_steps=2, .*go on with --extend, '):
+    train.train(longer, tmp_path / 'run')
+  with caplog.at_level('INFO'):
+    train.train(longer, tmp_path / 'run', extend=True)
+  assert 'Extending the run from step 2' in caplog.text
+  written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert (written['total_steps'], written['extended']) == (5, [[2, 2]])
+  shutil.copytree(tmp_path / 'run', tmp_path / 'stopped')
+  for step in (4, 5):
+    shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
+  caplog.clear()
+  with caplog.at_level('INFO'):
+    train.train(longer, tmp_path / 'stopped')    # without the flag
+  assert 'Going on from step 3' in caplog.text
+  digests = [results(tmp_path / run)['params/sha256'] for run in ('run', 'stopped')]
+  assert digests[0] == digests[1]
+  with pytest.raises(UserError, match='another config, total_steps=5 where this one'):
+    train.train(config, tmp_path / 'run')
+
+
 def test_classes_are_looked_for_once(toy_world, tmp_path, monkeypatch):
   """Of records, that reads all of them."""
   asked = []

@@ -193,7 +193,7 @@ def test_two_devices_compute_what_one_does():
 
 
 def test_a_batch_that_does_not_split_is_refused():
-  with pytest.raises(UserError, match=r'batch_size=7: expected a multiple .* such as 6'):
+  with pytest.raises(UserError, match=r'batch_size=7: expected .* such as 6'):
     sharding.make_mesh(7)
 
 

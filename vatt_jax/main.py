@@ -33,6 +33,10 @@ _MODE = flags.DEFINE_enum(
 _ALLOW_RANDOM_HEAD = flags.DEFINE_bool(
     'allow_random_head', False,
     'With --mode=eval: evaluate a head of random weights where a checkpoint has none.')
+_EXTEND = flags.DEFINE_bool(
+    'extend', False,
+    'Go on with the run of the workdir to a larger --config.total_steps. What is left '
+    'of its learning-rate schedule is spread over the steps to come.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT where several processes meet: the host of process '
     '0, and any free port of it.')
@@ -60,11 +64,13 @@ def main() -> None:
 
 
 def _run() -> None:
+  if _EXTEND.value and _MODE.value != 'train':
+    raise UserError(f'--extend: expected --mode=train, not --mode={_MODE.value}')
   config = _CONFIG.value.to_dict()
   name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
   if _MODE.value == 'train':
-    train.train(config, workdir)
+    train.train(config, workdir, _EXTEND.value)
   elif _MODE.value == 'figures':
     figures.draw(config, workdir)
   else:

@@ -29,12 +29,14 @@ from vatt_jax.inputs import pipeline
 from vatt_jax.step import State
 
 
-def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def train(config: Mapping[str, Any], workdir: pathlib.Path,
+          extend: bool = False) -> None:
   """Runs a recipe to its end, or on from its newest checkpoint.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: the run's folder; of it `results.json` and `report.html` are for you.
+    extend: the run there goes on to a larger `total_steps` (`recipe.make`).
 
   Raises:
     UserError: bad input; names what is wrong.
@@ -42,7 +44,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """
   with interrupt.Interrupt(multi_host.agreement()) as stop:
     with multi_host.first_alone():    # the others find what it makes
-      run = recipe.make(config, workdir, stop.check)
+      run = recipe.make(config, workdir, stop.check, extend=extend)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
       first_step = int(state.step)

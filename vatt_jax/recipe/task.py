@@ -32,7 +32,8 @@ from vatt_jax.settings import Settings
 def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
          model: Settings, losses: Mapping[str, Settings],
          optim_settings: Settings | None, augment_settings: Settings, num_parts: int,
-         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule]) -> step.Task:
+         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule],
+         extended: Sequence[tuple[int, int]] = ()) -> step.Task:
   """Builds the task of a config.
 
   Raises:
@@ -48,7 +49,8 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
-    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps)
+    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps,
+                     extended=extended)
   num_parts = _count_parts(num_parts, batch_size, optimizer, optim_settings or {})
   _check_rate(network, window.audio_hz)
   _check_words(model, window.max_words)
