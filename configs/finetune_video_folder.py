@@ -40,9 +40,11 @@ def recipe(modality: str) -> ConfigDict:
   c.model[modality].drop_token_rate = 0.0
   c.model.head = dict(name='classifier', num_classes=0, dropout_rate=0.0)
   c.losses = dict(label=dict(name='softmax', smoothing=0.1))
+  # The paper does not clip. This limit makes short runs on little data robust to the
+  # large gradients at the start.
   c.optim = dict(name='sgd', momentum=0.9, peak_rate=0.02, final_rate=0.0,
-                 warmup_steps=50, decay='half_cosine', clip_norm=0.75, rules=(),
-                 layer_decay=1.0)
+                 warmup_steps=50, decay='half_cosine', clip_norm=0.75, clip_replicas=1,
+                 rules=(), layer_decay=1.0)
   c.evals = dict(test=dict(name='classify', every_steps=0, path='', num_windows=4,
                            num_crops=3))
   c.checkpoint = dict(every_steps=100, keep=2)

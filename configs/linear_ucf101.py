@@ -32,6 +32,7 @@ from configs import pretrain_bbs
 from configs import pretrain_lbs
 from configs import pretrain_ma
 from configs import pretrain_mbs
+from vatt_jax.settings import nearest
 
 # Of the paper (section 4.3).
 LOW_RANK = dict(rank=128, sample_rate=0.1, steps=50_000, learning_rate=5e-4,
@@ -48,8 +49,9 @@ def recipe(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict
   """Of a data set with the column `label` in official splits, whose mean counts."""
   name, _, switches = arg.partition(',')
   if name not in PRETRAINED:
-    raise ValueError(f'{name!r} after the recipe: expected one of '
-                     f'{", ".join(PRETRAINED)}, and perhaps a comma and its switches')
+    raise ValueError(f'{name!r} after the recipe: {nearest(name, PRETRAINED)}expected '
+                     f'one of {", ".join(PRETRAINED)}, and perhaps a comma and its '
+                     'switches')
   c = ConfigDict()
   c.seed = 0
   c.total_steps = 0    # nothing of the model is trained

@@ -35,6 +35,7 @@ from configs import pretrain_folder
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from configs import quickstart
+from vatt_jax.settings import nearest
 
 _SWITCHES = ('manifest', 'ma', 'release', 'toy')
 
@@ -44,7 +45,8 @@ def get_config(arg: str = '') -> ConfigDict:
   ablated = [word for word in words if word in ablation.VARIANTS]
   for word in words:
     if word not in (*_SWITCHES, *ablated):
-      raise ValueError(f'{word!r} after the recipe: expected some of '
+      guess = nearest(word, (*_SWITCHES, *ablation.VARIANTS))
+      raise ValueError(f'{word!r} after the recipe: {guess}expected some of '
                        f'{", ".join(_SWITCHES)}, or a word of configs/ablation.py')
   if 'toy' in words and len(words) > 1 + ('manifest' in words):
     raise ValueError('toy after the recipe: it has a model of its own, and goes with '

@@ -137,7 +137,7 @@ def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
     (dict(runs='x'), r"config\.figures: runs='x', measure='': expected both or none"),
     (dict(num_clips=0), r'num_clips=0: expected 1 or more'),
     (dict(clips_per_class=0), r'clips_per_class=0: expected 1 or more'),
-    (dict(clips=3), r'config\.figures\.clips: nobody takes this key'),
+    (dict(clips=3), r'config\.figures\.clips: unknown key'),
     (dict(path='/nowhere'), '/nowhere: no such folder')])
 def test_a_wish_that_cannot_be_is_one_clear_line(toy_world, workdir, wish, message):
   with pytest.raises(UserError, match=message):

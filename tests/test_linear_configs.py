@@ -137,15 +137,15 @@ def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, messa
     ('evals.linear.test', ('a.csv', 'b.csv'), r'config\.evals\.linear: train and test'),
     ('evals.linear.test', '', 'the path of a source .* is empty'),
     ('evals.linear.classifiers.low_rank.rate', 1.0,
-     r'config\.evals\.linear\.classifiers\.low_rank\.rate: nobody takes this key'),
+     r'config\.evals\.linear\.classifiers\.low_rank\.rate: unknown key'),
     ('evals.linear.classifiers.svm.C', 0.0,
      r'config\.evals\.linear\.classifiers\.svm: C=0\.0: expected more than 0'),
     ('evals.linear.classifiers.lda', {},
      r"config\.evals\.linear: classifiers='lda': expected one of logistic, svm"),
-    ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: nobody takes'),
     ('evals.linear.rows', 'films', r"\.linear: rows='films': expected one of clips, w"),
     ('evals.linear.num_epochs', 0, r'\.linear: num_epochs=0: expected 1 or more'),
-    ('evals.neighbours.rows', 'windows', r'config\.evals\.neighbours\.rows: nobody'),
+    ('evals.neighbours.rows', 'windows', r'config\.evals\.neighbours\.rows: unknown key'),
+    ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: unknown key'),
     ('evals.neighbours.shots', (0,), r'config\.evals\.neighbours: shots=\(0,\)')])
 def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
   config = place = shrink(load('linear_folder'), toy_world, tmp_path,

@@ -4,8 +4,10 @@ import collections.abc
 import json
 import types
 
+import numpy as np
 import pytest
 
+from vatt_jax import checkpoint
 from vatt_jax import recipe
 from vatt_jax import settings
 from vatt_jax.errors import UserError
@@ -29,7 +31,7 @@ def test_a_section_becomes_the_arguments_of_a_function():
 
 
 @pytest.mark.parametrize('section, message', [
-    (dict(a=1, c=3), r'config\.x\.c: nobody takes this key; expected one of a, b'),
+    (dict(a=1, c=3), r'config\.x\.c: unknown key; expected one of a, b$'),
     (dict(b=3), r'config\.x\.a: missing'),
     (dict(a=-1), r'config\.x: a=-1: expected 0 or more')])
 def test_a_section_that_does_not_fit_is_one_clear_line(section, message):
@@ -46,7 +48,7 @@ def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
 
 
 def test_a_loss_of_another_name_is_named():
-  with pytest.raises(UserError, match=r"losses\.x: name='nec': expected one of nce"):
+  with pytest.raises(UserError, match=r"losses\.x: name='nec': did you mean nce\?"):
     settings.call('losses.x', task._term, dict(name='nec', temperature=1.0),
                   pair='video_audio')
 
@@ -107,6 +109,48 @@ def test_classes_are_counted_without_the_captions(tmp_path):
       data=dict(path=str(tmp_path / 'm.csv'), captions='c.csv', label='label'),
       model=dict(head=dict(name='classifier', num_classes=0))), '', tmp_path / 'run')
   assert classes.names == ('x', 'y') and config['model']['head']['num_classes'] == 2
+
+
+def test_a_workdir_that_is_older_than_a_key_goes_on(tmp_path):
+  config = dict(seed=0, optim=dict(clip_norm=0.75))
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  recipe._compare(config, tmp_path)
+  recipe._compare(config | dict(optim=dict(clip_norm=0.75, clip_replicas=1)), tmp_path)
+  with pytest.raises(UserError, match=r'another config, optim\.clip_replicas=None'):
+    recipe._compare(config | dict(optim=dict(clip_norm=0.75, clip_replicas=8)),
+                    tmp_path)
+
+
+def test_a_longer_run_in_the_same_workdir_is_told_how_to_go_on(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(dict(total_steps=12, seed=0)))
+  with pytest.raises(UserError, match=r'holds a run of total_steps=12, and with total_'
+                                      r'steps=24 its learning rates would .* --extend, '
+                                      r'.* --config\.init_from='):
+    recipe._compare(dict(total_steps=24, seed=0), tmp_path)
+  for config in (dict(total_steps=24, seed=1), dict(total_steps=6, seed=0)):
+    with pytest.raises(UserError, match='holds a run of another config'):
+      recipe._compare(config, tmp_path)
+
+
+def test_only_a_run_with_a_checkpoint_is_extended_and_only_forward(tmp_path):
+  config = dict(total_steps=24)
+  assert recipe._extended(config, tmp_path, False) == config
+  with pytest.raises(UserError, match=r'--extend: .* holds no checkpoint of'):
+    recipe._extended(config, tmp_path, True)
+  (tmp_path / 'config.json').write_text(json.dumps(dict(total_steps=12)))
+  with pytest.raises(UserError, match=r'--extend: .* holds no checkpoint of'):
+    recipe._extended(config, tmp_path, True)
+  with checkpoint.Checkpoints(tmp_path / 'checkpoints', keep=1, every_steps=1) as saved:
+    saved.save(9, dict(x=np.zeros(1)))
+  longer = recipe._extended(config, tmp_path, True)
+  assert longer == config | dict(extended=[[9, 12]])
+  with pytest.raises(UserError, match=r'--extend: config\.total_steps=6: expected'):
+    recipe._extended(dict(total_steps=6), tmp_path, True)
+  (tmp_path / 'config.json').write_text(json.dumps(longer))
+  for again in (False, True):    # the same command, or without the flag
+    assert recipe._extended(config, tmp_path, again) == longer
+  assert recipe._extended(dict(total_steps=30), tmp_path, True) == dict(
+      total_steps=30, extended=[[9, 12], [9, 24]])
 
 
 CLIPS = [sources.Clip('a.mp4', captions=(

@@ -39,6 +39,10 @@ _ALLOW_RANDOM_HEAD = flags.DEFINE_bool(
 _RESUME_FROM = flags.DEFINE_integer(
     'resume_from', None, 'The step of the checkpoint to go on from, in place of the '
     'newest; later ones are moved to checkpoints_discarded/.', lower_bound=0)
+_EXTEND = flags.DEFINE_bool(
+    'extend', False,
+    'Go on with the run of the workdir to a larger --config.total_steps. What is left '
+    'of its learning-rate schedule is spread over the steps to come.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT where several processes meet: the host of process '
     '0, and any free port of it.')
@@ -70,6 +74,8 @@ def _run() -> None:
   if _RESUME_FROM.value is not None and _MODE.value != 'train':
     raise UserError(f'--resume_from={_RESUME_FROM.value}: only training goes on from a '
                     f'checkpoint; leave it out with --mode={_MODE.value}')
+  if _EXTEND.value and _MODE.value != 'train':
+    raise UserError(f'--extend: expected --mode=train, not --mode={_MODE.value}')
   config = _CONFIG.value.to_dict()
   name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
@@ -77,7 +83,7 @@ def _run() -> None:
     given = config_flags.get_override_values(flags.FLAGS['config'])
     config = inherit.of_run(config, given, workdir)
   if _MODE.value == 'train':
-    train.train(config, workdir, _RESUME_FROM.value)
+    train.train(config, workdir, _RESUME_FROM.value, _EXTEND.value)
   elif _MODE.value == 'figures':
     figures.draw(config, workdir)
   else:

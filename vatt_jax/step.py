@@ -146,6 +146,10 @@ class Task:
       and statistics too; only dropout in the Transformers draws otherwise.
     average_decay: of the moving average of the parameters, which is evaluated in
       their place; 0 takes none.
+    clip: gradients -> clipped ones (`optim.Optimizer.clip`), of the gradient of the
+      whole loss through the rows of each part, before the parts' are added; the head
+      sees all rows at once, and its gradient is not clipped. Needs `num_parts`, the
+      number of replicas. None clips nothing here.
     mesh: over which state and batch are split; None leaves them where they are.
     rules: what of the state is split over which axis of it.
   """
@@ -158,6 +162,7 @@ class Task:
   frozen: Callable[[Any], Any] | None = None
   num_parts: int = 1
   average_decay: float = 0.0
+  clip: Callable[[Any], Any] | None = None
   mesh: Mesh | None = None
   rules: Sequence[sharding.Rule] = sharding.RULES
 
@@ -235,6 +240,7 @@ class Task:
     First the features of one part after the other, of which nothing else is kept; then
     head and loss of the whole batch, and the gradient by the features; then the
     Transformers of each part once more, to carry its share of that gradient down.
+    With `clip`, a part is what a replica of the released code is.
     """
     drop_token, dropout, augmentation = jax.random.split(key, 3)
 
@@ -254,6 +260,8 @@ class Task:
     def add(grads, index):
       _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
       (more,) = pull_back(parts.Part(index, self.num_parts).take(by_pooled))
+      if self.clip is not None:
+        more = self.clip(more)
       return jax.tree.map(jnp.add, grads, more), None
 
     each = jnp.arange(self.num_parts)

@@ -37,7 +37,7 @@ _LAST_SECONDS = 3.0    # from a signal to the end, where nothing is left to save
 
 
 def train(config: Mapping[str, Any], workdir: pathlib.Path,
-          resume_from: int | None = None) -> None:
+          resume_from: int | None = None, extend: bool = False) -> None:
   """Runs a recipe to its end, or on from its newest checkpoint.
 
   Args:
@@ -45,6 +45,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
     workdir: the run's folder; of it `results.json` and `report.html` are for you.
     resume_from: the step of the checkpoint to go on from, in place of the newest;
       later ones are moved to `checkpoints_discarded`.
+    extend: the run there goes on to a larger `total_steps` (`recipe.make`).
 
   Raises:
     UserError: bad input, a full disk, or another run in the workdir; names what is
@@ -55,9 +56,10 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
         interrupt.Interrupt(multi_host.agreement()) as stop):
     # The first makes the files that the others read: the workdir, the vocabulary, an
     # index of captions. Where they exist, all hosts start at once.
-    exists = resume_from is None and recipe.is_begun(config, workdir)
+    exists = (resume_from is None and not extend
+              and recipe.is_begun(config, workdir))
     with multi_host.first_alone(unless=exists):
-      run = recipe.make(config, workdir, stop.check)
+      run = recipe.make(config, workdir, stop.check, extend=extend)
       if resume_from is not None and multi_host.is_first():
         checkpoint.go_back(workdir, resume_from)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:

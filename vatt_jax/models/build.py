@@ -22,6 +22,7 @@ from vatt_jax.models.attention import FORMS
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
+from vatt_jax.settings import nearest
 from vatt_jax.settings import Settings
 
 # Table 1 of the paper.
@@ -90,8 +91,8 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
                                ('attention', attention, ('auto', *FORMS)),
                                ('remat', remat, layers.REMAT)):
     if value not in expected:
-      raise UserError(f'config.model.{key}={value!r}: expected one of '
-                      f'{", ".join(expected)}')
+      raise UserError(f'config.model.{key}={value!r}: {nearest(value, expected)}'
+                      f'expected one of {", ".join(expected)}')
   release = variant == 'release'
   if dropout_rate is None:
     dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
@@ -144,8 +145,9 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
     projectors = {m: layers.Projector(projected_width, common['dtype'])
                   for m in modalities}
   for key in rest:
-    raise UserError(f'config.model.shared.{key}: nobody takes this key; expected one '
-                    f'of {", ".join(SIZE_KEYS)}')
+    raise UserError(
+        f'config.model.shared.{key}: unknown key; {nearest(key, SIZE_KEYS)}expected '
+        f'one of {", ".join(SIZE_KEYS)}')
   tower = _module('model.shared', layers.Transformer, size, **style, **common)
   tokenizers = {
       m: _tokenizer(m, settings, release, agnostic=True, width=width, **common)
@@ -160,8 +162,8 @@ def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any
   if 'size' in size:
     name = size.pop('size')
     if name not in SIZES:
-      raise UserError(f'config.{where}.size={name!r}: expected one of '
-                      f'{", ".join(SIZES)}')
+      raise UserError(f'config.{where}.size={name!r}: {nearest(name, SIZES)}expected '
+                      f'one of {", ".join(SIZES)}')
     size = SIZES[name] | size
   for key in ('depth', 'width'):
     if key not in size:

@@ -35,12 +35,14 @@ class Data:
   """What to train on.
 
   Attributes:
-    path: a folder of media, a manifest or shards (`inputs.sources`), or several,
-      from whose clips together all are drawn alike; empty where nothing is trained.
+    path: a folder of media, a manifest or shards (`inputs.sources`), or several;
+      empty where nothing is trained.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
-    weights: how much of every batch each path gives, relative to the others; empty:
-      all clips are drawn alike (VATT, section 4.3).
+    weights: how much of every batch each path gives, relative to the others. The
+      paper samples its two datasets uniformly, (1.0, 1.0): half of every batch each
+      (VATT, section 4.1). Empty: all clips are drawn alike, so the larger dataset
+      gives more.
     tokenizer: what becomes an id, of `inputs.text.TOKENIZERS`.
     vocabulary: its file; empty for that of the checkpoint that the run starts from,
       or else the words of the captions (of large sources, of `VOCABULARY_CLIPS` clips).

@@ -26,21 +26,20 @@ from vatt_jax.objectives import contrastive
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
+from vatt_jax.settings import nearest
 from vatt_jax.settings import Settings
 
 
 def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
          model: Settings, losses: Mapping[str, Settings],
          optim_settings: Settings | None, augment_settings: Settings, num_parts: int,
-         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule]) -> step.Task:
+         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule],
+         extended: Sequence[tuple[int, int]] = ()) -> step.Task:
   """Builds the task of a config.
 
   Raises:
     UserError: names the key that is wrong, or does not fit the window.
   """
-  if num_parts < 1 or batch_size % num_parts:
-    raise UserError(f'config.num_parts={num_parts}: expected a divisor of batch_size='
-                    f'{batch_size}')
   if not 0 <= average_decay < 1:
     raise UserError(f'config.average_decay={average_decay}: expected 0 or more, less '
                     'than 1')
@@ -51,12 +50,38 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
-    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps)
+    optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps,
+                     extended=extended)
+  num_parts = _count_parts(num_parts, batch_size, optimizer, optim_settings or {})
   _check_rate(network, window.audio_hz)
   _check_words(model, window.max_words)
   return step.Task(network, terms, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
-                   num_parts, average_decay, mesh, sharding.check_rules(rules))
+                   num_parts, average_decay, optimizer.clip, mesh,
+                   sharding.check_rules(rules))
+
+
+def _count_parts(num_parts: int, batch_size: int, optimizer: optim.Optimizer,
+                 optim_settings: Settings) -> int:
+  """Returns the number of parts, which is that of the replicas where each is clipped.
+
+  Raises:
+    UserError: it does not divide the batch, or is neither 1 nor that of the replicas.
+  """
+  if optimizer.clip is None:
+    if num_parts < 1 or batch_size % num_parts:
+      raise UserError(f'config.num_parts={num_parts}: expected a divisor of batch_size='
+                      f'{batch_size}')
+    return num_parts
+  replicas = optim_settings['clip_replicas']
+  if batch_size % replicas:
+    raise UserError(f'config.optim.clip_replicas={replicas}: expected a divisor of '
+                    f'batch_size={batch_size}')
+  if num_parts not in (1, replicas):
+    raise UserError(
+        f'config.num_parts={num_parts}: expected 1 or config.optim.clip_replicas='
+        f'{replicas}, because the gradient of each replica is clipped by itself')
+  return replicas
 
 
 def _named_term(name: str, section: Settings, network: multimodal.Vatt,
@@ -66,8 +91,9 @@ def _named_term(name: str, section: Settings, network: multimodal.Vatt,
     _check_label(network, modalities)
     return call(where, _label_term, section)
   if name not in OBJECTIVES:
-    raise UserError(f'config.{where}: nobody takes this key; expected one of '
-                    f'{", ".join((step.LABEL, *OBJECTIVES))}')
+    known = (step.LABEL, *OBJECTIVES)
+    raise UserError(f'config.{where}: unknown key; {nearest(name, known)}expected one '
+                    f'of {", ".join(known)}')
   _check_pair(name, network, modalities)
   return call(where, _term, section, pair=name)
 
