@@ -144,7 +144,7 @@ def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, messa
      r"config\.evals\.linear: classifiers='lda': expected one of logistic, svm"),
     ('evals.linear.rows', 'films', r"\.linear: rows='films': expected one of clips, w"),
     ('evals.linear.num_epochs', 0, r'\.linear: num_epochs=0: expected 1 or more'),
-    ('evals.neighbours.rows', 'windows', r'config\.evals\.neighbours\.rows: unknown key'),
+    ('evals.neighbours.rows', 'windows', r'evals\.neighbours\.rows: unknown key'),
     ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: unknown key'),
     ('evals.neighbours.shots', (0,), r'config\.evals\.neighbours: shots=\(0,\)')])
 def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):

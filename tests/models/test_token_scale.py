@@ -1,8 +1,8 @@
 """The scale of the tokens that enter a Transformer at initialisation, config by config.
 
-A Transformer adds what its blocks compute to its tokens. Tokens that are far larger than
-that, or that all have the same large part, are hardly changed by it, and hardly anything
-is learnt (docs/decisions/0008).
+Blocks of a Transformer add to its tokens. Tokens that are far larger than these sums, or
+that share a large offset, are hardly changed by them, and hardly anything is learnt
+(docs/decisions/0008).
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def _configs():
   found = {}
   for path in sorted((ROOT / 'configs').glob('*.py')):
     module = importlib.import_module(f'configs.{path.stem}')
-    more = ([word + release for word in ablation.VARIANTS for release in ('', ',release')]
-            if path.stem == 'ablation' else ())
+    more = ([word + release for word in ablation.VARIANTS
+             for release in ('', ',release')] if path.stem == 'ablation' else ())
     for words in dict.fromkeys((*SWITCHES, *more)):
       try:
         config = module.get_config(*[words] if words else [])
@@ -60,8 +60,8 @@ def _tokenizers():
     if head and head.get('name') == 'classifier':
       settings = settings | dict(head=None)    # the number of classes may be the data's
     for modality, tokenizer in build.build_model(**settings).tokenizers.items():
-      fields = {f.name: getattr(tokenizer, f.name) for f in dataclasses.fields(tokenizer)
-                if f.name not in _IGNORED}
+      names = {f.name for f in dataclasses.fields(tokenizer)} - set(_IGNORED)
+      fields = {name: getattr(tokenizer, name) for name in sorted(names)}
       found.setdefault(str((modality, fields)), (where, modality, tokenizer))
   return list(found.values())
 
@@ -101,7 +101,8 @@ def _input(modality, tokenizer):
     return rng.integers(1, tokenizer.vocabulary_size, (8, tokenizer.max_words or 16))
   if modality == 'video':
     t, h, w = tokenizer.patch
-    return augment.normalize({'video': frames((4 * t, 6 * h, 6 * w), rng)[None]})['video']
+    video = frames((4 * t, 6 * h, 6 * w), rng)[None]
+    return augment.normalize({'video': video})['video']
   spectrogram = getattr(tokenizer, 'spectrogram', None)
   audio_hz = spectrogram.audio_hz if spectrogram else 16_000
   clips = np.stack([speech(2 * audio_hz, audio_hz, rng) for _ in range(2)])

@@ -45,6 +45,8 @@ _MAX_DRAWS = 100
 _MAX_CROP_DRAWS = 100
 
 MODALITIES = ('video', 'audio', 'text')
+# Fields of a window that need not be above 0.
+_UNBOUNDED = ('modalities', 'scale_jitter', 'short', 'audio_seconds')
 Example = dict[str, np.ndarray]
 
 
@@ -95,8 +97,7 @@ class Window:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.name not in ('modalities', 'scale_jitter', 'short', 'audio_seconds') and (
-          value <= 0):
+      if field.name not in _UNBOUNDED and value <= 0:
         raise ValueError(f'{field.name}={value}: expected more than 0')
     if self.audio_seconds < 0:
       raise ValueError(f'audio_seconds={self.audio_seconds}: expected a length, or 0 '
