@@ -198,7 +198,7 @@ def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_p
   config['window']['audio_seconds'] = 0.0
   recipe._compare(config, tmp_path)
   config['window']['audio_seconds'] = 1.0
-  with pytest.raises(UserError, match=r'window\.audio_seconds=None where this one has 1'):
+  with pytest.raises(UserError, match=r'window\.audio_seconds=None where this'):
     recipe._compare(config, tmp_path)
 
 

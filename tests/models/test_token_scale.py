@@ -1,7 +1,7 @@
 """The scale of the tokens that enter a Transformer at initialisation, config by config.
 
-Blocks of a Transformer add to its tokens. Tokens that are far larger than these sums, or
-that share a large offset, are hardly changed by them, and hardly anything is learnt
+Blocks of a Transformer add to its tokens. Tokens that are far larger than these sums,
+or that share a large offset, are hardly changed by them, and hardly anything is learnt
 (docs/decisions/0008).
 """
 
