@@ -10,7 +10,8 @@ the file's name, joined by commas:
 
     ma             the modality-agnostic Medium tower instead of Base
     spectrogram    for a tower that was trained on spectrograms (VATT, Table 12)
-    release        from a checkpoint of the released code: its dropout and positions
+    release        from a checkpoint of the released code: its dropout, positions and
+                   clipping of gradients
     toy            the toy world's sound events, on a laptop, from the quickstart's run
                    in runs/quickstart
 
@@ -45,10 +46,9 @@ def get_config(arg: str = '') -> ConfigDict:
       audio=dict(size='base', patch=(128,), drop_token_rate=0.0),
       head=dict(name='classifier', num_classes=527, dropout_rate=0.0, rare=True))
   c.losses = dict(label=dict(name='bce', balance=True))
-  # The paper is silent on clipping; 0.75 is the released code's.
   c.optim = dict(name='sgd', momentum=0.9, peak_rate=0.2, final_rate=0.0,
-                 warmup_steps=5000, decay='half_cosine', clip_norm=0.75, rules=(),
-                 layer_decay=1.0)
+                 warmup_steps=5000, decay='half_cosine', clip_norm=0.0,
+                 clip_replicas=1, rules=(), layer_decay=1.0)
   c.evals = dict(test=dict(name='classify', every_steps=0,
                            path='data/audioset/eval.csv', num_windows=4))
   c.checkpoint = dict(every_steps=1000, keep=3)
@@ -64,6 +64,7 @@ def spectrogram(c: ConfigDict) -> None:
 def release(c: ConfigDict) -> None:
   """What the released code does otherwise (docs/decisions/0003-two-readings.md)."""
   c.model.variant = 'release'
+  finetune_video.clip_on_replicas(c)
 
 
 def toy(c: ConfigDict) -> None:

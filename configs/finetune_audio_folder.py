@@ -6,8 +6,8 @@
 
 A folder has a subfolder for each class, a manifest a column `label` (another:
 --config.data.label=COLUMN). Where a clip may have several, joined by `|`, add a word:
-configs/finetune_audio_folder.py:several. The tower is that of
-`configs/pretrain_folder.py`; all else is as for `configs/finetune_video_folder.py`.
+configs/finetune_audio_folder.py:several. All else is as for
+`configs/finetune_video_folder.py`.
 """
 
 from ml_collections import ConfigDict
@@ -17,12 +17,8 @@ from configs import finetune_video_folder
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  c = finetune_video_folder.get_config()
-  c.window.modalities = ('audio',)
+  c = finetune_video_folder.recipe('audio')
   c.augment.flip_rate = 0.0
-  c.model.audio = c.model.video.copy_and_resolve_references()
-  c.model.audio.patch = (128,)
-  del c.model['video']
   c.evals.test.num_crops = 1
   return finetune_video.switch(c, arg, {'several': several})
 

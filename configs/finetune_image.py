@@ -9,8 +9,8 @@ expects `data/imagenet/train.csv` (docs/data.md). Words after the file's name, j
 commas:
 
     medium, large, ma    the tower (default: base)
-    release              from a checkpoint of the released code: its dropout and
-                         positions
+    release              from a checkpoint of the released code: its dropout,
+                         positions and clipping of gradients
     toy                  the toy world's shapes, on a laptop, from the quickstart's run
                          in runs/quickstart
 

@@ -5,8 +5,8 @@
         --config.init_from=runs/mine --workdir=runs/my_pictures
 
 A folder has a subfolder for each class, a manifest a column `label`. A picture is a
-film of one frame, repeated to fill the patch (VATT, section 4.4.3). The tower is that
-of `configs/pretrain_folder.py`; all else is as for `configs/finetune_video_folder.py`.
+film of one frame, repeated to fill the patch (VATT, section 4.4.3). All else is as for
+`configs/finetune_video_folder.py`.
 """
 
 from ml_collections import ConfigDict

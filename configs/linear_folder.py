@@ -9,9 +9,10 @@ labels, and the modality whose features each is read off:
         --config.init_from=runs/mine --config.evals.linear.train=TRAIN.csv \
         --config.evals.linear.test=TEST.csv --workdir=runs/linear_mine
 
-which evaluates a workdir of `configs/pretrain_folder.py`; what is set for one evaluator
-is set for both. Of folders with a subfolder for each class the column is `label`. All
-three linear classifiers learn, and the nearest neighbours of the same clips are found.
+which evaluates a workdir of `configs/pretrain_folder.py` or of another config: the
+sizes are the checkpoint's. What is set for one evaluator is set for both. Of folders
+with a subfolder for each class the column is `label`. All three linear classifiers
+learn, and the nearest neighbours of the same clips are found.
 """
 
 from ml_collections import ConfigDict
@@ -31,9 +32,8 @@ def get_config(labels: str = '') -> ConfigDict:
   c.init_from = '' if labels else 'runs/quickstart'
 
   c.data = dict(max_bad_fraction=base.data.max_bad_fraction)
-  c.window = base.window
+  pretrain_folder.leave_to_checkpoint(c, base, ('video', 'audio'))
   c.window.modalities = ('video', 'audio')
-  c.model = dict(video=base.model.video, audio=base.model.audio)
 
   classifiers = dict(logistic=dict(C=0.1), svm=dict(C=1e-3),
                      low_rank=linear_ucf101.LOW_RANK)

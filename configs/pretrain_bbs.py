@@ -2,7 +2,7 @@
 
     python -m vatt_jax.main --config=configs/pretrain_bbs.py --workdir=runs/bbs
 
-Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:release,toy`.
+Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 """
 
 from ml_collections import ConfigDict

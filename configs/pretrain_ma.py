@@ -4,7 +4,7 @@
 
 Only tokenisation is each modality's own; text gets learnable positions, for one
 Transformer for all has no relative bias (arXiv 2104.11178, sections 3 and 4.3).
-Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:release,toy`.
+Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 """
 
 from ml_collections import ConfigDict

@@ -15,7 +15,9 @@ expects under `data/` (docs/data.md). Switches after the file's name, joined by 
                                     configs/ablation.py:WORD (Tables 9 to 12)
     configs/retrieval.py:toy        of `runs/quickstart`, on the toy world
 
-Another pre-trained model's sizes are set likewise, --config.model.video.size=large.
+The sizes of the model and its tokenizer are the checkpoint's, and so is the window of
+`manifest` and `toy`; a released checkpoint is taken for one of the paper's size.
+--config.model.video.size=large or --config.window.image_size=200 say otherwise.
 The views of a clip are averaged as the paper says, or, as its code does besides,
 their similarities are: --config.evals.youcook2.average=similarities.
 
@@ -29,9 +31,11 @@ The paper's numbers, text to video (not ours):
 from ml_collections import ConfigDict
 
 from configs import ablation
+from configs import pretrain_folder
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from configs import quickstart
+from vatt_jax.settings import nearest
 
 _SWITCHES = ('manifest', 'ma', 'release', 'toy')
 
@@ -41,7 +45,8 @@ def get_config(arg: str = '') -> ConfigDict:
   ablated = [word for word in words if word in ablation.VARIANTS]
   for word in words:
     if word not in (*_SWITCHES, *ablated):
-      raise ValueError(f'{word!r} after the recipe: expected some of '
+      guess = nearest(word, (*_SWITCHES, *ablation.VARIANTS))
+      raise ValueError(f'{word!r} after the recipe: {guess}expected some of '
                        f'{", ".join(_SWITCHES)}, or a word of configs/ablation.py')
   if 'toy' in words and len(words) > 1 + ('manifest' in words):
     raise ValueError('toy after the recipe: it has a model of its own, and goes with '
@@ -61,20 +66,19 @@ def get_config(arg: str = '') -> ConfigDict:
   c.batch_size = 32
   c.log_every_steps = 1
   c.init_from = f'runs/{run}'
-  c.data = dict(tokenizer='words', vocabulary='', drop_stop_words=False,
-                max_bad_fraction=0.1)
-  # Frames of 2.56 s. "We do not change the input size for audio" (section 4.3), whose
-  # positions were learnt for the seconds of the pre-training's frames.
-  c.window = dict(num_frames=32, frame_rate_hz=12.5, image_size=224, audio_hz=48_000,
-                  audio_seconds=(trained.window.num_frames
-                                 / trained.window.frame_rate_hz),
-                  num_candidates=1, max_words=16)
-  c.model = trained.model
+  c.data = dict(vocabulary='', max_bad_fraction=0.1)
+  pretrain_folder.leave_to_checkpoint(c, trained)
+  c.window.num_candidates = 1
+  if not {'manifest', 'toy'} & set(words):
+    # Frames of 2.56 s. "We do not change the input size for audio" (section 4.3), whose
+    # positions were learnt for the seconds of the pre-training's frames.
+    c.window.update(num_frames=32, frame_rate_hz=12.5,
+                    audio_seconds=(trained.window.num_frames
+                                   / trained.window.frame_rate_hz))
   pool = dict(name='retrieval', path='', captions='', num_windows=4, num_crops=1,
               average='embeddings')
   paths = dict(youcook2='data/youcook2/test.csv', msrvtt='data/msrvtt/test.csv')
   if 'toy' in words:
-    c.window = trained.window
     paths = dict(toy_world=trained.evals.retrieval.path)
   if 'manifest' in words:
     paths = dict(manifest='')

@@ -10,6 +10,12 @@
 # .venv. Two minutes before its time is up the run saves; the same command goes on.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then    # only the first time
+  for argument in "$@"; do
+    shift
+    case $argument in --resume_from=*) ;; *) set -- "$@" "$argument" ;; esac
+  done
+fi
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export COORDINATOR="${hosts%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))"
 # The numbers of a process are known only there.

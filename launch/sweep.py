@@ -50,11 +50,10 @@ from vatt_jax import cli
 from vatt_jax import interrupt
 from vatt_jax import writers
 from vatt_jax.errors import UserError
+from vatt_jax.evaluators import metrics
 
 _POLL_SECONDS = 0.2
 _LONGEST_NAME = 120
-# Of these less is better; of all other measures more.
-_LESS_IS_BETTER = ('MedR', 'MeanR', 'loss')
 # What stands beside a measure in `results.json`, and is in the CSV alone.
 _BESIDE = re.compile(r'(^|/)chance_|_random_init$|_std$|^input/|^step$')
 
@@ -396,7 +395,7 @@ def mark(groups: Sequence[Sequence[Row]], measures: Sequence[str]
   values = [{m: [row.results[m] for row in rows if m in row.results] for m in measures}
             for rows in groups]
   means = [{m: statistics.mean(x) for m, x in group.items() if x} for group in values]
-  best = {m: (min if m.endswith(_LESS_IS_BETTER) else max)(
+  best = {m: (min if _less_is_better(m) else max)(
       (mean[m] for mean in means if m in mean), default=None) for m in measures}
 
   def text(x):
@@ -405,6 +404,13 @@ def mark(groups: Sequence[Sequence[Row]], measures: Sequence[str]
 
   return [[(text(group[m]), m in mean and mean[m] == best[m]) for m in measures]
           for group, mean in zip(values, means, strict=True)]
+
+
+def _less_is_better(measure: str) -> bool:
+  """Returns whether the lowest value is the best; of an unknown measure the highest is.
+  """
+  metric = metrics.find(measure)
+  return metric is not None and metric.higher_is_better is False
 
 
 def _over_seeds(rows: Sequence[Row], keys: Sequence[str], measures: Sequence[str]

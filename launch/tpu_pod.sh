@@ -5,6 +5,7 @@
 # Makes the slice where it is missing, copies what is committed here, installs, runs. What
 # comes after -- is the main command's. All hosts must share the disk of the workdir
 # and of the data (Filestore, or a mounted bucket). --dry_run only prints the commands.
+# A run that fails twice without a new checkpoint in between is not started again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name='' zone='' type='' version=tpu-ubuntu2204-base spot=() dry=''
@@ -60,6 +61,28 @@ IFS=, read -ra hosts <<< "$(of worker-network-endpoints)"
 exec .venv/bin/python -m vatt_jax.main --coordinator="${hosts[0]##*:}:8477" \
   --num_processes="${#hosts[@]}" --process_id="$(of agent-worker-number)"'
 
+# The newest step of which there is a checkpoint.
+newest() {
+  tpu ssh --worker=0 --command="cd vatt_jax && ls $(printf '%q' "$workdir")/checkpoints" \
+    2>/dev/null | grep -E '^[0-9]+$' | sort -n | tail -1 || true
+}
+
+# The last line that says why a run ended.
+reason() {
+  grep -E '^(vatt_jax: |[A-Za-z_.]*(Error|Exception)\b)' "$said" | tail -1
+}
+
+workdir=''
+for argument in "$@"; do
+  case $argument in --workdir=*) workdir=${argument#*=} ;; esac
+done
+if [ -z "$workdir" ]; then
+  echo 'launch: expected --workdir=DIR after --, a folder that all hosts share' >&2
+  exit 2
+fi
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+failed_at=none
 installed=''
 while true; do
   if [ "$(state)" != READY ]; then
@@ -69,10 +92,25 @@ while true; do
   fi
   if [ -z "$installed" ]; then install; installed=yes; fi
   status=0
-  tpu ssh --worker=all --command="$run$(printf ' %q' "$@")" || status=$?
+  { tpu ssh --worker=all --command="$run$(printf ' %q' "$@")" 2>&1 >&3 |
+    tee "$said" >&2; } 3>&1 || status=$?
   case $status in
     0 | 2 | 130 | 143) exit "$status" ;;    # done, a mistake, or asked to stop
   esac
+  if [ "$(state)" = READY ]; then    # it failed of itself
+    step=$(newest)
+    if [ "$failed_at" = "step ${step:-none yet}" ]; then
+      echo "launch: failed twice without a new checkpoint in $workdir; the last error:" >&2
+      reason >&2 || tail -5 "$said" >&2
+      exit "$status"
+    fi
+    failed_at="step ${step:-none yet}"
+  fi
+  # Only the first time: what is trained since is not to be discarded again.
+  for argument in "$@"; do
+    shift
+    case $argument in --resume_from=*) ;; *) set -- "$@" "$argument" ;; esac
+  done
   echo "launch: ended with $status; going on in 30 s" >&2
   sleep 30
 done

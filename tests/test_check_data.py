@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from configs import pretrain_folder
+from configs import pretrain_mbs
 from data import toy_world as world
 from vatt_jax import check_data
+from vatt_jax.errors import UserError
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 
@@ -69,6 +72,14 @@ def test_the_numbers_are_those_of_the_source(folder):
   assert summary['unknown_words'] == pytest.approx(3 / 18)    # red, cross, blue
 
 
+def test_a_short_clip_is_one_shorter_than_the_window_of_the_config():
+  assert check_data.least_seconds(None) == check_data.least_seconds(
+      pretrain_folder.get_config().to_dict()) == 1.6
+  assert check_data.least_seconds(pretrain_mbs.get_config().to_dict()) == 3.2
+  with pytest.raises(UserError, match=r'config\.window: missing'):
+    check_data.least_seconds({})
+
+
 def _run(*args):
   return subprocess.run([sys.executable, '-m', 'vatt_jax.check_data', *args], cwd=ROOT,
                         capture_output=True, text=True)
@@ -82,10 +93,13 @@ def test_the_table_names_each_clip_with_something_amiss(folder):
 
 
 def test_the_command_prints_json(folder):
-  done = _run(f'--source={folder / "all.csv"}', '--json')
+  done = _run(f'--source={folder / "all.csv"}', '--json',
+              '--config=configs/linear_esc50.py:mbs', '--config.window.num_frames=49')
   assert done.returncode == 0, done.stderr
   told = json.loads(done.stdout)
   assert told['clips'] == 9 and told['no_audio'] == 1
+  assert {x['short'] for x in told['amiss'] if 'short' in x} == {
+      'is 1.00 s long, less than 4.9 s'}
   assert [pathlib.Path(x['path']).name for x in told['amiss'] if 'broken' in x] == [
       'cut.mp4', 'hole.mp4', 'absent.mp4']
 

@@ -1,12 +1,16 @@
 """vatt_jax/checkpoint.py"""
 
 import dataclasses
+import errno
 import pathlib
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from vatt_jax import checkpoint
 from vatt_jax.errors import UserError
@@ -107,10 +111,166 @@ def test_checkpoints_are_followed_by_number_and_only_whole(tmp_path):
   assert list(checkpoint.follow(tmp_path, 90, 200, wait)) == [100, 200]
 
 
-def test_a_damaged_checkpoint_is_not_taken_for_a_deleted_one(tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
+  """A workdir with checkpoints 1, 2 and 3 of arrays that do not compress."""
+  workdir = tmp_path_factory.mktemp('three')
+  with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
+    for step in (1, 2, 3):
+      saved.save(step, _large_state(step))
+  checkpoint.write_config(workdir, {})
+  return workdir
+
+
+def _large_state(step):
+  noise = np.random.default_rng(step).normal(size=(2, 100, 100)).astype(np.float32)
+  return dict(step=jnp.int32(step), params=dict(a=noise[0], b=noise[1]), model_state={})
+
+
+@pytest.fixture
+def workdir(three, tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, '_DELETING_SECONDS', 0.1)
-  checkpoint.write_config(tmp_path, {})
-  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
-  with pytest.raises(Exception) as error:    # Orbax's own
-    checkpoint.load_model(tmp_path)
-  assert not isinstance(error.value, UserError)
+  return pathlib.Path(shutil.copytree(three, tmp_path / 'run'))
+
+
+def _damage(workdir, step, name, how):
+  """Damages the largest file of a checkpoint, or the one of that name."""
+  item = checkpoint.of_step(workdir, step) / 'default'
+  files = [item / name] if name else [p for p in item.rglob('*') if p.is_file()]
+  file = max(files, key=lambda p: p.stat().st_size)
+  content = file.read_bytes()
+  if how == 'delete':
+    file.unlink()
+  else:
+    file.write_bytes(content[:0 if how == 'empty' else len(content) // 2])
+
+
+def _restore(workdir):
+  with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
+    return saved.restore(_large_state(0))
+
+
+@pytest.mark.parametrize('name, how', [
+    ('', 'truncate'), ('', 'empty'), ('', 'delete'), ('_METADATA', 'delete'),
+    ('_METADATA', 'truncate'), ('_sharding', 'truncate'), ('manifest.ocdbt', 'empty')])
+def test_a_damaged_checkpoint_is_named_with_the_whole_one_before_it(workdir, name, how):
+  _damage(workdir, 3, name, how)
+  three, two = checkpoint.of_step(workdir, 3), checkpoint.of_step(workdir, 2)
+  with pytest.raises(checkpoint.Damaged) as error:
+    _restore(workdir)
+  assert str(error.value).startswith(f'{three}: is damaged (default')
+  assert str(error.value).endswith(
+      'step 2 before it is whole: give --resume_from=2, or delete the damaged folder')
+  with pytest.raises(checkpoint.Damaged) as error:
+    checkpoint.load_model(workdir)
+  assert str(error.value).startswith(f'{three}: is damaged (default')
+  assert str(error.value).endswith(f'step 2 before it is whole: name {two}')
+  assert '\n' not in str(error.value)
+  np.testing.assert_array_equal(checkpoint.load_model(two)[1]['params']['b'],
+                                _large_state(2)['params']['b'])
+
+
+def test_a_whole_checkpoint_is_not_called_damaged(workdir):
+  assert [checkpoint.damage(checkpoint.of_step(workdir, s)) for s in (1, 2, 3)] == (
+      ['', '', ''])
+  jax.tree.map(np.testing.assert_array_equal, _restore(workdir), _large_state(3))
+
+
+def test_a_checkpoint_before_the_damaged_one_must_itself_be_whole(workdir):
+  for step, advice in ((3, 'step 2 before it is whole'), (2, 'step 1 before it is'),
+                       (1, 'no checkpoint before it is whole')):
+    _damage(workdir, step, '', 'truncate')
+    with pytest.raises(checkpoint.Damaged, match=advice):
+      checkpoint.load_model(checkpoint.of_step(workdir, step))
+  with pytest.raises(checkpoint.Damaged, match='no checkpoint before it'):
+    _restore(workdir)
+
+
+def test_damage_is_found_below_inner_nodes_of_the_table(tmp_path):
+  """Large models have a table of arrays of more than one node."""
+  item = tmp_path / 'default'
+  item.mkdir()
+  (item / '_METADATA').write_text('{}')
+  store = ts.KvStore.open(dict(
+      driver='ocdbt', base=f'file://{item}/',
+      config=dict(max_decoded_node_bytes=500, max_inline_value_bytes=1))).result()
+  with ts.Transaction() as transaction:
+    for i in range(40):
+      store.with_transaction(transaction)[f'key{i:03}'] = bytes([i]) * 100
+  assert checkpoint.damage(tmp_path) == ''
+  data = max((p for p in item.glob('d/*')), key=lambda p: p.stat().st_size)
+  with data.open('r+b') as file:
+    file.truncate(data.stat().st_size - 300)    # the root's node is written last
+  assert checkpoint.damage(tmp_path)
+
+
+def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdir,
+                                                                          caplog):
+  _damage(workdir, 3, '', 'truncate')
+  checkpoint.go_back(workdir, 1)
+  assert checkpoint.steps(workdir) == [1]
+  aside = workdir / 'checkpoints_discarded'
+  assert sorted(p.name for p in aside.iterdir()) == ['2', '3']
+  assert f'Discarded the checkpoint of step 3, now {aside / "3"}' in caplog.text
+  assert int(_restore(workdir)['step']) == 1
+  with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
+    saved.save(2, _large_state(2))
+  checkpoint.go_back(workdir, 1)
+  assert sorted(p.name for p in aside.iterdir()) == ['2', '2.1', '3']
+  with pytest.raises(UserError, match=r'--resume_from=2: .* expected one of 1$'):
+    checkpoint.go_back(workdir, 2)
+
+
+def test_a_run_does_not_go_back_to_a_damaged_checkpoint(workdir):
+  _damage(workdir, 2, '', 'truncate')
+  with pytest.raises(checkpoint.Damaged, match='step 1 before it is whole'):
+    checkpoint.go_back(workdir, 2)
+  assert checkpoint.steps(workdir) == [1, 2, 3]
+
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.ENOSPC, 'No space left on device'),
+    OSError(errno.EDQUOT, 'Disk quota exceeded'),
+    ValueError('RESOURCE_EXHAUSTED: Failed to write: No space left on device [..]')])
+def test_a_full_disk_is_one_line_with_the_newest_whole_checkpoint(workdir, error):
+  _damage(workdir, 3, '', 'truncate')
+  with pytest.raises(UserError) as told, checkpoint.naming_a_full_disk(workdir):
+    raise error
+  assert str(told.value) == (
+      f'{workdir}: disk full; the newest whole checkpoint is '
+      f'{checkpoint.of_step(workdir, 2)}; free some space, and give the same command '
+      'again')
+
+
+def test_another_error_is_not_called_a_full_disk(tmp_path):
+  full = checkpoint.naming_a_full_disk(tmp_path)
+  with pytest.raises(ValueError, match='shape'), full:
+    raise ValueError('shape')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A disk of one megabyte."""
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', str(tmp_path)]
+  if shutil.which('mount') is None or subprocess.run(
+      mount, capture_output=True).returncode:
+    pytest.skip('this user may not mount a small disk')
+  yield tmp_path
+  subprocess.run(['umount', '--lazy', str(tmp_path)], check=True)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_saving_on_a_full_disk_keeps_the_last_whole_checkpoint(small_disk):
+  workdir, step = small_disk / 'run', 0
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=99, every_steps=1)
+  with (pytest.raises(UserError, match='disk full; the newest whole') as told,
+        checkpoint.naming_a_full_disk(workdir), checkpoints as saved):
+    while True:
+      step += 1
+      saved.save(step, _large_state(step))
+      saved.wait()
+  kept = step - 1
+  assert str(checkpoint.of_step(workdir, kept)) in str(told.value)
+  assert checkpoint.steps(workdir)[-1] == kept
+  jax.tree.map(np.testing.assert_array_equal, checkpoint._load(workdir, kept)['params'],
+               _large_state(kept)['params'])

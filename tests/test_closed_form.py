@@ -32,8 +32,8 @@ MODELS = {
                                 head=dict(audio_text=True)),
     'a spectrogram': dict(audio=dict(SMALL, kind='spectrogram', drop_token_rate=0.5),
                           head=dict(name='classifier', num_classes=9)),
-    'a spectrogram, as released': dict(audio=dict(SMALL, kind='spectrogram'),
-                                       variant='release'),
+    'a spectrogram, as released': dict(
+        audio=dict(SMALL, kind='spectrogram', patch=(4, 5)), variant='release'),
     'means of words': dict(text=dict(TEXT, width=8, depth=0), head={}),
     'means of words, as released': dict(text=dict(TEXT, width=8, depth=0), head={},
                                         variant='release'),

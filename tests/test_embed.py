@@ -1,7 +1,9 @@
 """vatt_jax/embed.py"""
 
 import json
+import re
 import shutil
+import wave
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from vatt_jax import checkpoint
 from vatt_jax import embed
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.models import build
@@ -40,42 +43,137 @@ def vatt(workdir):
   return embed.Embedder(workdir)
 
 
-def test_a_file_and_a_sentence_meet_in_the_spaces(vatt, toy_world):
-  clips = sources.open_source(str(toy_world / 'train.csv'))
-  film = vatt.file(clips[0].path)
-  words = vatt.text('A red circle!')
-  assert {s: set(sides) for s, sides in film.items()} == {
-      'video_audio': {'video', 'audio'}, 'video_text': {'video'}}
-  for sides in (*film.values(), *words.values()):
-    for x in sides.values():
-      np.testing.assert_allclose(np.linalg.norm(x), 1, rtol=1e-5)
-  found = embed.similarities(film, words)
-  assert found.keys() == {'audio~video', 'video~text'}
+@pytest.fixture(scope='module')
+def paths(toy_world):
+  return [clip.path for clip in sources.open_source(str(toy_world / 'train.csv'))]
+
+
+def test_embeddings_of_files_and_sentences_meet_in_the_shared_spaces(vatt, paths):
+  videos, audios = vatt.videos(paths[:3]), vatt.audios(paths[:2])
+  texts = vatt.texts(['A red circle!', 'red', 'a', 'circle'])
+  assert [(x.modality, len(x), {s: v.shape[1] for s, v in x.spaces.items()})
+          for x in (videos, audios, texts)] == [
+      ('video', 3, dict(video_audio=6, video_text=4)),
+      ('audio', 2, dict(video_audio=6)), ('text', 4, dict(video_text=4))]
+  for embeddings in (videos, audios, texts):
+    for x in embeddings.spaces.values():
+      assert x.dtype == np.float32
+      np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+  found = vatt.similarity(videos, texts)
+  assert found.keys() == {'video_text'} and found['video_text'].shape == (3, 4)
   np.testing.assert_allclose(
-      found['video~text'], film['video_text']['video'] @ words['video_text']['text'])
+      found['video_text'][2, 1],
+      videos.spaces['video_text'][2] @ texts.spaces['video_text'][1], rtol=1e-5)
+  assert vatt.similarity(videos, audios)['video_audio'].shape == (3, 2)
 
 
-def test_words_and_stretches_matter(vatt, toy_world):
-  path = sources.open_source(str(toy_world / 'train.csv'))[0].path
-  a, b = (vatt.text(t)['video_text']['text'] for t in ('red circle', 'circle red a'))
+def test_items_of_one_modality_are_compared_with_each_other(vatt, paths):
+  """Two files once overwrote one another."""
+  a, b = vatt.videos(paths[:2]), vatt.videos(paths[1:3])
+  found = vatt.similarity(a, b)
+  assert found.keys() == {'video_audio', 'video_text'}
+  for space, x in found.items():
+    np.testing.assert_allclose(x, a.spaces[space] @ b.spaces[space].T, rtol=1e-5)
+    assert x[1, 0] == pytest.approx(1, abs=1e-5) and x[0, 1] < 1
+
+
+def test_modalities_without_a_shared_space_are_one_clear_error(vatt, paths):
+  with pytest.raises(UserError, match='audio is embedded in video_audio, text in '
+                                      'video_text: they share no space'):
+    vatt.similarity(vatt.audios(paths[:1]), vatt.texts(['red']))
+
+
+def test_a_batch_gives_the_numbers_of_single_items(vatt, paths, monkeypatch):
+  """Also where the last batch is filled up, and a file's windows span two batches."""
+  sentences = ['red circle', 'circle red a', 'a']
+  one_by_one = [vatt.videos([p], num_windows=3).spaces['video_text'] for p in paths[:3]]
+  words = [vatt.texts([s]).spaces['video_text'] for s in sentences]
+  monkeypatch.setattr(embed, '_BATCH_SIZE', 2)
+  np.testing.assert_allclose(
+      vatt.videos(paths[:3], num_windows=3).spaces['video_text'],
+      np.concatenate(one_by_one), atol=1e-5)
+  np.testing.assert_allclose(vatt.texts(sentences).spaces['video_text'],
+                             np.concatenate(words), atol=1e-5)
+
+
+def test_word_order_and_stretches_matter(vatt, paths):
+  a, b = vatt.texts(['red circle', 'circle red a']).spaces['video_text']
   assert abs(a - b).max() > 1e-6
-  a, b = (vatt.file(path, end=end, num_windows=1)['video_text']['video']
-          for end in (0.9, 3.0))
-  assert abs(a - b).max() > 1e-6
+  stretches = [(paths[0], 0, 0.9), (paths[0], 0, 3.0), paths[0]]
+  for modality, embed_files in dict(video=vatt.videos, audio=vatt.audios).items():
+    a, b, _ = embed_files(stretches, num_windows=1).spaces['video_audio']
+    assert abs(a - b).max() > 1e-6, modality
 
 
-def test_what_cannot_be_embedded_is_said(vatt, workdir, tmp_path):
-  (tmp_path / 'no.mp4').write_text('no film')
-  with pytest.raises(UserError, match=r'no\.mp4'):
-    vatt.file(tmp_path / 'no.mp4')
-  mute = tmp_path / 'mute'
-  shutil.copytree(workdir, mute)
-  (mute / 'vocabulary.txt').unlink()
-  with pytest.raises(UserError, match='comes without its words; give'):
-    embed.Embedder(mute).text('red')
-  words = embed.Embedder(mute, vocabulary=workdir / 'vocabulary.txt').text('red')
-  np.testing.assert_array_equal(words['video_text']['text'],
-                                vatt.text('red')['video_text']['text'])
+def test_a_bfloat16_model_gives_float32(workdir, paths, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(workdir, folder)
+  (folder / 'config.json').write_text(json.dumps(
+      dict(model=SETTINGS | dict(dtype='bfloat16'), window=WINDOW)))
+  vatt = embed.Embedder(folder)
+  videos, texts = vatt.videos(paths[:2]), vatt.texts(['red'])
+  for x in (*videos.spaces.values(), *texts.spaces.values(),
+            *vatt.similarity(videos, texts).values()):
+    assert x.dtype == np.float32
+
+
+def test_sentences_of_unknown_words_alone_are_named(vatt, caplog):
+  vatt.texts(['a zebra', 'red'])
+  assert not caplog.records
+  vatt.texts(['Zebras gallop!', 'red'])
+  assert len(caplog.records) == 1
+  assert "none of the words of 'Zebras gallop!': zebras, gallop" in caplog.text
+
+
+def test_files_that_cannot_be_embedded_are_named(vatt, paths, tmp_path):
+  (tmp_path / 'no.mp4').write_text('no video')
+  with pytest.raises(UserError, match=r'no\.mp4') as error:
+    vatt.videos([paths[0], tmp_path / 'no.mp4'])
+  assert '\n' not in str(error.value)
+  silent = next(p for p in paths if not media.MediaFile(p).has_audio)
+  assert len(vatt.videos([silent])) == 1
+  with pytest.raises(UserError, match=f'{re.escape(silent)}: has no sound'):
+    vatt.audios([silent])
+  with wave.open(str(tmp_path / 'a.wav'), 'wb') as file:
+    file.setparams((1, 2, 8000, 0, 'NONE', ''))
+    file.writeframes(np.arange(16000, dtype=np.int16).tobytes())
+  assert len(vatt.audios([tmp_path / 'a.wav'])) == 1
+  with pytest.raises(UserError, match=r'a\.wav'):
+    vatt.videos([tmp_path / 'a.wav'])
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda v, p: v.videos(p), r'expected a list, \['),
+    (lambda v, p: v.texts('red'), r"red: expected a list, \['red'\]"),
+    (lambda v, p: v.videos((p, 0.0, 1.0)), r'0\.0: expected a path, or \(path, start'),
+    (lambda v, p: v.audios([(p, 1.0)]), r'expected a path, or \(path, start, end\)'),
+    (lambda v, p: v.texts([]), 'no text to embed: expected a list of one or more'),
+    (lambda v, p: v.texts(['red', '?']), r"'\?': expected a sentence with at least")])
+def test_anything_but_a_list_of_items_is_one_clear_error(call, message, vatt, paths):
+  with pytest.raises(UserError, match=message):
+    call(vatt, paths[0])
+
+
+def test_a_modality_that_the_model_lacks_is_named(workdir, paths, tmp_path):
+  folder = tmp_path / 'mute'
+  model = {k: v for k, v in SETTINGS.items() if k != 'text'}
+  batch = dict(video=np.zeros((1, 4, 32, 32, 3), np.float32),
+               audio=np.zeros((1, 6400), np.float32))
+  checkpoint.save_model(folder, model, jax.jit(build.build_model(**model).init)(
+      jax.random.key(0), batch))
+  with pytest.raises(UserError, match='mute: the model has no text; it has video, au'):
+    embed.Embedder(folder).texts(['red'])
+
+
+def test_a_vocabulary_can_be_given(workdir, vatt, tmp_path):
+  bare = tmp_path / 'bare'
+  shutil.copytree(workdir, bare)
+  (bare / 'vocabulary.txt').unlink()
+  with pytest.raises(UserError, match='comes without its vocabulary; give'):
+    embed.Embedder(bare).texts(['red'])
+  given = embed.Embedder(bare, vocabulary=workdir / 'vocabulary.txt').texts(['red'])
+  np.testing.assert_array_equal(given.spaces['video_text'],
+                                vatt.texts(['red']).spaces['video_text'])
 
 
 @pytest.mark.parametrize('kind', text.TOKENIZERS)
@@ -93,7 +191,7 @@ def test_a_workdir_says_how_sentences_become_ids(kind, workdir, tmp_path):
       json.dumps(dict(model=SETTINGS, window=WINDOW, data=data)))
   vatt = embed.Embedder(folder)
   assert vatt._tokenizer.ids('the red') == tokenizer.ids('the red')
-  assert vatt.text('the red')['video_text']['text'].shape == (4,)
+  assert vatt.texts(['the red']).spaces['video_text'].shape == (1, 4)
   if kind == 'words':
     with pytest.raises(UserError, match="'of the': expected a sentence with at least"):
-      vatt.text('of the')
+      vatt.texts(['of the'])

@@ -129,6 +129,24 @@ def test_it_waits_for_what_is_not_there_yet(toy_world, workdir, brief, tmp_path,
   assert len(waited) == 6
 
 
+def test_evaluation_that_measures_nothing_is_a_warning(toy_world, workdir, brief,
+                                                       monkeypatch, caplog, capsys):
+  class Nothing:
+    def run(self, state):
+      yield from ()
+
+  monkeypatch.setitem(evals.EVALUATORS, 'nothing',
+                      lambda reader, predict, batch_size: Nothing())
+  config = _config(toy_world, evals=brief | dict(vain=dict(name='nothing')))
+  evaluate.watch(config, workdir, 'vain')
+  assert caplog.text.count('config.evals.vain: measured nothing') == 3
+  assert all('brief/R@1' in row for row in _rows(workdir / 'eval' / 'vain'))
+  config = _config(toy_world, evals=dict(vain=dict(name='nothing')))
+  evaluate.watch(config, workdir, 'all_in_vain')
+  results = workdir / 'eval' / 'all_in_vain' / 'results.json'
+  assert json.loads(results.read_text()) == dict(step=3)
+
+
 def test_a_signal_ends_the_waiting(toy_world, workdir, brief, monkeypatch):
   shutil.rmtree(workdir / 'checkpoints' / '3')
   monkeypatch.setattr(evaluate.time, 'sleep',
@@ -186,8 +204,8 @@ def test_another_architecture_is_one_line_and_can_be_mended(toy_world, workdir, 
   config = _config(toy_world, evals=brief)
   config['model'] = config['model'] | dict(video=dict(config['model']['video'],
                                                       depth=2))
-  with pytest.raises(UserError, match=r'checkpoints/1: is of another model.*block_1'
-                     ) as error:
+  with pytest.raises(UserError, match=r'config\.model\.video\.depth=2: the checkpoint '
+                                      r'.*checkpoints/1 has 1; set it to') as error:
     evaluate.watch(config, workdir, 'mended')
   assert '\n' not in str(error.value)
   evaluate.watch(_config(toy_world, evals=brief), workdir, 'mended')

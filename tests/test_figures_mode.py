@@ -1,6 +1,7 @@
 """vatt_jax/figures.py: the figures of a small run, from its workdir alone"""
 
 import csv
+import html
 import json
 import pathlib
 import shutil
@@ -53,8 +54,8 @@ def rows(path):
 
 def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsys):
   results = (workdir / 'results.json').read_bytes()
-  wish = dict(label='colour', num_clips=9, runs=str(workdir.parent / '*'),
-              measure='retrieval/text_to_video/R@5')
+  wish = dict(label='colour', clips_per_class=1, num_classes=6, num_clips=5,
+              runs=str(workdir.parent / '*'), measure='retrieval/text_to_video/R@5')
   figures.draw(recipe(toy_world, figures=wish), workdir)
   names = ['drop_token', 'gallery_retrieval_audio_to_video',
            'gallery_retrieval_text_to_video', 'losses', 'similarities', 'tsne_classes',
@@ -66,19 +67,25 @@ def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsy
 
   clips = rows(toy_world / 'test_segments.csv')
   points = rows(folder / 'tsne_classes.csv')
-  assert {p['when'] for p in points} == {'before training', 'at step 2'}
+  now = 'modality-specific, step 2'
+  assert {p['when'] for p in points} == {'before training', now}
   assert all(clips[int(p['clip'])]['colour'] == p['label'] for p in points)
-  assert len({p['clip'] for p in points}) == 9
-  before, now = ([(p['x'], p['y']) for p in points if p['when'].startswith(when)]
-                 for when in ('before', 'at'))
+  colours = [clips[i]['colour'] for i in {int(p['clip']) for p in points}]
+  assert len(colours) == len(set(colours)) == min(
+      6, len({clip['colour'] for clip in clips}))
+  before, now = ([(p['x'], p['y']) for p in points if p['when'] == when]
+                 for when in ('before training', now))
   assert len(before) == len(now) and before != now
+  assert len({p['clip'] for p in rows(folder / 'tsne_spaces.csv')}) == 5
   (cost,) = rows(folder / 'drop_token.csv')
   assert cost['run'] == str(workdir) and cost['drop_token_rate'] == '0.5'
   assert float(cost[wish['measure']]) == json.loads(results)[wish['measure']]
 
   page = (workdir / 'report.html').read_text()
+  facts = json.loads((workdir / 'run_info.json').read_text())    # of the training
+  assert '<dd>16 clips, held out</dd>' in page and html.escape(facts['code']) in page
   assert page.count('data:image/png') == 5 and (
-      'Step 2; training began with random weights; 9 clips.' in page)
+      f'Step 2; training began with random weights; {len(colours)} clips.' in page)
   assert page.count('data:audio/wav') == 5 and '<h2>Evaluation</h2>' in page
   assert f'Report: {workdir / "report.html"}' in capsys.readouterr().out
 
@@ -88,11 +95,19 @@ def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
   other = tmp_path / 'agnostic'
   train.train(recipe(toy_world, quickstart_agnostic, total_steps=0, evals={}), other)
   figures.draw(recipe(toy_world, figures=dict(beside=str(other), num_clips=8)), workdir)
+  panels = {p['when'] for p in rows(workdir / 'figures' / 'tsne_classes.csv')}
+  assert panels == {'before training', 'modality-specific, step 2',
+                    'modality-agnostic, step 0'}
   points = rows(workdir / 'figures' / 'tsne_spaces.csv')
   clips = {kind: {p['clip'] for p in points if p['model'] == kind}
            for kind in ('modality-specific', 'modality-agnostic')}
   assert clips['modality-specific'] == clips['modality-agnostic']
   assert len(clips['modality-agnostic']) == 8
+  # Of the same kind twice: workdirs tell them apart.
+  third = shutil.copytree(workdir, tmp_path / 'third')
+  model = figures._load(recipe(toy_world), workdir, lambda: None)
+  models = figures._models(model, f'{other},{third}', lambda: None)
+  assert list(models) == ['run', 'agnostic', 'third'] and models['run'] is model
 
 
 def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
@@ -121,7 +136,8 @@ def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
      r"runs='/nowhere/\*' has it; found no results"),
     (dict(runs='x'), r"config\.figures: runs='x', measure='': expected both or none"),
     (dict(num_clips=0), r'num_clips=0: expected 1 or more'),
-    (dict(clips=3), r'config\.figures\.clips: nobody takes this key'),
+    (dict(clips_per_class=0), r'clips_per_class=0: expected 1 or more'),
+    (dict(clips=3), r'config\.figures\.clips: unknown key'),
     (dict(path='/nowhere'), '/nowhere: no such folder')])
 def test_a_wish_that_cannot_be_is_one_clear_line(toy_world, workdir, wish, message):
   with pytest.raises(UserError, match=message):
@@ -145,7 +161,7 @@ def test_the_start_of_a_run_is_the_checkpoint_that_it_came_from(toy_world, workd
   figures.draw(config | dict(figures=wish), tmp_path / 'second')
   points = rows(tmp_path / 'second' / 'figures' / 'tsne_classes.csv')
   before, now = ([(p['x'], p['y']) for p in points if p['when'].startswith(when)]
-                 for when in ('before', 'at'))
+                 for when in ('before', 'modality-specific'))
   assert before == now and before
 
 

@@ -18,6 +18,7 @@ from vatt_jax import train
 from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import labels
+from vatt_jax.recipe import inherit
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
@@ -32,11 +33,12 @@ def load(name: str, words: str = '') -> ConfigDict:
 
 def shrunk(toy_world: pathlib.Path, name: str, words: str = 'toy') -> dict:
   """A recipe of two steps, on small clips and a small tower, from scratch."""
-  config = load(name, words).to_dict()
+  config = inherit.inherit(load(name, words).to_dict())
   config |= dict(total_steps=2, batch_size=4, init_from='')
   config['window'] |= WINDOW | dict(
       num_frames=min(config['window']['num_frames'], WINDOW['num_frames']))
   config['optim']['warmup_steps'] = 1
+  config['optim']['clip_replicas'] = min(config['optim']['clip_replicas'], 2)
   for modality in config['window']['modalities']:
     config['model'][modality] |= TOWER
   config['data'] |= dict(path=str(toy_world / 'train_segments.csv'))
@@ -147,6 +149,28 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
     evaluate.watch(config, tmp_path / 'run', 'other')
 
 
+def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, caplog,
+                                                         capsys):
+  """All of it trains and ends well; the log names what was in vain."""
+  with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
+    rows = [row for row in csv.DictReader(file)][:3]
+  (tmp_path / 'one.csv').write_text('path,start,end,kind\n' + ''.join(
+      f'{toy_world / row["path"]},{row["start"]},{row["end"]},walk\n' for row in rows))
+  config = shrunk(toy_world, 'finetune_video')
+  config['data'] |= dict(path=str(tmp_path / 'one.csv'), label='kind')
+  config['evals']['test']['path'] = str(tmp_path / 'one.csv')
+  train.train(config, tmp_path / 'run')
+  assert results(tmp_path / 'run')['train/loss'] == 0
+  warnings = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
+  assert [w for w in warnings if w.startswith('config.')] == [
+      f"config.data.label='kind': {tmp_path}/one.csv has one class alone, 'walk', from "
+      'which nothing can be learnt; expected two or more',
+      'config.batch_size=4: takes 4 clips from config.data.path, which has 3, so that '
+      'a batch holds some more than once; lower it, or add clips',
+      'config.evals.test: measured nothing; expected two classes or more, and clips '
+      'with all that is compared']
+
+
 @pytest.mark.parametrize('changes, message', [
     (('data', dict(label='size')), r"train_segments\.csv: no column 'size'; found c"),
     (('data', dict(label='moton', label_map='MAP')), r"no column 'moton'; found "),
@@ -161,9 +185,9 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
     (('model', dict(head=None)), r'losses\.label: needs a classifier; set config\.mo'),
     (('window', dict(modalities=('audio',))), r'classifies one modality; .* none'),
     (('losses', dict(label=dict(name='hinge'))), r"name='hinge': expected one of so"),
-    (('losses', dict(label=dict(name='softmax', smooth=1))), r'label\.smooth: nobody'),
+    (('losses', dict(label=dict(name='softmax', smooth=1))), r'label\.smooth: unknown'),
     (('optim', dict(rules=(('head', 1.0),))), r'rules: none fits the parameter'),
-    (('optim', dict(b1=0.9)), r'config\.optim\.b1: nobody takes this key'),
+    (('optim', dict(b1=0.9)), r'config\.optim\.b1: unknown key'),
     (('evals', dict(test=dict(name='classify', path='none.csv'))), r'none\.csv: no')])
 def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_path):
   section, values = changes
@@ -185,6 +209,32 @@ def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_worl
   config = shrunk(toy_world, 'finetune_video')
   config['data']['label_map'] = str(tmp_path / 'map.csv')
   with pytest.raises(UserError, match=r"motion='\w+' is none of the 2 classes of .*ma"):
+    train.train(config, tmp_path / 'run')
+
+
+def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
+    toy_world, tmp_path, capsys, caplog):
+  config = shrunk(toy_world, 'finetune_audio') | dict(evals={})
+  config['checkpoint'] |= dict(every_steps=1, keep=9)
+  train.train(config, tmp_path / 'run')
+  longer = config | dict(total_steps=5)
+  with pytest.raises(UserError, match=r'run of total_steps=2, .*go on with --extend, '):
+    train.train(longer, tmp_path / 'run')
+  with caplog.at_level('INFO'):
+    train.train(longer, tmp_path / 'run', extend=True)
+  assert 'Extending the run from step 2' in caplog.text
+  written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert (written['total_steps'], written['extended']) == (5, [[2, 2]])
+  shutil.copytree(tmp_path / 'run', tmp_path / 'stopped')
+  for step in (4, 5):
+    shutil.rmtree(tmp_path / 'stopped' / 'checkpoints' / str(step))
+  caplog.clear()
+  with caplog.at_level('INFO'):
+    train.train(longer, tmp_path / 'stopped')    # without the flag
+  assert 'Going on from step 3' in caplog.text
+  digests = [results(tmp_path / run)['params/sha256'] for run in ('run', 'stopped')]
+  assert digests[0] == digests[1]
+  with pytest.raises(UserError, match='another config, total_steps=5 where this one'):
     train.train(config, tmp_path / 'run')
 
 
@@ -223,7 +273,7 @@ def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (100_000, 64, 400)
   assert c.optim.to_dict() == dict(
       name='sgd', momentum=0.9, peak_rate=0.005, final_rate=0, warmup_steps=2500,
-      decay='half_cosine', clip_norm=0.75, rules=(), layer_decay=1)
+      decay='half_cosine', clip_norm=0, clip_replicas=1, rules=(), layer_decay=1)
   assert c.losses.label.to_dict() == dict(name='softmax', smoothing=0.1)
   assert (c.window.num_frames, c.window.frame_rate_hz, c.window.image_size) == (
       32, 25 / 2, 320)
@@ -239,8 +289,31 @@ def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
   for words in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
     with pytest.raises(ValueError, match=f'{words.replace(",", " and ")} after the r'):
       load('finetune_video', words)
-  with pytest.raises(ValueError, match="'k500' after the recipe: expected some of toy"):
+  with pytest.raises(ValueError, match=r"'k500' after the recipe: did you mean k.00\?"):
     load('finetune_video', 'k500')
+
+
+@pytest.mark.parametrize('name', ['finetune_video', 'finetune_audio', 'finetune_image'])
+def test_only_the_release_s_reading_clips_and_on_each_replica(name):
+  for words, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
+                                ('toy,release', 0.75, 32)):
+    optim = load(name, words).optim
+    assert (optim.clip_norm, optim.clip_replicas) == (norm, replicas)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(num_parts=2), r'config\.num_parts=2: expected 1 or config\.optim\.clip_'),
+    (dict(batch_size=6), r'config\.optim\.clip_replicas=4: expected a divisor')])
+def test_replicas_that_do_not_fit_are_one_clear_line(changes, message):
+  config = load('finetune_video', 'toy').to_dict() | dict(batch_size=8)
+  config['optim'] |= dict(clip_norm=0.75, clip_replicas=4)
+  config['model']['head'] |= dict(num_classes=3)
+  for num_parts in (1, 4):
+    assert recipe.make_step(config | dict(num_parts=num_parts))[0].num_parts == 4
+  with pytest.raises(UserError, match=message):
+    recipe.make_step(config | changes)
+  config['optim']['clip_norm'] = 0.0    # nothing is clipped, so parts are free
+  assert recipe.make_step(config | dict(num_parts=2))[0].num_parts == 2
 
 
 def test_the_paper_s_audio_and_image_recipes_have_the_paper_s_numbers():

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-ARGUMENTS = ['--config=configs/quickstart.py', '--config.data.path=two words']
+ARGUMENTS = ['--config=configs/quickstart.py', '--config.data.path=two words',
+             '--workdir=runs/a b']
 
 
 def _run(*command, **environment):
@@ -58,30 +59,81 @@ def test_a_dry_run_for_a_tpu_slice_prints_every_command():
   assert 'pip install' in install and '--worker=all' in run
   assert 'two\\\\ words' in run    # quoted for the shell here, and for the one there
   assert _run('launch/tpu_pod.sh', '--name=pod').returncode == 2
+  done = _run('launch/tpu_pod.sh', *flags, '--dry_run', '--', '--config=a.py')
+  assert done.returncode == 2 and 'expected --workdir=DIR' in done.stderr
 
 
-@pytest.mark.parametrize('statuses, state, expected', [
-    ('0', 'READY', ['describe', 'scp', 'ssh', 'ssh']),
-    ('1 0', 'READY', ['describe', 'scp', 'ssh', 'ssh', 'describe', 'ssh']),
-    ('2', 'READY', ['describe', 'scp', 'ssh', 'ssh']),
-    ('0', 'PREEMPTED', ['describe', 'describe', 'delete', 'create', 'scp', 'ssh',
-                        'ssh'])])
-def test_a_tpu_slice_that_was_preempted_is_made_anew(tmp_path, statuses, state,
-                                                     expected):
-  """The runs on it end with these statuses, one after the other."""
-  (tmp_path / 'statuses').write_text(statuses.replace(' ', '\n') + '\n')
+@pytest.fixture
+def slice_(tmp_path):
+  """Returns a function that launches on a TPU slice that is played.
+
+  Each run is `STATUS:STEP`: how it ends, and the newest checkpoint then.
+  """
   _fake(tmp_path, 'sleep', '')
   _fake(tmp_path, 'git', '')
   path = _fake(tmp_path, 'gcloud', f'''
-    echo "$4" >> {tmp_path}/said
+    echo "$4" >> {tmp_path}/verbs
     case "$*" in
-      *describe*) echo {state} ;;
+      *describe*) echo "$STATE" ;;
+      *"ls runs/a\\ b/checkpoints"*)
+        seq 1 "$(cat {tmp_path}/step)"; echo 99.orbax-checkpoint-tmp ;;
       *vatt_jax.main*)
-        read -r status < {tmp_path}/statuses
-        sed -i 1d {tmp_path}/statuses
+        echo "$*" >> {tmp_path}/commands
+        IFS=: read -r status step < {tmp_path}/runs
+        sed -i 1d {tmp_path}/runs
+        echo "$step" > {tmp_path}/step
+        echo 'RuntimeError: of worker 3' >&2
+        echo 'noise' >&2
         exit "$status" ;;
     esac''')
-  done = _run('launch/tpu_pod.sh', '--name=pod', '--zone=z', '--type=v3-8', '--',
-              *ARGUMENTS, PATH=path)
-  assert done.returncode == int(statuses.split()[-1]), done.stderr
-  assert (tmp_path / 'said').read_text().split() == expected
+
+  def launch(runs, state='READY', *arguments):
+    (tmp_path / 'runs').write_text(runs.replace(' ', '\n') + '\n')
+    done = _run('launch/tpu_pod.sh', '--name=pod', '--zone=z', '--type=v3-8', '--',
+                *ARGUMENTS, *arguments, PATH=path, STATE=state)
+    left = (tmp_path / 'runs').read_text().split()
+    return done, left, (tmp_path / 'verbs').read_text().split(), (
+        tmp_path / 'commands').read_text().splitlines()
+
+  return launch
+
+
+@pytest.mark.parametrize('runs, state, expected', [
+    ('0:5', 'READY', ['describe', 'scp', 'ssh', 'ssh']),
+    ('1:5 0:6', 'READY', ['describe', 'scp', 'ssh', 'ssh', 'describe', 'ssh',
+                          'describe', 'ssh']),
+    ('2:5', 'READY', ['describe', 'scp', 'ssh', 'ssh']),
+    ('0:5', 'PREEMPTED', ['describe', 'describe', 'delete', 'create', 'scp', 'ssh',
+                          'ssh'])])
+def test_a_tpu_slice_that_was_preempted_is_made_anew(slice_, runs, state, expected):
+  done, left, verbs, _ = slice_(runs, state)
+  assert done.returncode == int(runs.split()[-1].split(':')[0]), done.stderr
+  assert verbs == expected and not left
+
+
+@pytest.mark.parametrize('runs, runs_left', [
+    ('1:0 1:0 0:9', ['0:9']), ('1:3 1:4 1:4 0:9', ['0:9']), ('1:9 1:10 1:11 0:12', [])])
+def test_two_failures_without_a_new_checkpoint_between_them_end_it(slice_, runs,
+                                                                  runs_left):
+  done, left, _, _ = slice_(runs)
+  assert left == runs_left
+  if not left:
+    assert done.returncode == 0
+    return
+  assert done.returncode == 1
+  *_, verdict, error = done.stderr.splitlines()
+  assert 'failed twice without a new checkpoint in runs/a b; the last err' in verdict
+  assert error == 'RuntimeError: of worker 3'
+
+
+def test_preemptions_are_no_failures(slice_):
+  done, left, _, _ = slice_('1:3 1:3 1:3 0:4', 'PREEMPTED')
+  assert done.returncode == 0 and not left
+
+
+def test_an_older_checkpoint_is_gone_back_to_once(slice_):
+  done, _, _, commands = slice_('1:3 0:4', 'READY', '--resume_from=2')
+  assert done.returncode == 0
+  last_lines = [line for line in commands if '--num_processes' in line]
+  assert ['--resume_from=2' in line for line in last_lines] == [True, False]
+  assert all(r'two\ words' in line for line in last_lines)

@@ -14,6 +14,7 @@ from vatt_jax import checkpoint
 from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax.errors import UserError
+from vatt_jax.recipe import inherit
 
 DATA_SETS = {    # switches, modality, frames, pixels, rate, splits
     'linear_ucf101': ('video', 32, 320, 12.5, 3),
@@ -30,7 +31,8 @@ def load(name: str, *switches: str) -> ConfigDict:
 def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
            labels: dict[str, str], num_splits: int = 1) -> dict[str, Any]:
   """The same recipe, smaller, on a small toy world and a random checkpoint."""
-  config = config.to_dict() | dict(batch_size=8, init_from=str(folder / 'model'))
+  config = inherit.inherit(config.to_dict()) | dict(
+      batch_size=8, init_from=str(folder / 'model'))
   config['window'].update(num_frames=4, image_size=32, audio_hz=4000)
   model = config['model']
   for name in ('shared',) if 'shared' in model else ('video', 'audio'):
@@ -43,7 +45,10 @@ def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
   for evaluation in config['evals'].values():
     evaluation.update(train=train, test=test, labels=labels, num_windows=1,
                       cache=str(folder / 'features'))
-  config['evals']['linear']['classifiers']['low_rank']['steps'] = 20
+  linear = config['evals']['linear']
+  linear['classifiers']['low_rank']['steps'] = 20
+  if 'num_epochs' in linear:
+    linear['num_epochs'] = 2
   network, clip = recipe.model_and_clip(config)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), clip)
   checkpoint.save_model(folder / 'model', model, network.init(jax.random.key(1), zeros))
@@ -74,8 +79,8 @@ def test_a_data_set_s_recipe_measures_every_split(name, switches, toy_world, tmp
     assert {f'{where}/top1_random_init', f'{where}/chance_top1'} <= results.keys()
   for measure in ('R@1', 'R@5', 'R@20', '1_shot/top1', '5_shot/top1', '20_shot/top1'):
     assert f'neighbours/shape/{measure}' in results
-  # Of both evaluators and each model once.
-  assert len(list((tmp_path / 'features').iterdir())) == 2
+  # Each model's once for both evaluators, and the augmented ones.
+  assert len(list((tmp_path / 'features').iterdir())) == 4
 
 
 @pytest.mark.slow
@@ -98,12 +103,17 @@ def test_the_recipes_have_the_paper_s_numbers(name):
   window = config.window
   assert (window.num_frames, window.image_size, window.frame_rate_hz,
           window.modalities) == (frames, pixels, rate, (modality,))
+  assert window.short == ('loop' if modality == 'video' else 'hold')
   if modality == 'audio':
     assert window.num_frames / window.frame_rate_hz * window.audio_hz == 153_600
   low_rank = config.evals.linear.classifiers.low_rank
   assert (low_rank.rank, low_rank.sample_rate, low_rank.steps, low_rank.learning_rate,
           low_rank.batch_size) == (128, 0.1, 50_000, 5e-4, 64)
   assert len(config.evals.linear.train) == len(config.evals.neighbours.test) == splits
+  # MMV's pipeline.
+  linear = config.evals.linear
+  assert (linear.rows, linear.num_epochs, linear.num_windows) == ('windows', 10, 10)
+  assert linear.classifiers.svm.C == 1e-3
   recipe.model_and_clip(config.to_dict())
 
 
@@ -127,12 +137,15 @@ def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, messa
     ('evals.linear.test', ('a.csv', 'b.csv'), r'config\.evals\.linear: train and test'),
     ('evals.linear.test', '', 'the path of a source .* is empty'),
     ('evals.linear.classifiers.low_rank.rate', 1.0,
-     r'config\.evals\.linear\.classifiers\.low_rank\.rate: nobody takes this key'),
+     r'config\.evals\.linear\.classifiers\.low_rank\.rate: unknown key'),
     ('evals.linear.classifiers.svm.C', 0.0,
      r'config\.evals\.linear\.classifiers\.svm: C=0\.0: expected more than 0'),
     ('evals.linear.classifiers.lda', {},
      r"config\.evals\.linear: classifiers='lda': expected one of logistic, svm"),
-    ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: nobody takes'),
+    ('evals.linear.rows', 'films', r"\.linear: rows='films': expected one of clips, w"),
+    ('evals.linear.num_epochs', 0, r'\.linear: num_epochs=0: expected 1 or more'),
+    ('evals.neighbours.rows', 'windows', r'evals\.neighbours\.rows: unknown key'),
+    ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: unknown key'),
     ('evals.neighbours.shots', (0,), r'config\.evals\.neighbours: shots=\(0,\)')])
 def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
   config = place = shrink(load('linear_folder'), toy_world, tmp_path,

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,6 +132,35 @@ def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
   assert not {n for n in reads if n} & {n for n in others if n}
 
 
+@pytest.mark.parametrize('ready', [(True, True), (True, False), (False, False)])
+def test_hosts_wait_for_the_first_unless_all_have_nothing_to_wait_for(
+    monkeypatch, ready):
+  """Two threads play the hosts."""
+  host, votes, log = threading.local(), {}, []
+  meeting, within = threading.Barrier(2), threading.Barrier(2)
+
+  def gather(vote):
+    votes[host.number] = vote
+    meeting.wait(30)
+    return np.stack([votes[0], votes[1]])
+
+  monkeypatch.setattr(jax, 'process_index', lambda: host.number)
+  monkeypatch.setattr(multihost_utils, 'process_allgather', gather)
+  monkeypatch.setattr(multihost_utils, 'sync_global_devices',
+                      lambda name: meeting.wait(30))
+
+  def play(number):
+    host.number = number
+    with multi_host.first_alone(unless=ready[number]):
+      if all(ready):
+        within.wait(30)    # breaks if either waits for the other
+      log.append(number)
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    list(pool.map(play, (0, 1)))
+  assert log == [0, 1] or all(ready)
+
+
 def _environment(devices):
   flags = os.environ.get('XLA_FLAGS', '')
   return os.environ | dict(
@@ -208,6 +238,54 @@ def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
   for key in one:
     if 'MeanR' in key or key.startswith('input/'):
       assert two[key] == pytest.approx(one[key], abs=0.5), key
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_every_checkpoint_as_one_does(toy_world, tmp_path):
+  one, two = (test_main._command(toy_world, tmp_path / name, 'total_steps=6',
+                                 'evals.retrieval.every_steps=0')
+              for name in ('one', 'two'))
+  _run(one, 1, 1)
+  shutil.copytree(tmp_path / 'one', tmp_path / 'two')
+  _run([*one, '--mode=eval'], 1, 1)
+  done = _run([*two, '--mode=eval'], 2, 2)
+  assert done.stdout.count('Results: ') == 1
+  one, two = ([json.loads(line) for line in (
+      tmp_path / name / 'eval' / 'quickstart' / 'metrics.jsonl'
+      ).read_text().splitlines()] for name in ('one', 'two'))
+  assert [row['step'] for row in two] == [row['step'] for row in one] == [3, 6]
+  for ours, theirs in zip(one, two, strict=True):
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    for key in ours:
+      if 'chance' in key or 'MeanR' in key:
+        assert theirs[key] == pytest.approx(ours[key], abs=0.5), key
+  results = json.loads((tmp_path / 'two/eval/quickstart/results.json').read_text())
+  assert results == two[-1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
+                                                                      tmp_path):
+  command = test_main._command(toy_world, tmp_path / 'run', 'total_steps=3',
+                               'evals.retrieval.every_steps=0')
+  _run(command, 1, 1)
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '3')
+  port = _free_port()
+  processes = [subprocess.Popen(
+      [*command, '--mode=eval', f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+       f'--process_id={i}'], cwd=ROOT, env=_environment(2), text=True,
+      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for i in range(2)]
+  try:
+    folder = tmp_path / 'run' / 'eval' / 'quickstart'
+    test_main._wait_for((folder / 'metrics.jsonl').exists, processes[0], seconds=300)
+    time.sleep(3)    # now both wait
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [143, 143], errors
+  assert not (folder / 'run.lock').exists()
 
 
 @pytest.fixture

@@ -36,9 +36,38 @@ def test_adam_is_adam():
     np.testing.assert_allclose(update, expected, rtol=1e-4)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
-  with pytest.raises(ValueError, match='warmup_steps=11: longer than the run'):
-    optim.build(10, 1e-4, 5e-5, 11)
+def test_a_warm_up_longer_than_the_run_shrinks_with_a_warning(caplog):
+  rate = optim.build(10, 1e-4, 5e-5, 11).schedule
+  np.testing.assert_allclose([rate(s) for s in (0, 4, 5, 10)], [0, 8e-5, 1e-4, 5e-5],
+                             rtol=1e-5)
+  assert caplog.messages == [
+      'config.optim.warmup_steps=11 is longer than the run, config.total_steps=10: the '
+      'warm-up takes 5 steps instead']
+  optim.build(11, 1e-4, 5e-5, 11)
+  optim.build(0, 1e-4, 5e-5, 11)    # nothing is trained
+  assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize('decay', ['quarter_cosine', 'half_cosine'])
+def test_an_extended_schedule_spreads_what_is_left_of_it(decay):
+  """Unchanged up to the step that was reached, continuous there, the same end."""
+  settings = dict(peak_rate=1.0, final_rate=0.1, warmup_steps=10, decay=decay)
+  old = optim.build(100, **settings).schedule
+  new = optim.build(280, **settings, extended=[(40, 100)]).schedule
+  for step in (0, 5, 10, 39, 40):
+    assert new(step) == old(step)
+  for step, same in ((44, 41), (160, 70), (280, 100), (300, 100)):
+    np.testing.assert_allclose(new(step), old(same), rtol=1e-5)
+  # Once more, from a step between: what is left is that of the schedule in force.
+  again = optim.build(400, **settings, extended=[(40, 100), (160, 280)]).schedule
+  assert again(40) == old(40) and again(160) == new(160)
+  np.testing.assert_allclose([again(280), again(400)], [new(220), 0.1], rtol=1e-5)
+  # In the warm-up, and after the end.
+  early = optim.build(195, **settings, extended=[(5, 100)]).schedule
+  np.testing.assert_allclose([early(5), early(9), early(15)], [0.5, 0.7, 1], rtol=1e-5)
+  late = optim.build(200, **settings, extended=[(100, 100)]).schedule
+  np.testing.assert_allclose([late(99), late(150), late(200)], [old(99), 0.1, 0.1],
+                             rtol=1e-5)
 
 
 def test_the_other_schedule_is_the_release_s(shared):
@@ -155,6 +184,7 @@ def test_a_parameter_that_no_rule_fits_is_named():
     (dict(rules=(('head(', 1.0),)), 'is no pattern'),
     (dict(rules=('head',)), 'expected pairs of a pattern and a share'),
     (dict(layer_decay=0.0), 'layer_decay=0'), (dict(clip_norm=-1), 'clip_norm=-1'),
+    (dict(clip_replicas=0), 'clip_replicas=0: expected 1 or more'),
     (dict(name='lamb'), "name='lamb': expected one of adam, sgd")])
 def test_a_setting_that_cannot_be_is_named(settings, message):
   with pytest.raises(ValueError, match=message):
@@ -162,7 +192,7 @@ def test_a_setting_that_cannot_be_is_named(settings, message):
 
 
 def test_a_setting_of_the_other_optimiser_is_named():
-  with pytest.raises(UserError, match=r'config\.optim\.b1: nobody takes this key'):
+  with pytest.raises(UserError, match=r'config\.optim\.b1: unknown key'):
     optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)
 
 

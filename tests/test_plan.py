@@ -85,7 +85,7 @@ def fitting(needed, refused=()):
   """Makes plans that need this many bytes, by the number of settings changed."""
   def make(config, topology):
     if refused and config.get(refused) is not None:
-      raise UserError(f'config.{refused}: nobody takes this key')
+      raise UserError(f'config.{refused}: unknown key')
     changed = len([k for k in ('num_parts', 'mesh') if k in config])
     changed += 'remat' in config['model']
     size = needed[changed]
@@ -113,6 +113,7 @@ def test_what_a_recipe_has_is_no_remedy():
   keys = [key for key, _ in plan.remedies(known)]
   assert list(dict.fromkeys(keys)) == [
       'model.remat', 'num_parts', 'mesh.fsdp', 'optim.state_dtype', 'batch_size']
+  assert dict(plan.remedies(known))['mesh.fsdp'] == 64    # 'auto' is at most 8
   known['model']['remat'] = 'blocks'
   assert 'model.remat' not in dict(plan.remedies(known))
   assert plan.set_key(dict(a=dict(b=1), c=2), 'a.d', 3) == dict(a=dict(b=1, d=3), c=2)

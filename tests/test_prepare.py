@@ -115,17 +115,20 @@ def test_a_broken_clip_is_left_out_and_named(toy_world, tmp_path):
     assert 'Invalid data' in note['skipped'][0]['reason']
 
 
-def test_what_has_neither_picture_nor_sound_is_no_record(tmp_path):
-  world.encode(tmp_path / 'mute.mp4', np.zeros((10, 16, 16, 3), np.uint8), 10)
-  with av.open(tmp_path / 'silent.wav', 'w') as container:
+@pytest.mark.parametrize('form', prepare.FORMS)
+def test_silence_is_packed_as_audio_and_missing_audio_is_not(form, tmp_path):
+  (tmp_path / 'in').mkdir()
+  world.encode(tmp_path / 'in' / 'mute.mp4', np.zeros((10, 16, 16, 3), np.uint8), 10)
+  with av.open(tmp_path / 'in' / 'silent.wav', 'w') as container:
     stream = container.add_stream('pcm_s16le', rate=11_127, layout='mono')
     frame = av.AudioFrame.from_ndarray(np.zeros((1, 20_000), np.int16), layout='mono')
     frame.sample_rate = 11_127
     container.mux(stream.encode(frame) + stream.encode(None))
-  packed = _make(prepare.Plan(str(tmp_path), '', 'frames'), tmp_path / 'out')
-  assert [pathlib.Path(packed[i].path).name for i in range(len(packed))] == ['mute.mp4']
-  note = json.loads(next((tmp_path / 'out').glob('*.json')).read_text())
-  assert 'has no sound' in note['skipped'][0]['reason']
+  packed = _make(prepare.Plan(str(tmp_path / 'in'), '', form), tmp_path / 'out')
+  assert [pathlib.Path(c.path).name for c in packed] == ['mute.mp4', 'silent.wav']
+  mute, silent = (clip.open() for clip in packed)
+  assert mute.has_video and not mute.has_audio
+  assert silent.sound(0.5, 100, 8000).tolist() == [0] * 100
 
 
 def test_sound_of_an_odd_rate_is_packed_with_its_film(tmp_path):

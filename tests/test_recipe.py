@@ -1,13 +1,18 @@
 """vatt_jax/recipe.py"""
 
+import collections.abc
 import json
 import types
 
+import numpy as np
 import pytest
 
+from vatt_jax import checkpoint
 from vatt_jax import recipe
 from vatt_jax import settings
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import caption_index
+from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.recipe import data as section
@@ -26,7 +31,7 @@ def test_a_section_becomes_the_arguments_of_a_function():
 
 
 @pytest.mark.parametrize('section, message', [
-    (dict(a=1, c=3), r'config\.x\.c: nobody takes this key; expected one of a, b'),
+    (dict(a=1, c=3), r'config\.x\.c: unknown key; expected one of a, b$'),
     (dict(b=3), r'config\.x\.a: missing'),
     (dict(a=-1), r'config\.x: a=-1: expected 0 or more')])
 def test_a_section_that_does_not_fit_is_one_clear_line(section, message):
@@ -43,7 +48,7 @@ def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
 
 
 def test_a_loss_of_another_name_is_named():
-  with pytest.raises(UserError, match=r"losses\.x: name='nec': expected one of nce"):
+  with pytest.raises(UserError, match=r"losses\.x: name='nec': did you mean nce\?"):
     settings.call('losses.x', task._term, dict(name='nec', temperature=1.0),
                   pair='video_audio')
 
@@ -66,6 +71,86 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   recipe._compare(config | dict(switch=False), tmp_path)
   with pytest.raises(UserError, match='another config, switch=None'):
     recipe._compare(config | dict(switch=True), tmp_path)
+
+
+def test_a_workdir_older_than_window_short_holds_the_last_frame(tmp_path):
+  config = dict(window=dict(num_frames=4))
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  short = lambda value: dict(window=dict(num_frames=4, short=value))
+  recipe._compare(short('hold'), tmp_path)
+  with pytest.raises(UserError, match=r"another config, window\.short='hold' where "
+                                      r"this one has 'loop'"):
+    recipe._compare(short('loop'), tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps(short('hold')))
+  recipe._compare(config, tmp_path)
+
+
+def test_a_run_is_begun_when_nothing_is_left_to_make(tmp_path, monkeypatch):
+  """Then its processes open the sources at the same time."""
+  monkeypatch.setattr(caption_index, 'MIN_BYTES', 0)
+  (tmp_path / 'd').mkdir()
+  (tmp_path / 'd' / 'm.csv').write_text('path\na.mp4\n')
+  (tmp_path / 'd' / 'c.csv').write_text('path,text\na.mp4,hi\n')
+  manifest = str(tmp_path / 'd' / 'm.csv')
+  data = dict(path=manifest, captions='c.csv', builder='data.d')
+  begun = lambda **changes: recipe.is_begun(dict(data=data | changes), tmp_path)
+  assert not begun(captions='')    # no config yet
+  (tmp_path / 'config.json').write_text('{}')
+  assert begun(captions='') and not begun()
+  sources.open_source(manifest, 'c.csv')
+  assert begun() and begun(path='', captions='')
+  assert not begun(path=str(tmp_path / 'absent' / 'm.csv'), captions='')
+
+
+def test_classes_are_counted_without_the_captions(tmp_path):
+  (tmp_path / 'm.csv').write_text('path,label\na.mp4,x\nb.mp4,y\n')
+  (tmp_path / 'c.csv').write_text('not read, so that nothing is amiss')
+  config, classes = section.count_classes(dict(
+      data=dict(path=str(tmp_path / 'm.csv'), captions='c.csv', label='label'),
+      model=dict(head=dict(name='classifier', num_classes=0))), '', tmp_path / 'run')
+  assert classes.names == ('x', 'y') and config['model']['head']['num_classes'] == 2
+
+
+def test_a_workdir_that_is_older_than_a_key_goes_on(tmp_path):
+  config = dict(seed=0, optim=dict(clip_norm=0.75))
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  recipe._compare(config, tmp_path)
+  recipe._compare(config | dict(optim=dict(clip_norm=0.75, clip_replicas=1)), tmp_path)
+  with pytest.raises(UserError, match=r'another config, optim\.clip_replicas=None'):
+    recipe._compare(config | dict(optim=dict(clip_norm=0.75, clip_replicas=8)),
+                    tmp_path)
+
+
+def test_a_longer_run_in_the_same_workdir_is_told_how_to_go_on(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(dict(total_steps=12, seed=0)))
+  with pytest.raises(UserError, match=r'holds a run of total_steps=12, and with total_'
+                                      r'steps=24 its learning rates would .* --extend, '
+                                      r'.* --config\.init_from='):
+    recipe._compare(dict(total_steps=24, seed=0), tmp_path)
+  for config in (dict(total_steps=24, seed=1), dict(total_steps=6, seed=0)):
+    with pytest.raises(UserError, match='holds a run of another config'):
+      recipe._compare(config, tmp_path)
+
+
+def test_only_a_run_with_a_checkpoint_is_extended_and_only_forward(tmp_path):
+  config = dict(total_steps=24)
+  assert recipe._extended(config, tmp_path, False) == config
+  with pytest.raises(UserError, match=r'--extend: .* holds no checkpoint of'):
+    recipe._extended(config, tmp_path, True)
+  (tmp_path / 'config.json').write_text(json.dumps(dict(total_steps=12)))
+  with pytest.raises(UserError, match=r'--extend: .* holds no checkpoint of'):
+    recipe._extended(config, tmp_path, True)
+  with checkpoint.Checkpoints(tmp_path / 'checkpoints', keep=1, every_steps=1) as saved:
+    saved.save(9, dict(x=np.zeros(1)))
+  longer = recipe._extended(config, tmp_path, True)
+  assert longer == config | dict(extended=[[9, 12]])
+  with pytest.raises(UserError, match=r'--extend: config\.total_steps=6: expected'):
+    recipe._extended(dict(total_steps=6), tmp_path, True)
+  (tmp_path / 'config.json').write_text(json.dumps(longer))
+  for again in (False, True):    # the same command, or without the flag
+    assert recipe._extended(config, tmp_path, again) == longer
+  assert recipe._extended(dict(total_steps=30), tmp_path, True) == dict(
+      total_steps=30, extended=[[9, 12], [9, 24]])
 
 
 CLIPS = [sources.Clip('a.mp4', captions=(
@@ -92,6 +177,40 @@ def test_without_a_file_the_words_are_those_of_the_captions(tmp_path):
       section.Data('x', **data), CLIPS, 9, '', tmp_path)
   assert words().vocabulary == ('red', 'circle', 'the')
   assert words(drop_stop_words=True).vocabulary == ('red', 'circle')
+
+
+class Records(collections.abc.Sequence):
+  """Clips that say their number, and which of them were read."""
+
+  def __init__(self, count):
+    self.count, self.read = count, []
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    if index == 4:
+      raise media.MediaError('shard[4]', 'is no record')
+    return sources.Clip(f'{index}', captions=(sources.Caption(0, 1, f'word{index}'),))
+
+
+def test_words_of_many_records_are_those_of_a_stated_number_of_them(
+    tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(section, 'VOCABULARY_CLIPS', 5)
+  words = lambda clips: section.open_words(
+      section.Data('x'), clips, 99, '', tmp_path).vocabulary
+  many, few = Records(20), Records(5)
+  assert words(sources.Mixture([CLIPS, many])) == (
+      'red', 'circle', 'the', 'word0', 'word12', 'word16', 'word8')
+  assert many.read == [0, 4, 8, 12, 16]
+  assert 'the words of 5 clips, spread over the 20' in caplog.text
+  assert 'python -m vatt_jax.vocabulary' in caplog.text
+  caplog.clear()
+  assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
+  listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
+            for i in range(9)]    # these are in memory
+  assert len(words(sources.Mixture([listed]))) == 9 and not caplog.text
 
 
 def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):

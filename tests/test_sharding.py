@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import finetune_video
+from configs import pretrain_mbs
 from configs import quickstart
 from vatt_jax import recipe
 from vatt_jax import sharding
@@ -164,6 +165,29 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
   with pytest.raises(UserError, match=message):
     sharding.make_mesh(8, **sizes)
   assert sharding.make_mesh(8, model=-1, data=1).shape == dict(data=1, fsdp=1, model=2)
+
+
+@pytest.mark.parametrize('count, sizes, fsdp', [
+    (1, {}, 1), (2, {}, 2), (3, {}, 1), (4, {}, 4), (6, {}, 2), (8, {}, 8), (12, {}, 4),
+    (20, {}, 4), (256, {}, 8), (8, dict(model=2), 4), (6, dict(model=3), 2),
+    (8, dict(data=2), 4), (8, dict(data=1, model=-1), 8)])
+def test_fsdp_auto_is_the_largest_of_8_4_2_1_that_fits(count, sizes, fsdp, caplog):
+  """So a config that says so starts on any number of devices."""
+  sizes = dict(data=-1, model=1) | sizes
+  with caplog.at_level('INFO'):
+    assert sharding._fsdp('auto', **sizes, count=count) == fsdp
+  assert sharding._fill(sizes | dict(fsdp=fsdp), count) is not None
+  assert f"config.mesh.fsdp='auto': {fsdp}, of {count} devices" in caplog.text
+
+
+def test_the_paper_s_pre_training_starts_here_with_fsdp_of_two_or_as_it_is_told():
+  config = pretrain_mbs.get_config('toy').to_dict()
+  for fsdp, expected in (('auto', 2), ('1', 1), (2, 2)):
+    task, _, _ = recipe.make_step(config | dict(mesh=dict(data=-1, fsdp=fsdp)))
+    assert task.mesh.shape['fsdp'] == expected
+  assert pretrain_mbs.get_config().mesh.fsdp == 'auto'
+  with pytest.raises(UserError, match=r"mesh\.fsdp='all': expected a number, or 'aut"):
+    sharding.make_mesh(8, fsdp='all')
 
 
 @pytest.mark.parametrize('rules', [[('widht', 'fsdp')], [('width', 'rows')], ['width']])

@@ -48,6 +48,13 @@ def test_a_workdir_without_a_checkpoint_is_said(tmp_path):
     weights.read(tmp_path)
   with pytest.raises(UserError, match='no such folder or file'):
     weights.read(tmp_path / 'runs' / 'none')
+  with pytest.raises(UserError, match='none: no such folder or file'):
+    weights.read(tmp_path / 'none')    # though its parent is there
+  with pytest.raises(UserError, match='holds no checkpoint yet'):
+    weights.read(tmp_path / 'checkpoints' / '7')
+  (tmp_path / 'ckpt-9.index').touch()
+  with pytest.raises(UserError, match='ckpt-9: not a TensorFlow 2 checkpoint'):
+    weights.read(tmp_path / 'ckpt-9')
 
 
 def test_a_tower_starts_from_the_whole_and_its_head_at_random(pretrained, caplog):

@@ -1,7 +1,7 @@
 """Reads a source from end to end and says what is wrong with it.
 
     python -m vatt_jax.check_data --source=FOLDER_OR_MANIFEST --captions=FILE \
-        --vocabulary=FILE
+        --vocabulary=FILE --config=configs/pretrain_folder.py
 
 Every picture and every sample of every clip is decoded. Prints a table, and below it
 each clip that has something amiss; `--json` prints all of it for a machine.
@@ -20,14 +20,18 @@ from typing import Any
 
 from absl import flags
 from absl import logging
+from ml_collections import config_flags
 import numpy as np
 
 from vatt_jax import cli
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip as clip_lib
 from vatt_jax.inputs import media
+from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.settings import call
+from vatt_jax.settings import Settings
 
 # What may be amiss with a clip, in the order of the table.
 FAULTS = {
@@ -42,6 +46,8 @@ FAULTS = {
 # Outside of these it is a slide show, or high speed.
 _FRAME_RATES_HZ = (10.0, 120.0)
 _AUDIO_HZ = 16_000
+# Seconds of a window of configs/pretrain_folder.py, which is not installed.
+WINDOW_SECONDS = 1.6
 # So much of a film is in memory at a time.
 _CHUNK_SECONDS = 5.0
 _CHUNK_PIXELS = 2 ** 27
@@ -138,7 +144,7 @@ def _hear(file: clip_lib.Media, start: float, end: float) -> bool:
   heard = False
   for now in np.arange(start, end, _CHUNK_SECONDS):
     num_samples = max(round(min(_CHUNK_SECONDS, end - now) * _AUDIO_HZ), 1)
-    heard |= file.sound(now, num_samples, _AUDIO_HZ) is not None
+    heard |= bool(np.any(file.sound(now, num_samples, _AUDIO_HZ)))
   return heard
 
 
@@ -212,17 +218,34 @@ def as_text(summary: dict[str, Any], findings: list[Finding]) -> str:
   return '\n'.join([*lines, *([''] if rows else []), *rows])
 
 
+def least_seconds(config: Settings | None) -> float:
+  """Returns the length of a window of a config; None is `pretrain_folder`'s.
+
+  Raises:
+    UserError: the config has no window, or one that cannot be.
+  """
+  if config is None:
+    return WINDOW_SECONDS
+  if 'window' not in config:
+    raise UserError('config.window: missing; give a config that reads clips, or '
+                    '--min_seconds')
+  return call('window', pipeline.Window, config['window']).seconds
+
+
 def main() -> None:
   f = flags.FLAGS
   if not f.source:
     raise UserError('--source: missing; give a folder of media files, a manifest, or '
                     'files of many clips')
+  min_seconds = f.min_seconds
+  if min_seconds is None:
+    min_seconds = least_seconds(f.config and f.config.to_dict())
   tokenizer = None
   if f.vocabulary:
     tokenizer = text.load(f.tokenizer, pathlib.Path(f.vocabulary), 2 ** 31 - 1, False)
   clips = sources.open_source(f.source, f.captions)
   began = time.perf_counter()
-  findings = check_source(clips, f.min_seconds, tokenizer)
+  findings = check_source(clips, min_seconds, tokenizer)
   summary = summarize(findings, time.perf_counter() - began, tokenizer is not None)
   if f.json:
     amiss = [dict(path=x.path, **x.faults) for x in findings if x.faults]
@@ -236,6 +259,9 @@ if __name__ == '__main__':
   flags.DEFINE_string('captions', '', 'Timed sentences beside it.')
   flags.DEFINE_string('vocabulary', '', 'Counts the words outside this file.')
   flags.DEFINE_enum('tokenizer', 'words', list(text.TOKENIZERS), 'Its kind.')
-  flags.DEFINE_float('min_seconds', 3.2, "Of a clip; by default a window of VATT's.")
+  config_flags.DEFINE_config_file(
+      'config', None, 'The config that will read the clips: those shorter than its '
+      'window are short; by default that of configs/pretrain_folder.py.')
+  flags.DEFINE_float('min_seconds', None, 'Of a clip, in place of the window.')
   flags.DEFINE_bool('json', False, 'Print JSON, not a table.')
   cli.run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,23 +14,32 @@ import pathlib
 import time
 from typing import Any
 
+from absl import logging
 from flax import traverse_util
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import numpy as safetensors
+import tensorstore as ts
 
+from vatt_jax.errors import is_full_disk
 from vatt_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'    # of a workdir
 
 _FOLDER = 'checkpoints'    # of a workdir
+_ITEM = 'default'    # of a checkpoint: Orbax's name for the only item
+_DISCARDED = 'checkpoints_discarded'    # of a workdir
 _DELETING_SECONDS = 5.0    # at most, from the first file of a checkpoint to the last
 
 
 class Gone(UserError):
   """The checkpoint of a step is not there, or no longer: only the newest are kept."""
+
+
+class Damaged(UserError):
+  """A checkpoint cannot be read, because a file of it is missing or incomplete."""
 
 
 class Checkpoints:
@@ -47,6 +57,7 @@ class Checkpoints:
       every_steps: when one is due.
     """
     self._every_steps = every_steps
+    self._folder = pathlib.Path(folder)
     self._manager = ocp.CheckpointManager(
         os.path.abspath(folder),
         options=ocp.CheckpointManagerOptions(max_to_keep=keep,
@@ -71,16 +82,28 @@ class Checkpoints:
     if step != self.latest():
       self._manager.save(step, args=ocp.args.StandardSave(_fields(state)))
 
+  def wait(self) -> None:
+    """Waits until what was saved is written; raises what went wrong with it."""
+    self._manager.wait_until_finished()
+
   def clear(self) -> None:
     """Deletes all there are."""
     for step in self._manager.all_steps():
       self._manager.delete(step)
 
   def restore(self, like: Any) -> Any:
-    """The newest state, with the shapes, types and shardings of `like`."""
+    """The newest state, with the shapes, types and shardings of `like`.
+
+    Raises:
+      Damaged: a file of the checkpoint is missing or incomplete.
+    """
+    self.wait()
+    step = self.latest()
+    if reason := damage(self._folder / str(step)):
+      raise _damaged(self._folder.parent, step, reason, 'give --resume_from={step}, or '
+                     'delete the damaged folder')
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
-    restored = self._manager.restore(self.latest(),
-                                     args=ocp.args.StandardRestore(abstract))
+    restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
     return (restored if isinstance(like, Mapping) else
             dataclasses.replace(like, **restored))
 
@@ -159,7 +182,7 @@ def split(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:
   return path, None
 
 
-def of_step(folder: pathlib.Path, step: int) -> pathlib.Path:
+def of_step(folder: pathlib.Path, step: int | str) -> pathlib.Path:
   """The path of a step's checkpoint in a workdir."""
   return folder / _FOLDER / str(step)
 
@@ -180,8 +203,55 @@ def newest(folder: pathlib.Path) -> int:
   return there[-1]
 
 
-def follow(folder: pathlib.Path, after: int, last: int,
-           wait: Callable[[], None]) -> Iterator[int]:
+def go_back(folder: pathlib.Path, step: int) -> None:
+  """Moves the checkpoints after a step out of the way, so that it is the newest.
+
+  They go to `checkpoints_discarded/STEP` of the workdir, and are never read again.
+
+  Raises:
+    UserError: the workdir holds no checkpoint of the step, or a damaged one.
+  """
+  known = steps(folder)
+  if step not in known:
+    raise UserError(f'--resume_from={step}: {folder} holds no checkpoint of that step; '
+                    f'expected one of {", ".join(map(str, known)) or "none"}')
+  if reason := damage(of_step(folder, step)):
+    raise _damaged(folder, step, reason, 'give --resume_from={step}')
+  for newer in (s for s in known if s > step):
+    aside = folder / _DISCARDED / str(newer)
+    copies = 0
+    while aside.exists():    # that step was discarded before
+      copies += 1
+      aside = folder / _DISCARDED / f'{newer}.{copies}'
+    aside.parent.mkdir(exist_ok=True)
+    of_step(folder, newer).rename(aside)
+    logging.warning('Discarded the checkpoint of step %d, now %s', newer, aside)
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(folder: pathlib.Path) -> Iterator[None]:
+  """Turns any error of writing to a full disk into one line.
+
+  Args:
+    folder: the workdir, whose newest whole checkpoint the line names.
+
+  Raises:
+    UserError: the disk is full.
+  """
+  try:
+    yield
+  except Exception as e:    # Orbax, TensorFlow and Python each have a class for it
+    if not is_full_disk(e):
+      raise
+    whole = newest_whole(folder)
+    kept = ('there is no whole checkpoint yet' if whole is None else
+            f'the newest whole checkpoint is {of_step(folder, whole)}')
+    raise UserError(f'{folder}: disk full; {kept}; free some space, and give the same '
+                    'command again') from e
+
+
+def follow(folder: pathlib.Path, after: int, last: int, wait: Callable[[], None],
+           agree: Callable[[int], int] = lambda step: step) -> Iterator[int]:
   """Yields the steps of a workdir's checkpoints as they appear, oldest first.
 
   Args:
@@ -189,12 +259,14 @@ def follow(folder: pathlib.Path, after: int, last: int,
     after: a step; only later ones are yielded.
     last: the step after which no other comes.
     wait: called as long as there is no new one; may raise to end it.
+    agree: the step that this process finds next, or -1 for none -> the step that all
+      processes take (`multi_host.from_first`).
   """
   while after < last:
     # Looked up anew each time: the oldest may be deleted while its forerunner is used.
-    new = [step for step in steps(folder) if step > after]
-    if new:
-      after = new[0]
+    new = agree(min((step for step in steps(folder) if step > after), default=-1))
+    if new > after:
+      after = new
       yield after
     else:
       wait()
@@ -212,6 +284,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
 
   Raises:
     Gone: the folder holds no checkpoint of that step, or it is deleted meanwhile.
+    Damaged: a file of the checkpoint is missing or incomplete.
     UserError: the folder holds no checkpoint.
   """
   folder, step = split(path)
@@ -220,17 +293,88 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     step = last
   elif step not in steps(folder):
     raise _gone(folder, step)
+  reason = damage(of_step(folder, step))
   try:
-    variables = _load(folder, step)
+    variables = None if reason else _load(folder, step)
   except UserError:
     raise
   except Exception as e:    # Orbax says in many ways that files are missing
     if _is_vanishing(of_step(folder, step)):
       raise _gone(folder, step) from e
     raise
+  if reason and not _is_vanishing(of_step(folder, step)):
+    raise _damaged(folder, step, reason, f'name {of_step(folder, "{step}")}')
   if step not in steps(folder):    # what was read last may have been nothing
     raise _gone(folder, step)
   return config, variables
+
+
+def newest_whole(folder: pathlib.Path, before: float = float('inf')) -> int | None:
+  """The newest step of a workdir, before another, whose files are complete."""
+  return next((step for step in reversed(steps(folder))
+               if step < before and not damage(of_step(folder, step))), None)
+
+
+def damage(path: pathlib.Path) -> str:
+  """Finds a file of a checkpoint that is missing or shorter than it must be.
+
+  Reads the tables of contents alone, not the arrays.
+
+  Args:
+    path: the checkpoint's folder.
+
+  Returns:
+    Which file, and what is wrong with it; empty if nothing is.
+  """
+  item = path / _ITEM
+  tables = [item / '_METADATA', *item.glob('_sharding'),
+            *item.glob('array_metadatas/*')]
+  for table in tables:
+    try:
+      json.loads(table.read_bytes())
+    except (OSError, ValueError) as e:
+      why = e.strerror if isinstance(e, OSError) else 'incomplete'
+      return f'{table.relative_to(path)}: {why}'
+  try:
+    store = ts.KvStore.open({'driver': 'file', 'path': f'{item.absolute()}/'}).result()
+    manifest = ts.ocdbt.dump(store).result()
+    nodes = [manifest['versions'][-1]['root']['location']]
+    while nodes:
+      for entry in ts.ocdbt.dump(store, nodes.pop()).result()['entries']:
+        if 'location' in entry:
+          nodes.append(entry['location'])
+        elif reason := _missing(path, entry.get('indirect_value')):
+          return reason
+  except (ValueError, KeyError, IndexError) as e:    # TensorStore's, or no such entry
+    return f'{_ITEM}: its table of arrays cannot be read: {str(e)[:200]}'
+  return ''
+
+
+def _missing(path: pathlib.Path, place: str | None) -> str:
+  """Why the file of a value lacks it; empty if it does not, or the value needs none.
+
+  Args:
+    path: the checkpoint's folder.
+    place: `value:FOLDER:FILE:OFFSET:LENGTH`, or None.
+  """
+  if place is None:
+    return ''
+  _, folder, name, offset, length = place.split(':')
+  file = pathlib.Path(_ITEM, folder + name)
+  needed = int(offset) + int(length)
+  try:
+    found = (path / file).stat().st_size
+  except OSError as e:
+    return f'{file}: {e.strerror}'
+  return '' if found >= needed else f'{file}: has {found} of {needed} bytes or more'
+
+
+def _damaged(folder: pathlib.Path, step: int, reason: str, remedy: str) -> Damaged:
+  """The error for a damaged checkpoint; `{step}` of `remedy` is the whole one."""
+  whole = newest_whole(folder, before=step)
+  advice = ('no checkpoint before it is whole' if whole is None else
+            f'step {whole} before it is whole: {remedy.format(step=whole)}')
+  return Damaged(f'{of_step(folder, step)}: is damaged ({reason}); {advice}')
 
 
 def _gone(folder: pathlib.Path, step: int) -> Gone:
@@ -250,18 +394,21 @@ def _is_vanishing(path: pathlib.Path) -> bool:
 
 
 def _load(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  """The model's variables of a step, as NumPy arrays."""
-  with ocp.CheckpointManager(
-      (folder / _FOLDER).absolute(),
-      item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
-    tree = manager.item_metadata(step).tree
+  """The model's variables of a step, as NumPy arrays.
+
+  Waits for no other process, unlike a checkpoint manager: each may find that the
+  checkpoint was deleted.
+  """
+  path = of_step(folder, step).absolute() / _ITEM
+  with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    tree = handler.metadata(path).tree
     if 'model_state' not in tree:
       raise UserError(f'{folder}: was written by an older vatt_jax, whose checkpoints '
                       'this one cannot read')
     averaged = bool(tree.get('average'))
     wanted = {k: tree[k] for k in (    # not the optimiser's
         'average' if averaged else 'params', 'model_state')}
-    loaded = manager.restore(step, args=ocp.args.PyTreeRestore(
+    loaded = handler.restore(path, args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)))
   params = loaded['average' if averaged else 'params']

@@ -1,19 +1,23 @@
-"""A trained model at work: embeddings of files and sentences.
+"""Embeddings of files and sentences by a trained model.
 
     from vatt_jax import embed
     vatt = embed.Embedder('runs/quickstart')
-    film = vatt.file('data/toy_world/clips/test/0000.mp4', end=3.2)
-    words = vatt.text('a red cross slides to the right')
-    print(embed.similarities(film, words))
+    videos = vatt.videos(['data/toy_world/clips/test/0000.mp4'])
+    texts = vatt.texts(['a red cross slides to the right', 'a blue star falls'])
+    print(vatt.similarity(videos, texts)['video_text'])    # [1, 2]
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping
-import itertools
+from collections.abc import Sequence
+import contextlib
+import dataclasses
 import os
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -28,11 +32,30 @@ from vatt_jax.inputs import text as text_lib
 from vatt_jax.models import build
 from vatt_jax.models import heads
 
-Embedding = Mapping[str, Mapping[str, np.ndarray]]    # space -> modality -> [D]
+# A media file, or a stretch of one: path, start and end in seconds.
+File = str | os.PathLike[str] | tuple[str | os.PathLike[str], float, float]
 
-# What the paper's models are trained on (section 4.3).
+# Read by default where the checkpoint does not say what it was trained on (section
+# 4.3 of the paper).
 PAPER_WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
                                audio_hz=48_000)
+
+_BATCH_SIZE = 32    # windows, or sentences, that the model takes at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+  """Embeddings of N items of one modality.
+
+  Attributes:
+    modality: 'video', 'audio' or 'text'.
+    spaces: name of a common space -> float32 [N, D], rows of unit norm.
+  """
+  modality: str
+  spaces: Mapping[str, np.ndarray]
+
+  def __len__(self) -> int:
+    return len(next(iter(self.spaces.values())))
 
 
 class Embedder:
@@ -73,77 +96,132 @@ class Embedder:
           kind, vocabulary or known, config['model']['text']['vocabulary_size'],
           data.get('drop_stop_words', False))
 
-  def file(self, path: str | os.PathLike[str], start: float = 0.0,
-           end: float = float('inf'), num_windows: int = 4) -> Embedding:
-    """Embeds the picture and sound of a media file.
+  def videos(self, files: Sequence[File], num_windows: int = 4) -> Embeddings:
+    """Embeds the frames of media files.
 
     Args:
-      path: of the file.
-      start: of the stretch to embed, seconds.
-      end: of it, seconds.
-      num_windows: spread over the stretch, whose embeddings are averaged (VATT,
-        section 4.3).
+      files: paths, or (path, start, end) for a stretch of a file, in seconds.
+      num_windows: spread over each, whose embeddings are averaged (VATT, section
+        4.3).
+
+    Raises:
+      UserError: a file cannot be read or has no video, or the model has none.
+    """
+    return self._files('video', files, num_windows)
+
+  def audios(self, files: Sequence[File], num_windows: int = 4) -> Embeddings:
+    """Embeds the audio of media files, be they videos or audio alone.
+
+    Args:
+      files: as for `videos`.
+      num_windows: as for `videos`.
+
+    Raises:
+      UserError: a file cannot be read or has no audio, or the model has none.
+    """
+    return self._files('audio', files, num_windows)
+
+  def texts(self, sentences: Sequence[str]) -> Embeddings:
+    """Embeds sentences. Logs a warning for those without any known word.
+
+    Raises:
+      UserError: the model has no text, it came without its vocabulary, or a sentence
+        has no words.
+    """
+    self._check('text', sentences)
+    if self._tokenizer is None:
+      raise UserError(f'{self._path}: comes without its vocabulary; give '
+                      'Embedder(..., vocabulary=FILE)')
+    ids = np.stack([self._tokenizer.encode(sentence, self._window.max_words)
+                    for sentence in sentences])
+    for sentence, row in zip(sentences, ids, strict=True):
+      if not row.any():
+        raise UserError(f'{sentence!r}: expected a sentence with at least one word')
+      if set(row) <= {0, self._tokenizer.unknown}:
+        logging.warning(
+            'The vocabulary of %s has none of the words of %r: %s. The embedding '
+            'depends only on their number', self._path, sentence,
+            ', '.join(text_lib.words(sentence)))
+    rows = [self._embed('text', {'text': part[:, None]}, lambda x: x[:, 0])
+            for part in _batches(ids)]
+    return self._joined('text', rows, len(ids))
+
+  def similarity(self, a: Embeddings, b: Embeddings) -> dict[str, np.ndarray]:
+    """Computes the cosine similarity of every item of `a` with every item of `b`.
 
     Returns:
-      space -> of `video` and `audio` what there is -> [D] of unit norm.
+      Name of each space that both are embedded in -> float32 [len(a), len(b)].
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: they share no space.
     """
+    shared = [space for space in a.spaces if space in b.spaces]
+    if not shared:
+      raise UserError(
+          f'{a.modality} is embedded in {", ".join(a.spaces)}, {b.modality} in '
+          f'{", ".join(b.spaces)}: they share no space, so no similarity is defined')
+    return {space: a.spaces[space] @ b.spaces[space].T for space in shared}
+
+  def _check(self, modality: str, items: Sequence[Any]) -> None:
+    """Raises UserError unless there is a list of items, and a tower for them."""
+    if modality not in self._model.tokenizers:
+      raise UserError(f'{self._path}: the model has no {modality}; it has '
+                      f'{", ".join(self._model.tokenizers)}')
+    if isinstance(items, (str, os.PathLike)):
+      raise UserError(f'{os.fspath(items)}: expected a list, [{items!r}]')
+    if not len(items):
+      raise UserError(f'no {modality} to embed: expected a list of one or more')
+
+  def _files(self, modality: str, files: Sequence[File], num_windows: int
+             ) -> Embeddings:
+    self._check(modality, files)
     reader = pipeline.Reader(
-        [clip.Clip(os.fspath(path), start, end)], self._window,
-        text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, 1))
-    examples = []
-    for place in pipeline.spread(num_windows):
-      views = reader.views(0, place)
-      if views is None:
-        raise UserError(reader.notes.skipped[os.fspath(path)])
-      examples += views
-    modalities = [m for m in ('video', 'audio') if m in examples[0]]
-    batch = {m: np.stack([e[m] for e in examples]) for m in modalities}
-    embed = jax.tree.map(lambda x: x[None],                           # [1, V, D]
-                         self._embed(augment.normalize(batch)))
-    present = {m: np.array([[e[f'has_{m}'] for e in examples]])       # [1, V]
-               for m in modalities}
-    return {space: {m: x[0] for m, x in sides.items() if present[m].any()}
-            for space, sides in extract.of_clips(embed, present).items()}
+        [_clip(file) for file in files],
+        dataclasses.replace(self._window, modalities=(modality,)),
+        text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, len(files)))
+    count = len(files) * num_windows
+    # Its threads end before an error is shown.
+    with contextlib.closing(pipeline.eval_batches(
+        reader, min(_BATCH_SIZE, count), num_windows)) as batches:
+      rows = [(batch['mask'], self._embed(
+          modality, augment.normalize({modality: batch[modality]}), np.asarray))
+              for batch in batches]
+    views = lambda x: x[:count].reshape(len(files), num_windows, *x.shape[1:])
+    read = views(np.concatenate([mask for mask, _ in rows]))
+    for i, ok in enumerate(read.any(axis=1)):
+      if not ok:
+        raise UserError(reader.notes.skipped[reader.clips[i].path])
+    whole = self._joined(modality, [row for _, row in rows], count)
+    clips = extract.of_clips({space: {modality: views(x)}
+                              for space, x in whole.spaces.items()}, {modality: read})
+    return Embeddings(modality, {space: x[modality].astype(np.float32)
+                                 for space, x in clips.items()})
 
-  def text(self, sentence: str) -> Embedding:
-    """Embeds a sentence.  -> space -> `text` -> [D] of unit norm.
+  def _embed(self, modality, batch, pick):
+    """Space -> [B, D] of a batch of one modality."""
+    embed = jax.device_get(self._apply(self._variables, batch))
+    return {space: pick(x[modality]) for space, x in embed.items() if modality in x}
 
-    Raises:
-      UserError: the model has no text, came without its words, or the sentence is
-        empty.
-    """
-    if 'text' not in self._model.tokenizers:
-      raise UserError(f'{self._path}: holds a model without text')
-    if self._tokenizer is None:
-      raise UserError(f'{self._path}: comes without its words; give '
-                      'Embedder(..., vocabulary=FILE), their file')
-    words = self._tokenizer.encode(sentence, self._window.max_words)
-    if not words.any():
-      raise UserError(f'{sentence!r}: expected a sentence with at least one word')
-    embed = self._embed({'text': words[None, None]})
-    return {space: {'text': sides['text'][0, 0]} for space, sides in embed.items()
-            if 'text' in sides}
-
-  def _embed(self, batch: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    return jax.device_get(self._apply(self._variables, batch))
+  def _joined(self, modality, rows, count):
+    """The first `count` of several batches; the rest fills up the last batch."""
+    return Embeddings(modality, {
+        space: np.concatenate([row[space] for row in rows])[:count].astype(np.float32)
+        for space in rows[0]})
 
 
-def similarities(*embeddings: Embedding) -> dict[str, float]:
-  """Cosine similarities of what shares a space.
+def _clip(file: File) -> clip.Clip:
+  if isinstance(file, (str, os.PathLike)):
+    return clip.Clip(os.fspath(file))
+  try:
+    path, start, end = file
+    return clip.Clip(os.fspath(path), float(start), float(end))
+  except (TypeError, ValueError) as e:
+    raise UserError(f'{file!r}: expected a path, or (path, start, end)') from e
 
-  Args:
-    *embeddings: of one file and one sentence, say; of a modality in a space there
-      must be one.
 
-  Returns:
-    `MODALITY~MODALITY` -> similarity in [-1, 1].
-  """
-  spaces: dict[str, dict[str, np.ndarray]] = {}
-  for embedding in embeddings:
-    for space, sides in embedding.items():
-      spaces.setdefault(space, {}).update(sides)
-  return {f'{a}~{b}': float(sides[a] @ sides[b])
-          for sides in spaces.values() for a, b in itertools.combinations(sides, 2)}
+def _batches(ids: np.ndarray) -> Iterator[np.ndarray]:
+  """Parts of equal size, so that one program takes all; zeros fill up the last."""
+  size = min(_BATCH_SIZE, len(ids))
+  for begin in range(0, len(ids), size):
+    part = ids[begin:begin + size]
+    yield np.pad(part, ((0, size - len(part)), (0, 0)))

@@ -12,8 +12,10 @@ from absl import logging
 
 from vatt_jax import checkpoint
 from vatt_jax import interrupt
+from vatt_jax import multi_host
 from vatt_jax import recipe
 from vatt_jax import train
+from vatt_jax import workdir_lock
 from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import report
@@ -44,36 +46,55 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
     interrupt.Interrupted: SIGTERM or Ctrl-C.
   """
   folder = workdir / 'eval' / name
-  newest = _newest(folder)
-  if newest is None:    # its config vouches for nothing yet, and may be mended
-    (folder / checkpoint.CONFIG_FILE).unlink(missing_ok=True)
-  done = -1 if newest is None else newest['step']
-  with interrupt.Interrupt() as stop:
+  with (workdir_lock.held(folder) as unlock, checkpoint.naming_a_full_disk(workdir),
+        interrupt.Interrupt(multi_host.agreement()) as stop):
+    train.end_soon(stop, unlock)
     source = _source(config, workdir)
-    run = recipe.make(config, folder, stop.check, weights_from=str(source))
+    with multi_host.first_alone():    # the others find what it makes
+      newest = _newest(folder)
+      if newest is None and multi_host.is_first():
+        # Its config vouches for nothing yet, and may be mended.
+        (folder / checkpoint.CONFIG_FILE).unlink(missing_ok=True)
+      run = recipe.make(config, folder, stop.check, weights_from=str(source))
     if not run.evaluations:
       raise UserError('config.evals: is empty; expected what to evaluate')
+    done = multi_host.from_first(-1 if newest is None else newest['step'])
     random = train.untrained(run)
     writer = writers.open_writers(folder, done + 1)
     try:
       for step, path in _checkpoints(source, workdir, done, stop):
-        try:
-          state = train.start_from(run.load(str(path), allow_random_head), random)
-        except checkpoint.Gone as e:
-          if source != workdir:    # that one was asked for
-            raise
-          logging.info('Left out: %s', e)
+        variables = _load(run, path, allow_random_head, asked_for=source != workdir)
+        if variables is None:
           continue
+        state = train.start_from(variables, random)
         measures = {f'{which}/{k}': v for which, evaluation in run.evaluations.items()
-                    for k, v in evaluation.evaluator.run(state)}
+                    for k, v in evaluation.run(state).items()}
         writer.write_scalars(step, measures)
         logging.info('step %d  %s', step, _in_short(measures))
-        _write_results(folder)
+        if multi_host.is_first():
+          _write_results(folder)
     finally:
       writer.close()
-  results = _write_results(folder)    # again, for a kill may have come before it
-  print(report.as_text(results))
-  print(f'Results: {(folder / writers.RESULTS_FILE).resolve()}')
+    if multi_host.is_first():
+      results = _write_results(folder)    # again, for a kill may have come before it
+      print(report.as_text(results))
+      print(f'Results: {(folder / writers.RESULTS_FILE).resolve()}')
+
+
+def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
+          asked_for: bool) -> dict[str, Any] | None:
+  """The variables of a checkpoint; None in all processes if it is gone for any."""
+  variables, gone = None, None
+  try:
+    variables = run.load(str(path), allow_random_head)
+  except checkpoint.Gone as e:
+    if asked_for:
+      raise
+    gone = e
+  if multi_host.all_of(gone is None):
+    return variables
+  logging.info('Left out: %s', gone or f'{path}: is gone for another process')
+  return None
 
 
 def _source(config: Mapping[str, Any], workdir: pathlib.Path) -> pathlib.Path:
@@ -92,7 +113,9 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
   if source != workdir:
     folder, step = checkpoint.split(source)
     if step is None:    # the newest, or 0 of what is no workdir
-      step = max(checkpoint.steps(folder), default=0)
+      step = multi_host.from_first(max(checkpoint.steps(folder), default=0))
+      if checkpoint.of_step(folder, step).exists():    # the same for all processes
+        source = checkpoint.of_step(folder, step)
     if step > done:
       yield step, source
     return
@@ -103,7 +126,7 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
     stop.check()
     time.sleep(_POLL_SECONDS)
 
-  for step in checkpoint.follow(workdir, done, last, wait):
+  for step in checkpoint.follow(workdir, done, last, wait, multi_host.from_first):
     yield step, checkpoint.of_step(workdir, step)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import glob
+import itertools
 import pathlib
 from typing import Any
 
@@ -25,6 +26,7 @@ from vatt_jax import checkpoint
 from vatt_jax import cost
 from vatt_jax import interrupt
 from vatt_jax import recipe
+from vatt_jax import run_info
 from vatt_jax import sharding
 from vatt_jax import step
 from vatt_jax import train
@@ -35,8 +37,8 @@ from vatt_jax.evaluators import figures
 from vatt_jax.evaluators import report
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.recipe import evals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Model:
 
   Attributes:
     run: what its recipe says.
+    workdir: of the run.
     before: what it started from.
     now: of its newest checkpoint.
     step: of that.
   """
   run: recipe.Recipe
+  workdir: pathlib.Path
   before: step.State
   now: step.State
   step: int
@@ -61,12 +65,10 @@ class Model:
 
 
 class Sample(Sequence[clip.Clip]):
-  """Some clips of a source, at random and in order; all if there are no more."""
+  """Some clips of a source, by their numbers."""
 
-  def __init__(self, clips: Sequence[clip.Clip], count: int, seed: int):
-    self._clips = clips
-    rng = np.random.default_rng(seed)
-    self.numbers = np.sort(rng.permutation(len(clips))[:count])
+  def __init__(self, clips: Sequence[clip.Clip], numbers: np.ndarray):
+    self._clips, self.numbers = clips, numbers
 
   def __len__(self) -> int:
     return len(self.numbers)
@@ -103,7 +105,7 @@ def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     drawing.save(folder)
   page = workdir / 'report.html'
   report.write(page, workdir.name, writers.read_results(workdir) or {}, curves,
-               galleries, learnt)
+               galleries, learnt, run_info.read(workdir))
   print(f'{folder.resolve()}: {", ".join(d.name for d in drawings)}')
   print(f'Report: {page.resolve()}')
 
@@ -118,45 +120,68 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
   start = config.get('init_from')
   before = train.start_from(run.load(start), random) if start else random
   path = checkpoint.of_step(workdir, newest)
-  return Model(run, before, train.start_from(run.load(str(path)), random), newest)
+  now = train.start_from(run.load(str(path)), random)
+  return Model(run, workdir, before, now, newest)
 
 
 def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
            ) -> Iterator[figures.Drawing]:
-  """The figures of features and of costs that there are."""
+  """Yields the figures of features and of costs that there are."""
   wish = model.run.figures
-  reader = _reader(model.run)
-  if not len(reader.clips):
+  clips = _clips(model.run)
+  if not len(clips):
     raise UserError('config.figures.path: is empty; expected a source of clips, for '
                     'this recipe has none')
-  clips = Sample(reader.clips, wish.num_clips, wish.seed)
-  labels, label = _labels(clips, wish.label or (
-      reader.labels.column if reader.labels else ''))
+  labels, label = _labels(clips, wish.num_clips, wish.label or (
+      model.run.reader.labels.column if model.run.reader.labels else ''))
   costs = _costs(wish.runs, wish.measure) if wish.runs else []
-  beside = _beside(wish.beside, model, check) if wish.beside else None
-  logging.info('Reading %d clips', len(clips))
-  features = functools.partial(_features, clips=clips, check=check)
-  now, before = (features(model.run, s, reader) for s in (model.now, model.before))
-  when = {'before training': before, f'at step {model.step}': now}
-  models, steps = {model.kind: now}, f'Step {model.step}'
-  if beside:
-    name, other = beside
-    models[name] = features(other.run, other.now, other.run.reader)
-    steps += f', {name} of step {other.step}'
+  models = _models(model, wish.beside, check)
+  steps = [f'{name} of step {other.step}' for name, other in models.items()][1:]
+  steps = ', '.join([f'Step {model.step}', *steps])
   start = config.get('init_from') or 'random weights'
-  whose = f' {steps}; training began with {start}; {len(clips)} clips.'
+
+  sample = Sample(clips, _sample(len(clips), labels, wish))
+  logging.info('Reading %d clips', len(sample))
+  read = functools.partial(_features, clips=sample, check=check)
+  now = {name: read(other.run, other.now) for name, other in models.items()}
+  when = {'before training': read(model.run, model.before)} | {
+      f'{name}, step {models[name].step}': features for name, features in now.items()}
+  some = _some(len(sample), wish.num_clips, wish.seed)
+  less = {name: _take(features, some) for name, features in now.items()}
   tasks = dict(
-      tsne_classes=lambda: figures.by_class(
-          when, labels, label, wish.num_classes, wish.seed),
-      tsne_spaces=lambda: figures.by_modality(models, wish.seed),
-      similarities=lambda: figures.similarities(models))
-  for name, task in tasks.items():
+      tsne_classes=(sample.numbers, lambda: figures.by_class(
+          when, [labels[i] for i in sample.numbers] if label else [], label,
+          wish.seed)),
+      tsne_spaces=(some, lambda: figures.by_modality(less, wish.seed)),
+      similarities=(some, lambda: figures.similarities(less)))
+  for name, (numbers, task) in tasks.items():
     check()
     drawing = _try(name, task)
     if drawing:
-      yield dataclasses.replace(drawing, caption=drawing.caption + whose)
+      yield dataclasses.replace(drawing, caption=(
+          f'{drawing.caption} {steps}; training began with {start}; {len(numbers)} '
+          'clips.'))
   if costs:
     yield figures.cost_curve(costs, wish.measure)
+
+
+def _sample(count: int, labels: Sequence[str], wish: evals.Figures) -> np.ndarray:
+  """Returns the numbers of clips to show: by class, or where none has a label any."""
+  numbers = figures.draw_by_class(labels, wish.num_classes, wish.clips_per_class,
+                                  wish.seed)
+  return numbers if len(numbers) else _some(count, wish.num_clips, wish.seed)
+
+
+def _some(count: int, at_most: int, seed: int) -> np.ndarray:
+  """Returns some of the first numbers, at random and in order."""
+  return np.sort(np.random.default_rng(seed).permutation(count)[:at_most])
+
+
+def _take(features: figures.Features, rows: np.ndarray) -> figures.Features:
+  """Returns the features of some of the clips."""
+  return figures.Features(**{
+      field.name: jax.tree.map(lambda x: x[rows], getattr(features, field.name))
+      for field in dataclasses.fields(features)})
 
 
 def _try(name: str, task: Callable[[], figures.Drawing]) -> figures.Drawing | None:
@@ -168,18 +193,18 @@ def _try(name: str, task: Callable[[], figures.Drawing]) -> figures.Drawing | No
     return None
 
 
-def _reader(run: recipe.Recipe) -> pipeline.Reader:
-  """Of the source that the recipe names, or of its first evaluation that has one."""
+def _clips(run: recipe.Recipe) -> Sequence[clip.Clip]:
+  """Returns the source that the config names, or its first evaluation's that has one.
+  """
   if run.figures.path:
-    clips = sources.open_source(run.figures.path, run.figures.captions)
-    return dataclasses.replace(run.reader, clips=clips)
+    return sources.open_source(run.figures.path, run.figures.captions)
   return next((e.evaluator.reader for e in run.evaluations.values()
-               if hasattr(e.evaluator, 'reader')), run.reader)
+               if hasattr(e.evaluator, 'reader')), run.reader).clips
 
 
-def _features(run: recipe.Recipe, state: step.State, reader: pipeline.Reader,
-              clips: Sample, check: Callable[[], None]) -> figures.Features:
-  """What a model makes of the middle of each clip."""
+def _features(run: recipe.Recipe, state: step.State, clips: Sample,
+              check: Callable[[], None]) -> figures.Features:
+  """Returns the features of the middle of each clip."""
   inputs = jax.jit(lambda state, batch: run.task.model.apply(
       step.variables(state), augment.normalize(batch), method='mean_inputs'))
 
@@ -188,7 +213,7 @@ def _features(run: recipe.Recipe, state: step.State, reader: pipeline.Reader,
     batch = sharding.to_devices(batch, run.task.mesh)
     return dict(run.task.predict(state, batch), inputs=inputs(state, batch))
 
-  found = extract.by_clip(predict, state, dataclasses.replace(reader, clips=clips),
+  found = extract.by_clip(predict, state, dataclasses.replace(run.reader, clips=clips),
                           run.batch_size, 1, 1, _pick)
   found = jax.tree.map(lambda x: x[:, 0], found)    # there is but one view
   return figures.Features(clip=clips.numbers, **found)
@@ -204,24 +229,44 @@ def _pick(outputs, batch):
                      for space, sides in outputs.get('embed', {}).items()})
 
 
-def _beside(folder: str, model: Model, check: Callable[[], None]) -> tuple[str, Model]:
-  """Another run's model, and its name: its kind, or if that is the same its folder."""
-  workdir = pathlib.Path(folder)
-  if not (workdir / checkpoint.CONFIG_FILE).exists():
-    raise UserError(f'config.figures.beside={folder!r}: holds no run')
-  other = _load(checkpoint.read_config(workdir), workdir, check)
-  return workdir.name if other.kind == model.kind else other.kind, other
+def _models(model: Model, beside: str, check: Callable[[], None]) -> dict[str, Model]:
+  """Returns the model and those of other runs by name.
+
+  Names are the kinds of the models, or if these are not distinct their workdirs.
+  """
+  models = [model]
+  for folder in filter(None, beside.split(',')):
+    workdir = pathlib.Path(folder)
+    if not (workdir / checkpoint.CONFIG_FILE).exists():
+      raise UserError(f'config.figures.beside={folder!r}: holds no run')
+    models.append(_load(checkpoint.read_config(workdir), workdir, check))
+  for names in ([m.kind for m in models], [m.workdir.name for m in models]):
+    if len(set(names)) == len(models):
+      break
+  else:
+    names = [str(m.workdir) for m in models]
+  return dict(zip(names, models, strict=True))
 
 
-def _labels(clips: Sequence[clip.Clip], label: str) -> tuple[list[str], str]:
-  """The label of each clip, and its name; empty where none is asked for or there."""
-  rows = [c.labels for c in sources.each(clips)]
-  columns = list(dict.fromkeys(name for row in rows for name in row))
+def _labels(clips: Sequence[clip.Clip], num_tried: int, label: str
+            ) -> tuple[list[str], str]:
+  """Returns the label of each clip, and its name.
+
+  Both are empty where no label is asked for and the first clips have none: to read all
+  records of a large source takes too long.
+
+  Raises:
+    UserError: none of the first clips has the label that is asked for.
+  """
+  first = itertools.islice(sources.each(clips), num_tried)
+  columns = list(dict.fromkeys(name for c in first for name in c.labels))
   label = label or ''.join(columns[:1])
-  if label and label not in columns:
+  if not label:
+    return [], ''
+  if label not in columns:
     raise UserError(f'config.figures.label={label!r}: the clips have no such label; '
                     f'found {", ".join(columns) or "none"}')
-  return [row.get(label, '') for row in rows], label
+  return [c.labels.get(label, '') for c in sources.each(clips)], label
 
 
 def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
+import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -36,6 +39,7 @@ class Interrupt:
     self._agree = agree
     self._number = 0
     self._before: dict[int, Any] = {}
+    self._at_exit = contextlib.ExitStack()
 
   def __enter__(self) -> Interrupt:
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -44,11 +48,46 @@ class Interrupt:
 
   def __exit__(self, *_) -> None:
     self._restore()
+    self._at_exit.close()
 
   def check(self) -> None:
     """Raises Interrupted if a signal has come."""
     if number := self._agree(self._number):
       raise Interrupted(number)
+
+  def end_within(self, seconds: float, end: Callable[[int], None]) -> None:
+    """From now on a signal ends the process, even if nothing checks for it.
+
+    A compilation or the fit of a classifier takes long and is one call, in which
+    Python runs no handler of signals. Only for a single process, and where nothing is
+    left to save.
+
+    Args:
+      seconds: from the signal to the end, unless the context of this object ends
+        before.
+      end: called in another thread with the number of the signal.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    left = threading.Event()
+
+    def wait() -> None:
+      while number := os.read(reader, 1):
+        if number[0] in (signal.SIGTERM, signal.SIGINT) and not left.wait(seconds):
+          end(number[0])
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def stop_waiting() -> None:
+      signal.set_wakeup_fd(before)
+      left.set()
+      os.close(writer)    # ends the thread
+      waiting.join()
+      os.close(reader)
+
+    self._at_exit.callback(stop_waiting)
 
   def _note(self, number: int, frame: FrameType | None) -> None:
     del frame

@@ -32,6 +32,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from vatt_jax import interrupt
+from vatt_jax import platforms
 from vatt_jax.errors import UserError
 
 _TELL_SECONDS = 20.0    # from one word about who is missing to the next
@@ -102,7 +103,7 @@ def joined(coordinator: str, num_processes: int, process_id: int,
       coordinator, num_processes, process_id, cluster_detection_method='deactivate',
       initialization_timeout=int(start_timeout_seconds),
       heartbeat_timeout_seconds=_DEAD_SECONDS)
-  jax.devices()    # all must ask for them before any can go on
+  platforms.check()    # all must ask for devices before any can go on
   if process_id:
     logging.set_verbosity(logging.WARNING)    # the first one's log is enough
   watch = _Watch(peers, hosts)
@@ -247,9 +248,15 @@ class _Watch:
     leave(1)
 
 
-def leave(status: int) -> NoReturn:
-  """Ends the process; as one of many without a farewell, to which not all may come."""
-  if not jax.distributed.is_initialized():
+def leave(status: int, at_once: bool = False) -> NoReturn:
+  """Ends the process; as one of many without a farewell, to which not all may come.
+
+  Args:
+    status: of the process.
+    at_once: do not wait for the threads of libraries, which takes many seconds after
+      an evaluation. All that is to be kept must be written.
+  """
+  if not at_once and not jax.distributed.is_initialized():
     sys.exit(status)
   sys.stdout.flush()
   sys.stderr.flush()
@@ -261,14 +268,28 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def from_first(number: int) -> int:
+  """Returns the number that process 0 has; all must ask."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))
+
+
 def all_of(true: bool) -> bool:
   """Whether it is true in every process; all must ask."""
   return bool(multihost_utils.process_allgather(np.asarray(true)).all())
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-  """Process 0 does what is within, then the others do."""
+def first_alone(unless: bool = False) -> Iterator[None]:
+  """Process 0 does what is within, then the others do.
+
+  Args:
+    unless: nothing is left to make for the others; if all say so, none waits.
+  """
+  if all_of(unless):    # on which all must agree: process 0 may be making it now
+    yield
+    return
   if not is_first():
     multihost_utils.sync_global_devices('first')
   yield

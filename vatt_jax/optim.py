@@ -10,6 +10,7 @@ import re
 from typing import Any
 from typing import NamedTuple
 
+from absl import logging
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,23 @@ def _warmed_up(decay: Callable[[jax.Array], jax.Array], peak_rate: float,
   return rate
 
 
+def stretched(schedule: optax.Schedule, reached: int, old_total: int, new_total: int
+              ) -> optax.Schedule:
+  """Spreads what a schedule has left from a step on over more steps.
+
+  Up to `reached` the rates are as before. From there on the rates of `reached` to
+  `old_total` are those of `reached` to `new_total`, in the same order; after a finished
+  run the rate stays as it was at its end.
+  """
+  share = (old_total - reached) / (new_total - reached)
+
+  def rate(step: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    return schedule(
+        jnp.where(step <= reached, step, reached + (step - reached) * share))
+  return rate
+
+
 _DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine}
 
 
@@ -69,57 +87,70 @@ class Optimizer(NamedTuple):
     schedule: its learning rate, for the log.
     frozen: parameters -> a tree of bool, True for those that no rule lets train;
       None where all are trained.
+    clip: gradients -> the same, clipped, for each replica's before they are added;
+      None where `update` clips the whole batch's, or nothing is clipped.
   """
   update: optax.GradientTransformation
   schedule: optax.Schedule
   frozen: Callable[[Any], Any] | None
+  clip: Callable[[Any], Any] | None = None
 
 
 def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: int,
           name: str = 'adam', decay: str = 'quarter_cosine', clip_norm: float = 0.0,
-          rules: Sequence[Rule] = (), layer_decay: float = 1.0,
-          layer_of: Callable[[str], int] = lambda path: 0, **settings: Any
-          ) -> Optimizer:
+          clip_replicas: int = 1, rules: Sequence[Rule] = (), layer_decay: float = 1.0,
+          layer_of: Callable[[str], int] = lambda path: 0,
+          extended: Sequence[tuple[int, int]] = (), **settings: Any) -> Optimizer:
   """An optimiser, by default that of VATT's pre-training.
 
   Args:
     total_steps: of the run.
     peak_rate: after the warm-up.
     final_rate: at the end.
-    warmup_steps: linear, from 0.
+    warmup_steps: linear, from 0. Where the run is shorter than that, half of the run.
     name: 'adam' or 'sgd'.
     decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (the paper's
       fine-tuning, and all of the release).
-    clip_norm: most that the gradient of all but the head may measure, as in the
-      release; 0 for any.
+    clip_norm: the largest norm of the gradient of all parameters but the head's; a
+      larger gradient is scaled down to it. 0: no limit.
+    clip_replicas: with 1 the limit is on the gradient of the whole batch. With more it
+      is on each of so many replicas' shares of it, which are added afterwards, as in
+      the release: the sum of R clipped shares may measure up to R * clip_norm.
     rules: the first whose pattern fits the begin of a parameter's name, such as
       `backbones_video/block_0/attention/query/kernel`, says what share of the learning
       rate it gets; 0 freezes it. If there are any, one must fit every parameter.
     layer_decay: every layer, down from the last, gets so much of the rate of the one
       above; tokenizers are below the first (BEiT, arXiv 2106.08254, appendix).
     layer_of: the model's (`models.multimodal.MultimodalModel.layer_of`).
+    extended: for each time that the run was made longer, the step that it had reached
+      and its total until then (`stretched`).
     **settings: of `adam` or `sgd`.
 
   Raises:
-    ValueError: the warm-up is longer than the run, a name is unknown, a share or
-      norm is negative, or a pattern is none.
+    ValueError: a name is unknown, a share or norm is negative, or a pattern is none.
     UserError: from the optimiser's `init`: a parameter that no rule fits.
   """
-  if 0 < total_steps < warmup_steps:
-    raise ValueError(f'warmup_steps={warmup_steps}: longer than the run, '
-                     f'total_steps={total_steps}')
   if clip_norm < 0 or not 0 < layer_decay <= 1:
     raise ValueError(f'clip_norm={clip_norm}, layer_decay={layer_decay}: expected 0 or '
                      'more, and more than 0 up to 1')
+  if clip_replicas < 1:
+    raise ValueError(f'clip_replicas={clip_replicas}: expected 1 or more')
   _check_rules(rules)
-  schedule = choose(_DECAYS, decay, 'decay')(peak_rate, final_rate, warmup_steps,
-                                             total_steps)
+  first_total, *later_totals = *(old for _, old in extended), total_steps
+  schedule = choose(_DECAYS, decay, 'decay')(
+      peak_rate, final_rate, _warmup_that_fits(warmup_steps, first_total), first_total)
+  for (reached, old_total), new_total in zip(extended, later_totals, strict=True):
+    schedule = stretched(schedule, reached, old_total, new_total)
   update = call('optim', choose(_OPTIMIZERS, name), settings, schedule=schedule)
+  clip = None
   if clip_norm:
-    clip = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
-    update = optax.chain(clip, update)
+    whole = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
+    if clip_replicas > 1:
+      clip = lambda grads: whole.update(grads, whole.init(grads))[0]
+    else:
+      update = optax.chain(whole, update)
   if not rules and layer_decay == 1:
-    return Optimizer(update, schedule, None)
+    return Optimizer(update, schedule, None, clip)
 
   def scale(updates, params):
     shares = share_of_rate(params, rules, layer_decay, layer_of)
@@ -133,7 +164,16 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
 
   # Masked, so that nothing is kept for what is not trained.
   update = optax.chain(optax.masked(update, trained), optax.stateless(scale))
-  return Optimizer(update, schedule, frozen)
+  return Optimizer(update, schedule, frozen, clip)
+
+
+def _warmup_that_fits(warmup_steps: int, total_steps: int) -> int:
+  if not 0 < total_steps < warmup_steps:
+    return warmup_steps
+  logging.warning('config.optim.warmup_steps=%d is longer than the run, config.'
+                  'total_steps=%d: the warm-up takes %d steps instead', warmup_steps,
+                  total_steps, total_steps // 2)
+  return total_steps // 2
 
 
 STATE_DTYPES = ('float32', 'bfloat16')

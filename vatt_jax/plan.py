@@ -46,6 +46,7 @@ from vatt_jax import cli
 from vatt_jax import cost
 from vatt_jax import hlo
 from vatt_jax import recipe
+from vatt_jax import sharding
 from vatt_jax import tpu
 from vatt_jax.errors import UserError
 from vatt_jax.models import layers
@@ -275,8 +276,8 @@ def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
   for factor in (2, 4, 8):
     yield 'num_parts', num_parts * factor
   fsdp = config.get('mesh', {}).get('fsdp', 1)
-  if fsdp != -1:
-    yield 'mesh.fsdp', 8 * fsdp
+  if fsdp != -1:    # 'auto' is no more than the largest
+    yield 'mesh.fsdp', 8 * (sharding.AUTO_FSDP[0] if fsdp == 'auto' else int(fsdp))
   yield 'optim.state_dtype', 'bfloat16'
   for divisor in (2, 4, 8):
     yield 'batch_size', config['batch_size'] // divisor

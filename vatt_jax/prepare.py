@@ -226,8 +226,6 @@ def _records(plan: Plan, clip: clip_lib.Clip, index: int) -> Iterator[bytes]:
         content = pack(file, start, stop)
       except av.FFmpegError as e:
         raise media.MediaError(clip.path, f'does not encode: {e.strerror}') from e
-      if not content:
-        raise media.MediaError(clip.path, f'has no sound at {start:.1f} s')
       yield packed.to_example(segment, suffix, **content)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
+import difflib
 import inspect
 from typing import Any
 
@@ -44,8 +46,8 @@ def check_keys(where: str, function: Callable[..., Any], settings: Settings,
   if not any(p.kind is p.VAR_KEYWORD for p in parameters):
     for key in settings:
       if key not in takes:
-        raise UserError(f'config.{dot}{key}: nobody takes this key; expected one of '
-                        f'{", ".join(takes)}')
+        raise UserError(f'config.{dot}{key}: unknown key; {nearest(key, takes)}'
+                        f'expected one of {", ".join(takes)}')
   for p in parameters:
     if p.name in takes and p.name not in settings and p.default is p.empty:
       raise UserError(f'config.{dot}{p.name}: missing')
@@ -58,5 +60,12 @@ def choose(table: Mapping[str, Any], value: str, key: str = 'name') -> Any:
     ValueError: there is no such entry; lists those there are.
   """
   if value not in table:
-    raise ValueError(f'{key}={value!r}: expected one of {", ".join(table)}')
+    raise ValueError(f'{key}={value!r}: {nearest(value, table)}expected one of '
+                     f'{", ".join(table)}')
   return table[value]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+  """Returns 'did you mean NAME? ' for the known name most like a word, or ''."""
+  found = difflib.get_close_matches(word, list(known), n=1)
+  return f'did you mean {found[0]}? ' if found else ''

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import math
 from typing import Any
 
+from absl import logging
 import jax
 from jax.experimental import mesh_utils
 import jax.numpy as jnp
@@ -33,7 +34,11 @@ RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
                            (axes.OTHER, 'fsdp'))
 
 
-def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
+# Sizes of `fsdp='auto'`. On 256 cores more than 8 takes longer (docs/decisions/0006).
+AUTO_FSDP = (8, 4, 2, 1)
+
+
+def make_mesh(batch_size: int, data: int = -1, fsdp: int | str = 1, model: int = 1,
               devices: Sequence[Any] | None = None) -> Mesh:
   """The devices of all hosts in a grid.
 
@@ -41,7 +46,8 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
     batch_size: of all of them together.
     data: how many shares of the batch, whose devices keep the same parameters.
     fsdp: how many shares of the batch, whose devices keep a part of the parameters
-      each.
+      each; 'auto' is the largest of 8, 4, 2 and 1 that divides the number of devices
+      that the other two leave.
     model: how many devices compute one share of the batch together. One of the three
       may be -1: as many as are left.
     devices: by default all that there are; those of a topology can only be compiled
@@ -51,7 +57,7 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
     UserError: the sizes do not fit the devices, or the batch does not split evenly.
   """
   devices = jax.devices() if devices is None else devices
-  given = dict(data=data, fsdp=fsdp, model=model)
+  given = dict(data=data, fsdp=_fsdp(fsdp, data, model, len(devices)), model=model)
   sizes = _fill(given, len(devices))
   if sizes is None:
     asked = ', '.join(f'{k}={v}' for k, v in given.items())
@@ -59,8 +65,10 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
                     'number of devices; one of them may be -1, for what is left')
   shares = sizes['data'] * sizes['fsdp']
   if batch_size % shares:
+    near = max(batch_size // shares, 1) * shares
     raise UserError(f'batch_size={batch_size}: expected a multiple of the {shares} '
-                    'devices or groups of them that it is split over (config.mesh)')
+                    'devices or groups of them that it is split over (config.mesh), '
+                    f'such as {near}')
   grid = mesh_utils.create_device_mesh(
       tuple(sizes.values()), devices, allow_split_physical_axes=True)
   for group in grid.reshape(-1, sizes['model']):
@@ -68,6 +76,22 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int = 1, model: int = 1,
       raise UserError(f'config.mesh.model={sizes["model"]}: expected a divisor of the '
                       'number of devices of a host, for each reads rows of its own')
   return Mesh(grid, AXES)
+
+
+def _fsdp(fsdp: int | str, data: int, model: int, count: int) -> int:
+  """Returns the number that `fsdp` stands for, and logs it where it is 'auto'.
+
+  A number may be text: so the command line gives it where the config has 'auto'.
+  """
+  if fsdp != 'auto':
+    try:
+      return int(fsdp)
+    except ValueError as e:
+      raise UserError(f"config.mesh.fsdp={fsdp!r}: expected a number, or 'auto'") from e
+  left = count // max(data, 1) // max(model, 1)
+  chosen = next(size for size in AUTO_FSDP if left % size == 0)
+  logging.info("config.mesh.fsdp='auto': %d, of %d devices", chosen, count)
+  return chosen
 
 
 def _fill(sizes: Mapping[str, int], count: int) -> dict[str, int] | None:

@@ -67,6 +67,10 @@ class Task:
       clip draws the same; only batch norm in a backbone is over a microbatch.
     average_decay: of the moving average of the parameters, which is evaluated in
       their place; 0 takes none.
+    clip: gradients -> clipped ones (`optim.Optimizer.clip`), of the gradient of the
+      whole loss through the rows of each part, before the parts' are added; the head
+      sees all rows at once, and its gradient is not clipped. Needs `num_parts`, the
+      number of replicas. None clips nothing here.
     mesh: over which state and batch are split; None leaves them where they are.
     rules: what of the state is split over which axis of it.
     num_clips: size of the dataset, for losses that keep a memory of it.
@@ -80,6 +84,7 @@ class Task:
   frozen: Callable[[Any], Any] | None = None
   num_parts: int = 1
   average_decay: float = 0.0
+  clip: Callable[[Any], Any] | None = None
   mesh: Mesh | None = None
   rules: Sequence[sharding.Rule] = sharding.RULES
   num_clips: int = 0
@@ -196,6 +201,7 @@ class Task:
     First the features of one microbatch after the other, of which nothing else is kept;
     then head and losses of the whole batch, and the gradient by the features; then the
     backbones of each microbatch once more, to carry its share of that gradient down.
+    With `clip`, a microbatch plays a replica of the released code.
     """
     def encode(params, index):
       inputs = self.augment(sharding.take_rows(batch, index, self.num_parts))
@@ -215,6 +221,8 @@ class Task:
     def add(grads, index):
       _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
       (more,) = pull_back(sharding.take_rows(by_pooled, index, self.num_parts))
+      if self.clip is not None:
+        more = self.clip(more)
       return jax.tree.map(jnp.add, grads, more), None
 
     each = jnp.arange(self.num_parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import math
 import pathlib
+import signal
 import time
 from typing import Any
 
@@ -19,33 +21,56 @@ from vatt_jax import checkpoint
 from vatt_jax import interrupt
 from vatt_jax import multi_host
 from vatt_jax import recipe
+from vatt_jax import run_info
 from vatt_jax import sharding
 from vatt_jax import step
+from vatt_jax import workdir_lock
 from vatt_jax import writers
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import figures
 from vatt_jax.evaluators import report
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
 from vatt_jax.step import State
 
+_LAST_SECONDS = 3.0    # from a signal to the end, where nothing is left to save
 
-def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+
+def train(config: Mapping[str, Any], workdir: pathlib.Path,
+          resume_from: int | None = None, extend: bool = False) -> None:
   """Runs a recipe to its end, or on from its newest checkpoint.
 
   Args:
     config: a recipe of `configs/`, as nested dicts.
     workdir: the run's folder; of it `results.json` and `report.html` are for you.
+    resume_from: the step of the checkpoint to go on from, in place of the newest;
+      later ones are moved to `checkpoints_discarded`.
+    extend: the run there goes on to a larger `total_steps` (`recipe.make`).
 
   Raises:
-    UserError: bad input; names what is wrong.
+    UserError: bad input, a full disk, or another run in the workdir; names what is
+      wrong.
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
-  with interrupt.Interrupt(multi_host.agreement()) as stop:
-    with multi_host.first_alone():    # the others find what it makes
-      run = recipe.make(config, workdir, stop.check)
+  with (workdir_lock.held(workdir) as unlock, checkpoint.naming_a_full_disk(workdir),
+        interrupt.Interrupt(multi_host.agreement()) as stop):
+    # The first makes the files that the others read: the workdir, the vocabulary, an
+    # index of captions. Where they exist, all hosts start at once.
+    exists = (resume_from is None and not extend
+              and recipe.is_begun(config, workdir))
+    with multi_host.first_alone(unless=exists):
+      run = recipe.make(config, workdir, stop.check, extend=extend)
+      if resume_from is not None and multi_host.is_first():
+        checkpoint.go_back(workdir, resume_from)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
+      if run.total_steps:
+        _warn_of_repeats(run.reader.clips, run.batch_size)
       first_step = int(state.step)
+      if multi_host.is_first():
+        run_info.save(workdir, run_info.gather(
+            config, first_step, run.reader.clips,
+            {name: e.evaluator for name, e in run.evaluations.items()}))
       writer = writers.open_writers(workdir, first_step)
       progress = _Progress(run, first_step)
       batches = pipeline.train_batches(run.reader, run.batch_size, run.seed,
@@ -58,7 +83,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
             for name, evaluation in run.evaluations.items():
               if evaluation.due(step):
                 writer.write_scalars(step, {
-                    f'{name}/{k}': v for k, v in evaluation.evaluator.run(state)})
+                    f'{name}/{k}': v for k, v in evaluation.run(state).items()})
             if saved.due(step):
               saved.save(step, state)
           batch = sharding.to_devices(next(batches), run.task.mesh)
@@ -67,15 +92,30 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
           if progress.due(step + 1):
             writer.write_scalars(step + 1, progress.report(step + 1))
         saved.save(run.total_steps, state)
-        _finish(run, state, writer, workdir)
+        saved.wait()    # then a signal need not wait for it, nor is a full disk late
+        end_soon(stop, unlock)
+        _finish(run, state, writer, workdir, stop.check)
       except interrupt.Interrupted as e:
         saved.save(int(state.step), state)
+        saved.wait()
         logging.info('%s: saved step %d in %s; the same command goes on from there',
                      e, int(state.step), workdir)
         raise
       finally:
         batches.close()    # its threads must not outlive the interpreter
         writer.close()
+
+
+def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
+  """From now on, for all is saved, a signal ends the process in seconds."""
+  def end(number: int) -> None:
+    logging.info('%s: ended; what was saved is kept, and the same command goes on',
+                 signal.Signals(number).name)
+    unlock()
+    multi_host.leave(128 + number, at_once=True)
+
+  if jax.process_count() == 1:    # several must agree first
+    stop.end_within(_LAST_SECONDS, end)
 
 
 def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
@@ -91,6 +131,20 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   elif run.initial is not None:
     state = start_from(run.initial, state)
   return state
+
+
+def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
+  """Warns if a source has fewer clips than a batch takes from it."""
+  # Without shares, clips of all sources are drawn alike.
+  parts, shares = (clips.parts, clips.shares) if clips.shares else ([clips], [1])
+  for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
+    taken = math.ceil(batch_size * share / sum(shares))
+    if taken > len(part):
+      source = f'source {number} of config.data.path' if clips.shares else (
+          'config.data.path')
+      logging.warning('config.batch_size=%d: takes %d clips from %s, which has %d, so '
+                      'that a batch holds some more than once; lower it, or add clips',
+                      batch_size, taken, source, len(part))
 
 
 def start_from(initial: dict[str, Any], state: State) -> State:
@@ -179,18 +233,20 @@ def _duration(seconds: float) -> str:
 
 
 def _finish(run: recipe.Recipe, state: State, writer: Any,
-            workdir: pathlib.Path) -> None:
+            workdir: pathlib.Path, check: Callable[[], None]) -> None:
   """Evaluates, beside a randomly initialised model; writes results and report."""
-  evaluators = {name: e.evaluator for name, e in run.evaluations.items()}
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
   # Whole, as the trained state is: so prediction is compiled for both at once.
   random = _random_state(run) if beside else None
   results = {}
-  for name, evaluator in evaluators.items():
+  for name, evaluation in run.evaluations.items():
+    check()    # it may be long until its first batch
     logging.info('Evaluating: %s', name)
-    results |= {f'{name}/{k}': v for k, v in evaluator.run(state)}
-    if name in beside:
-      results |= {f'{name}/{k}_random_init': v for k, v in evaluator.run(random)
+    measures = evaluation.run(state)
+    results |= {f'{name}/{k}': v for k, v in measures.items()}
+    if name in beside and measures:
+      results |= {f'{name}/{k}_random_init': v
+                  for k, v in evaluation.run(random).items()
                   if not report.is_chance(k)}
   if results:
     writer.write_scalars(run.total_steps, results)
@@ -205,11 +261,12 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
           'train/clips_per_second': float(np.median(
               [row['train/clips_per_second'] for row in training]))}
     writers.write_results(workdir, results)
-  galleries = report.draw_galleries(evaluators, state)
+  galleries = report.draw_galleries(
+      {name: e.evaluator for name, e in run.evaluations.items()}, state)
   if multi_host.is_first():
     page = workdir / 'report.html'
     report.write(page, workdir.name, results, list(figures.learning(history)),
-                 galleries)
+                 galleries, info=run_info.read(workdir))
     print(report.as_text(results))
     print(f'Report: {page.resolve()}')
 

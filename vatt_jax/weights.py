@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import glob
 import os
 import pathlib
 from typing import Any
@@ -49,9 +50,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_exists(path: str | os.PathLike[str]) -> None:
-  """Raises UserError unless there is a workdir, or a folder of such checkpoints."""
-  # The name of a released checkpoint is the begin of its files' names.
-  if not pathlib.Path(path).parent.exists():
+  """Raises UserError unless there is a folder or file, or a released checkpoint."""
+  where = pathlib.Path(path)
+  folder, step = checkpoint.split(where)
+  if where.exists() or (step is not None and folder.exists()):    # or which steps are
+    return
+  # The name of a released checkpoint is the beginning of its files' names.
+  if not any(where.parent.glob(f'{glob.escape(where.name)}.*')):
     raise UserError(f'{path}: no such folder or file')
 
 

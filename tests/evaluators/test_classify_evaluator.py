@@ -83,6 +83,20 @@ def test_clips_without_a_label_are_left_out_and_counted(reader, caplog):
   assert 'test.csv: 2 of 16 clips have no label' in caplog.text
 
 
+def test_clips_that_are_all_without_label_or_video_measure_nothing(reader, caplog):
+  reader = labelled(reader, 'shape')
+
+  class Blind(pipeline.Reader):
+    def views(self, index, *args):
+      return [view | dict(has_video=np.bool_(False))
+              for view in super().views(index, *args)]
+
+  blind = Blind(**{f.name: getattr(reader, f.name) for f in dataclasses.fields(reader)})
+  evaluator = classify.Classify(_oracle(reader), blind, 5, 'test.csv')
+  assert not dict(evaluator.run(None))
+  assert 'test.csv: 16 of 16 clips have no label or nothing to classify' in caplog.text
+
+
 def test_a_wrong_label_map_or_an_empty_split_is_one_clear_line(reader):
   reader = labelled(reader, 'shape')
   few = dataclasses.replace(reader, labels=dataclasses.replace(

@@ -90,11 +90,26 @@ def test_the_gallery_shows_the_right_clip_first_and_marks_it(reader):
   assert by_sound.own.clip == 1
 
 
+def test_gallery_gives_scores_and_the_rank_of_the_right_clip(reader):
+  """Video 3 is embedded as video 4 is: query 3 has no match, query 4 has two."""
+  evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
+  hits = evaluator.gallery([3], num_queries=COUNT, num_hits=3)
+  results = dict(evaluator.run([3]))
+  for direction in retrieval.GALLERIES:
+    found = [h for h in hits if h.direction == direction]
+    assert found[2].scores == [1, 0, 0] and found[2].rank == 1
+    assert found[3].scores == [0, 0, 0] and found[3].rank == COUNT
+    assert 3 not in found[3].found
+    assert found[4].scores == [1, 1, 0] and found[4].rank == 2
+    assert found[4].found[:2] == [3, 4]    # a tie counts against the model
+    assert np.mean([h.rank for h in found]) == results[f'{direction}/MeanR']
+
+
 def test_the_sound_of_a_gallery_is_the_clip_s(reader):
   """As a WAV file that others read."""
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   (query,) = report.draw_gallery(evaluator, [
-      retrieval.Hits('audio_to_video', 2, [2])])
+      retrieval.Hits('audio_to_video', 2, [2], [1.0], 1)])
   file = io.BytesIO(base64.b64decode(query.sound.partition(',')[2]))
   with av.open(file) as sound:
     (stream,) = sound.streams
@@ -106,8 +121,8 @@ def test_the_sound_of_a_gallery_is_the_clip_s(reader):
 def test_a_gallery_is_a_figure_too(reader):
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   queries = report.draw_gallery(evaluator, [
-      retrieval.Hits('audio_to_video', 2, [7, 2]),
-      retrieval.Hits('audio_to_video', 3, [3])])
+      retrieval.Hits('audio_to_video', 2, [7, 2], [0.9, 0.8], 2),
+      retrieval.Hits('audio_to_video', 3, [3], [0.9], 1)])
   drawing = report.gallery_drawing('mine', queries)
   assert drawing.name == 'gallery_mine_audio_to_video'
   assert [(r['query'], r['rank'], r['clip'], r['right']) for r in drawing.table] == [
@@ -126,6 +141,18 @@ def test_a_gallery_of_records_reads_their_own_films(reader, toy_world, tmp_path)
   evaluator = retrieval.Retrieval(_oracle, records, batch_size=8)
   queries = report.draw_gallery(evaluator, evaluator.gallery([], num_queries=2))
   assert queries[0].own.caption == reader.clips[0].captions[0].text
+
+
+def test_clips_with_one_modality_measure_nothing_and_have_no_gallery(reader, caplog):
+  class Quiet(pipeline.Reader):
+    def views(self, index, *args):
+      return [view | dict(has_audio=np.bool_(False), text=np.zeros_like(view['text']))
+              for view in super().views(index, *args)]
+
+  quiet = Quiet(reader.clips, reader.window, reader.tokenizer, reader.notes)
+  evaluator = retrieval.Retrieval(_oracle, quiet, 8)
+  assert not dict(evaluator.run([])) and not evaluator.gallery([])
+  assert f'None of the {COUNT} clips to retrieve from has two' in caplog.text
 
 
 def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, caplog):
@@ -161,6 +188,21 @@ def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, c
   said = [r.getMessage() for r in caplog.records if 'to retrieve' in r.getMessage()]
   assert said == ['Of 10 clips to retrieve from, left out where that is needed: 1 '
                   'broken, 1 without audio, 1 without text']
+
+
+def test_the_share_of_unknown_words_is_logged_once(reader, caplog):
+  captions = [clip.captions[0].text for clip in reader.clips]
+  known = text.WordTokenizer.build(captions, 7)
+  unknown, total = np.sum([known.count_unknown(c) for c in captions], axis=0)
+  assert 0 < unknown < total
+  evaluator = retrieval.Retrieval(
+      _oracle, dataclasses.replace(reader, tokenizer=known), 5, num_windows=2)
+  with caplog.at_level('INFO'):
+    list(evaluator.run([]))
+    list(evaluator.run([]))
+  said = [r.getMessage() for r in caplog.records if 'nknown' in r.getMessage()]
+  assert said == [f'Unknown words: {100 * unknown / total:.1f} % of those in the '
+                  'captions']
 
 
 def test_the_average_of_similarities_is_that_of_all_pairs_of_views():
@@ -261,7 +303,7 @@ def test_the_report_is_one_file_that_needs_no_other(tmp_path, reader):
   assert page.count('data:image/png') == 2    # the losses, and the other
   assert page.index('Text to video: a') < page.index('Audio to video: a')
   assert page.count('class="right"') == 4 and page.count('data:image/jpeg') == 10
-  assert page.count('<audio') == 2 and page.count('class="own"') == 2
+  assert page.count('<audio') == 2
   assert '0.500' in page and '128.5' in page
-  links = re.findall(r'(?:src|href)="([^"]*)"', page)
-  assert all(link.startswith(('data:', '#')) for link in links)
+  links = re.findall(r'(?:src|poster)="([^"]*)"', page)
+  assert all(link.startswith('data:') for link in links)

@@ -1,5 +1,6 @@
 """vatt_jax/evaluators/figures.py"""
 
+import collections
 import csv
 
 import numpy as np
@@ -44,6 +45,25 @@ def test_losses_are_drawn_with_all_their_points():
     figures.losses(history[2:])
 
 
+@pytest.mark.parametrize('nothing', [0.0, float('nan'), None])
+def test_a_loss_without_data_has_no_curve(nothing):
+  history = [{'step': s, 'train/loss': 3.0 / s, 'train/loss_a': 3.0 / s,
+              'train/loss_b': nothing} for s in (1, 2)]
+  drawing = figures.losses(history)
+  (axes,) = drawing.figure.axes
+  assert [line.get_label() for line in axes.lines] == ['loss', 'loss_a']
+  assert set(column(drawing, 'name')) == {'loss', 'loss_a'}
+  assert 'not drawn: loss_b.' in drawing.caption
+  assert 'not drawn' not in figures.losses([{'step': 1, 'train/loss': 1.0}]).caption
+  with pytest.raises(figures.NothingToDraw, match='no loss had data'):
+    figures.losses([{'step': 1, 'train/loss': nothing}])
+
+
+def test_a_loss_with_data_now_and_then_has_all_its_points():
+  history = [{'step': s, 'train/loss': loss} for s, loss in enumerate((0.0, 2.0, 0.0))]
+  assert column(figures.losses(history), 'value') == [0.0, 2.0, 0.0]
+
+
 def test_measures_have_a_panel_for_each_task_and_no_ranks():
   history = [{'step': s, 'a/x/R@1': s / 10, 'a/x/chance_R@1': 0.01, 'a/x/MedR': 9.0,
               'a/x/R@1_random_init': 0.0, 'b/top1': 0.5} for s in (1, 2, 3)]
@@ -69,14 +89,16 @@ def test_tsne_keeps_together_what_is_together_and_repeats_itself():
       figures.tsne(few, seed=1)
 
 
-def test_classes_are_those_of_the_clips_that_have_one():
-  given = features(16)
+def test_each_model_has_a_panel_with_its_clips_coloured_by_class():
+  given = features(14)
   given.present['audio'][3] = False
-  labels = ['a|b', 'b', 'c', 'b'] * 3 + ['c', 'a', '', '']
-  drawing = figures.by_class({'before': given, 'after': given}, labels, 'kind', 20, 0)
+  labels = ['a|b', 'b', 'c', 'b'] * 3 + ['c', 'a']
+  drawing = figures.by_class({'before': given, 'one': given, 'other': given}, labels,
+                             'kind', 0)
   assert [axes.get_title() for axes in drawing.figure.axes] == [
-      'video, before', 'video, after', 'audio, before', 'audio, after']
-  rows = [r for r in drawing.table if r['when'] == 'after' and r['modality'] == 'audio']
+      'video, before', 'video, one', 'video, other',
+      'audio, before', 'audio, one', 'audio, other']
+  rows = [r for r in drawing.table if r['when'] == 'one' and r['modality'] == 'audio']
   assert [r['clip'] for r in rows] == [i * 10 for i in range(14) if i != 3]
   assert [r['label'] for r in rows[:3]] == ['a', 'b', 'c']
   legend = drawing.figure.legends[0]
@@ -87,16 +109,30 @@ def test_classes_are_those_of_the_clips_that_have_one():
                            and r['label'] == 'a']
 
 
-def test_of_many_classes_some_are_drawn_at_random_and_too_many_are_not_named():
+def test_classes_that_are_too_many_are_not_named():
   given = features(60, text=False)
   labels = [str(i % 30) for i in range(60)]
-  fewer = figures.by_class({'now': given}, labels, 'kind', 7, 3)
-  assert len(set(column(fewer, 'label'))) == 7 and fewer.figure.legends
-  again = figures.by_class({'now': given}, labels, 'kind', 7, 3)
-  assert again.table == fewer.table
-  assert not figures.by_class({'now': given}, labels, 'kind', 30, 3).figure.legends
+  assert not figures.by_class({'now': given}, labels, 'kind', 3).figure.legends
   with pytest.raises(figures.NothingToDraw, match="'kind' tells apart 1"):
-    figures.by_class({'now': given}, ['a'] * 60, 'kind', 7, 3)
+    figures.by_class({'now': given}, ['a'] * 60, 'kind', 3)
+
+
+def test_classes_are_drawn_first_and_clips_of_them_after():
+  """A rare class is as likely as a frequent one, and has all its clips."""
+  labels = np.array(['rare|x'] * 3 + [f'c{i % 6}' for i in range(600)] + [''] * 50)
+  first = lambda numbers: [labels[i].split('|')[0] for i in numbers]
+  counts = collections.Counter()
+  for seed in range(100):
+    numbers = figures.draw_by_class(labels, 4, 20, seed)
+    assert np.all(np.diff(numbers) > 0)
+    drawn = collections.Counter(first(numbers))
+    assert len(drawn) == 4 and '' not in drawn
+    assert set(drawn.values()) <= {3, 20} and drawn.get('rare', 3) == 3
+    counts.update(drawn.keys())
+  assert all(35 < n < 80 for n in counts.values())    # 4 / 7 of 100
+  np.testing.assert_array_equal(numbers, figures.draw_by_class(labels, 4, 20, 99))
+  assert len(figures.draw_by_class(labels, 100, 1000, 0)) == 603
+  assert not len(figures.draw_by_class([''] * 5, 4, 20, 0))
 
 
 def test_no_two_classes_that_are_named_look_alike():
@@ -175,7 +211,7 @@ def test_a_drawing_is_saved_as_a_picture_and_as_data(tmp_path):
   drawing = figures.losses([{'step': s, 'train/loss': 1 / 3} for s in (1, 2)])
   drawing.save(tmp_path)
   with Image.open(tmp_path / 'losses.png') as picture:
-    assert picture.width == 1440
+    assert picture.width == 1000
     assert picture.info['Title'] == 'Losses'
     assert picture.info['Description'] == drawing.caption
     assert picture.convert('RGB').getpixel((0, 0)) == (255, 255, 255)

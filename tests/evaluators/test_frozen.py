@@ -1,12 +1,16 @@
 """vatt_jax/evaluators/frozen.py, linear.py and neighbours.py, on made-up features"""
 
 import dataclasses
+import io
 import os
 import pathlib
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
+from sklearn import linear_model
+from sklearn import svm
 
 from vatt_jax import prepare
 from vatt_jax import step
@@ -18,6 +22,7 @@ from vatt_jax.evaluators import neighbours
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs import stills
 from vatt_jax.inputs import text
 
 COUNT = 16
@@ -141,6 +146,10 @@ def _other_views(reader, settings):
   return reader, settings | dict(num_windows=2), STATE
 
 
+def _other_epochs(reader, settings):
+  return reader, settings | dict(augmentation=frozen.Augmentation(1, 0)), STATE
+
+
 def _other_stretch(reader, settings):
   clips = [dataclasses.replace(c, end=c.end - 0.1) for c in reader.clips]
   return dataclasses.replace(reader, clips=clips), settings, STATE
@@ -154,7 +163,7 @@ def _other_file(reader, settings):
 
 @pytest.mark.parametrize('change', [_other_weights, _other_model, _other_window,
                                     _other_views, _other_stretch, _other_file,
-                                    _other_average])
+                                    _other_average, _other_epochs])
 def test_what_changes_features_is_never_read_from_the_cache(change, reader, tmp_path):
   model, settings = Model(np.zeros((COUNT, 2))), dict(cache=str(tmp_path))
   list(make(model, reader, **settings).splits(STATE))
@@ -208,13 +217,18 @@ def test_a_setting_that_cannot_be_is_one_clear_line(settings, message, reader):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('values, message', [
-    (['a', 'a', 'a', 'b'], r"train\.csv: column 'k' holds 'a' alone; expected 2"),
-    (['a', 'b', 'a', ''], r"test\.csv: no column 'k' to evaluate; found x")])
-def test_a_split_with_nothing_to_tell_apart_is_named(values, message, reader):
-  with pytest.raises(UserError, match=message):
-    make(Model([]), labelled(reader, 'k', values), ([0, 1, 2], [3]),
+def test_split_without_the_label_is_one_clear_line(reader):
+  with pytest.raises(UserError, match=r"test\.csv: no column 'k' to evaluate; found x"):
+    make(Model([]), labelled(reader, 'k', ['a', 'b', 'a', '']), ([0, 1, 2], [3]),
          columns=dict(k='video'))
+
+
+def test_single_class_is_a_warning_and_its_label_left_out(reader, caplog):
+  data = make(Model(np.eye(COUNT)), labelled(reader, 'k', ['a', 'a', 'a', 'b']),
+              ([0, 1, 2], [3]), columns=dict(k='video'))
+  assert "train.csv: column 'k' holds one class alone, 'a'" in caplog.text
+  assert not dict(linear.LinearProbe(data, dict(svm=FAST['svm'])).run(STATE))
+  assert 'Left out: k, ' in caplog.text
 
 
 def test_an_empty_column_is_named(reader):
@@ -249,6 +263,146 @@ def test_clips_without_the_modality_are_no_part_of_a_split(reader, caplog):
   data = make(Model(np.eye(COUNT)), mute, columns=dict(k='audio'))
   assert not list(data.splits(STATE))
   assert 'Left out: k, ' in caplog.text
+
+
+# ----------------------------------------------------------------------- single windows
+
+class Recorded:
+  """A model whose features are what the windows show; remembers the batches."""
+
+  def __init__(self):
+    self.batches = []
+
+  def __call__(self, state, batch):
+    self.batches.append(batch)
+    video = batch['video'].reshape(len(batch['id']), -1).astype(np.float32)
+    return dict(pooled=dict(video=video[:, :50]))
+
+
+WINDOWS = frozen.Augmentation(num_epochs=3, seed=5)
+
+
+def test_augmented_windows_differ_between_epochs_and_are_reproducible(reader):
+  draw = lambda seed, size: list(pipeline.eval_batches(
+      reader, size, num_windows=3, augment_seed=seed))
+  (batch,) = draw(5, 3 * COUNT)
+  assert batch['id'].tolist() == np.repeat(np.arange(COUNT), 3).tolist()
+  video = batch['video'].reshape(COUNT, 3, -1)
+  # Clips whose subject stands still may look alike in two windows, but not in sound.
+  audio = batch['audio'].reshape(COUNT, 3, -1)
+  for first, second in ((0, 1), (0, 2), (1, 2)):
+    assert np.mean(np.all(video[:, first] == video[:, second], axis=1)) < 0.2
+    assert np.any(audio[:, first] != audio[:, second], axis=1).all()
+  again = np.concatenate([b['video'] for b in draw(5, 8)])    # whatever the batch
+  np.testing.assert_array_equal(again, batch['video'])
+  assert np.any(draw(6, 3 * COUNT)[0]['video'] != batch['video'])
+
+
+def test_augmentation_crops_at_random_and_mirrors_half(reader):
+  """A frame 24 wide and 8 high, whose columns are numbered; each crop is 8 wide."""
+  columns = np.arange(24, dtype=np.uint8) * 10
+  file = io.BytesIO()
+  Image.fromarray(np.tile(columns[:, None], (8, 1, 3))).save(file, 'PNG')
+  content = stills.Stills('striped', [file.getvalue()], 1.0)
+  clip = sources.Clip('striped', content=content)
+  striped = dataclasses.replace(reader, clips=[clip], window=dataclasses.replace(
+      reader.window, modalities=('video',)))
+  examples = [striped.augmented(0, np.random.default_rng(seed)) for seed in range(200)]
+  rows = np.stack([example['video'][0, 0, :, 0] for example in examples]).astype(int)
+  mirrored = rows[:, 0] > rows[:, -1]
+  assert 0.4 < mirrored.mean() < 0.6
+  left = np.minimum(rows[:, 0], rows[:, -1]) / 10
+  # No crop is scaled, and both ends of the frame are reached.
+  assert np.all(np.abs(rows[:, 0] - rows[:, -1]) == pytest.approx(70, abs=2))
+  assert left.min() < 1 and left.max() > 15 and np.ptp(left[mirrored]) > 12
+
+
+def test_single_windows_are_rows_and_clips_their_groups(reader):
+  model = Recorded()
+  data = make(model, reader, (range(8), range(8, 12)), num_windows=2,
+              augmentation=WINDOWS)
+  (_, (split,)), = data.splits(STATE)
+  assert split.x.shape == (8 * 3, 50) and split.x_test.shape == (4 * 2, 50)
+  assert split.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+  names = [split.classes[row.argmax()] for row in split.targets]
+  assert names == [c.labels['colour'] for c in reader.clips[:8] for _ in range(3)]
+  np.testing.assert_array_equal(split.x_test[2:4], np.stack([
+      reader.views(9, place)[0]['video'].ravel()[:50] for place in (0, 1)]))
+  augmented = reader.augmented(2, np.random.default_rng((5, 1, 2)))['video']
+  np.testing.assert_array_equal(split.x[2 * 3 + 1], augmented.ravel()[:50])
+
+
+def test_absent_windows_are_no_rows(reader):
+  """Half of the windows of clip 0 and all of clip 1 are without audio."""
+  class Quiet(pipeline.Reader):
+    def views(self, index, place, num_crops):
+      absent = index == 9 or (index == 8 and place == 0)
+      return [view | dict(has_audio=np.bool_(not absent))
+              for view in super().views(index, place, num_crops)]
+
+    def augmented(self, index, rng):
+      return super().augmented(index, rng) | dict(has_audio=np.bool_(index != 3))
+
+  quiet = Quiet(labelled(reader, 'k', 'ab' * 8).clips, reader.window, reader.tokenizer,
+                reader.notes)
+  data = make(Model(np.eye(COUNT)), quiet, (range(8), range(8, 12)),
+              columns=dict(k='audio'), num_windows=2, augmentation=WINDOWS)
+  (_, (split,)), = data.splits(STATE)
+  assert len(split.x) == 7 * 3 and len(split.targets_test) == 3
+  assert split.groups.tolist() == [0, 1, 1, 2, 2]
+
+
+def made_up_windows(several=False):
+  rng = np.random.default_rng(0)
+  y, y_test = rng.integers(3, size=40), rng.integers(3, size=9)
+  groups = np.repeat(np.arange(9), rng.integers(1, 4, size=9))
+  make_x = lambda y: (np.eye(3, 6)[y] * 3 + 5 + rng.normal(size=(len(y), 6))).astype(
+      np.float32)
+  targets, targets_test = (np.eye(3, dtype=bool)[v] for v in (y, y_test))
+  if several:
+    targets[::3, 0] = True
+  return frozen.Split(make_x(y), targets, make_x(y_test[groups]), groups, targets_test,
+                      list('abc'), several), y
+
+
+def test_scores_of_a_clip_are_the_means_of_its_windows_decisions():
+  split, y = made_up_windows()
+  scores = linear._scores(linear.SVM(C=0.1), linear._standardise(split))
+  mean, deviation = split.x.mean(axis=0), split.x.std(axis=0)
+  model = svm.LinearSVC(C=0.1, random_state=0).fit((split.x - mean) / deviation, y)
+  for clip in range(9):
+    rows = split.x_test[split.groups == clip]
+    expected = np.mean([model.decision_function([(row - mean) / deviation])[0]
+                        for row in rows], axis=0)
+    np.testing.assert_allclose(scores[clip], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_windows_of_several_labels_are_averaged_too():
+  split, _ = made_up_windows(several=True)
+  split = linear._standardise(split)
+  scores = linear._scores(linear.Logistic(), split)
+  model = linear_model.LogisticRegression(C=0.1).fit(split.x, split.targets[:, 0])
+  expected = [model.decision_function(split.x_test[split.groups == i]).mean()
+              for i in range(9)]
+  np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_svm_of_windows_is_that_of_the_mmv_code(shared):
+  path = shared / 'golden_mmv' / 'eval_ucf101.npz'
+  if not path.exists():
+    pytest.skip(f'{path} is absent: it holds what this test compares with')
+  golden = {k.removeprefix('linear/'): v for k, v in np.load(path).items()
+            if k.startswith('linear/')}
+  count, views, width = golden['x_test'].shape
+  one_hot = lambda y: np.eye(5, dtype=bool)[y]
+  split = frozen.Split(
+      golden['x'], one_hot(golden['y']), golden['x_test'].reshape(-1, width),
+      np.repeat(np.arange(count), views), one_hot(golden['y_test']), list('abcde'),
+      False)
+  scores = linear._scores(linear.SVM(C=1e-3), linear._standardise(split))
+  np.testing.assert_allclose(scores, golden['decision_C_0.001'], atol=2e-2)
+  measured = dict(linear._measure(scores, split))
+  assert measured['top1'] == golden['top1_top5_C_0.001'][0]
 
 
 # ------------------------------------------------------------------ linear classifiers
@@ -450,6 +604,13 @@ def test_few_shots_see_so_many_of_each_class_and_are_drawn_again(reader):
   assert results['k/1_shot/chance_top1'] == 0.5
   assert results['k/9_shot/chance_top1'] == pytest.approx((5 / 8 + 3 / 8) / 2)
   assert run() == results != run(seed=1)
+
+
+def test_too_few_clips_for_neighbours_are_a_warning(reader, caplog):
+  data = make(Model(np.eye(COUNT)), labelled(reader, 'k', 'ab' * 8), ([0, 1], [2, 3]),
+              columns=dict(k='video'))
+  assert not dict(neighbours.Neighbours(data, ks=(2, 5)).run(STATE))
+  assert 'k: 2 training clips are too few for ks=(2, 5)' in caplog.text
 
 
 def test_a_draw_is_without_repetition():

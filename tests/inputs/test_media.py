@@ -164,13 +164,22 @@ def test_resampling_keeps_pitch_and_loudness(counting):
       assert centre == pytest.approx(500, abs=15)    # d/dt of the phase, 1 s to 2 s
 
 
-def test_no_sound_and_digital_silence_are_no_sound(tmp_path):
+def test_digital_silence_is_zeros_and_a_missing_audio_stream_is_none(tmp_path):
   video, sound = _flashes(1, ())
   toy_world.encode(tmp_path / 'none.mp4', video, RATE_HZ)
   toy_world.encode(tmp_path / 'zero.mp4', video, RATE_HZ, sound)
-  for name in ('none.mp4', 'zero.mp4'):
-    with media.MediaFile(tmp_path / name) as file:
-      assert file.sound(0, 1000, AUDIO_HZ) is None
+  with media.MediaFile(tmp_path / 'none.mp4') as file:
+    assert file.sound(0, 1000, AUDIO_HZ) is None
+  with media.MediaFile(tmp_path / 'zero.mp4') as file:
+    np.testing.assert_array_equal(file.sound(0, 1000, AUDIO_HZ), np.zeros(1000))
+
+
+def test_audio_after_its_stream_has_ended_is_zeros(tmp_path):
+  video, sound = _flashes(3, (0.5,))
+  toy_world.encode(tmp_path / 'short.mp4', video, RATE_HZ, sound[:AUDIO_HZ])
+  with media.MediaFile(tmp_path / 'short.mp4') as file:
+    assert file.sound(0.2, AUDIO_HZ, AUDIO_HZ).any()
+    np.testing.assert_array_equal(file.sound(2.0, 8000, AUDIO_HZ), np.zeros(8000))
 
 
 def test_stereo_is_mixed_to_its_mean(tmp_path):

@@ -168,6 +168,52 @@ def test_a_window_is_the_same_as_decoding_from_the_start(tmp_path, name):
   np.testing.assert_allclose(seconds - seconds[0], stamps / RATE_HZ, atol=2e-3)
 
 
+def _delayed(path, codec, seconds):
+  """A file whose audio begins at 0 and whose first frame comes later."""
+  millisecond = fractions.Fraction(1, 1000)
+  with av.open(path, 'w') as container:
+    video = container.add_stream(codec, rate=RATE_HZ)
+    video.width, video.height, video.pix_fmt = 64, 48, 'yuv420p'
+    video.codec_context.time_base = millisecond
+    audio = container.add_stream('libopus', rate=48_000, layout='mono')
+    audio.open()
+    packets = []
+    for i in range(10):
+      frame = av.VideoFrame.from_ndarray(_bar_code(i), format='rgb24')
+      frame.pts, frame.time_base = round(1000 * seconds) + 40 * i, millisecond
+      packets += video.encode(frame)
+    packets += video.encode(None)
+    for first in range(0, 48_000, 960):
+      frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), 'flt', 'mono')
+      frame.sample_rate, frame.pts = 48_000, first
+      packets += audio.encode(frame)
+    packets += audio.encode(None)
+    for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+      container.mux(packet)
+
+
+@pytest.mark.parametrize('name, codec', [
+    ('vp8.webm', 'libvpx'), ('vp9.webm', 'libvpx-vp9'), ('h264.mkv', 'h264'),
+    ('h264.mp4', 'h264')])
+@pytest.mark.parametrize('seconds', [0.007, 0.5])
+def test_times_before_the_first_frame_show_the_first_frame(name, codec, seconds,
+                                                           tmp_path):
+  _delayed(tmp_path / name, codec, seconds)
+  for times in ([0.0], [0.0, 0.001, 0.002], [-3.0, -2.0], [0.0, seconds + 0.05]):
+    with media.MediaFile(tmp_path / name) as file:
+      numbers = [_number(_pixels(picture)) for picture in file.frames(times)]
+    assert numbers == [int(t > seconds) for t in times]
+
+
+def test_a_real_file_that_starts_late_shows_its_first_frame_before(shared):
+  path = shared / 'media' / 'test_non_zero_start.mp4'
+  _, whole = _whole(path)
+  for times in ([0.0], [-1.0], [-1.0, 0.0]):
+    with media.MediaFile(path) as file:
+      for picture in file.frames(times):
+        np.testing.assert_array_equal(_pixels(picture), whole[0])
+
+
 def test_the_films_are_what_they_are_called(tmp_path):
   packets = {}
   for name in ('plain.mp4', 'open_gop.mkv'):
@@ -247,6 +293,8 @@ def test_a_recording_that_begins_within_a_group_of_pictures_is_read(tmp_path):
     path.write_bytes(content[cut:])
     _, numbers = _assert_windows_are_of_the_whole(path)
     assert numbers[0] > 0 and numbers[-1] == NUM_FRAMES - 1
+    with media.MediaFile(path) as file:
+      assert _number(_pixels(file.frames([0.0])[0])) == numbers[0]
 
 
 def test_a_file_that_does_not_say_which_pictures_are_keys_is_read(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from data import toy_world as world
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
+from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import stills
@@ -128,6 +129,83 @@ def test_a_clip_shorter_than_the_window_shows_nothing_of_what_follows(toy_world)
   assert example['audio'][:1200].any() and not example['audio'][1200:].any()
 
 
+def _looping(window=WINDOW, **changes):
+  return dataclasses.replace(window, short='loop', **changes)
+
+
+def _numbered(count, rate_hz, **sound):
+  """A record whose frame i is of grey 10 * i."""
+  images = []
+  for i in range(count):
+    image = io.BytesIO()
+    Image.new('RGB', (16, 16), (10 * i,) * 3).save(image, 'PNG')
+    images.append(image.getvalue())
+  return clip.Clip('short', content=stills.Stills('short', images, rate_hz, **sound))
+
+
+def _order(reader, **kwargs):
+  """The numbers of the frames that a window shows."""
+  return (reader.views(0, **kwargs)[0]['video'][:, 0, 0, 0] / 10).round().tolist()
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 7, 10, 13, 24])
+def test_a_short_clip_repeats_from_its_start_in_the_order_of_dmvr(count):
+  """Every second frame of 25 Hz, from the repeated list of all frames."""
+  window = _looping(num_frames=16, frame_rate_hz=12.5, modalities=('video',))
+  reader = dataclasses.replace(_reader([_numbered(count, 25.0)]), window=window)
+  repeated = np.tile(np.arange(count), 32)[:32:2].tolist()
+  assert _order(reader) == _order(reader, place=1.0) == repeated
+  held = dataclasses.replace(reader, window=dataclasses.replace(window, short='hold'))
+  assert _order(held) == np.minimum(2 * np.arange(16), count - 1).tolist()
+
+
+@pytest.mark.parametrize('name', ['short.mp4', 'short.mkv', 'short.avi'])
+def test_a_short_file_repeats_exactly(name, tmp_path):
+  frames = np.repeat(np.arange(6, dtype=np.uint8) * 40, 32 * 32 * 3)
+  world.encode(tmp_path / name, frames.reshape(6, 32, 32, 3), 25)
+  reader = dataclasses.replace(
+      _reader([clip.Clip(str(tmp_path / name))]),
+      window=_looping(num_frames=24, frame_rate_hz=12.5, modalities=('video',)))
+  video = reader.views(0)[0]['video'][:, 8, 8, 0]
+  assert (video / 40).round().tolist() == [0, 2, 4] * 8
+
+
+def test_a_row_of_a_file_repeats_without_what_follows_it():
+  """From 0.2 s to 0.5 s of a record at 10 Hz: frames 2, 3 and 4."""
+  row = dataclasses.replace(_numbered(9, 10.0), start=0.2, end=0.5)
+  reader = dataclasses.replace(_reader([row]), window=_looping(
+      num_frames=8, frame_rate_hz=10.0, modalities=('video',)))
+  assert _order(reader) == [2, 3, 4, 2, 3, 4, 2, 3]
+
+
+def test_audio_repeats_in_step_with_the_frames():
+  ramp = np.linspace(0.1, 0.9, 1200).astype(np.float32)    # 0.3 s
+  short = _numbered(3, 10.0, waveform=ramp, audio_hz=4000)
+  window = _looping(num_frames=10, frame_rate_hz=10.0)    # 1 s
+  example, = dataclasses.replace(_reader([short]), window=window).views(0)
+  assert example['has_audio']
+  one = example['audio'][:1200]
+  assert one.any()
+  np.testing.assert_array_equal(example['audio'], np.resize(one, 4000))
+  held, = dataclasses.replace(_reader([short]), window=dataclasses.replace(
+      window, short='hold')).views(0)
+  np.testing.assert_array_equal(held['audio'][:1200], one)
+  assert not held['audio'][1200:].any()
+
+
+def test_a_clip_of_the_window_s_length_does_not_repeat(toy_world):
+  rows = sources.open_source(str(toy_world / 'train_segments.csv'))[:4]
+  looped, held = (dataclasses.replace(_reader(rows), window=window)
+                  for window in (_looping(), WINDOW))
+  _assert_same(next(pipeline.eval_batches(looped, 8, 2)),
+               next(pipeline.eval_batches(held, 8, 2)))
+
+
+def test_another_way_to_fill_a_window_is_refused():
+  with pytest.raises(ValueError, match="short='repeat': expected 'hold' or 'loop'"):
+    dataclasses.replace(WINDOW, short='repeat')
+
+
 def test_a_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
   path = str(toy_world / 'clips' / 'train' / '0000.mp4')
   reader = _reader([clip.Clip(path, 50.0, 60.0)], 1.0)
@@ -197,7 +275,7 @@ def test_a_clip_without_sound_is_masked_and_noted(toy_world, tmp_path):
   reader = _reader([clip.Clip(str(tmp_path / 'quiet.mp4'))])
   batch, = pipeline.eval_batches(reader, 1)
   assert batch['mask'].all() and not batch['has_audio'].any()
-  assert 'has no sound' in reader.notes.soundless[str(tmp_path / 'quiet.mp4')]
+  assert 'has no audio stream' in reader.notes.soundless[str(tmp_path / 'quiet.mp4')]
   assert not reader.notes.skipped
 
 
@@ -353,12 +431,57 @@ def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_
   assert reader.notes.skipped[str(path)] == f'{path}: has no picture'
 
 
-def test_a_sound_file_that_is_silent_is_named_once():
-  silence = _record((), 'hush.wav', waveform=np.zeros(4000, np.float32),
-                    audio_hz=4000)
-  reader = _reader([silence], 1.0)
-  assert reader.views(0) is None
-  assert reader.notes.skipped == {'hush.wav': 'hush.wav: has no sound at 0.1 s'}
+def _silence(count, first=0):
+  """Records of zeros."""
+  return [_record((), first + i, waveform=np.zeros(4000, np.float32), audio_hz=4000)
+          for i in range(count)]
+
+
+def _hears(clips, max_bad_fraction=0.1):
+  """A reader of audio alone."""
+  return dataclasses.replace(
+      _reader(clips, max_bad_fraction),
+      window=dataclasses.replace(WINDOW, modalities=('audio',)))
+
+
+def test_a_silent_file_is_read_as_zeros_and_not_noted(tmp_path):
+  world.encode(tmp_path / 'zero.mp4', np.zeros((20, 16, 16, 3), np.uint8), 10,
+               np.zeros(32_000, np.float32))
+  for reader in (_reader([clip.Clip(str(tmp_path / 'zero.mp4'))]),
+                 _hears([clip.Clip(str(tmp_path / 'zero.mp4'))]),
+                 _hears(_silence(1))):
+    batch, = pipeline.eval_batches(reader, 1)
+    assert batch['mask'].all() and batch['has_audio'].all()
+    assert not batch['audio'].any()
+    assert not reader.notes.skipped and not reader.notes.soundless
+
+
+def test_silent_clips_neither_end_an_audio_run_nor_are_replaced():
+  """ESC-50 pads with zeros: three such clips are too many for a fraction of 0.1."""
+  reader = _hears(_silence(3) + _tones(17, 3))
+  batches = _take(reader, 3, batch_size=20)
+  for batch in batches:    # epochs
+    assert sorted(batch['id']) == list(range(20)) and batch['has_audio'].all()
+    np.testing.assert_array_equal(batch['audio'].any(1), batch['id'] >= 3)
+  assert not reader.notes.skipped
+
+
+def test_a_class_of_silent_clips_is_scored():
+  """AudioSet has a class Silence."""
+  clips = [dataclasses.replace(c, labels={'label': name}) for c, name in zip(
+      _silence(2) + _tones(2, 2), ['Silence', 'Silence', 'Tone', 'Tone'], strict=True)]
+  reader = dataclasses.replace(
+      _hears(clips), labels=labels.find(clips, 'label', False, 'here'))
+  batch, = pipeline.eval_batches(reader, 4)
+  assert batch['mask'].all() and batch['has_audio'].all()
+
+
+def test_audio_that_ends_before_the_video_is_zeros_and_present(tmp_path):
+  world.encode(tmp_path / 'film.mp4', np.zeros((40, 16, 16, 3), np.uint8), 10,
+               np.full(16_000, 0.5, np.float32))    # 4 s of video, 1 s of audio
+  reader = _reader([clip.Clip(str(tmp_path / 'film.mp4'))])
+  late, = reader.views(0, place=1.0)
+  assert late['has_audio'] and not late['audio'].any()
 
 
 def _striped(width, height):

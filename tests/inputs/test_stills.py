@@ -114,7 +114,15 @@ def test_sound_is_found_by_its_time_at_any_rate():
     samples = int(0.3 * rate_hz)
     expected = np.sin(2 * np.pi * 300 * (0.5 + np.arange(samples) / rate_hz))
     np.testing.assert_allclose(film.sound(0.5, samples, rate_hz), expected, atol=2e-3)
-  assert film.sound(5.0, 100, 16_000) is None
+  np.testing.assert_array_equal(film.sound(5.0, 100, 16_000), np.zeros(100))
+
+
+def test_zero_samples_are_audio_and_no_samples_are_none():
+  for dtype in (np.int16, np.float32):
+    silent = stills.Stills('x', (), 1.0, np.zeros(16_000, dtype), 16_000)
+    np.testing.assert_array_equal(silent.sound(0.5, 4000, 8000), np.zeros(4000))
+    assert stills.Stills('x', (), 1.0, np.zeros(0, dtype), 16_000).sound(
+        0.0, 100, 16_000) is None
 
 
 @pytest.mark.parametrize('size', [(160, 120), (120, 160)])

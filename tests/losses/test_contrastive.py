@@ -136,6 +136,17 @@ def test_the_loss_is_float32_even_of_bfloat16_embeddings():
   assert loss.dtype == jnp.float32
 
 
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+def test_similarities_and_their_gradients_are_float32_products_on_every_device(form):
+  video, text = (x.astype(jnp.bfloat16) for x in _embeddings())
+  gradient = jax.value_and_grad(_loss(form), argnums=(0, 1))
+  program = jax.jit(gradient).lower(video, text, jnp.ones((5, 3), bool)).as_text()
+  products = [line for line in program.splitlines() if 'dot_general' in line]
+  assert len(products) >= 3    # forward, and for each of the two gradients
+  for line in products:
+    assert 'precision = [HIGHEST, HIGHEST]' in line and 'bf16' not in line, line
+
+
 def test_an_unknown_form_is_named():
   video, text = _embeddings()
   with pytest.raises(ValueError, match="form='other': expected one of paper, sy"):

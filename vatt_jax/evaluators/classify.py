@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -15,6 +16,7 @@ from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import labels as labels_lib
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.clip import Clip
 
 
 class Classify:
@@ -51,24 +53,27 @@ class Classify:
     self._views = num_windows, num_crops
     self.reader = reader
 
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose classes are measured."""
+    return self.reader.clips
+
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `top1` and `top5`; of several labels a clip `mAP`, `AUC`, `d_prime`.
 
     Beside them what chance reaches, `chance_NAME`: of the accuracies, who knows which
     of these very clips' classes are the commonest. Clips without a label, broken ones
-    and those that lack what is classified are left out.
-
-    Raises:
-      UserError: no clip is left.
+    and those that lack what is classified are left out; nothing is yielded if none is
+    left.
     """
     logits, there = extract.by_clip(self._predict, state, self.reader,
                                     self._batch_size, *self._views, _pick)
     counted = self._targets.any(axis=1) & there.any(axis=1)
-    if not counted.any():
-      raise UserError(f'{self._where}: no clip that has a label could be read')
     if not counted.all():
       logging.warning('%s: %d of %d clips have no label or nothing to classify, and '
                       'are left out', self._where, np.sum(~counted), len(counted))
+    if not counted.any():
+      return
     scores = extract.mean_over_views(logits, there)[counted]
     targets = self._targets[counted]
     if self.reader.labels.several:

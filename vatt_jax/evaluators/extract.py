@@ -21,7 +21,8 @@ Predict = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
 def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: int,
             num_windows: int, num_crops: int,
-            pick: Callable[[Any, Mapping[str, Any]], Any]) -> Any:
+            pick: Callable[[Any, Mapping[str, Any]], Any],
+            augment_seed: int | None = None) -> Any:
   """What a model says of every view of every clip.
 
   Args:
@@ -32,6 +33,8 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
     num_windows: spread over each clip.
     num_crops: spread over each window's pictures; V views are all of all windows.
     pick: `pick(outputs, batch)` -> tree of arrays [B, ...], what to keep.
+    augment_seed: if given, the windows are random and augmented instead
+      (`pipeline.eval_batches`).
 
   Returns:
     The tree, of arrays [N, V, ...], on every host, though each reads but its share.
@@ -39,8 +42,8 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
   hosts = jax.process_count()
   # Closed at once if `predict` raises: its threads must not outlive the interpreter.
   with contextlib.closing(pipeline.eval_batches(
-      reader, batch_size, num_windows, num_crops, jax.process_index(), hosts)
-                          ) as batches:
+      reader, batch_size, num_windows, num_crops, jax.process_index(), hosts,
+      augment_seed)) as batches:
     rows = [multihost_utils.process_allgather(
         pick(sharding.local_rows(predict(state, batch)), batch)) for batch in batches]
   count, views = len(reader.clips), num_windows * num_crops

@@ -30,20 +30,24 @@ from scipy import stats
 from sklearn import manifold
 import threadpoolctl
 
+from vatt_jax.evaluators import metrics
+
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = 'o^s'
 _LINES = ('-', '--', '-.', ':')
 _OF_MODALITY = {'video': (COLOURS[0], 'o'), 'audio': (COLOURS[1], '^'),
                 'text': (COLOURS[2], 's')}
-_NEVER_IN_0_1 = ('MedR', 'MeanR', 'd_prime')    # measures on scales of their own
 
-_WIDTH = 7.2    # inches, of every figure
+_WIDTH = 7.2    # inches, of figures with many panels
+_CURVE_WIDTH = 5.0    # of curves; on a page as wide as a phone they can be read
 _DPI = 200      # of the PNG; a page shows it at half its size
 STYLE = {
     'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 8,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#666666',
     'axes.grid': True, 'grid.alpha': 0.3, 'grid.linewidth': 0.6, 'lines.linewidth': 1.4,
     'legend.frameon': False}
+_CURVE_STYLE = STYLE | dict.fromkeys(
+    ('font.size', 'axes.titlesize', 'axes.labelsize', 'legend.fontsize'), 9)
 _LEAST_POINTS = 5    # below, a t-SNE says nothing
 _GRID_POINTS = 256    # of a density
 
@@ -123,34 +127,51 @@ def learning(history: Sequence[Mapping[str, float]]) -> Iterator[Drawing]:
       yield draw(history)
 
 
-@mpl.rc_context(STYLE)
+@mpl.rc_context(_CURVE_STYLE)
 def losses(history: Sequence[Mapping[str, float]]) -> Drawing:
-  """The losses over the steps.
+  """Draws the losses over the steps, without those that had no data.
 
   Args:
     history: rows of `metrics.jsonl`.
 
   Raises:
-    NothingToDraw: no step was trained.
+    NothingToDraw: no step was trained, or no loss had data.
   """
   names = sorted({k for row in history for k in row if k.startswith('train/loss')})
   if not names:
     raise NothingToDraw('no step was trained')
-  figure, ((axes,),) = grid(1, 1, 2.9)
+  curves = {name: _loss_points(history, name) for name in names}
+  empty = [name.removeprefix('train/') for name, points in curves.items() if not points]
+  if len(empty) == len(names):
+    raise NothingToDraw('no loss had data')
+  figure, ((axes,),) = grid(1, 1, 2.6, _CURVE_WIDTH)
   table = []
-  for name, (colour, line) in zip(names, _styles(), strict=False):
-    points = [(row['step'], row[name]) for row in history if name in row]
+  for (name, points), (colour, line) in zip(curves.items(), _styles(), strict=False):
+    if not points:
+      continue
     short = name.removeprefix('train/')
     axes.plot(*zip(*points, strict=True), line, color=colour, label=short)
     table += [dict(step=step, name=short, value=value) for step, value in points]
   axes.set(xlabel='step', ylabel='loss (nats)')
   axes.xaxis.set_major_formatter(_thousands())
   axes.legend()
-  return Drawing('losses', 'Losses', 'Means between two log lines; loss is the '
-                 'weighted sum of the others.', figure, table)
+  caption = 'Means between two log lines; loss is the weighted sum of the others.'
+  if empty:
+    caption += f' Without data, and not drawn: {", ".join(empty)}.'
+  return Drawing('losses', 'Losses', caption, figure, table)
 
 
-@mpl.rc_context(STYLE)
+def _loss_points(history, name):
+  """Returns [(step, value)] of a loss; empty if it had no data.
+
+  A batch without the pairs of a loss gives exactly 0, which no data gives throughout.
+  """
+  points = [(row['step'], row[name]) for row in history
+            if row.get(name) is not None and math.isfinite(row[name])]
+  return points if any(value for _, value in points) else []
+
+
+@mpl.rc_context(_CURVE_STYLE)
 def measures(history: Sequence[Mapping[str, float]]) -> Drawing:
   """What the evaluations measured during training, one panel for each task.
 
@@ -165,9 +186,10 @@ def measures(history: Sequence[Mapping[str, float]]) -> Drawing:
   curves = _measures_by_task(history)
   if not curves:
     raise NothingToDraw('it takes two evaluations; set config.evals.*.every_steps')
-  columns = min(3, len(curves))
+  columns = min(2, len(curves))
   rows = -(-len(curves) // columns)
-  figure, panels = grid(rows, columns, 1.9 * rows, sharex=True, sharey=True)
+  figure, panels = grid(rows, columns, 1.9 * rows + 0.4, _CURVE_WIDTH, sharex=True,
+                        sharey=True)
   names = dict.fromkeys(name for task in curves.values() for name in task)
   styles = dict(zip(names, _styles(), strict=False))
   table = []
@@ -189,7 +211,7 @@ def measures(history: Sequence[Mapping[str, float]]) -> Drawing:
     axes.set(ylim=(0, 1.02), xlabel='step')
     axes.xaxis.set_major_formatter(_thousands())
     axes.xaxis.set_tick_params(labelbottom=True)
-  _legend(figure)
+  _legend(figure, columns=4)
   return Drawing('measures', 'Measures', 'What the evaluations found during training, '
                  'shares of one; the thin lines are chance.', figure, table)
 
@@ -201,7 +223,10 @@ def _measures_by_task(history):
     for key, value in row.items():
       task, _, name = key.rpartition('/')
       if task in ('', 'train') or name.startswith('chance_') or (
-          name.endswith('_random_init') or name in _NEVER_IN_0_1):
+          name.endswith('_random_init')):
+        continue
+      metric = metrics.find(name)
+      if metric is not None and not metric.is_share:    # on a scale of its own
         continue
       curves.setdefault(task, {}).setdefault(name, []).append(
           (row['step'], value, row.get(f'{task}/chance_{name}')))
@@ -212,36 +237,34 @@ def _measures_by_task(history):
 
 @mpl.rc_context(STYLE)
 def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str,
-             num_classes: int, seed: int) -> Drawing:
-  """t-SNE of the pooled features, coloured by class (VATT, figure 3).
+             seed: int) -> Drawing:
+  """Draws t-SNE of the pooled features, coloured by class (VATT, figure 3).
 
   Args:
-    features: title -> features of the same N clips: before training, and after.
-    labels: of each clip; of several, joined by `|`, the first counts; empty for none.
+    features: title -> features of the same N clips (`draw_by_class`), one column of
+      panels each.
+    labels: of each clip; of several, joined by `|`, the first counts.
     label: their name; empty where there are none.
-    num_classes: at most; if there are more, so many at random.
-    seed: of the choice and of t-SNE.
+    seed: of t-SNE.
 
   Raises:
     NothingToDraw: there is but one class, or hardly a clip.
   """
   if not label:
     raise NothingToDraw('the clips have no labels')
-  first = np.asarray([text.split('|')[0] for text in labels])
-  classes = sorted(set(first) - {''})
+  first = np.asarray([_first_label(text) for text in labels])
+  classes = sorted(set(first.tolist()) - {''})
   if len(classes) < 2:
     raise NothingToDraw(f'{label!r} tells apart {len(classes)} classes; expected 2 or '
                         'more')
-  if len(classes) > num_classes:
-    drawn = np.random.default_rng(seed).choice(classes, num_classes, replace=False)
-    classes = sorted(drawn.tolist())
   modalities = [m for m in ('video', 'audio') if all(
       m in f.pooled for f in features.values())]
-  figure, panels = grid(len(modalities), len(features), 3.5 * len(modalities))
+  figure, panels = grid(len(modalities), len(features),
+                        _WIDTH / len(features) * len(modalities))
   table = []
   for row, modality in zip(panels, modalities, strict=True):
     for axes, (when, given) in zip(row, features.items(), strict=True):
-      there = given.present[modality] & np.isin(first, classes)
+      there = given.present[modality]
       points = tsne(given.pooled[modality][there], seed)
       _scatter_classes(axes, points, first[there], classes)
       axes.set_title(f'{modality}, {when}')
@@ -255,6 +278,32 @@ def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str
       'tsne_classes', f'Features by {label}',
       f't-SNE of the features after the Transformer, coloured by {label} '
       f'({len(classes)} classes; after figure 3 of the paper).', figure, table)
+
+
+def draw_by_class(labels: Sequence[str], num_classes: int, clips_per_class: int,
+                  seed: int) -> np.ndarray:
+  """Draws classes first, then clips of each, so that every class has as many as it can.
+
+  Args:
+    labels: of each clip; of several, joined by `|`, the first counts; empty for none.
+    num_classes: at most; if there are more, so many at random.
+    clips_per_class: at most; if a class has more, so many at random.
+    seed: of the draws.
+
+  Returns:
+    The numbers of the clips, in order.
+  """
+  rng = np.random.default_rng(seed)
+  first = np.asarray([_first_label(text) for text in labels], str)
+  classes = np.array(sorted(set(first.tolist()) - {''}), str)
+  drawn = rng.permutation(len(classes))[:num_classes]
+  members = [np.flatnonzero(first == name) for name in classes[drawn]]
+  numbers = [rng.permutation(of_class)[:clips_per_class] for of_class in members]
+  return np.sort(np.concatenate([np.array([], int), *numbers]))
+
+
+def _first_label(text: str) -> str:
+  return text.split('|')[0]
 
 
 def _scatter_classes(axes, points, names, classes):
@@ -456,10 +505,10 @@ def _check_embeds(features):
       raise NothingToDraw(f'the {model} model has no common space')
 
 
-def grid(rows: int, columns: int, height: float, **settings: Any
-          ) -> tuple[Figure, np.ndarray]:
-  """A figure with [rows, columns] panels; height in inches."""
-  figure = Figure(figsize=(_WIDTH, height), layout='constrained')
+def grid(rows: int, columns: int, height: float, width: float = _WIDTH,
+         **settings: Any) -> tuple[Figure, np.ndarray]:
+  """A figure with [rows, columns] panels; height and width in inches."""
+  figure = Figure(figsize=(width, height), layout='constrained')
   return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
@@ -470,12 +519,12 @@ def _bare(axes: Axes) -> None:
   axes.grid(False)
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, columns: int = 7) -> None:
   """One for all panels, below them."""
   found = {name: handle for axes in figure.axes
            for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
   figure.legend(found.values(), found.keys(), loc='outside lower center',
-                ncols=min(len(found), 7), markerscale=1.5)
+                ncols=min(len(found), columns), markerscale=1.5)
 
 
 def _styles() -> Iterator[tuple[str, str]]:

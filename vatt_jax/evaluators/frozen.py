@@ -31,18 +31,40 @@ _MODALITIES = ('video', 'audio')
 _NAMED = 5    # classes, in a warning
 
 Source = tuple[str, Sequence[Clip]]
-Features = dict[str, tuple[np.ndarray, np.ndarray]]
+# [N, V, D] of V views of N clips, and bool [N, V], which of these are present.
+_Array = tuple[np.ndarray, np.ndarray]
+Features = dict[str, _Array]
 _Rows = list[tuple[int, Mapping[str, str]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-  """Clips to learn a label from, and clips to measure it on.
+class Augmentation:
+  """Says how training clips are augmented (`pipeline.Reader.augmented`).
 
   Attributes:
-    x: float32 [N, D], features to learn from.
+    num_epochs: how many windows are drawn of each clip.
+    seed: of windows, crops and flips.
+
+  Raises:
+    ValueError: `num_epochs` is less than 1.
+  """
+  num_epochs: int = 10
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.num_epochs < 1:
+      raise ValueError(f'num_epochs={self.num_epochs}: expected 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Holds rows to learn a label from, and rows of clips to measure it on.
+
+  Attributes:
+    x: float32 [N, D], features to learn from: a row for each clip, or for each window.
     targets: bool [N, C], which classes each has.
-    x_test: float32 [M, D].
+    x_test: float32 [R, D], likewise of M clips.
+    groups: int [R], the clip of each of these rows; every clip has one or more.
     targets_test: bool [M, C].
     classes: names of the C, those of both sides.
     several: whether a clip may have several at once.
@@ -50,6 +72,7 @@ class Split:
   x: np.ndarray
   targets: np.ndarray
   x_test: np.ndarray
+  groups: np.ndarray
   targets_test: np.ndarray
   classes: list[str]
   several: bool
@@ -61,16 +84,21 @@ class Split:
 
 
 class Frozen:
-  """Pooled features of clips, the mean of some windows, by label and split.
+  """Computes pooled features of clips, by label and split.
 
-  A label is a column of the manifests. A clip that stands in several of them (the
+  A row is the mean of a clip's windows, or with an augmentation a single window. A
+  label is a column of the manifests. A clip that stands in several of them (the
   official splits of UCF101 are the same films) is read and run once.
+
+  Attributes:
+    measured: the clips to measure on, of all splits.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader, batch_size: int,
                model: Mapping[str, Any], splits: Sequence[tuple[Source, Source]],
                labels: Mapping[str, str], multi_labels: Sequence[str] = (),
-               num_windows: int = 1, num_crops: int = 1, cache: str = ''):
+               num_windows: int = 1, num_crops: int = 1, cache: str = '',
+               augmentation: Augmentation | None = None):
     """Looks through the manifests.
 
     Args:
@@ -87,10 +115,14 @@ class Frozen:
       cache: a folder that keeps features, under a digest of all that they come from:
         the weights and settings of the model, the window, the clips, and their files'
         sizes and times of change; empty for none.
+      augmentation: if given, rows are single windows: to learn from augmented ones,
+        to measure on those spread over each clip.
 
     Raises:
       UserError: names the label, modality, manifest or folder that cannot be.
     """
+    tests = {name: clips for _, (name, clips) in splits}
+    self.measured = sources.Mixture(list(tests.values()))
     self._labels, self._multi_labels = dict(labels), frozenset(multi_labels)
     for label, modality in labels.items():
       if modality not in _MODALITIES:
@@ -104,12 +136,20 @@ class Frozen:
       raise UserError(f'{cache}: is a file; expected a folder to keep features in')
     self._predict, self._batch_size = predict, batch_size
     self._views = num_windows, num_crops
+    self._augmentation = augmentation
+    # Of both sides even where those to learn from are augmented: the nearest
+    # neighbours of the same splits then find all of these features in the cache.
     self._clips = _Union(identify=bool(cache))
+    self._train_clips = _Union(identify=bool(cache))
     # These have labels of their own, not the classes of what is trained.
-    self._reader = dataclasses.replace(reader, clips=self._clips, labels=None)
+    self._reader = dataclasses.replace(reader, labels=None)
     self._model = json.dumps(model, sort_keys=True)
-    self._splits = [(self._add(train, least=2), self._add(test, least=1))
-                    for train, test in splits]
+    self._splits = []
+    for train, test in splits:
+      rows = self._add(train, learn=True), self._add(test, learn=False)
+      if augmentation:
+        rows = self._train_clips.add(train[1]), rows[1]
+      self._splits.append(rows)
 
   def splits(self, state: Any) -> Iterator[tuple[str, list[Split]]]:
     """Yields each label and its splits.
@@ -120,21 +160,25 @@ class Frozen:
     Raises:
       UserError: the model has no features of a modality.
     """
-    features = self._features(state)
+    to_learn, to_measure = self._features(state)
     for label, modality in self._labels.items():
-      if modality not in features:
+      if modality not in to_measure:
         raise UserError(f'label {label!r}: there are no features of {modality}; add it '
                         'to config.model and to config.window.modalities')
-      splits = [self._split(features[modality], label, *sides)
+      splits = [self._split(to_learn[modality], to_measure[modality], label, *sides)
                 for sides in self._splits]
-      if all(split.learnable.any() and len(split.x_test) for split in splits):
+      if all(split.learnable.any() and len(split.targets_test) for split in splits):
         yield label, splits
       else:
         logging.warning('Left out: %s, for of the clips that have %s too few have it',
                         label, modality)
 
-  def _add(self, source: Source, least: int) -> _Rows:
-    """The labels of a source's clips, and which of all clips they are."""
+  def _add(self, source: Source, learn: bool) -> _Rows:
+    """Adds a source to learn from or to measure on.
+
+    Returns:
+      The labels of its clips, and which of all clips they are.
+    """
     name, clips = source
     rows = self._clips.add(clips)
     columns = {column for _, row in rows for column in row}
@@ -143,29 +187,24 @@ class Frozen:
       if label not in columns:
         raise UserError(f'{name}: no column {label!r} to evaluate; found '
                         f'{", ".join(sorted(columns)) or "no label"}')
-      if len(values) < least:
-        raise UserError(f'{name}: column {label!r} holds '
-                        f'{f"{min(values)!r} alone" if values else "nothing"}; '
-                        f'expected {least} labels or more')
+      if not values:
+        raise UserError(f'{name}: column {label!r} holds nothing; expected '
+                        f'{"two labels" if learn else "a label"} or more')
+      if learn and len(values) == 1:
+        logging.warning('%s: column %r holds one class alone, %r, from which nothing '
+                        'can be learnt; expected two or more', name, label,
+                        min(values))
       joined = next((v for v in sorted(values) if '|' in v), '')
       if joined and label not in self._multi_labels:
         raise UserError(f'{name}: {label}={joined!r} joins several labels; expected '
                         f'one, or {label!r} among the multi_labels')
     return rows
 
-  def _split(self, features: tuple[np.ndarray, np.ndarray], label: str, train: _Rows,
+  def _split(self, to_learn: _Array, to_measure: _Array, label: str, train: _Rows,
              test: _Rows) -> Split:
-    x, there = features
-    places, names = [], []
-    for rows in (train, test):
-      labelled = [(place, row[label]) for place, row in rows if row.get(label)]
-      kept = [(place, value) for place, value in labelled if there[place]]
-      if len(kept) < len(labelled):
-        logging.warning('%s: %d of %d clips are broken or have nothing to classify, '
-                        'and are left out', label, len(labelled) - len(kept),
-                        len(labelled))
-      places.append([place for place, _ in kept])
-      names.append([labels_lib.separate(value) for _, value in kept])
+    values, x, groups = zip(_rows_of_label(to_learn, train, label),
+                            _rows_of_label(to_measure, test, label), strict=True)
+    names = [list(map(labels_lib.separate, side)) for side in values]
     classes = sorted({name for side in names for values in side for name in values})
     binarizer = preprocessing.MultiLabelBinarizer(classes=classes)
     targets, targets_test = (
@@ -177,36 +216,74 @@ class Frozen:
       logging.warning('%s: %d of %d classes stand in the test alone, and none of their '
                       'clips can be right: %s', label, len(unknown), len(classes),
                       ', '.join(unknown[:_NAMED] + ['...'] * (len(unknown) > _NAMED)))
-    return Split(x[places[0]], targets, x[places[1]], targets_test, classes,
+    return Split(x[0], targets[groups[0]], x[1], groups[1], targets_test, classes,
                  label in self._multi_labels)
 
-  def _features(self, state: Any) -> Features:
-    """modality -> (float32 [N, D], bool [N]) of all clips, perhaps from the cache."""
+  def _features(self, state: Any) -> tuple[Features, Features]:
+    """Returns the features of the clips to learn from, and of those to measure on."""
+    spread = self._kept(state, self._clips, *self._views, None)
+    if self._augmentation:
+      drawn = self._kept(state, self._train_clips, self._augmentation.num_epochs, 1,
+                         self._augmentation.seed)
+      return drawn, spread
+    means = {m: (extract.mean_over_views(x, present)[:, None].astype(np.float32),
+                 present.any(axis=1, keepdims=True))
+             for m, (x, present) in spread.items()}
+    return means, means
+
+  def _kept(self, state: Any, clips: _Union, num_windows: int, num_crops: int,
+            augment_seed: int | None) -> Features:
+    """Returns the features of every view, from the cache if they are kept there."""
+    views = num_windows, num_crops, augment_seed
     if self._cache is None:
-      return self._extract(state)
-    path = self._cache / f'{self._digest(state)}.npz'
+      return self._extract(state, clips, *views)
+    path = self._cache / f'{self._digest(state, clips, views)}.npz'
     features = _read(path)
     if not multi_host.all_of(features is not None):
-      features = self._extract(state)
+      features = self._extract(state, clips, *views)
       if multi_host.is_first():
         _write(path, features)
-      logging.info('Kept the features of %d clips as %s', len(self._clips), path)
+      logging.info('Kept the features of %d clips as %s', len(clips), path)
     else:
-      logging.info('Read the features of %d clips from %s', len(self._clips), path)
+      logging.info('Read the features of %d clips from %s', len(clips), path)
     return features
 
-  def _extract(self, state: Any) -> Features:
-    features = extract.by_clip(self._predict, state, self._reader, self._batch_size,
-                               *self._views, _pick)
-    return {m: (extract.mean_over_views(x, there).astype(np.float32), there.any(axis=1))
-            for m, (x, there) in features.items()}
+  def _extract(self, state: Any, clips: _Union, num_windows: int, num_crops: int,
+               augment_seed: int | None) -> Features:
+    features = extract.by_clip(
+        self._predict, state, dataclasses.replace(self._reader, clips=clips),
+        self._batch_size, num_windows, num_crops, _pick, augment_seed)
+    return {m: (x.astype(np.float32), present) for m, (x, present) in features.items()}
 
-  def _digest(self, state: Any) -> str:
+  def _digest(self, state: Any, clips: _Union, views: tuple[int | None, ...]) -> str:
     sha = hashlib.sha256()
     for part in (checkpoint.digest(step.evaluated(state)), self._model,
-                 self._reader.window, self._views, *self._clips.identities):
+                 self._reader.window, views, *clips.identities):
       sha.update(f'{part}\n'.encode())
     return sha.hexdigest()
+
+
+def _rows_of_label(features: _Array, rows: _Rows, label: str
+                   ) -> tuple[list[str], np.ndarray, np.ndarray]:
+  """Returns the clips that have a label and features, and their rows.
+
+  Args:
+    features: of clips, [N, V, D], and which of the views are present, bool [N, V].
+    rows: places among the N, and labels.
+    label: a column.
+
+  Returns:
+    The labels of the M clips that have both; rows [R, D]; int [R], the clip of each.
+  """
+  x, present = features
+  labelled = [(place, row[label]) for place, row in rows if row.get(label)]
+  kept = [(place, value) for place, value in labelled if present[place].any()]
+  if len(kept) < len(labelled):
+    logging.warning('%s: %d of %d clips are broken or have nothing to classify, and '
+                    'are left out', label, len(labelled) - len(kept), len(labelled))
+  places = np.array([place for place, _ in kept], int)
+  clip, view = np.nonzero(present[places])
+  return [value for _, value in kept], x[places[clip], view], clip
 
 
 def over_splits(measured: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float]]:

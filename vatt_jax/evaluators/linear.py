@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -19,6 +20,7 @@ from sklearn import svm
 
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import metrics
+from vatt_jax.inputs.clip import Clip
 
 
 class Classifier(Protocol):
@@ -154,17 +156,27 @@ class LowRank:
 CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank}
 
 
-class LinearProbe:
-  """Linear classifiers on frozen, standardised features.
+ROWS = ('clips', 'windows')
 
-  The features of a clip are the mean of its windows'. MMV's pipeline, which VATT
-  follows, learns from single windows instead, and measures on means, as here.
+
+class LinearProbe:
+  """Trains linear classifiers on frozen, standardised features.
+
+  A row to learn from is the mean of a clip's windows (`rows='clips'`), or, in MMV's
+  pipeline, which VATT follows (section 4.4.5), a single augmented window
+  (`rows='windows'`): the scores of a clip are then the means of its windows'
+  (`frozen.Frozen`).
   """
 
   def __init__(self, data: frozen.Frozen, classifiers: Mapping[str, Classifier]):
     """Takes the features, and the classifiers by name."""
     self._data = data
     self._classifiers = dict(classifiers)
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose labels are measured."""
+    return self._data.measured
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `LABEL/top1`, `LABEL/top5`, and both by chance.
@@ -201,7 +213,7 @@ def _decide(model, x, targets, x_test, several):
 
 
 def _standardise(split: frozen.Split) -> frozen.Split:
-  """Every feature of mean 0 and variance 1, of those to learn from."""
+  """Scales every feature to mean 0 and variance 1 over the rows to learn from."""
   scaler = preprocessing.StandardScaler().fit(split.x.astype(np.float64))
   x, x_test = (scaler.transform(x.astype(np.float64)).astype(np.float32)
                for x in (split.x, split.x_test))
@@ -209,11 +221,17 @@ def _standardise(split: frozen.Split) -> frozen.Split:
 
 
 def _scores(classifier: Classifier, split: frozen.Split) -> np.ndarray:
-  """[M, C]; a class that none, or every one, has to learn from is not, or surely."""
+  """Returns the scores of clips, means over their rows, [M, C].
+
+  A class that no row to learn from has scores -inf, one that every row has inf.
+  """
   everyone = np.where(split.targets.all(axis=0), np.inf, -np.inf)
-  scores = np.tile(everyone, (len(split.x_test), 1))
-  scores[:, split.learnable] = classifier.scores(
+  scores = np.tile(everyone, (len(split.targets_test), 1))
+  by_row = classifier.scores(
       split.x, split.targets[:, split.learnable], split.x_test, split.several)
+  total = np.zeros((len(scores), by_row.shape[1]))
+  np.add.at(total, split.groups, by_row)
+  scores[:, split.learnable] = total / np.bincount(split.groups)[:, None]
   return scores
 
 

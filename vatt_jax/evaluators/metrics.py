@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import dataclasses
+import math
+import re
 
 from absl import logging
 import numpy as np
@@ -9,6 +12,87 @@ from scipy import stats
 from sklearn import metrics
 
 _NAMED = 5    # classes, in a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """Describes how to read a metric.
+
+  Attributes:
+    title: as people write it.
+    higher_is_better: None where neither direction is better.
+    decimals: digits after the point.
+    limits: the least and the greatest value that is possible.
+    meaning: a sentence for those who do not know it.
+  """
+  title: str
+  higher_is_better: bool | None
+  decimals: int
+  limits: tuple[float, float]
+  meaning: str
+
+  @property
+  def is_share(self) -> bool:
+    """Whether it is a share of one, so that it fits on an axis from 0 to 1."""
+    return self.limits == (0, 1)
+
+  def beats(self, value: float, other: float) -> bool:
+    """Returns whether a value is strictly better than another one."""
+    if self.higher_is_better is None:
+      return False
+    return value > other if self.higher_is_better else value < other
+
+
+_SHARE, _RANK = (0, 1), (1, math.inf)
+
+# The last part of a result's name -> how to read it; {k} stands for any number.
+METRICS = {
+    'R@{k}': Metric(
+        'R@{k}', True, 3, _SHARE,
+        'Recall at {k}: the share of queries with a right answer among the first {k}.'),
+    'MedR': Metric(
+        'MedR', False, 1, _RANK, 'Median rank of the right answer; 1 is the first.'),
+    'MeanR': Metric(
+        'MeanR', False, 1, _RANK, 'Mean rank of the right answer; 1 is the first.'),
+    'top{k}': Metric(
+        'top-{k}', True, 3, _SHARE,
+        'The share of clips with a right class among the {k} of highest score.'),
+    'top{k}_std': Metric(
+        'top-{k} std', None, 3, _SHARE,
+        'Standard deviation of top-{k} over random choices of training clips.'),
+    'mAP': Metric(
+        'mAP', True, 3, _SHARE,
+        'Mean over classes of the average precision; 1 if each class scores its own '
+        'clips above all others.'),
+    'AUC': Metric(
+        'AUC', True, 3, _SHARE,
+        'Mean over classes of the area under the ROC curve: how often a clip of the '
+        'class scores higher than one of the others.'),
+    'd_prime': Metric(
+        "d'", True, 3, (-math.inf, math.inf),
+        'Mean over classes of √2 times the normal quantile of AUC: how many standard '
+        'deviations apart the scores of clips of the class and of others are.'),
+    'loss': Metric(
+        'loss', False, 3, (0, math.inf), 'Weighted sum of the losses, in nats.')}
+
+
+def find(name: str, k: str = '') -> Metric | None:
+  """Returns how to read a result.
+
+  Args:
+    name: of the result, `TASK/METRIC`.
+    k: stands for the number in the name; empty for that number.
+
+  Returns:
+    None if the metric is unknown.
+  """
+  measure = name.rpartition('/')[2]
+  metric = METRICS.get(re.sub(r'\d+', '{k}', measure))
+  if metric is None:
+    return None
+  k = k or ''.join(re.findall(r'\d+', measure)[:1])
+  return dataclasses.replace(metric, title=metric.title.replace('{k}', k),
+                             meaning=metric.meaning.replace('{k}', k))
 
 
 def rank_of_match(scores: np.ndarray, match: np.ndarray | None = None) -> np.ndarray:
@@ -40,16 +124,24 @@ def rank_in_pool(queries: np.ndarray, pool: np.ndarray,
   Returns:
     int [N], the same whatever `scores_at_once`.
   """
-  # Equal candidates must tie, yet in which order BLAS adds up depends on where in a
-  # block they stand; so the last digits, where that shows, are rounded off.
-  columns = pool.astype(np.float64).T
+  pool = pool.astype(np.float64)
   size = max(1, scores_at_once // len(pool))
   ranks = []
   for begin in range(0, len(queries), size):
-    block = queries[begin:begin + size].astype(np.float64)
-    scores = (block @ columns).astype(np.float32)
-    ranks.append(rank_of_match(scores, np.arange(begin, begin + len(block))))
+    scores = similarities(queries[begin:begin + size], pool)
+    ranks.append(rank_of_match(scores, np.arange(begin, begin + len(scores))))
   return np.concatenate(ranks)
+
+
+def similarities(queries: np.ndarray, pool: np.ndarray) -> np.ndarray:
+  """Returns dot products, of equal candidates equal ones.
+
+  [Q, D], [C, D] -> float32 [Q, C].
+  """
+  # In which order BLAS adds up depends on where in a block a candidate stands; so the
+  # last digits, where that shows, are rounded off.
+  scores = queries.astype(np.float64) @ pool.astype(np.float64).T
+  return scores.astype(np.float32)
 
 
 def rank_of_best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
 import numpy as np
 
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen
 from vatt_jax.evaluators import metrics
+from vatt_jax.inputs.clip import Clip
 
 _BLOCK = 256    # rows whose similarities are in memory at once
 
@@ -46,6 +48,11 @@ class Neighbours:
     self._ks, self._shots = tuple(ks), tuple(shots)
     self._num_draws, self._seed = num_draws, seed
 
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose labels are measured."""
+    return self._data.measured
+
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `LABEL/R@1`, and of few shots `LABEL/1_shot/top1` and `.../top1_std`.
 
@@ -56,6 +63,9 @@ class Neighbours:
     """
     for label, splits in self._data.splits(state):
       measured = [dict(self._measure(split)) for split in splits]
+      if not all(measured):
+        logging.warning('%s: %d training clips are too few for ks=%s', label,
+                        min(len(split.x) for split in splits), self._ks)
       for name, value in frozen.over_splits(measured):
         yield f'{label}/{name}', value
 

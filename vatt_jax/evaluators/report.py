@@ -6,12 +6,16 @@ import base64
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import io
 import itertools
+import math
+import os
 import pathlib
 import textwrap
 from typing import Any
+import urllib.parse
 import wave
 
 import jinja2
@@ -20,16 +24,29 @@ from matplotlib.axes import Axes
 import numpy as np
 from PIL import Image
 
+from vatt_jax import run_info
 from vatt_jax.evaluators import figures
+from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators.retrieval import Hits
 from vatt_jax.evaluators.retrieval import Retrieval
+from vatt_jax.inputs import encode
+from vatt_jax.inputs import media
+from vatt_jax.inputs.clip import IMAGE_SUFFIXES
 from vatt_jax.inputs.sources import Clip
 
 _RANDOM_INIT = '_random_init'
 _STRIP_FRAMES = 4
-_FRAME_PIXELS = 72
-_GAP_PIXELS = 2    # between pictures
+# A card of the page is as wide as this in CSS pixels. It shows two frames side by
+# side, so they are sharp on a display of two pixels per CSS pixel.
+_FRAME_PIXELS = 176
+_GAP_PIXELS = 4    # between pictures
 _SOUND_HZ = 8000    # at most, of the sounds on the page
+# A clip of a file no larger than this is on the page itself; others are linked.
+EMBED_FILE_BYTES = 300_000
+_EMBED_SECONDS = 8.0    # at most, as the next ones
+_EMBED_PIXELS = 240    # shorter edge
+_EMBED_FRAME_RATE_HZ = 15.0
+_EMBED_AUDIO_HZ = 16_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +57,28 @@ class Row:
   random_init: float | None
   chance: float | None
 
+  @property
+  def task(self) -> str:
+    """Returns the evaluation and its task in words."""
+    return self.name.rpartition('/')[0].replace('/', ' · ').replace('_', ' ')
+
+  @property
+  def metric(self) -> metrics.Metric:
+    """Returns how to read it; an unknown metric has no direction and no meaning."""
+    return metrics.find(self.name) or metrics.Metric(
+        self.name.rpartition('/')[2], None, 3, (-math.inf, math.inf), '')
+
+  @property
+  def arrow(self) -> str:
+    """Returns an arrow to the better side."""
+    return {True: '↑', False: '↓', None: ''}[self.metric.higher_is_better]
+
+  @property
+  def beats_all(self) -> bool:
+    """Returns whether it is better than all values beside it: random init, chance."""
+    beside = [x for x in (self.random_init, self.chance) if x is not None]
+    return all(self.metric.beats(self.value, other) for other in beside)
+
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
@@ -47,18 +86,39 @@ class Strip:
 
   Attributes:
     clip: number in its source.
-    path: of its file.
+    path: of its file, or the name of its record.
     start: seconds.
+    end: seconds; infinite for the end of the file.
     caption: its own words.
-    right: whether it is the query's own clip.
+    in_file: whether `path` is a file, not a record of one.
+    video: a small MP4 as a data URI, where the file is small; else empty.
     pictures: uint8 [T, H, W, 3].
+    right: whether it is the query's own clip.
+    score: its similarity with the query.
   """
   clip: int
   path: str
   start: float
+  end: float
   caption: str
-  right: bool
+  in_file: bool
+  video: str
   pictures: np.ndarray
+  right: bool = False
+  score: float | None = None
+
+  @property
+  def name(self) -> str:
+    """Returns file name and start."""
+    return f'{pathlib.PurePath(self.path).name}, {self.start:.1f} s'
+
+  def link(self, folder: pathlib.Path) -> str:
+    """Returns a link from a page in a folder that plays it; empty for a record."""
+    if not self.in_file:
+      return ''
+    path = pathlib.Path(os.path.relpath(self.path, folder)).as_posix()
+    end = f',{self.end:g}' if math.isfinite(self.end) else ''
+    return f'{urllib.parse.quote(path)}#t={self.start:g}{end}'
 
   @property
   def row(self) -> np.ndarray:
@@ -69,9 +129,14 @@ class Strip:
 
   @property
   def image(self) -> str:
-    """The same as a data URI."""
+    """Returns the frames in two rows, a JPEG as a data URI."""
+    edges = [(0, 0), (0, _GAP_PIXELS), (0, _GAP_PIXELS), (0, 0)]
+    pictures = np.pad(self.pictures, edges, constant_values=255)
+    half = len(pictures) // 2
+    rows = [np.concatenate(list(x), axis=1) for x in (pictures[:half], pictures[half:])]
+    square = np.concatenate(rows)[:-_GAP_PIXELS, :-_GAP_PIXELS]
     file = io.BytesIO()
-    Image.fromarray(self.row).save(file, 'JPEG', quality=85)
+    Image.fromarray(square).save(file, 'JPEG', quality=80, optimize=True)
     return _data_uri('image/jpeg', file.getvalue())
 
 
@@ -84,11 +149,18 @@ class Query:
     own: the clip whose words or sound ask.
     sound: of a sound that asks, a data URI; empty for words.
     strips: what was found.
+    rank: of its own clip among all, counted from 1.
   """
   direction: str
   own: Strip
   sound: str
   strips: list[Strip]
+  rank: int
+
+  @property
+  def missed(self) -> bool:
+    """Returns whether its own clip is not among those found."""
+    return not any(strip.right for strip in self.strips)
 
   @property
   def title(self) -> str:
@@ -118,7 +190,8 @@ def format_number(name: str, value: float | None) -> str:
   """Ranks to a tenth, shares to a thousandth, and a dash for none."""
   if value is None:
     return '-'
-  return f'{value:.1f}' if name.endswith(('MedR', 'MeanR')) else f'{value:.3f}'
+  metric = metrics.find(name)
+  return f'{value:.{metric.decimals if metric else 3}f}'
 
 
 def as_text(results: Mapping[str, Any]) -> str:
@@ -152,15 +225,16 @@ def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
   queries = []
   for hit in hits:
     examples = {i: reader.views(i) for i in {hit.query, *hit.found}}
-    strips = {i: _strip(reader.clips[i], i, views[0]['video'], i == hit.query)
+    strips = {i: _strip(reader.clips[i], i, views[0]['video'])
               for i, views in examples.items() if views}
     if hit.query not in strips:
       continue
     sound = ''
     if hit.direction.startswith('audio'):
       sound = _sound(examples[hit.query][0]['audio'], reader.window.audio_hz)
-    queries.append(Query(hit.direction, strips[hit.query], sound,
-                         [strips[i] for i in hit.found if i in strips]))
+    found = [dataclasses.replace(strips[i], right=i == hit.query, score=score)
+             for i, score in zip(hit.found, hit.scores, strict=True) if i in strips]
+    queries.append(Query(hit.direction, strips[hit.query], sound, found, hit.rank))
   return queries
 
 
@@ -174,8 +248,7 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> figures.Drawing:
   """
   direction = queries[0].direction
   asks, finds = direction.split('_to_')
-  rows = [[dataclasses.replace(q.own, right=False), *q.strips] if q.sound else q.strips
-          for q in queries]
+  rows = [[q.own, *q.strips] if q.sound else q.strips for q in queries]
   figure, panels = figures.grid(len(queries), max(map(len, rows)), 0.9 * len(queries))
   for line, query, strips in zip(panels, queries, rows, strict=True):
     line[0].set_title(query.title, loc='left', fontsize=7)
@@ -187,9 +260,10 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> figures.Drawing:
     if query.sound:
       line[0].set_xlabel('heard here', fontsize=5, style='italic')
   table = [dict(query=query.own.clip, query_path=query.own.path,
-                query_start=query.own.start, query_text=query.own.caption, rank=rank,
-                clip=strip.clip, path=strip.path, start=strip.start,
-                text=strip.caption, right=strip.right)
+                query_start=query.own.start, query_text=query.own.caption,
+                query_rank=query.rank, rank=rank, clip=strip.clip, path=strip.path,
+                start=strip.start, text=strip.caption, score=strip.score,
+                right=strip.right)
            for query in queries for rank, strip in enumerate(query.strips, 1)]
   return figures.Drawing(
       f'gallery_{name}_{direction}', f'{asks.title()} to {finds}: {name}',
@@ -209,8 +283,9 @@ def _show(axes: Axes, strip: Strip) -> None:
 def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
           curves: Sequence[figures.Drawing],
           galleries: Mapping[str, Sequence[Query]],
-          drawings: Sequence[figures.Drawing] = ()) -> None:
-  """Writes one self-contained HTML file.
+          drawings: Sequence[figures.Drawing] = (),
+          info: run_info.RunInfo | None = None) -> None:
+  """Writes one self-contained HTML file; only clips of large files are links.
 
   Args:
     path: of the file.
@@ -219,13 +294,20 @@ def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
     curves: of training (`figures.learning`).
     galleries: name -> queries and what they found.
     drawings: other figures.
+    info: facts about the run; None where it has none.
   """
   rows = list(as_rows(results))
+  tasks: dict[str, list[Row]] = {}
+  for row in rows:
+    tasks.setdefault(row.task, []).append(row)
+  known = filter(None, (metrics.find(row.name, 'k') for row in rows))
   environment = jinja2.Environment(
       loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
       autoescape=True, trim_blocks=True, lstrip_blocks=True)
   page = environment.get_template('report.html.jinja').render(
-      title=title, rows=rows, number=format_number, png=_png,
+      title=title, facts=list(info.facts()) if info else [], tasks=tasks,
+      meanings={metric.title: metric.meaning for metric in known},
+      number=format_number, png=_png, link=lambda strip: strip.link(path.parent),
       alone=[(name, _plain(value)) for name, value in _alone(results, rows)],
       curves=curves, drawings=drawings, galleries=galleries)
   path.write_text(page, encoding='utf-8')
@@ -251,8 +333,36 @@ def _caption(clip: Clip) -> str:
   return nearest.text if nearest else ''
 
 
-def _strip(clip: Clip, number: int, pictures: np.ndarray, right: bool) -> Strip:
-  return Strip(number, clip.path, clip.start, _caption(clip), right, pictures)
+def _strip(clip: Clip, number: int, pictures: np.ndarray) -> Strip:
+  in_file, video = clip.content is None, ''
+  if in_file and pathlib.Path(clip.path).suffix.lower() not in IMAGE_SUFFIXES and (
+      os.path.getsize(clip.path) <= EMBED_FILE_BYTES):
+    with contextlib.suppress(media.MediaError):    # then it is linked
+      video = _data_uri('video/mp4', _mp4(clip))
+  return Strip(number, clip.path, clip.start, clip.end, _caption(clip), in_file, video,
+               pictures)
+
+
+def _mp4(clip: Clip) -> bytes:
+  """Returns the clip, from its start, as a small MP4.
+
+  Raises:
+    media.MediaError: it does not decode.
+  """
+  with clip.open() as file:
+    seconds = min(clip.end_in(file) - clip.start, _EMBED_SECONDS)
+    rate_hz = max(round(min(file.frame_rate_hz or _EMBED_FRAME_RATE_HZ,
+                            _EMBED_FRAME_RATE_HZ)), 1)
+    times = clip.start + np.arange(max(round(seconds * rate_hz), 1)) / rate_hz
+    frames = file.frames(times)
+    width, height = frames[0].size
+    scale = min(_EMBED_PIXELS / min(width, height), 1)
+    size = tuple(max(round(edge * scale / 2) * 2, 2) for edge in (width, height))
+    pictures = [f.cut((0, 0, *f.size), size) for f in frames]
+    sound = file.sound(clip.start, round(seconds * _EMBED_AUDIO_HZ), _EMBED_AUDIO_HZ)
+  out = io.BytesIO()
+  encode.film(out, pictures, rate_hz, sound, _EMBED_AUDIO_HZ, 32_000, {'crf': '30'})
+  return out.getvalue()
 
 
 def _sound(samples: np.ndarray, rate_hz: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
@@ -13,7 +15,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import pipeline
-from vatt_jax.inputs import sources
+from vatt_jax.inputs.clip import Clip
 
 # direction -> (space, query, candidate)
 DIRECTIONS = {
@@ -29,10 +31,21 @@ GALLERIES = ('text_to_video', 'audio_to_video')    # what a person can judge at 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-  """A query and the clips it found: numbers of clips, best first."""
+  """Holds a query and the clips it found.
+
+  Attributes:
+    direction: of `GALLERIES`.
+    query: the number of the clip whose text or audio asks.
+    found: numbers of clips, best first; of equal scores the query's own clip is last.
+    scores: the similarity of each of these with the query.
+    rank: of the query's own clip among all, counted from 1; ties count against the
+      model.
+  """
   direction: str
   query: int
   found: list[int]
+  scores: list[float]
+  rank: int
 
 
 class Retrieval:
@@ -40,7 +53,8 @@ class Retrieval:
 
   Windows are spread over a clip, and averaged (`extract.of_clips`). A window's text
   is the caption nearest to its middle. The pool of a direction is every clip that has
-  both modalities; how many lack one is said in the log.
+  both modalities; how many lack one is said in the log, and so is the share of the
+  captions' words that the vocabulary lacks.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
@@ -66,8 +80,13 @@ class Retrieval:
     self._batch_size = batch_size
     self._views = num_windows, num_crops
     self._average = average
-    self._said = ''
+    self._said: str | None = None
     self.reader = reader
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips that are ranked."""
+    return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
     """Yields `DIRECTION/R@k`, `DIRECTION/MedR`, `DIRECTION/MeanR`, and all by chance.
@@ -75,17 +94,22 @@ class Retrieval:
     Directions for which the model or every clip lacks a modality are left out.
     """
     embed, present = self._embed(state)
+    measured = False
     for direction, (space, query, candidate) in DIRECTIONS.items():
       if not {query, candidate} <= embed[space].keys() & present.keys():
         continue
       there = present[query] & present[candidate]
       if not there.any():
         continue
+      measured = True
       queries, pool = (embed[space][m][there] for m in (query, candidate))
       for name, value in metrics.retrieval(metrics.rank_in_pool(queries, pool)):
         yield f'{direction}/{name}', value
       for name, value in metrics.retrieval_by_chance(int(there.sum())):
         yield f'{direction}/chance_{name}', value
+    if not measured:
+      logging.warning('None of the %d clips to retrieve from has two modalities that '
+                      'the model compares', len(self.reader.clips))
 
   def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
     """The best clips for some sentences and sounds, taken evenly from the source."""
@@ -96,24 +120,30 @@ class Retrieval:
       if not {query, candidate} <= embed[space].keys() & present.keys():
         continue
       there = np.flatnonzero(present[query] & present[candidate])
+      if not len(there):
+        continue
       places = np.linspace(0, len(there) - 1, min(num_queries, len(there)), dtype=int)
-      pool = embed[space][candidate][there]
-      for asked in there[places]:
-        best = np.argsort(-(pool @ embed[space][query][asked]), kind='stable')
-        hits.append(Hits(direction, int(asked), there[best[:num_hits]].tolist()))
+      queries, pool = (embed[space][m][there] for m in (query, candidate))
+      ranks = metrics.rank_in_pool(queries, pool)
+      for place in places:
+        scores = metrics.similarities(queries[place:place + 1], pool)[0]
+        own = np.arange(len(pool)) == place
+        best = np.lexsort((own, -scores))[:num_hits]
+        hits.append(Hits(direction, int(there[place]), there[best].tolist(),
+                         scores[best].tolist(), int(ranks[place]) + 1))
     return hits
 
   def _embed(self, state):
     """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
-    embed, present = extract.by_clip(self._predict, state, self.reader,
-                                     self._batch_size, *self._views, _pick)
-    if not any(present[m].any() for m in ('video', 'audio') if m in present):
-      first = next(sources.each(self.reader.clips))
-      raise UserError(f'{first.path} and all the other clips to retrieve from are '
-                      'broken')
+    embed, present, words = extract.by_clip(
+        self._predict, state, self.reader, self._batch_size, *self._views,
+        functools.partial(_pick, unknown=self.reader.tokenizer.unknown))
     clips = extract.of_clips(embed, present, self._average)
     present = {m: x.any(axis=1) for m, x in present.items()}
-    self._say_what_lacks(present, {m for sides in clips.values() for m in sides})
+    embedded = {m for sides in clips.values() for m in sides}
+    if 'text' in embedded and self._said is None:
+      _log_unknown_words(words)
+    self._say_what_lacks(present, embedded)
     return clips, present
 
   def _say_what_lacks(self, present, embedded):
@@ -128,11 +158,24 @@ class Retrieval:
     self._said = lacks
 
 
-def _pick(outputs, batch):
-  """Embeddings, of a clip's text those of the nearest caption, and what is there."""
+def _pick(outputs, batch, unknown):
+  """Embeddings, present modalities, and counts [B, 2] of unknown and all words.
+
+  Text is the nearest caption of each clip.
+  """
   if 'embed' not in outputs:
     raise UserError('retrieval needs a model that embeds; set config.model.head to the '
                     'settings of a fac head')
   embed = {space: extract.nearest_text(sides)
            for space, sides in outputs['embed'].items()}
-  return embed, extract.find_present(batch)
+  ids = batch['text'][:, 0] if 'text' in batch else np.zeros((len(batch['mask']), 0))
+  words = np.stack([(ids == unknown).sum(axis=-1), (ids != 0).sum(axis=-1)], axis=-1)
+  return embed, extract.find_present(batch), words
+
+
+def _log_unknown_words(words):
+  """Logs how many of the captions' words are unknown: [N, V, 2], unknown and all."""
+  unknown, total = words.sum(axis=(0, 1))
+  if total:
+    log = logging.warning if unknown == total else logging.info
+    log('Unknown words: %.1f %% of those in the captions', 100 * unknown / total)

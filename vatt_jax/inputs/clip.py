@@ -34,7 +34,7 @@ class Media(contextlib.AbstractContextManager, Protocol):
     """The pictures on screen at given times (seconds, increasing)."""
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
-    """Mono float32 [num_samples] in [-1, 1], or None if there is none."""
+    """Mono float32 [num_samples] in [-1, 1]; None if the file has no audio."""
 
 
 @dataclasses.dataclass(frozen=True)

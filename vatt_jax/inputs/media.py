@@ -162,6 +162,11 @@ class MediaFile:
             self._seconds(self._video, shown[0]) > times[0] + _TIME_SLACK)
         if not late:
           break
+      if not shown and not any(p.is_keyframe for p in packets):
+        # The first frame that can be shown is after all of these times.
+        times = [self._first_keyframe(times[-1])] * len(times)
+        packets = next(self._packets(self._video, times[0], times[0]))
+        shown, frames = self._show(packets, times)
     lost = [s for s in shown if s not in frames or frames[s].is_corrupt]
     if not shown or lost:
       at = self._seconds(self._video, lost[0]) if lost else times[0]
@@ -180,8 +185,8 @@ class MediaFile:
       rate_hz: the rate to resample to.
 
     Returns:
-      float32 [num_samples] in [-1, 1], zero where the file has none; None if
-      there is no sound at all in the window, or nothing but digital silence.
+      float32 [num_samples] in [-1, 1], zero where the stream is silent, has not
+      begun or has ended; None if the file has no audio stream.
 
     Raises:
       MediaError: the sound does not decode.
@@ -193,8 +198,6 @@ class MediaFile:
     length = round((num_samples / rate_hz + 2 * _PRE_ROLL_SECONDS) * native_hz)
     with self._naming():
       buffer = self._native_sound(begin, length, native_hz)
-    if buffer is None:
-      return None
     return resample(buffer, begin, native_hz, start, num_samples, rate_hz)
 
   def _show(self, packets: list[av.Packet], times: Sequence[float]
@@ -259,8 +262,7 @@ class MediaFile:
           frame.pts = packets[-1].dts + i if packet is None else packet.dts
       yield from frames
 
-  def _native_sound(self, begin: int, length: int, native_hz: int
-                    ) -> np.ndarray | None:
+  def _native_sound(self, begin: int, length: int, native_hz: int) -> np.ndarray:
     """Mono samples begin .. begin + length at the file's own rate."""
     for packets in itertools.islice(
         self._packets(self._audio, begin / native_hz, (begin + length) / native_hz),
@@ -291,7 +293,7 @@ class MediaFile:
         expected, last_kind = position, kind
       runs[-1][1].append(frame)
       expected += num_samples
-    buffer, filled = np.zeros(length, np.float32), False
+    buffer = np.zeros(length, np.float32)
     for position, frames in runs:
       samples = _mono(frames)
       if frames[0].sample_rate != native_hz:    # some films change theirs
@@ -299,8 +301,7 @@ class MediaFile:
       low, high = max(position, 0), min(position + len(samples), length)
       if high > low:
         buffer[low:high] = samples[low - position:high - position]
-        filled = True
-    return buffer if filled else None
+    return buffer
 
   def _packets(self, stream: Any, first: float, last: float
                ) -> Iterator[list[av.Packet]]:
@@ -325,6 +326,15 @@ class MediaFile:
           self._seconds(stream, _stamp(packets[key])) <= first + _TIME_SLACK):
         yield packets[key:]
       back = 2 * back + 1
+
+  def _first_keyframe(self, default: float) -> float:
+    """Returns the time of the first one, seconds; `default` where none is marked."""
+    start = self._seconds(self._video, self._video.start_time or 0)
+    self._seek(self._video, start - 1)
+    stamps = (_stamp(p) for p in self._demux(self._video)
+              if p.is_keyframe and not p.is_discard)
+    stamp = next(stamps, None)
+    return default if stamp is None else self._seconds(self._video, stamp)
 
   def _seek(self, stream: Any, seconds: float) -> None:
     """To the last keyframe at or before a time, as far as the file's index knows."""
@@ -445,7 +455,7 @@ def to_int16(sound: np.ndarray) -> np.ndarray:
 
 
 def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
-             num_samples: int, rate_hz: int) -> np.ndarray | None:
+             num_samples: int, rate_hz: int) -> np.ndarray:
   """A window out of more of a sound, at another rate.
 
   Args:
@@ -457,13 +467,12 @@ def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
     rate_hz: sample rate of the window.
 
   Returns:
-    float32 [num_samples]; None for nothing but digital silence.
+    float32 [num_samples].
   """
   sound = soxr.resample(buffer, native_hz, rate_hz)
   first = round((start - begin / native_hz) * rate_hz)
   window = sound[first:first + num_samples]
-  window = np.pad(window, (0, num_samples - len(window)))
-  return window if np.any(window) else None
+  return np.pad(window, (0, num_samples - len(window)))
 
 
 def _merit(stream: Any) -> int:

@@ -29,6 +29,10 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text as text_lib
 
+# A clip that repeats begins anew when so little of it is left: containers round its
+# length, at worst to a millisecond.
+_LOOP_SLACK_SECONDS = 1e-3
+
 # The accelerator is JAX's.
 for _kind in ('GPU', 'TPU'):
   tf.config.set_visible_devices([], _kind)
@@ -41,6 +45,8 @@ _MAX_DRAWS = 100
 _MAX_CROP_DRAWS = 100
 
 MODALITIES = ('video', 'audio', 'text')
+# Fields of a window that need not be above 0.
+_UNBOUNDED = ('modalities', 'scale_jitter', 'short', 'audio_seconds')
 Example = dict[str, np.ndarray]
 
 
@@ -67,9 +73,12 @@ class Window:
       unstretched picture allows is cut out (the released code's way, with 0.2).
     scale_jitter_rate: the share of clips that are stretched.
     modalities: what is read; the rest is not in the example.
+    short: how a clip shorter than the window fills it: 'hold' shows its last frame for
+      the rest, without audio; 'loop' repeats the clip from its start (MMV's evaluation
+      of action recognition).
 
   Raises:
-    ValueError: a size or rate is not positive, or a modality unknown.
+    ValueError: a size or rate is not positive, or a modality or `short` unknown.
   """
   num_frames: int
   frame_rate_hz: float
@@ -83,12 +92,12 @@ class Window:
   scale_jitter: float = 0.0
   scale_jitter_rate: float = 0.8
   modalities: tuple[str, ...] = MODALITIES
+  short: str = 'hold'
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.name not in ('modalities', 'scale_jitter', 'audio_seconds') and (
-          value <= 0):
+      if field.name not in _UNBOUNDED and value <= 0:
         raise ValueError(f'{field.name}={value}: expected more than 0')
     if self.audio_seconds < 0:
       raise ValueError(f'audio_seconds={self.audio_seconds}: expected a length, or 0 '
@@ -102,6 +111,8 @@ class Window:
         {'video', 'audio'} & set(self.modalities)):
       raise ValueError(f'modalities={self.modalities}: expected some of '
                        f'{", ".join(MODALITIES)}, not text alone')
+    if self.short not in ('hold', 'loop'):
+      raise ValueError(f"short={self.short!r}: expected 'hold' or 'loop'")
 
   @property
   def seconds(self) -> float:
@@ -139,7 +150,7 @@ class FileNotes:
   Attributes:
     skipped: path -> why it could not be read.
     pictureless: path -> why its pictures are masked.
-    soundless: path -> why its sound is masked.
+    soundless: path -> why its audio is masked; a silent file's is not.
   """
 
   def __init__(self, max_bad_fraction: float, num_files: int | None,
@@ -258,6 +269,25 @@ class Reader:
     return self._read(index, place,
                       lambda size: [central_box(size, side) for side in sides])
 
+  def augmented(self, index: int, rng: np.random.Generator) -> Example | None:
+    """Returns a random window of a clip, cropped at random, mirrored or not.
+
+    The augmentation of MMV's linear evaluation (arXiv 2006.16228, released code): a
+    square as large as the frame allows, anywhere along its longer edge; half of the
+    clips are mirrored. Returns None if the clip is broken (and noted as such).
+
+    Raises:
+      UserError: too many files are broken.
+    """
+    place, side, flip = rng.random(3)
+    examples = self._read(index, place, lambda size: [central_box(size, side)])
+    if examples is None:
+      return None
+    (example,) = examples
+    if flip < 0.5 and 'video' in example:
+      example['video'] = np.ascontiguousarray(example['video'][:, :, ::-1])
+    return example
+
   def _read(self, index: int, place: float, choose: Callable[..., list[media.Box]],
             labels: labels_lib.Labels | None = None) -> list[Example] | None:
     try:
@@ -309,12 +339,22 @@ class Reader:
     if not file.has_video and 'audio' in window.modalities:
       empty = window.empty()
       return [{k: empty[k] for k in ('video', 'has_video')} for _ in choose((1, 1))]
-    times = start + np.arange(window.num_frames) / window.frame_rate_hz
-    # What follows a short clip in its file is not the clip's.
-    pictures = file.frames(np.minimum(times, max(end - 1e-3, start)))
+    times, places = np.unique(self._times(start, end), return_inverse=True)
+    pictures = file.frames(times)
+    pictures = [pictures[place] for place in places]
     whole = pictures[0].size
     return [dict(video=self._cut(pictures, box), has_video=np.bool_(True))
             for box in choose(whole)]
+
+  def _times(self, start: float, end: float) -> np.ndarray:
+    """When each frame of a window is on screen, in a clip that ends at `end`."""
+    window, length = self.window, end - start
+    times = np.arange(window.num_frames) / window.frame_rate_hz
+    if window.short == 'loop':
+      times %= length
+      times[length - times < _LOOP_SLACK_SECONDS] = 0
+    # What follows a short clip in its file is not the clip's.
+    return np.minimum(start + times, max(end - 1e-3, start))
 
   def _cut(self, pictures: Sequence[media.Picture], box: media.Box) -> np.ndarray:
     """The same part of all pictures; `box` is of the first.  -> [T, H, W, 3]."""
@@ -336,9 +376,13 @@ class Reader:
     except media.MediaError as e:    # the picture may be good: only the sound is masked
       audio, soundless = None, str(e)
     if audio is None:
-      soundless = soundless or f'{clip.path}: has no sound at {start:.1f} s'
+      soundless = soundless or f'{clip.path}: has no audio stream'
       audio = np.zeros(window.num_samples, np.float32)
-    audio[round((end - start) * window.audio_hz):] = 0
+    length = round((end - start) * window.audio_hz)
+    if window.short == 'loop' and 0 < length < window.num_samples:
+      audio = np.resize(audio[:length], len(audio))    # repeats, as the frames do
+    else:
+      audio[length:] = 0
     example = dict(audio=media.to_int16(audio), has_audio=np.bool_(not soundless))
     return example, soundless
 
@@ -524,8 +568,8 @@ def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
 
 
 def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
-                 num_crops: int = 1, host: int = 0, num_hosts: int = 1
-                 ) -> Iterator[dict[str, Any]]:
+                 num_crops: int = 1, host: int = 0, num_hosts: int = 1,
+                 augment_seed: int | None = None) -> Iterator[dict[str, Any]]:
   """Every clip once, in order; the last batch is filled up with masked zeros.
 
   A broken file's place is masked too. A clip's views are rows that follow each
@@ -540,6 +584,8 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
       papers' (VATT, 4.2).
     host: this host's number.
     num_hosts: each gives its share of every batch.
+    augment_seed: if given, the windows are random and augmented instead, one crop of
+      each (`Reader.augmented`): the e-th of clip i by (augment_seed, e, i) alone.
 
   Raises:
     UserError: the batch does not split among the hosts; from the iterator: too many
@@ -551,11 +597,17 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
   rows = -(-rows // share) * share
   empty, places = reader.window.empty(), spread(num_windows)
 
+  def read_window(index, number):
+    if augment_seed is None:
+      return reader.views(index, places[number], num_crops)
+    example = reader.augmented(
+        index, np.random.default_rng((augment_seed, number, index)))
+    return None if example is None else [example]
+
   def read(window):
     views = None
     if window < count:
-      index, place = divmod(int(window), num_windows)
-      views = reader.views(index, places[place], num_crops)
+      views = read_window(*divmod(int(window), num_windows))
     views = views or [empty] * num_crops
     return {k: np.stack([view[k] for view in views]) for k in empty}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import bisect
 import codecs
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from typing import BinaryIO
 from absl import logging
 
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
 from vatt_jax.inputs import packed
 from vatt_jax.inputs.clip import Caption
@@ -86,9 +86,17 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
   return clips
 
 
-def each(clips: Sequence[Clip]) -> Iterator[Clip]:
-  """The clips in order; one that does not read is its name alone."""
-  for index in range(len(clips)):
+def is_indexed(path: str, captions: str) -> bool:
+  """Returns whether `open_source` finds the index of the captions, and builds none."""
+  root = pathlib.Path(path)
+  return not captions or caption_index.is_ready(
+      (root if root.is_dir() else root.parent) / captions)
+
+
+def each(clips: Sequence[Clip], indices: Iterable[int] | None = None
+         ) -> Iterator[Clip]:
+  """Yields clips, by default all; one that does not read is its name alone."""
+  for index in range(len(clips)) if indices is None else indices:
     try:
       clip = clips[index]
     except media.MediaError as e:
@@ -214,15 +222,15 @@ class Mixture(Sequence[Clip]):
 class Captioned(Sequence[Clip]):
   """Clips with captions that a file beside them has, many rows a clip.
 
-  Only where each file's rows stand is kept, as few numbers as these are pieces: a
-  hundred million sentences do not fit into memory. They are read with their clip.
+  Where each file's rows stand is in a `caption_index`: a hundred million sentences do
+  not fit into memory, and take minutes to go through. They are read with their clip.
 
   Attributes:
     plain: the clips as they are without the file.
   """
 
   def __init__(self, clips: Sequence[Clip], path: pathlib.Path):
-    """Reads the captions file once.
+    """Opens the index of the captions file, which reads the file if there is none.
 
     Raises:
       UserError: it is not there, a row is malformed, or none is of a clip.
@@ -232,42 +240,66 @@ class Captioned(Sequence[Clip]):
                       'path,start,end,text')
     self.plain = clips
     self._table = _Table(path, ('path', 'text'))
-    # Of each file: begin, end, begin, end, ...
-    self._places = {clip.path: array.array('q') for clip in clips}
-    unknown, last, places = {}, None, None
-    for number, row, begin, end in self._table:
-      where = f'{path}:{number}'
-      _caption(where, row)    # a mistake is told now, not in the middle of a run
-      if row['path'] != last:
-        last, file = row['path'], _beside(path, _path(where, row))
-        places = self._places.get(file)
-        if places is None:
-          unknown[file] = None
-      if places is None:
-        continue
-      if places and places[-1] == begin:
-        places[-1] = end
-      else:
-        places.extend((begin, end))
-    if not any(self._places.values()):
-      raise UserError(f'{path}: none of its paths is in the manifest; the first is '
-                      f'{next(iter(unknown), "missing")!r}')
-    if unknown:
-      logging.warning('%s: %d of its %d paths are not in the manifest; the first is %s',
-                      path, len(unknown),
-                      len(unknown) + sum(map(bool, self._places.values())),
-                      next(iter(unknown)))
+    self._folder = os.path.normpath(path.parent)
+    self._index = caption_index.open_index(path, self._pieces())
+    next(iter(self._table), None)    # the table learns the names of its columns
+    # The paths are compared once, when the index is built: it takes seconds.
+    if self._index.is_new or not any(self._index.find(self._keys(c.path))
+                                     for c in clips):
+      self._name_unknown()
 
   def __len__(self) -> int:
     return len(self.plain)
 
   def __getitem__(self, index: int) -> Clip:
     clip = self.plain[index]
-    places = self._places[clip.path]
     more = [_caption(str(self._table.path), row)
-            for begin, end in zip(places[::2], places[1::2], strict=True)
+            for begin, end in self._index.find(self._keys(clip.path))
             for row in self._table.read(begin, end)]
     return dataclasses.replace(clip, captions=clip.captions + tuple(more))
+
+  def _pieces(self) -> Iterator[tuple[str, int, int]]:
+    """Yields key, begin and end of rows of one file that follow each other."""
+    last, key, piece = object(), '', None
+    for number, row, begin, end in self._table:
+      where = f'{self._table.path}:{number}'
+      _caption(where, row)    # a mistake is told now, not in the middle of a run
+      if row['path'] != last:
+        last = row['path']
+        file = _beside(self._table.path, _path(where, row))
+        key = file if os.path.isabs(last) else _relative(file, self._folder)
+      if piece is not None and piece[0] == key and piece[2] == begin:
+        piece = key, piece[1], end
+        continue
+      if piece is not None:
+        yield piece
+      piece = key, begin, end
+    if piece is not None:
+      yield piece
+
+  def _keys(self, path: str) -> list[str]:
+    """Returns how the index may name a clip's file.
+
+    It names a file as the captions file does, so that both may be moved together.
+    """
+    keys = [path] if os.path.isabs(path) else []
+    if os.path.isabs(path) == os.path.isabs(self._folder):
+      keys.append(_relative(path, self._folder))
+    return keys
+
+  def _name_unknown(self) -> None:
+    """Warns of files that are no clip's; raises UserError if all are."""
+    path = self._table.path
+    unknown, count, first = self._index.unknown(
+        key for clip in self.plain for key in self._keys(clip.path))
+    name = next((_beside(path, row['path']) for row in self._table.read(*first)),
+                'missing')
+    if unknown == count:
+      raise UserError(f'{path}: none of its paths is in the manifest; the first is '
+                      f'{name!r}')
+    if unknown:
+      logging.warning('%s: %d of its %d paths are not in the manifest; the first is %s',
+                      path, unknown, count, name)
 
 
 def _num_files(clips: Sequence[Clip]) -> int:
@@ -388,6 +420,13 @@ def _label(value: Any) -> str:
   if isinstance(value, list):
     return '|'.join(map(str, value))
   return '' if value is None else str(value)
+
+
+def _relative(path: str, folder: str) -> str:
+  """Returns a path as seen from a folder; both are normalised."""
+  if path.startswith(f'{folder}/'):    # much faster
+    return path[len(folder) + 1:]
+  return os.path.relpath(path, folder)
 
 
 def _beside(manifest: pathlib.Path, path: str) -> str:

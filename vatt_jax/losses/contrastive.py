@@ -366,6 +366,11 @@ def _mean(total: jax.Array, items: _Items) -> jax.Array:
 
 
 def _similarity(anchors: jax.Array, others: jax.Array) -> jax.Array:
-  """[B, D], [B, K, D] -> float32 [B, B, K]."""
+  """Returns similarities, of products in float32 on every device.
+
+  [B, D], [B, K, D] -> float32 [B, B, K]. By default a TPU would round both to bfloat16
+  first, and a GPU to TF32: errors of a few thousandths, which the division by the
+  temperature makes fifteen times as large.
+  """
   return jnp.einsum('id,jkd->ijk', anchors.astype(jnp.float32),
-                    others.astype(jnp.float32))
+                    others.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

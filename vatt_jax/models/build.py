@@ -21,6 +21,7 @@ from vatt_jax.models.attention import FORMS
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
 from vatt_jax.settings import choose
+from vatt_jax.settings import nearest
 from vatt_jax.settings import Settings
 
 # Table 1 of the paper.
@@ -29,7 +30,7 @@ SIZES = {
     'base': dict(depth=12, width=768, mlp_dim=3072, num_heads=12),
     'medium': dict(depth=12, width=1024, mlp_dim=4096, num_heads=16),
     'large': dict(depth=24, width=1024, mlp_dim=4096, num_heads=16)}
-_SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
+SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
 
 VARIANTS = ('paper', 'release')
 _DTYPES = ('float32', 'bfloat16')
@@ -89,8 +90,8 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
                                ('attention', attention, ('auto', *FORMS)),
                                ('remat', remat, layers.REMAT)):
     if value not in expected:
-      raise UserError(f'config.model.{key}={value!r}: expected one of '
-                      f'{", ".join(expected)}')
+      raise UserError(f'config.model.{key}={value!r}: {nearest(value, expected)}'
+                      f'expected one of {", ".join(expected)}')
   release = variant == 'release'
   if dropout_rate is None:
     dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
@@ -143,8 +144,9 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
     projectors = {m: layers.Projector(projected_width, common['dtype'])
                   for m in modalities}
   for key in rest:
-    raise UserError(f'config.model.shared.{key}: nobody takes this key; expected one '
-                    f'of {", ".join(_SIZE_KEYS)}')
+    raise UserError(
+        f'config.model.shared.{key}: unknown key; {nearest(key, SIZE_KEYS)}expected '
+        f'one of {", ".join(SIZE_KEYS)}')
   tower = _module('model.shared', layers.Transformer, size, **style, **common)
   tokenizers = {
       m: _tokenizer(m, settings, release, agnostic=True, width=width, **common)
@@ -154,13 +156,13 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
 
 def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
   """A tower's size, and the other settings."""
-  size = {k: settings[k] for k in _SIZE_KEYS if k in settings}
+  size = {k: settings[k] for k in SIZE_KEYS if k in settings}
   rest = {k: v for k, v in settings.items() if k not in size}
   if 'size' in size:
     name = size.pop('size')
     if name not in SIZES:
-      raise UserError(f'config.{where}.size={name!r}: expected one of '
-                      f'{", ".join(SIZES)}')
+      raise UserError(f'config.{where}.size={name!r}: {nearest(name, SIZES)}expected '
+                      f'one of {", ".join(SIZES)}')
     size = SIZES[name] | size
   for key in ('depth', 'width'):
     if key not in size:

@@ -37,6 +37,7 @@ from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.recipe import data as data_section
 from vatt_jax.recipe import evals as evals_section
+from vatt_jax.recipe import inherit as inherit_lib
 from vatt_jax.recipe import task as task_section
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
@@ -45,6 +46,10 @@ from vatt_jax.settings import Settings
 # Of a config, while it runs: what is drawn, and how the same is computed.
 _MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules', 'model.attention', 'model.remat',
                'model.scan_layers')
+# What says how long a run is.
+_LENGTH = ('total_steps', 'extended')
+# Keys that older configs lack, and the values that mean what these configs meant.
+_ABSENT = {'optim.clip_replicas': 1, 'window.short': 'hold'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Recipe:
 
 
 def make(config: Settings, workdir: pathlib.Path,
-          check: Callable[[], None] = lambda: None, weights_from: str = '') -> Recipe:
+          check: Callable[[], None] = lambda: None, weights_from: str = '',
+          extend: bool = False) -> Recipe:
   """Builds what a config says.
 
   Args:
@@ -78,23 +84,34 @@ def make(config: Settings, workdir: pathlib.Path,
     check: called before each batch of an evaluation, may raise to stop it.
     weights_from: in place of `init_from`, where weights will come from by and by,
       through `Recipe.load`; now it gives words and classes, and no weights.
+    extend: go on with the run of the workdir to a larger `total_steps` (`_extended`).
 
   Raises:
     UserError: names the key or file that is wrong.
   """
   source = weights_from or config.get('init_from', '')
+  config = inherit_lib.inherit(config, source, workdir)
   config, classes = data_section.count_classes(config, source, workdir)
-  _compare(config, workdir)
+  config = _extended(config, workdir, extend)
+  # An evaluation may go on where its run was made longer.
+  _compare(config, workdir, (_LENGTH if extend or weights_from else ()))
   given = dict(workdir=workdir, check=check, weights_from=weights_from, classes=classes)
   check_keys('', _build, config, given)
   run = _build(**config, **given)
-  _claim(config, workdir, run)    # last: a mistyped config leaves no trace
+  _claim(config, workdir, run, extend)    # last: a mistyped config leaves no trace
   return run
+
+
+def is_begun(config: Settings, workdir: pathlib.Path) -> bool:
+  """Returns whether `make` finds all that it would make, so that no process waits."""
+  return (workdir / checkpoint_lib.CONFIG_FILE).exists() and data_section.is_prepared(
+      call('data', data_section.Data, config.get('data', {})))
 
 
 def model_and_clip(config: Settings
                    ) -> tuple[multimodal.MultimodalModel, dict[str, Any]]:
   """The model of a recipe, and the shapes of one clip as the model takes it."""
+  config = inherit_lib.inherit(config, config.get('init_from', ''))
   window = call('window', pipeline.Window, config['window'])
   model = call('model', build.build_model, config['model'])
   return model, jax.eval_shape(augment.normalize, window.batch(1))
@@ -115,6 +132,7 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   Raises:
     UserError: names the key that is wrong, or that only the data would tell.
   """
+  config = inherit_lib.inherit(config, config.get('init_from', ''))
   keys = inspect.signature(_task).parameters.keys() - {'devices'}
   task = _task(**{k: v for k, v in config.items() if k in keys}, devices=devices)
   batch = call('window', pipeline.Window, config['window']).batch(1)
@@ -133,10 +151,38 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
       state, task.shardings(state)), batch
 
 
-def _compare(config: Settings, workdir: pathlib.Path) -> None:
+def _extended(config: Settings, workdir: pathlib.Path, extend: bool) -> Settings:
+  """Returns the config with `extended`, the times that its run was made longer.
+
+  Each is a pair, the step that had been reached and `total_steps` until then. The
+  workdir keeps them, so that a run that was extended once goes on without a flag.
+
+  Raises:
+    UserError: there is no run to extend, or it is not made longer.
+  """
+  known = (workdir / checkpoint_lib.CONFIG_FILE).exists()
+  theirs = checkpoint_lib.read_config(workdir) if known else {}
+  old, new = theirs.get('total_steps', 0), config['total_steps']
+  history = theirs.get('extended', [])
+  if extend and new != old:
+    steps = checkpoint_lib.steps(workdir)
+    if not (old and steps):
+      raise UserError(f'--extend: {workdir} holds no checkpoint of a run to go on '
+                      'from; leave out the flag')
+    if new < old:
+      raise UserError(f'--extend: config.total_steps={new}: expected more than '
+                      f'{old}, which the run in {workdir} has')
+    history = [*history, [steps[-1], old]]
+    logging.info('Extending the run from step %d: what is left of its learning-rate '
+                 'schedule, up to step %d, is spread to step %d', *history[-1], new)
+  return {**config, 'extended': history} if history else config
+
+
+def _compare(config: Settings, workdir: pathlib.Path, may_change: Sequence[str] = ()
+             ) -> None:
   """The config of a workdir that has one must be this one, but for what may change.
 
-  A switch that one of them lacks is off there, and a file is not given.
+  A key that one of them lacks, or leaves empty, has the value of `_ABSENT`, or is off.
   """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
@@ -144,19 +190,34 @@ def _compare(config: Settings, workdir: pathlib.Path) -> None:
   # Through JSON, so that tuples equal the lists they are read back as.
   ours = _flat(json.loads(json.dumps(config)))
   theirs = _flat(checkpoint_lib.read_config(workdir))
-  for key in sorted(ours.keys() | theirs.keys()):
-    if key.startswith(_MAY_CHANGE):
-      continue
-    if (ours.get(key) or False) != (theirs.get(key) or False):
-      raise UserError(
-          f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
-          f'where this one has {ours.get(key)!r}; choose another --workdir or '
-          'move that folder away, or give the same config to go on with that run')
+  value = lambda flat, key: flat.get(key, _ABSENT.get(key)) or False
+  other = [key for key in sorted(ours.keys() | theirs.keys())
+           if not key.startswith((*_MAY_CHANGE, *may_change))
+           and value(ours, key) != value(theirs, key)]
+  if other == ['total_steps'] and ours['total_steps'] > theirs.get(*other, 0) > 0:
+    raise UserError(
+        f'{workdir}: holds a run of total_steps={theirs["total_steps"]}, and with '
+        f'total_steps={ours["total_steps"]} its learning rates would change; go on '
+        'with --extend, which spreads the rest of the schedule over the steps to come, '
+        f'or give --config.init_from={workdir} and another --workdir')
+  for key in other[:1]:
+    raise UserError(
+        f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
+        f'where this one has {ours.get(key)!r}; choose another --workdir or '
+        'move that folder away, or give the same config to go on with that run')
 
 
-def _claim(config: Settings, workdir: pathlib.Path, run: Recipe) -> None:
-  """Notes vocabulary and config in a new workdir, the config last and whole."""
-  if (workdir / checkpoint_lib.CONFIG_FILE).exists() or not multi_host.is_first():
+def _claim(config: Settings, workdir: pathlib.Path, run: Recipe,
+           extend: bool = False) -> None:
+  """Notes vocabulary and config in a new workdir, the config last and whole.
+
+  A run that is made longer keeps its vocabulary, and its config is written anew.
+  """
+  begun = (workdir / checkpoint_lib.CONFIG_FILE).exists()
+  if not multi_host.is_first() or (begun and not extend):
+    return
+  if begun:
+    checkpoint_lib.write_config(workdir, config)
     return
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer, classes = run.reader.tokenizer, run.reader.labels
@@ -179,13 +240,14 @@ def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
           num_parts: int = 1, average_decay: float = 0.0,
           mesh: Settings | None = None,
           sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
+          extended: Sequence[tuple[int, int]] = (),
           devices: Sequence[Any] | None = None) -> step.Task:
   """The sections of a config that say what one step computes, and where."""
   return task_section.make(
       seed, total_steps, batch_size, call('window', pipeline.Window, window), model,
       losses or {}, optim, augment or {}, num_parts, average_decay,
       call('mesh', sharding.make_mesh, mesh or {}, batch_size=batch_size,
-           devices=devices), sharding_rules)
+           devices=devices), sharding_rules, extended)
 
 
 def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: str,
@@ -197,7 +259,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
            augment: Settings | None = None, figures: Settings | None = None,
            init_from: str = '', num_parts: int = 1, average_decay: float = 0.0,
            mesh: Settings | None = None,
-           sharding_rules: Sequence[sharding.Rule] = sharding.RULES) -> Recipe:
+           sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
+           extended: Sequence[tuple[int, int]] = ()) -> Recipe:
   """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
   for name, section in dict(losses=losses, optim=optim, checkpoint=checkpoint).items():
     if total_steps and section is None:
@@ -208,7 +271,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   task = _task(
       seed=seed, total_steps=total_steps, batch_size=batch_size, window=window,
       model=model, losses=losses, optim=optim, augment=augment, num_parts=num_parts,
-      average_decay=average_decay, mesh=mesh, sharding_rules=sharding_rules)
+      average_decay=average_decay, mesh=mesh, sharding_rules=sharding_rules,
+      extended=extended)
   given, source = call('data', data_section.Data, data), weights_from or init_from
   # Then it goes on from there.
   begun = bool(total_steps and checkpoint_lib.steps(workdir))
@@ -227,8 +291,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   task_section.check_losses(task, {k: v[None] for k, v in reader.empty().items()})
   if task.frozen is not None:    # rules must fit: told before anything is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
-  load = functools.partial(_load, task, sizes.batch(batch_size),
-                           model.get('variant') == 'release', reader.labels)
+  load = functools.partial(_load, task, sizes.batch(batch_size), model, reader.labels)
   initial = None if begun or weights_from else _initial(
       init_from, load, model, task, sizes.batch(batch_size), reader.tokenizer)
 
@@ -274,12 +337,14 @@ def _initial(init_from: str, load: Callable[..., Any], model: Settings,
   return variables
 
 
-def _load(task: step.Task, batch: Mapping[str, Any], spline: bool,
+def _load(task: step.Task, batch: Mapping[str, Any], model: Settings,
           classes: labels.Labels | None, path: str, allow_random_head: bool = True
           ) -> dict[str, Any]:
   """The variables that a checkpoint gives the model; of the rest the shapes."""
   state = jax.eval_shape(task.init, batch)
-  _, theirs = weights.read(path)
+  config, theirs = weights.read(path)
+  inherit_lib.check_fits(model, config['model'], path)
+  spline = model.get('variant') == 'release'
   known = checkpoint_lib.split(path)[0] / labels.FILE_NAME
   if classes is not None and known.exists() and (
       labels.read(known, classes.column, classes.several).names != classes.names):

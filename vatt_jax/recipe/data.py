@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -24,6 +25,9 @@ from vatt_jax.settings import choose
 from vatt_jax.settings import Settings
 
 _NUM_TRIED = 10
+# Clips of a source whose captions make a vocabulary, where captions are read clip by
+# clip: all records of a packed HowTo100M are terabytes.
+VOCABULARY_CLIPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +35,17 @@ class Data:
   """What to train on.
 
   Attributes:
-    path: a folder of media, a manifest or shards (`inputs.sources`), or several,
-      from whose clips together all are drawn alike; empty where nothing is trained.
+    path: a folder of media, a manifest or shards (`inputs.sources`), or several;
+      empty where nothing is trained.
     captions: a file of timed sentences beside it, or one for each path; empty for
       none.
-    weights: how much of every batch each path gives, relative to the others; empty:
-      all clips are drawn alike (VATT, section 4.3).
+    weights: how much of every batch each path gives, relative to the others. The
+      paper samples its two datasets uniformly, (1.0, 1.0): half of every batch each
+      (VATT, section 4.1). Empty: all clips are drawn alike, so the larger dataset
+      gives more.
     tokenizer: what becomes an id, of `inputs.text.TOKENIZERS`.
     vocabulary: its file; empty for that of the checkpoint that the run starts from,
-      or else the words of the captions.
+      or else the words of the captions (of large sources, of `VOCABULARY_CLIPS` clips).
     drop_stop_words: leave stop words out of sentences (of 'words' only).
     label: the column of the manifest with what a clip is classified as, in which a
       folder has the names of its subfolders; empty: nothing is classified.
@@ -112,9 +118,17 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
                          classes or _labels(data, clips, init_from, workdir))
 
 
-def _clips(data: Data) -> sources.Mixture:
-  return sources.Mixture([sources.open_source(path, captions)
-                          for path, captions in data.sources], data.weights)
+def _clips(data: Data, captions: bool = True) -> sources.Mixture:
+  return sources.Mixture([sources.open_source(path, file if captions else '')
+                          for path, file in data.sources], data.weights)
+
+
+def is_prepared(data: Data) -> bool:
+  """Returns whether the sources open as they are: nothing is built before."""
+  if data.builder and data.sources and not (
+      pathlib.Path(data.sources[0][0]).parent.exists()):
+    return False
+  return all(itertools.starmap(sources.is_indexed, data.sources))
 
 
 def _build_data(data: Data) -> None:
@@ -178,7 +192,7 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
     raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
                     'label to the column of the manifest that has the classes')
   _build_data(data)
-  classes = _labels(data, _clips(data), init_from, workdir)
+  classes = _labels(data, _clips(data, captions=False), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
   return config | {'model': config['model'] | {'head': head}}, classes
 
@@ -200,8 +214,23 @@ def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str
   if data.tokenizer != 'words':
     raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs its file; set '
                     'config.data.vocabulary to it (docs/data.md, "Words")')
-  captions = (c.text for clip in sources.each(clips) for c in clip.captions)
+  parts = clips.parts if isinstance(clips, sources.Mixture) else [clips]
+  captions = (c.text for part in parts for clip in _with_words(part)
+              for c in clip.captions)
   return text.WordTokenizer.build(captions, size, data.drop_stop_words)
+
+
+def _with_words(clips: Sequence[clip.Clip]) -> Iterator[clip.Clip]:
+  """Yields the clips of a source that a vocabulary is made from."""
+  if isinstance(clips, list) or len(clips) <= VOCABULARY_CLIPS:
+    return sources.each(clips)
+  logging.warning(
+      'config.data.vocabulary is empty: taking the words of %d clips, spread over the '
+      '%d of a source; for those of all, set it to the file that `python -m '
+      'vatt_jax.vocabulary` writes', VOCABULARY_CLIPS, len(clips))
+  # Evenly, for shards may be sorted by subject.
+  return sources.each(clips, (i * len(clips) // VOCABULARY_CLIPS
+                              for i in range(VOCABULARY_CLIPS)))
 
 
 def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:

@@ -28,10 +28,20 @@ class Evaluation:
   """An evaluator, and how often it runs during training (0: only at the end).
 
   Features of a random model tell something; classes of a random head are chance.
+  `where` names its section of the config.
   """
   evaluator: Any
   every_steps: int
   beside_random: bool
+  where: str
+
+  def run(self, state: Any) -> dict[str, float]:
+    """Returns the measures of a state; warns if there are none."""
+    measures = dict(self.evaluator.run(state))
+    if not measures:
+      logging.warning('config.%s: measured nothing; expected two classes or more, and '
+                      'clips with all that is compared', self.where)
+    return measures
 
   def due(self, step_number: int) -> bool:
     return (self.every_steps > 0 and step_number > 0
@@ -72,7 +82,8 @@ def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: 
 def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
             model: Settings, train: str | Sequence[str], test: str | Sequence[str],
             labels: Mapping[str, str], multi_labels: Sequence[str] = (),
-            num_windows: int = 1, num_crops: int = 1, cache: str = '') -> frozen.Frozen:
+            num_windows: int = 1, num_crops: int = 1, cache: str = '',
+            *, augmentation: frozen.Augmentation | None) -> frozen.Frozen:
   """Of one split, or of several: as many paths to learn from as to measure on."""
   if isinstance(train, str) and isinstance(test, str):
     train, test = [train], [test]
@@ -82,21 +93,40 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
   opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
   splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
   return frozen.Frozen(predict, reader, batch_size, model, splits, labels, multi_labels,
-                       num_windows, num_crops, cache)
+                       num_windows, num_crops, cache, augmentation)
 
 
 def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
                   batch_size: int, model: Settings,
                   classifiers: Mapping[str, Settings] | None = None,
+                  rows: str = 'clips', num_epochs: int = 10, seed: int = 0,
                   **features: Any) -> linear.LinearProbe:
-  """Of `linear.CLASSIFIERS` those with a section; by default logistic regression."""
+  """Builds a linear probe.
+
+  Args:
+    where: the section.
+    reader: how clips are read.
+    predict: the model.
+    batch_size: of feature extraction.
+    model: its settings.
+    classifiers: those of `linear.CLASSIFIERS` that learn, by default logistic
+      regression.
+    rows: of `linear.ROWS`; 'windows' is MMV's pipeline, which VATT follows.
+    num_epochs: how many augmented windows of each clip are learnt from (of 'windows').
+    seed: of these.
+    **features: the arguments of `_frozen`.
+  """
+  if rows not in linear.ROWS:
+    raise ValueError(f'rows={rows!r}: expected one of {", ".join(linear.ROWS)}')
+  augmentation = frozen.Augmentation(num_epochs, seed)
   built = {
       name: call(f'{where}.classifiers.{name}',
                  choose(linear.CLASSIFIERS, name, 'classifiers'), section)
       for name, section in (classifiers or {'logistic': {}}).items()}
   return linear.LinearProbe(
       call(where, _frozen, features, reader=reader, predict=predict,
-           batch_size=batch_size, model=model), built)
+           batch_size=batch_size, model=model,
+           augmentation=augmentation if rows == 'windows' else None), built)
 
 
 def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
@@ -105,7 +135,8 @@ def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any]
                 **features: Any) -> neighbours.Neighbours:
   return neighbours.Neighbours(
       call(where, _frozen, features, reader=reader, predict=predict,
-           batch_size=batch_size, model=model), ks, shots, num_draws, seed)
+           batch_size=batch_size, model=model, augmentation=None),
+      ks, shots, num_draws, seed)
 
 
 EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
@@ -125,7 +156,7 @@ def make_evaluation(name: str, where: str, reader: pipeline.Reader,
   takes = inspect.signature(make).parameters
   evaluator = call(where, make, settings, **{
       key: value for key, value in given.items() if key in takes})
-  return Evaluation(evaluator, every_steps, beside_random=name != 'classify')
+  return Evaluation(evaluator, every_steps, name != 'classify', where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +169,11 @@ class Figures:
     captions: of the source.
     label: the label by which features are coloured; empty for that which the run
       learns, or else the first there is.
-    num_clips: at most, drawn at random.
-    num_classes: at most, drawn at random; the paper has 100, of which more than 21
-      are not named.
-    beside: the workdir of another run, shown beside this one: of the other kind, say,
-      modality-specific or agnostic.
+    num_clips: at most, drawn at random; of the figures that need no labels.
+    num_classes: at most, drawn at random; more than 21 are not named.
+    clips_per_class: at most, drawn at random of each of these classes.
+    beside: workdirs of other runs, joined by commas, shown beside this one: of the
+      other kind, say, modality-specific or agnostic.
     runs: a pattern of workdirs of finished runs, whose cost is held against
     measure: a name of their `results.json`; both empty for no such figure.
     seed: of what is drawn at random, and of t-SNE.
@@ -154,14 +185,16 @@ class Figures:
   captions: str = ''
   label: str = ''
   num_clips: int = 1000
-  num_classes: int = 20
+  num_classes: int = 100
+  clips_per_class: int = 50
   beside: str = ''
   runs: str = ''
   measure: str = ''
   seed: int = 0
 
   def __post_init__(self):
-    for key, least in (('num_clips', 1), ('num_classes', 2), ('seed', 0)):
+    for key, least in (('num_clips', 1), ('num_classes', 2), ('clips_per_class', 1),
+                       ('seed', 0)):
       if getattr(self, key) < least:
         raise ValueError(f'{key}={getattr(self, key)}: expected {least} or more')
     if bool(self.runs) != bool(self.measure):

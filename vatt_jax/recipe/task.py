@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 import optax
 
@@ -29,15 +30,13 @@ from vatt_jax.settings import Settings
 def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
          model: Settings, losses: Mapping[str, Settings],
          optim_settings: Settings | None, augment_settings: Settings, num_parts: int,
-         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule]) -> step.Task:
+         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule],
+         extended: Sequence[tuple[int, int]] = ()) -> step.Task:
   """Builds the task of a config.
 
   Raises:
     UserError: names the key that is wrong, or does not fit the window.
   """
-  if num_parts < 1 or batch_size % num_parts:
-    raise UserError(f'config.num_parts={num_parts}: expected a divisor of batch_size='
-                    f'{batch_size}')
   if not 0 <= average_decay < 1:
     raise UserError(f'config.average_decay={average_decay}: expected 0 or more, less '
                     'than 1')
@@ -48,12 +47,37 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
     optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps,
-                     layer_of=network.layer_of)
+                     layer_of=network.layer_of, extended=extended)
+  num_parts = _count_parts(num_parts, batch_size, optimizer, optim_settings or {})
   _check_rate(network, window.audio_hz)
   _check_words(model, window.max_words)
   return step.Task(network, built, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
-                   num_parts, average_decay, mesh, sharding.check_rules(rules))
+                   num_parts, average_decay, optimizer.clip, mesh,
+                   sharding.check_rules(rules))
+
+
+def _count_parts(num_parts: int, batch_size: int, optimizer: optim.Optimizer,
+                 optim_settings: Settings) -> int:
+  """Returns the number of parts, which is that of the replicas where each is clipped.
+
+  Raises:
+    UserError: it does not divide the batch, or is neither 1 nor that of the replicas.
+  """
+  if optimizer.clip is None:
+    if num_parts < 1 or batch_size % num_parts:
+      raise UserError(f'config.num_parts={num_parts}: expected a divisor of batch_size='
+                      f'{batch_size}')
+    return num_parts
+  replicas = optim_settings['clip_replicas']
+  if batch_size % replicas:
+    raise UserError(f'config.optim.clip_replicas={replicas}: expected a divisor of '
+                    f'batch_size={batch_size}')
+  if num_parts not in (1, replicas):
+    raise UserError(
+        f'config.num_parts={num_parts}: expected 1 or config.optim.clip_replicas='
+        f'{replicas}, because the gradient of each replica is clipped by itself')
+  return replicas
 
 
 def check_losses(task: step.Task, batch: Mapping[str, Any]) -> None:
@@ -80,7 +104,10 @@ def _check_chunks(losses: Mapping[str, losses_lib.Loss], batch_size: int) -> Non
 
 
 def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
-  """Raises UserError unless labels, classifier and loss belong together."""
+  """Raises UserError unless labels, classifier and loss belong together.
+
+  A single class is no error, yet worth a warning.
+  """
   if classes is None:
     return
   head = task.model.head
@@ -89,6 +116,11 @@ def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
         f'config.model.head.num_classes={head.num_classes}: {classes.source} has '
         f'{len(classes.names)} classes; make them equal, or set config.data.label_map '
         'to the list of all classes')
+  if isinstance(head, heads.Classifier) and len(classes.names) == 1 and (
+      not classes.several):
+    logging.warning('config.data.label=%r: %s has one class alone, %r, from which '
+                    'nothing can be learnt; expected two or more', classes.column,
+                    classes.source, classes.names[0])
   for name, loss in task.losses.items():
     if classes.several and isinstance(loss, classification.Softmax):
       raise UserError(f"config.losses.{name}.name='softmax': needs one class per clip; "

@@ -1,0 +1,184 @@
+"""The scale of the tokens that enter a Transformer at initialisation, config by config.
+
+Blocks of a Transformer add to its tokens. Tokens that are far larger than these sums,
+or that share a large offset, are hardly changed by them, and hardly anything is learnt
+(docs/decisions/0008).
+"""
+
+import dataclasses
+import importlib
+import io
+import pathlib
+import tarfile
+import wave
+
+import jax
+import numpy as np
+import pytest
+
+from configs import ablation
+from vatt_jax.inputs import augment
+from vatt_jax.inputs import spectrograms
+from vatt_jax.models import build
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Root mean square of all tokens. The least are waveforms in the paper's reading; those
+# of the release are 1 and a little more, for its positions are normalized.
+RMS = (0.02, 1.3)
+# The same of the mean of all tokens: of the part that they have in common. At 0.3 a
+# tower was measured to learn, at 1.1 hardly at all.
+MOST_MEAN_RMS = 0.6
+
+SWITCHES = ('', 'release', 'ma', 'toy', 'spectrogram', 'ma,release', 'release,toy',
+            'spectrogram,release', 'spectrogram,toy', 'large', 'large,release')
+# What does not change the scale.
+_IGNORED = ('drop_token_rate', 'fill_tiles', 'dropout_rate', 'dtype', 'parent', 'name')
+
+
+def _configs():
+  """'FILE:SWITCHES' -> the settings of its model."""
+  found = {}
+  for path in sorted((ROOT / 'configs').glob('*.py')):
+    module = importlib.import_module(f'configs.{path.stem}')
+    more = ([word + release for word in ablation.VARIANTS
+             for release in ('', ',release')] if path.stem == 'ablation' else ())
+    for words in dict.fromkeys((*SWITCHES, *more)):
+      try:
+        config = module.get_config(*[words] if words else [])
+      except (TypeError, ValueError):    # not a switch of this file
+        continue
+      if config.get('model'):    # or else it is the checkpoint's
+        found[f'{path.stem}:{words}'] = config.model.to_dict()
+  return found
+
+
+def _tokenizers():
+  """Each kind that the configs have -> (where, modality, tokenizer)."""
+  found = {}
+  for where, settings in _configs().items():
+    head = settings.get('head')
+    if head and head.get('name') == 'classifier':
+      settings = settings | dict(head=None)    # the number of classes may be the data's
+    for modality, tokenizer in build.build_model(**settings).tokenizers.items():
+      names = {f.name for f in dataclasses.fields(tokenizer)} - set(_IGNORED)
+      fields = {name: getattr(tokenizer, name) for name in sorted(names)}
+      found.setdefault(str((modality, fields)), (where, modality, tokenizer))
+  return list(found.values())
+
+
+def natural(shape, exponent, rng):
+  """Noise of mean 0 and deviation 1 whose power falls with frequency."""
+  grid = np.meshgrid(*(np.fft.fftfreq(n) * n for n in shape), indexing='ij')
+  frequency = np.sqrt(sum(g ** 2 for g in grid))
+  frequency.flat[0] = np.inf
+  spectrum = np.fft.fftn(rng.normal(size=shape)) / frequency ** (exponent / 2)
+  noise = np.fft.ifftn(spectrum).real
+  return noise / noise.std()
+
+
+def frames(shape, rng):
+  """Clips like natural ones: smooth in space and time.  -> uint8 [T, H, W, 3]."""
+  gray = 110 + rng.uniform(-40, 40) + 50 * natural(shape, 3.0, rng)
+  tint = rng.uniform(0.8, 1.2, 3)
+  return np.clip(gray[..., None] * tint, 0, 255).astype(np.uint8)
+
+
+def speech(num_samples, audio_hz, rng):
+  """Syllables of harmonics and noise, with pauses between.  -> int16 [S]."""
+  time = np.arange(num_samples) / audio_hz
+  syllables = np.maximum(np.sin(2 * np.pi * 3 * time + rng.uniform(0, 6)), 0)
+  voice = sum(np.sin(2 * np.pi * 140 * k * time) / k for k in range(1, 20)
+              if 140 * k < audio_hz / 2)
+  sound = syllables * (voice + 0.5 * natural((num_samples,), 1.0, rng))
+  sound = 0.1 * sound / sound.std() + 3e-4 * rng.normal(size=num_samples)
+  return np.clip(sound * 32768, -32768, 32767).astype(np.int16)
+
+
+def _input(modality, tokenizer):
+  """A clip or two, of places enough that their positions have hardly a mean."""
+  rng = np.random.default_rng(0)
+  if modality == 'text':
+    return rng.integers(1, tokenizer.vocabulary_size, (8, tokenizer.max_words or 16))
+  if modality == 'video':
+    t, h, w = tokenizer.patch
+    video = frames((4 * t, 6 * h, 6 * w), rng)[None]
+    return augment.normalize({'video': video})['video']
+  spectrogram = getattr(tokenizer, 'spectrogram', None)
+  audio_hz = spectrogram.audio_hz if spectrogram else 16_000
+  clips = np.stack([speech(2 * audio_hz, audio_hz, rng) for _ in range(2)])
+  return augment.normalize({'audio': clips})['audio']
+
+
+def _scale(tokenizer, x):
+  """Root mean squares, of tokens and of their mean."""
+  def tokens(key, x):
+    return tokenizer.init_with_output(key, x)[0][0].astype(np.float32)
+  y = np.asarray(jax.jit(tokens)(jax.random.key(0, impl='rbg'), x))    # it is quicker
+  return np.sqrt((y ** 2).mean()), np.sqrt((y.mean((0, 1)) ** 2).mean())
+
+
+def _is_fine(rms, mean_rms):
+  return RMS[0] <= rms <= RMS[1] and mean_rms <= MOST_MEAN_RMS
+
+
+def test_tokens_of_every_config_have_a_moderate_mean_and_scale():
+  tokenizers = _tokenizers()
+  assert {where for where, _, _ in tokenizers} >= {    # where each kind comes first
+      'ablation:', 'ablation:release', 'ablation:spectrogram',
+      'ablation:spectrogram,release', 'finetune_audio:spectrogram'}
+  wrong = {}
+  for where, modality, tokenizer in tokenizers:
+    if modality == 'text':    # a table of few words is as the whole one
+      tokenizer = tokenizer.clone(vocabulary_size=64)
+    found = _scale(tokenizer, _input(modality, tokenizer))
+    print(where, modality, found)
+    if not _is_fine(*found):
+      wrong[where, modality] = found
+  assert not wrong
+
+
+def _spectrogram_tokenizer(**settings):
+  return build.build_model(audio=dict(
+      kind='spectrogram', size='base', spectrogram=settings)).tokenizers['audio']
+
+
+def test_a_spectrogram_that_is_not_normalized_is_out_of_that_range():
+  """So the range tells a tower that learns from one that does not."""
+  raw = _spectrogram_tokenizer(normalize='none')
+  rms, mean_rms = _scale(raw, _input('audio', raw))
+  assert rms > RMS[1] and mean_rms > MOST_MEAN_RMS
+
+
+# Mean and root mean square of the bins that enter the projection. MMV's and STiCA's are
+# not normalized by their papers: a Transformer on them needs normalize='min_max' or
+# 'standardize'.
+BINS = {'vatt': ((0.0, 0.7), (0.1, 0.8)), 'gdt': ((-1.0, 1.0), (0.1, 1.5)),
+        'mmv': ((-14.0, 0.0), (2.0, 14.0)), 'stica': ((-10.0, 10.0), (2.0, 20.0))}
+
+
+@pytest.mark.parametrize('name', spectrograms.SPECTROGRAMS)
+def test_the_bins_of_a_named_spectrogram_are_in_its_own_range(name):
+  spectrogram = spectrograms.Spectrogram(**spectrograms.SPECTROGRAMS[name])
+  rng = np.random.default_rng(0)
+  audio = np.stack([speech(2 * spectrogram.audio_hz, spectrogram.audio_hz, rng)
+                    for _ in range(2)])
+  bins = np.asarray(spectrogram(audio / np.float32(32768)))
+  print(name, bins.mean(), np.sqrt((bins ** 2).mean()))
+  (low, high), (least, most) = BINS[name]
+  assert low <= bins.mean() <= high
+  assert least <= np.sqrt((bins ** 2).mean()) <= most
+
+
+def test_tokens_of_real_recordings_are_in_the_range_too(shared):
+  tokenizer = _spectrogram_tokenizer()
+  with tarfile.open(shared / 'real' / 'spoken_digits.tar.gz') as archive:
+    names = [f'recordings/{digit}_theo_0.wav' for digit in range(10)]
+    content = [archive.extractfile(name).read() for name in names]
+  clips = []
+  for one in content:
+    with wave.open(io.BytesIO(one)) as file:
+      assert file.getframerate() == 8000
+      samples = np.frombuffer(file.readframes(8000), '<i2') / 32768
+    samples = np.pad(samples, (0, 8000 - len(samples)))
+    clips.append(np.interp(np.arange(48_000) / 6, np.arange(8000), samples))
+  assert _is_fine(*_scale(tokenizer, np.stack(clips).astype(np.float32)))
