@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vatt_jax import checkpoint
+from vatt_jax import losses
 from vatt_jax import recipe
 from vatt_jax import settings
 from vatt_jax.errors import UserError
@@ -16,7 +17,6 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.recipe import data as section
-from vatt_jax.recipe import task
 
 
 def _takes(a, b=2):
@@ -49,8 +49,7 @@ def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
 
 def test_a_loss_of_another_name_is_named():
   with pytest.raises(UserError, match=r"losses\.x: name='nec': did you mean nce\?"):
-    settings.call('losses.x', task._term, dict(name='nec', temperature=1.0),
-                  pair='video_audio')
+    losses.build('x', dict(name='nec', temperature=1.0))
 
 
 def test_a_bug_keeps_its_trace():

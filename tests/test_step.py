@@ -436,7 +436,7 @@ def test_each_replica_s_gradient_is_clipped_before_they_are_added(replicas, clip
     for rows, own in zip(groups, of_groups, strict=True):
       logits = logits.at[rows].set(task.model.apply(
           {'params': own | {'head': head}}, dict(video=images[rows]))['logits'])
-    return classify.softmax(logits, batch['label'], batch['has_video'])
+    return classification.softmax(logits, batch['label'], batch['has_video'])
 
   below = {k: v for k, v in params.items() if k != 'head'}
   shares, head = jax.jit(jax.grad(loss, argnums=(0, 1)))(

@@ -138,7 +138,7 @@ def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
 
   Args:
     folder: where; new, or empty.
-    settings: of `models.build.build_model`.
+    settings: of `models.from_config`.
     variables: of the model.
 
   Raises:
@@ -279,7 +279,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     path: the folder, for its newest model, or WORKDIR/checkpoints/STEP.
 
   Returns:
-    The config, of which `model` is the settings of `models.build.build_model`, and
+    The config, of which `model` is the settings of `models.from_config`, and
     the variables as NumPy arrays; the averaged parameters, where there are such.
 
   Raises:

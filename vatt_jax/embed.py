@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from vatt_jax import checkpoint
+from vatt_jax import models
 from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
@@ -29,7 +30,6 @@ from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text as text_lib
-from vatt_jax.models import build
 from vatt_jax.models import heads
 
 # A media file, or a stretch of one: path, start and end in seconds.
@@ -78,7 +78,7 @@ class Embedder:
       UserError: there is nothing to load, or the model embeds nothing.
     """
     config, variables = weights.read(path)
-    self._model = build.build_model(**config['model'])
+    self._model = models.from_config(config['model'])
     if not isinstance(self._model.head, heads.FacHead):
       raise UserError(f'{path}: holds a model without common spaces, which embeds '
                       'nothing')
@@ -91,7 +91,7 @@ class Embedder:
     data = config.get('data', {})
     kind = data.get('tokenizer', 'words')
     known = checkpoint.split(path)[0] / text_lib.TOKENIZERS[kind].file_name
-    if 'text' in self._model.tokenizers and (vocabulary or known.exists()):
+    if 'text' in self._model.modalities and (vocabulary or known.exists()):
       self._tokenizer = text_lib.load(
           kind, vocabulary or known, config['model']['text']['vocabulary_size'],
           data.get('drop_stop_words', False))
@@ -164,9 +164,9 @@ class Embedder:
 
   def _check(self, modality: str, items: Sequence[Any]) -> None:
     """Raises UserError unless there is a list of items, and a tower for them."""
-    if modality not in self._model.tokenizers:
+    if modality not in self._model.modalities:
       raise UserError(f'{self._path}: the model has no {modality}; it has '
-                      f'{", ".join(self._model.tokenizers)}')
+                      f'{", ".join(self._model.modalities)}')
     if isinstance(items, (str, os.PathLike)):
       raise UserError(f'{os.fspath(items)}: expected a list, [{items!r}]')
     if not len(items):

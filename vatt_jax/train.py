@@ -86,6 +86,9 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
                     f'{name}/{k}': v for k, v in evaluation.run(state).items()})
             if saved.due(step):
               saved.save(step, state)
+            for hook in run.hooks.values():    # after saving: resuming calls it again
+              if hook.due(step):
+                state = hook.run(state)
           batch = sharding.to_devices(next(batches), run.task.mesh)
           state, metrics = run.task.train_step(state, batch)
           progress.add(metrics)

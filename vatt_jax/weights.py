@@ -13,15 +13,14 @@ from flax import traverse_util
 import numpy as np
 
 from vatt_jax import checkpoint
+from vatt_jax import models
 from vatt_jax import released
 from vatt_jax.errors import UserError
-from vatt_jax.models import build
 from vatt_jax.models import positions
-from vatt_jax.models import vatt
 
 
 def load(path: str | os.PathLike[str]
-         ) -> tuple[vatt.Vatt, dict[str, Any]]:
+         ) -> tuple[models.MultimodalModel, dict[str, Any]]:
   """Loads a model: of a workdir, of `vatt_jax.released`, or a released checkpoint.
 
   Of a workdir the newest, or that of WORKDIR/checkpoints/STEP.
@@ -33,13 +32,13 @@ def load(path: str | os.PathLike[str]
     UserError: there is nothing to load.
   """
   config, variables = read(path)
-  return build.build_model(**config['model']), variables
+  return models.from_config(config['model']), variables
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
   """As `load`, but for the model the config, or what is known of it.
 
-  Its `model` is the settings of `models.build.build_model`.
+  Its `model` is the settings of `models.from_config`.
   """
   check_exists(path)
   folder, _ = checkpoint.split(path)

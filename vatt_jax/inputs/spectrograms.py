@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 
 # How a spectrogram enters a tower.
 NORMALIZATIONS = ('none', 'min_max', 'standardize')
@@ -97,9 +96,8 @@ class Spectrogram:
     frames = audio[:, starts[:, None] + np.arange(n)]                # [B, T, window]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n, dtype=np.float32) / n)
     magnitude = jnp.abs(jnp.fft.rfft(frames * hann, self.fft_length))
-    weights = tf.signal.linear_to_mel_weight_matrix(
-        self.mel_bins, self.fft_length // 2 + 1, self.audio_hz, self.low_hz,
-        self.high_hz).numpy()
+    weights = mel_weights(self.mel_bins, self.fft_length // 2 + 1, self.audio_hz,
+                          self.low_hz, self.high_hz)
     mel = magnitude ** self.power @ weights                          # [B, T, F]
     return self._normalized(jnp.log(self.log_scale * mel + self.log_offset))
 
@@ -112,6 +110,29 @@ class Spectrogram:
     if self.normalize == 'standardize':
       return (x - self.mean) / self.std
     return x
+
+
+def mel_weights(mel_bins: int, num_frequencies: int, audio_hz: int, low_hz: float,
+                high_hz: float) -> np.ndarray:
+  """Returns triangles on the HTK mel scale, as TensorFlow's, whose heights are 1.
+
+  Args:
+    mel_bins: F, triangles that are evenly spaced and overlap by half.
+    num_frequencies: of the Fourier transform, evenly from 0 to audio_hz / 2.
+    audio_hz: of the waveform.
+    low_hz: where the first triangle starts.
+    high_hz: where the last triangle ends.
+
+  Returns:
+    float32 [num_frequencies, F]; the constant part has no weight.
+  """
+  mel = lambda hz: 1127.0 * np.log1p(hz / 700.0)
+  at = mel(np.linspace(0, audio_hz / 2, num_frequencies))[:, None]
+  edges = np.linspace(mel(low_hz), mel(high_hz), mel_bins + 2)
+  low, center, high = edges[:-2], edges[1:-1], edges[2:]
+  triangles = np.minimum((at - low) / (center - low), (high - at) / (high - center))
+  triangles[0] = 0
+  return np.maximum(triangles, 0).astype(np.float32)
 
 
 # What a paper does not say is taken from code: VATT's and GDT's own (STiCA's is the

@@ -21,6 +21,8 @@ import jax
 import numpy as np
 
 from vatt_jax import checkpoint as checkpoint_lib
+from vatt_jax import hooks as hooks_lib
+from vatt_jax import models
 from vatt_jax import multi_host
 from vatt_jax import sharding
 from vatt_jax import step
@@ -31,7 +33,6 @@ from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text
 from vatt_jax.inputs import word_vectors
-from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
@@ -41,6 +42,7 @@ from vatt_jax.recipe import inherit as inherit_lib
 from vatt_jax.recipe import task as task_section
 from vatt_jax.settings import call
 from vatt_jax.settings import check_keys
+from vatt_jax.settings import choose
 from vatt_jax.settings import Settings
 
 # Of a config, while it runs: what is drawn, and how the same is computed.
@@ -71,6 +73,7 @@ class Recipe:
   task: step.Task
   evaluations: dict[str, evals_section.Evaluation]
   figures: evals_section.Figures
+  hooks: dict[str, hooks_lib.Hook]
 
 
 def make(config: Settings, workdir: pathlib.Path,
@@ -113,7 +116,7 @@ def model_and_clip(config: Settings
   """The model of a recipe, and the shapes of one clip as the model takes it."""
   config = inherit_lib.inherit(config, config.get('init_from', ''))
   window = call('window', pipeline.Window, config['window'])
-  model = call('model', build.build_model, config['model'])
+  model = models.from_config(config['model'])
   return model, jax.eval_shape(augment.normalize, window.batch(1))
 
 
@@ -257,6 +260,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
            losses: Mapping[str, Settings] | None = None,
            optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, figures: Settings | None = None,
+           hooks: Mapping[str, Settings] | None = None,
            init_from: str = '', num_parts: int = 1, average_decay: float = 0.0,
            mesh: Settings | None = None,
            sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
@@ -307,7 +311,21 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   return Recipe(
       seed, total_steps, batch_size, log_every_steps, initial, load,
       call('checkpoint', _checkpoint, checkpoint or {}), reader, task,
-      evaluations, call('figures', evals_section.Figures, figures or {}))
+      evaluations, call('figures', evals_section.Figures, figures or {}),
+      {name: _hook(name, section, reader=reader, predict=predict,
+                   batch_size=batch_size, seed=seed)
+       for name, section in (hooks or {}).items()})
+
+
+def _hook(section_name: str, section: Settings, **given: Any) -> hooks_lib.Hook:
+  """Builds a hook, with those of the given arguments that it takes."""
+  where = f'hooks.{section_name}'
+
+  def make(name: str, **fields: Any) -> hooks_lib.Hook:
+    kind = choose(hooks_lib.HOOKS, name)
+    takes = inspect.signature(kind).parameters
+    return call(where, kind, fields, **{k: v for k, v in given.items() if k in takes})
+  return call(where, make, section)
 
 
 def _check_numbers(**numbers: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 import optax
 
 from vatt_jax import losses as losses_lib
+from vatt_jax import models
 from vatt_jax import optim
 from vatt_jax import sharding
 from vatt_jax import step
@@ -20,7 +21,6 @@ from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.losses import classification
-from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import multimodal
 from vatt_jax.settings import call
@@ -40,7 +40,7 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   if not 0 <= average_decay < 1:
     raise UserError(f'config.average_decay={average_decay}: expected 0 or more, less '
                     'than 1')
-  network = call('model', build.build_model, model, device=mesh.devices.flat[0])
+  network = models.from_config(model, mesh.devices.flat[0])
   built = {name: losses_lib.build(name, section) for name, section in losses.items()}
   _check_chunks(built, batch_size)
   if optim_settings is None:    # nothing is trained
@@ -129,7 +129,8 @@ def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
 
 def _check_rate(network: multimodal.MultimodalModel, audio_hz: int) -> None:
   """Raises UserError unless a spectrogram is made for the sound that is read."""
-  made_for = getattr(network.tokenizers.get('audio'), 'spectrogram', None)
+  tokenizer = getattr(network, 'tokenizers', {}).get('audio')
+  made_for = getattr(tokenizer, 'spectrogram', None)
   if made_for is not None and made_for.audio_hz != audio_hz:
     raise UserError(f'config.window.audio_hz={audio_hz}: the spectrogram of '
                     f'config.model.audio is made for {made_for.audio_hz}; make them '

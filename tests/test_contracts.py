@@ -1,0 +1,184 @@
+"""A loss, a CNN, an evaluator and a hook: each is a class and a row of a table."""
+
+import dataclasses
+import json
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from vatt_jax import embed
+from vatt_jax import hooks
+from vatt_jax import losses
+from vatt_jax import models
+from vatt_jax import train
+from vatt_jax import weights
+from vatt_jax.models import heads
+from vatt_jax.recipe import evals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountedNorm(losses.Loss):
+  """Pulls pooled video towards a learnt length; remembers how often it saw a clip."""
+  length: float
+
+  def init(self, key):
+    return dict(length=jnp.float32(self.length))
+
+  def init_memory(self, num_clips):
+    return dict(seen=jnp.zeros(num_clips, jnp.int32))
+
+  def clip_params(self, params):
+    return dict(length=jnp.maximum(params['length'], 0.5))
+
+  def __call__(self, params, outputs, batch, memory):
+    norms = jnp.linalg.norm(outputs['pooled']['video'].astype(jnp.float32), axis=-1)
+    seen = memory['seen'].at[batch['id']].add(1)
+    loss = jnp.mean((norms - params['length']) ** 2)
+    return loss, dict(length=params['length']), dict(seen=seen)
+
+
+class ConvNet(models.MultimodalModel):
+  """A convolution with batch norm for each modality, without tokens."""
+  width: int
+  modalities: tuple[str, ...] = ('video', 'audio')
+  head: nn.Module | None = None
+
+  @nn.compact
+  def encode(self, batch, train=False):
+    outputs = dict(tokens={}, grid={}, pooled={})
+    for modality in self.modalities:
+      if modality not in batch:
+        continue
+      x, mask = batch[modality], batch.get(f'has_{modality}')
+      if modality == 'audio':
+        x = x.reshape(len(x), -1, 1, 1, 32)
+      x = nn.Conv(self.width, (2, 2, 2), (2, 2, 2), name=f'{modality}_conv')(x)
+      if mask is not None:
+        mask = (mask | ~jnp.any(mask)).reshape(-1, 1, 1, 1, 1)
+      norm = nn.BatchNorm(not train, momentum=0.9, name=f'{modality}_norm')
+      x = nn.relu(norm(x, mask=mask))
+      outputs['grid'][modality] = x
+      outputs['pooled'][modality] = jnp.mean(x, axis=(1, 2, 3))
+    return outputs
+
+
+def make_convnet(width, device, video_audio_dim=8):
+  del device
+  return ConvNet(width, head=heads.FacHead(video_audio_dim=video_audio_dim))
+
+
+class MeanNorm:
+  """Measures the mean length of pooled video features."""
+
+  def __init__(self, reader, predict, batch_size):
+    self._reader, self._predict, self._size = reader, predict, batch_size
+
+  @property
+  def measured(self):
+    return self._reader.clips
+
+  def run(self, state):
+    batch = self._reader.window.batch(self._size)
+    norms = jnp.linalg.norm(self._predict(state, batch)['pooled']['video'], axis=-1)
+    yield 'mean_norm', float(jnp.mean(norms))
+
+
+class Forget:
+  """Sets the memory of a loss to zero now and then."""
+
+  def __init__(self, every_steps, seed):
+    self._every, self.calls = every_steps, []
+    assert seed == 0
+
+  def due(self, step):
+    return step > 0 and step % self._every == 0
+
+  def run(self, state):
+    self.calls.append(int(state.step))
+    return state.replace(memory=jax.tree.map(jnp.zeros_like, state.memory))
+
+
+@pytest.fixture
+def rows(monkeypatch):
+  """The four classes in their tables."""
+  monkeypatch.setitem(losses.LOSSES, 'counted_norm', CountedNorm)
+  monkeypatch.setitem(models.MODELS, 'convnet', make_convnet)
+  monkeypatch.setitem(evals.EVALUATORS, 'mean_norm', MeanNorm)
+  monkeypatch.setitem(hooks.HOOKS, 'forget', Forget)
+
+
+def small(toy_world, **changes):
+  config = quickstart.get_config().to_dict()
+  config |= dict(total_steps=3, batch_size=4, log_every_steps=1, evals={}, figures={},
+                 mesh=dict(data=2))
+  config['data'] = dict(path=str(toy_world / 'train.csv'), max_bad_fraction=0.5)
+  config['window'] = dict(num_frames=4, frame_rate_hz=5.0, image_size=16,
+                          audio_hz=4000, modalities=('video', 'audio'))
+  config['model'] = dict(name='convnet', width=8)
+  config['losses'] = dict(video_audio=dict(name='nce', temperature=0.1))
+  config['optim']['warmup_steps'] = 1
+  config['checkpoint'] = dict(every_steps=2, keep=2)
+  return config | changes
+
+
+def test_new_loss_model_evaluator_and_hook_need_only_a_row_of_a_table(
+    rows, toy_world, tmp_path):
+  config = small(
+      toy_world, losses=dict(small(toy_world)['losses'],
+                             norm=dict(name='counted_norm', length=2.0, weight=0.1)),
+      evals=dict(norm=dict(name='mean_norm')),
+      hooks=dict(forget=dict(name='forget', every_steps=2)))
+  train.train(config, tmp_path / 'run')
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert np.isfinite(results['train/loss']) and results['norm/mean_norm'] > 0
+  history = [json.loads(line) for line in
+             (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert {'train/loss_norm', 'train/length_norm', 'train/loss_video_audio'} <= set(
+      history[0])
+  model, variables = weights.load(tmp_path / 'run')
+  assert isinstance(model, ConvNet)
+  assert (variables['batch_stats']['audio_norm']['mean'] != 0).any()
+
+
+def test_memory_of_a_loss_is_saved_and_restored(rows, toy_world, tmp_path, caplog):
+  """A run in two halves remembers as one that was never stopped."""
+  config = small(toy_world, losses=dict(norm=dict(name='counted_norm', length=2.0)))
+  whole = tmp_path / 'whole'
+  train.train(config, whole)
+  half = tmp_path / 'half'
+  train.train(config | dict(total_steps=2), half)
+  text = (half / 'config.json').read_text()
+  text = text.replace('"total_steps": 2', '"total_steps": 3')
+  (half / 'config.json').write_text(text)
+  train.train(config, half)
+  a, b = (json.loads((run / 'results.json').read_text())['train/loss']
+          for run in (whole, half))
+  np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_microbatches_keep_batch_statistics_of_a_backbone(rows, toy_world, tmp_path):
+  config = small(toy_world, num_parts=2, mesh=dict(data=-1))
+  train.train(config, tmp_path / 'run')
+  _, variables = weights.load(tmp_path / 'run')
+  for modality in ('video', 'audio'):
+    assert (variables['batch_stats'][f'{modality}_norm']['mean'] != 0).any()
+
+
+def test_missing_output_of_a_loss_is_one_clear_line(rows, toy_world, tmp_path):
+  config = small(toy_world)
+  config['losses'] = dict(video_text=dict(name='mil_nce', temperature=0.1))
+  with pytest.raises(train.UserError, match=r'config\.losses\.video_text: needs outputs'
+                     r'\.embed\.video_text\.text; the model and data give'):
+    train.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_embedder_works_with_a_model_of_another_name(rows, toy_world, tmp_path):
+  train.train(small(toy_world), tmp_path / 'run')
+  embedder = embed.Embedder(tmp_path / 'run')
+  path = next((toy_world / 'clips').rglob('*.mp4'))
+  assert embedder.videos([path]).spaces['video_audio'].shape == (1, 8)
