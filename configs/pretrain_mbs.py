@@ -89,9 +89,9 @@ def switch(c: ConfigDict, arg: str) -> ConfigDict:
 
 
 def batch_8192(c: ConfigDict) -> None:
-  """Trains on larger batches and for longer, as Table 7's best rows do.
+  """Trains on larger batches and for longer, as section 4.4.4 reports.
 
-  The paper names no other learning rate for them. Half of each batch is HowTo100M.
+  It names no other learning rate for this. Half of each batch is HowTo100M.
   """
   c.batch_size = 8192
   c.total_steps = 6 * _NARRATED_CLIPS // (c.batch_size // 2)

@@ -122,8 +122,7 @@ def _in_our_words(error: str, argv: Sequence[str], flag_values: flags.FlagValues
 
 # In this order, for a bool is an int.
 _KINDS = ((bool, 'true or false'), (int, 'a whole number, such as 1000'),
-          (float, 'a number, such as 0.001 or 1e-3'),
-          (tuple, "values in brackets, such as '(1.0, 2.0)'"))
+          (float, 'a number, such as 0.001 or 1e-3'))
 
 
 def _unknown_key(argument: str, config: ConfigDict) -> str | None:

@@ -184,5 +184,5 @@ def test_the_form_of_a_config_is_that_of_its_transformers():
   for name in attention.FORMS:
     model = build.build_model(video=tower, shared=None, attention=name)
     assert model.backbones['video'].attention.keywords == dict(form=name)
-  with pytest.raises(UserError, match=r'attention=.flush.: expected one of auto'):
+  with pytest.raises(UserError, match=r'attention=.flush.: did you mean fused'):
     build.build_model(video=tower, attention='flush')

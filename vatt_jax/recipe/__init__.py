@@ -203,7 +203,8 @@ def _compare(config: Settings, workdir: pathlib.Path, may_change: Sequence[str] 
         f'total_steps={ours["total_steps"]} its learning rates would change; go on '
         'with --extend, which spreads the rest of the schedule over the steps to come, '
         f'or give --config.init_from={workdir} and another --workdir')
-  for key in other[:1]:
+  if other:
+    key = other[0]
     raise UserError(
         f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
         f'where this one has {ours.get(key)!r}; choose another --workdir or '
