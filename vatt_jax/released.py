@@ -322,8 +322,8 @@ def parse_head_dim(value: str) -> HeadDim:
     return int(value)
   pairs = [pair.partition('=') for pair in value.split(',')]
   if not all(dim.isdecimal() and int(dim) for _, _, dim in pairs):
-    raise UserError(f'--head_dim={value}: expected a number such as 64, or one for each '
-                    'tower, such as video=64,text=32')
+    raise UserError(f'--head_dim={value}: expected a number such as 64, or one for '
+                    'each tower, such as video=64,text=32')
   return {tower: int(dim) for tower, _, dim in pairs}
 
 

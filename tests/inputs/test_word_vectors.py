@@ -55,7 +55,7 @@ def test_an_npz_file_is_the_table_in_the_order_of_ids(dtype, tmp_path):
 
 @pytest.mark.parametrize('arrays, message', [
     (dict(vectors=np.zeros((6, 4))), r'float64 of shape \(6, 4\); expected floats of '
-                                     r'shape \(6, 3\): config\.model\.text'),
+     r'shape \(6, 3\): config\.model\.text'),
     (dict(vectors=np.zeros((5, 3))), r'shape \(5, 3\); expected floats'),
     (dict(vectors=np.zeros((6, 3), int)), r'int64 of shape \(6, 3\); expected floats'),
     (dict(vectors=np.full((6, 3), np.nan)), 'values that are not finite'),
@@ -106,11 +106,11 @@ def test_text_that_does_not_fit_is_named_with_its_line(content, message, tmp_pat
 
 
 def test_a_missing_file_is_named(tmp_path):
-  with pytest.raises(UserError, match='none.txt: no such file of word vectors'):
+  with pytest.raises(UserError, match=r'none\.txt: no such file of word vectors'):
     word_vectors.load(tmp_path / 'none.txt', WORDS, TABLE)
 
 
 def test_text_needs_a_vocabulary_of_words(tmp_path):
   pieces = text.WordPieceTokenizer(['[PAD]', '[UNK]', 'cat'])
-  with pytest.raises(UserError, match="need config.data.tokenizer='words'"):
+  with pytest.raises(UserError, match=r"need config\.data\.tokenizer='words'"):
     word_vectors.load(_write(tmp_path, 'cat 1 2 3\n'), pieces, TABLE)

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from vatt_jax import parts
 
-
 # How a spectrogram enters a tower.
 NORMALIZATIONS = ('none', 'min_max', 'standardize')
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from vatt_jax.models import layers
 
-
 # Tables whose places follow each other in time, at a rate that stays: a shorter input
 # has the first of them. The others divide a frame or a spectrum, whatever its size.
 _IN_TIME = ('positions', 'time_positions')
