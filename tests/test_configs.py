@@ -183,7 +183,7 @@ def test_a_run_of_the_release_s_reading_starts_from_word_vectors(toy_world, tmp_
   path.unlink()
   train.train(config, tmp_path / 'run')
   train.train(config | dict(init_from=str(tmp_path / 'run')), tmp_path / 'second')
-  with pytest.raises(UserError, match=r'vectors\.txt: no such file of word vectors'):
+  with pytest.raises(UserError, match=r'vectors\.txt: no such file of word'):
     train.train(config, tmp_path / 'third')
   config['model']['variant'] = 'paper'
   with pytest.raises(UserError, match=r"text\.word_vectors=.*: only variant='release'"):
@@ -198,7 +198,7 @@ def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_p
   config['window']['audio_seconds'] = 0.0
   recipe._compare(config, tmp_path)
   config['window']['audio_seconds'] = 1.0
-  with pytest.raises(UserError, match=r'window\.audio_seconds=None where this'):
+  with pytest.raises(UserError, match=r'window\.audio_seconds=None where this one'):
     recipe._compare(config, tmp_path)
 
 

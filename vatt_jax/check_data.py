@@ -30,6 +30,7 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.recipe import inherit
 from vatt_jax.settings import call
 from vatt_jax.settings import Settings
 
@@ -229,6 +230,7 @@ def least_seconds(config: Settings | None) -> float:
   if 'window' not in config:
     raise UserError('config.window: missing; give a config that reads clips, or '
                     '--min_seconds')
+  config = inherit.inherit(config, config.get('init_from', ''))
   return call('window', pipeline.Window, config['window']).seconds
 
 

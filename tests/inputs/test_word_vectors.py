@@ -54,8 +54,9 @@ def test_an_npz_file_is_the_table_in_the_order_of_ids(dtype, tmp_path):
 
 
 @pytest.mark.parametrize('arrays, message', [
-    (dict(vectors=np.zeros((6, 4))), r'float64 of shape \(6, 4\); expected floats of '
-                                     r'shape \(6, 3\): config\.model\.text'),
+    (dict(vectors=np.zeros((6, 4))),
+     r'float64 of shape \(6, 4\); expected floats of '
+     r'shape \(6, 3\): config\.model\.text'),
     (dict(vectors=np.zeros((5, 3))), r'shape \(5, 3\); expected floats'),
     (dict(vectors=np.zeros((6, 3), int)), r'int64 of shape \(6, 3\); expected floats'),
     (dict(vectors=np.full((6, 3), np.nan)), 'values that are not finite'),

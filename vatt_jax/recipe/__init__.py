@@ -339,6 +339,7 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
 def _initial(init_from: str, load: Callable[..., Any], model: Settings,
              task: step.Task, batch: Mapping[str, Any], tokenizer: text.Tokenizer
              ) -> dict[str, Any] | None:
+  """Returns `Recipe.initial`: of a checkpoint, of word vectors alone, or None."""
   if init_from:
     return load(init_from)
   if model.get('variant') != 'release' or not model.get('text'):
