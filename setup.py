@@ -38,7 +38,7 @@ REQUIREMENTS = [
 ]
 
 PREP = [
-    'apache-beam>=2.70,<3',              # vatt_jax.prepare, on one machine or many
+    'apache-beam>=2.70,<3',              # vatt_jax prepare, on one machine or many
     'ijson>=3.3,<4',                     # data/howto100m.py: JSON larger than memory
 ]
 
@@ -59,7 +59,7 @@ setuptools.setup(
     description='Video-Audio-Text Transformers in JAX: training from raw media.',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['vatt_jax', 'vatt_jax.*']),
-    package_data={'vatt_jax.evaluators': ['*.jinja']},
+    package_data={'vatt_jax.reports': ['*.jinja']},
     python_requires='>=3.11',
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

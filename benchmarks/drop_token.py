@@ -4,7 +4,7 @@
 
 Times whole training steps of two Small towers, video and audio, 196 tokens each, at
 four drop rates, one after the other in every round, and prints their time and their
-counted operations (`vatt_jax.cost`) as shares of those without dropping.
+counted operations (`vatt_jax cost`) as shares of those without dropping.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from vatt_jax import cli
-from vatt_jax import cost
 from vatt_jax import optim
-from vatt_jax import step
+from vatt_jax import train_step
 from vatt_jax.losses import contrastive
 from vatt_jax.models import build
+from vatt_jax.tools import cost
 
 RATES = (0.0, 0.25, 0.5, 0.75)
 
@@ -37,12 +37,12 @@ class Row:
   time_over_counted: float
 
 
-def make_task(rate: float) -> step.Task:
+def make_task(rate: float) -> train_step.Task:
   model = build.build_model(
       video=dict(size='small', drop_token_rate=rate),
       audio=dict(size='small', drop_token_rate=rate), head={})
   losses = {'video_audio': contrastive.NCE(pair='video_audio', temperature=0.07)}
-  return step.Task(model, losses, *optim.build(100, 1e-4, 5e-5, 10)[:2], seed=0)
+  return train_step.Task(model, losses, *optim.build(100, 1e-4, 5e-5, 10)[:2], seed=0)
 
 
 def make_batch(size: int) -> dict[str, np.ndarray]:

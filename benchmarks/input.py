@@ -43,13 +43,13 @@ import numpy as np
 import tensorflow as tf
 
 from vatt_jax import cli
-from vatt_jax import prepare
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import media
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.tools import prepare
 
 WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
                          audio_hz=48_000, min_crop_area=0.08, max_crop_aspect=2.0)

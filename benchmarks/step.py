@@ -12,7 +12,7 @@ ratio the median of the rounds' ratios.
   `nn.TransformerEncoder` and timm's `Block`. Its share of the machine's rate is that of
   its multiply-adds, times 3 with the gradients, of a product of 2048 x 2048 matrices
   through JAX in the same round.
-- `contrastive`: a whole step (`step.Task.train_step`; Adam) of three towers, each of 2
+- `contrastive`: a whole step (`Task.train_step`; Adam) of three towers, each of 2
   layers, width 128, 4 heads, MLP 256, with the patches, the head and the losses of
   configs/quickstart.py: video of 8 x 64 x 64 in patches of (4, 8, 8), 0.8 s of sound at
   16 kHz in patches of 128, one sentence of 16 words. No DropToken and no augmentation.
@@ -37,14 +37,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vatt_jax import cli
-from vatt_jax import cost
 from vatt_jax import optim
-from vatt_jax import step
+from vatt_jax import train_step
 from vatt_jax.errors import UserError
 from vatt_jax.losses import contrastive
 from vatt_jax.models import attention
 from vatt_jax.models import build
 from vatt_jax.models import layers
+from vatt_jax.tools import cost
 
 try:
   from timm.models import vision_transformer
@@ -242,7 +242,7 @@ def make_batch(size: int) -> dict[str, np.ndarray]:
       text=rng.integers(1, _WORDS, (size, 1, 16)).astype(np.int32))
 
 
-def make_task() -> step.Task:
+def make_task() -> train_step.Task:
   model = build.build_model(
       video=dict(patch=(4, 8, 8), **_TOWER), audio=dict(patch=(128,), **_TOWER),
       text=dict(vocabulary_size=_WORDS, **_TOWER),
@@ -251,7 +251,7 @@ def make_task() -> step.Task:
       pair: loss(pair=pair, temperature=_TEMPERATURE)
       for pair, loss in (('video_audio', contrastive.NCE),
                          ('video_text', contrastive.MilNCE))}
-  return step.Task(model, losses, *optim.build(1000, 1e-4, 5e-5, 10)[:2], seed=0)
+  return train_step.Task(model, losses, *optim.build(1000, 1e-4, 5e-5, 10)[:2], seed=0)
 
 
 if torch is not None:

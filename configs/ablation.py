@@ -27,7 +27,7 @@ paper's.
     drop_token_0             87.6    66.4                        84.9
 
 Table 9 has patches of 5 x 16 x 16. Its 64 frames are taken to be of 6.4 s, and then
-so is the sound. What the drop rates cost, `python -m vatt_jax.cost --paper` says;
+so is the sound. What the drop rates cost, `python -m vatt_jax cost --paper` says;
 DropToken in fine-tuning, Table 14, is switches of `configs/finetune_video.py`.
 """
 
@@ -37,7 +37,7 @@ import functools
 from ml_collections import ConfigDict
 
 from configs import pretrain_mbs
-from vatt_jax.settings import nearest
+from vatt_jax.config import nearest
 
 _TOY_SCALE = 4    # of frames and pixels
 

@@ -38,7 +38,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from vatt_jax.settings import nearest
+from vatt_jax.config import nearest
 
 # Folder of data/, number of classes.
 _SETS = {'k400': ('kinetics400', 400), 'k600': ('kinetics600', 600),

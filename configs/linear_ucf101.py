@@ -32,7 +32,7 @@ from configs import pretrain_bbs
 from configs import pretrain_lbs
 from configs import pretrain_ma
 from configs import pretrain_mbs
-from vatt_jax.settings import nearest
+from vatt_jax.config import nearest
 
 # Of the paper (section 4.3).
 LOW_RANK = dict(rank=128, sample_rate=0.1, steps=50_000, learning_rate=5e-4,

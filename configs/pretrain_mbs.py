@@ -19,7 +19,7 @@ evaluations here 32 at 10 Hz.
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from vatt_jax.settings import nearest
+from vatt_jax.config import nearest
 
 _NARRATED_CLIPS = 136_000_000    # HowTo100M's (section 4.1)
 

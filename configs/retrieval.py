@@ -35,7 +35,7 @@ from configs import pretrain_folder
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from configs import quickstart
-from vatt_jax.settings import nearest
+from vatt_jax.config import nearest
 
 _SWITCHES = ('manifest', 'ma', 'release', 'toy')
 

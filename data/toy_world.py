@@ -36,7 +36,7 @@ from absl import app
 from absl import flags
 import numpy as np
 
-from vatt_jax.inputs import encode as encode_lib
+from vatt_jax.inputs import write_mp4 as encode_lib
 
 SIZE_PIXELS = 64
 FRAME_RATE_HZ = 10

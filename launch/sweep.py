@@ -47,8 +47,8 @@ from ml_collections import config_flags
 
 from vatt_jax import checkpoint
 from vatt_jax import cli
-from vatt_jax import interrupt
-from vatt_jax import writers
+from vatt_jax import metric_writer
+from vatt_jax.distributed import interrupt
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import metrics
 
@@ -170,7 +170,8 @@ def plan(out: pathlib.Path, recipe: str, arguments: Sequence[str],
     points.append(Point(
         len(points), chosen,
         [*common, *(f'--config.{k}={v}' for k, v in chosen.items()),
-         f'--workdir={workdir}'], str(workdir), str(results / writers.RESULTS_FILE)))
+         f'--workdir={workdir}'], str(workdir),
+        str(results / metric_writer.RESULTS_FILE)))
   out.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(dict(

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from vatt_jax import recipe
-from vatt_jax import released
 from vatt_jax import train
-from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.recipe import inherit
+from vatt_jax.weights import load as weights
+from vatt_jax.weights import vatt_tf2
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -136,7 +136,7 @@ def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_
   smaller = {k: v if v.ndim < 5 else jax.ShapeDtypeStruct((1, 4, 16, 32, 3), v.dtype)
              for k, v in clip.items()}
   zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), smaller)
-  released.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
+  vatt_tf2.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
   config['init_from'] = str(tmp_path / 'none' / 'ckpt-1')
   with pytest.raises(UserError, match='none/ckpt-1: no such folder or file'):
     train.train(config, tmp_path / 'run')

@@ -15,9 +15,9 @@ from vatt_jax import hooks
 from vatt_jax import losses
 from vatt_jax import models
 from vatt_jax import train
-from vatt_jax import weights
 from vatt_jax.models import heads
 from vatt_jax.recipe import evals
+from vatt_jax.weights import load as weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

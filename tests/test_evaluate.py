@@ -13,9 +13,9 @@ import pytest
 
 from vatt_jax import checkpoint
 from vatt_jax import evaluate
-from vatt_jax import interrupt
+from vatt_jax import metric_writer
 from vatt_jax import train
-from vatt_jax import writers
+from vatt_jax.distributed import interrupt
 from vatt_jax.errors import UserError
 from vatt_jax.recipe import evals
 
@@ -67,7 +67,7 @@ def brief(monkeypatch):
 
 
 def _rows(path):
-  return writers.read_jsonl(path / 'metrics.jsonl')
+  return metric_writer.read_jsonl(path / 'metrics.jsonl')
 
 
 def _evaluations(path):

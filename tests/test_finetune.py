@@ -13,12 +13,12 @@ import pytest
 
 from vatt_jax import evaluate
 from vatt_jax import recipe
-from vatt_jax import released
 from vatt_jax import train
-from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import labels
 from vatt_jax.recipe import inherit
+from vatt_jax.weights import load as weights
+from vatt_jax.weights import vatt_tf2
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
@@ -96,7 +96,7 @@ def test_a_tower_goes_on_from_the_released_checkpoint_on_a_larger_grid(
   smaller['model'] = config['model'] | dict(head=dict(name='classifier', num_classes=3))
   model, clip = recipe.model_and_clip(smaller)
   zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), clip)
-  released.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
+  vatt_tf2.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
   train.train(config | dict(init_from=str(tmp_path / 'ckpt-1')), tmp_path / 'run')
   assert np.isfinite(results(tmp_path / 'run')['train/loss'])
 

@@ -9,10 +9,10 @@ from ml_collections import config_flags
 import pytest
 
 from vatt_jax import evaluate
-from vatt_jax import figures
 from vatt_jax import train
 from vatt_jax.errors import UserError
 from vatt_jax.recipe import inherit
+from vatt_jax.reports import run_figures
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=24)
 SIZES = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000)
@@ -80,7 +80,7 @@ def test_empty_values_are_those_of_the_checkpoint(source):
 
 
 def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
-  """Such as `vatt_jax.released` writes; the paper's evaluation has its own frames."""
+  """`vatt_jax import_vatt` writes one; the paper's evaluation has its own frames."""
   (source / 'config.json').write_text(json.dumps(dict(model=RUN['model'])))
   c = inherit.inherit(config('retrieval').to_dict(), source)
   assert c['model']['video']['width'] == 16
@@ -247,5 +247,5 @@ def test_a_run_is_evaluated_and_drawn_without_repeating_its_flags(mine, capsys):
   c = inherit.of_run(c, given, mine)
   evaluate.watch(c, mine, 'pretrain_folder')
   assert 'retrieval/text_to_video/R@1' in results(mine / 'eval' / 'pretrain_folder')
-  figures.draw(c | dict(figures=dict(num_clips=6)), mine)
+  run_figures.draw(c | dict(figures=dict(num_clips=6)), mine)
   assert (mine / 'figures' / 'tsne_spaces.png').exists()

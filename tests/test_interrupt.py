@@ -1,4 +1,4 @@
-"""vatt_jax/interrupt.py"""
+"""vatt_jax/distributed/interrupt.py"""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vatt_jax import interrupt
+from vatt_jax.distributed import interrupt
 
 
 def test_the_first_signal_is_only_noted_until_the_next_check():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vatt_jax import checkpoint
+from vatt_jax import config as config_lib
 from vatt_jax import losses
 from vatt_jax import recipe
-from vatt_jax import settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
@@ -26,8 +26,8 @@ def _takes(a, b=2):
 
 
 def test_a_section_becomes_the_arguments_of_a_function():
-  assert settings.call('x', _takes, dict(a=1)) == (1, 2)
-  assert settings.call('x', _takes, dict(b=5), a=3) == (3, 5)
+  assert config_lib.call('x', _takes, dict(a=1)) == (1, 2)
+  assert config_lib.call('x', _takes, dict(b=5), a=3) == (3, 5)
 
 
 @pytest.mark.parametrize('section, message', [
@@ -36,7 +36,7 @@ def test_a_section_becomes_the_arguments_of_a_function():
     (dict(a=-1), r'config\.x: a=-1: expected 0 or more')])
 def test_a_section_that_does_not_fit_is_one_clear_line(section, message):
   with pytest.raises(UserError, match=message):
-    settings.call('x', _takes, section)
+    config_lib.call('x', _takes, section)
 
 
 def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
@@ -54,7 +54,7 @@ def test_a_loss_of_another_name_is_named():
 
 def test_a_bug_keeps_its_trace():
   with pytest.raises(TypeError):
-    settings.call('x', _takes, dict(a='text'))
+    config_lib.call('x', _takes, dict(a='text'))
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
@@ -204,7 +204,7 @@ def test_words_of_many_records_are_those_of_a_stated_number_of_them(
       'red', 'circle', 'the', 'word0', 'word12', 'word16', 'word8')
   assert many.read == [0, 4, 8, 12, 16]
   assert 'the words of 5 clips, spread over the 20' in caplog.text
-  assert 'python -m vatt_jax.vocabulary' in caplog.text
+  assert 'python -m vatt_jax vocabulary' in caplog.text
   caplog.clear()
   assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
   listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
@@ -262,7 +262,7 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
     (dict(vocabulary='none.txt'), r'none\.txt: no such vocabulary file')])
 def test_a_tokenizer_that_cannot_be_is_one_clear_line(data, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    section.open_words(settings.call('data', section.Data, dict(data, path='x')),
+    section.open_words(config_lib.call('data', section.Data, dict(data, path='x')),
                        CLIPS, 9, '', tmp_path)
 
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vatt_jax import interrupt
 from vatt_jax import train
+from vatt_jax.distributed import interrupt
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import sources
 from vatt_jax.recipe import evals
-from vatt_jax.step import State
+from vatt_jax.train_step import State
 
 
 def test_a_checkpoint_gives_parameters_and_their_average_and_the_rest_is_random():

@@ -20,11 +20,11 @@ from absl import logging
 import jax
 from ml_collections import ConfigDict
 
-from vatt_jax import interrupt
-from vatt_jax import multi_host
+from vatt_jax.config import nearest
+from vatt_jax.distributed import hosts
+from vatt_jax.distributed import interrupt
 from vatt_jax.errors import is_full_disk
 from vatt_jax.errors import UserError
-from vatt_jax.settings import nearest
 
 
 def run(main: Callable[..., None], *names: str) -> None:
@@ -50,12 +50,12 @@ def run(main: Callable[..., None], *names: str) -> None:
     except UserError as e:
       _fail(e)
     except interrupt.Interrupted as e:
-      multi_host.leave(128 + e.signal, at_once=True)
+      hosts.leave(128 + e.signal, at_once=True)
     except Exception:
       if not jax.distributed.is_initialized():
         raise
       traceback.print_exc()
-      multi_host.leave(1)
+      hosts.leave(1)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -149,7 +149,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _fail(why: object) -> NoReturn:
   print('vatt_jax:', ' '.join(str(why).split()), file=sys.stderr)
-  multi_host.leave(2)
+  hosts.leave(2)
 
 
 def _keep_memory() -> None:

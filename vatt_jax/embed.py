@@ -23,7 +23,6 @@ import numpy as np
 
 from vatt_jax import checkpoint
 from vatt_jax import models
-from vatt_jax import weights
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import augment
@@ -31,6 +30,7 @@ from vatt_jax.inputs import clip
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text as text_lib
 from vatt_jax.models import heads
+from vatt_jax.weights import load as weights
 
 # A media file, or a stretch of one: path, start and end in seconds.
 File = str | os.PathLike[str] | tuple[str | os.PathLike[str], float, float]
@@ -68,7 +68,7 @@ class Embedder:
 
     Args:
       path: of a workdir, of one of its checkpoints (WORKDIR/checkpoints/STEP), of
-        what `vatt_jax.released` wrote, or of a released checkpoint.
+        what `vatt_jax import_vatt` wrote, or of a released checkpoint.
       window: what to read of a file; by default what the workdir's run was trained
         on, or else what the paper's models were.
       vocabulary: a file of what `data.tokenizer` of the workdir's config says, of

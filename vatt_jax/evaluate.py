@@ -11,14 +11,14 @@ from typing import Any
 from absl import logging
 
 from vatt_jax import checkpoint
-from vatt_jax import interrupt
-from vatt_jax import multi_host
+from vatt_jax import metric_writer
 from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax import workdir_lock
-from vatt_jax import writers
+from vatt_jax.distributed import hosts
+from vatt_jax.distributed import interrupt
 from vatt_jax.errors import UserError
-from vatt_jax.evaluators import report
+from vatt_jax.reports import report
 
 _POLL_SECONDS = 1.0
 _HEADLINES = ('R@10', 'top1', 'mAP')    # for the log, where all would be too long
@@ -47,20 +47,20 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
   """
   folder = workdir / 'eval' / name
   with (workdir_lock.held(folder) as unlock, checkpoint.naming_a_full_disk(workdir),
-        interrupt.Interrupt(multi_host.agreement()) as stop):
+        interrupt.Interrupt(hosts.agreement()) as stop):
     train.end_soon(stop, unlock)
     source = _source(config, workdir)
-    with multi_host.first_alone():    # the others find what it makes
+    with hosts.first_alone():    # the others find what it makes
       newest = _newest(folder)
-      if newest is None and multi_host.is_first():
+      if newest is None and hosts.is_first():
         # Its config vouches for nothing yet, and may be mended.
         (folder / checkpoint.CONFIG_FILE).unlink(missing_ok=True)
       run = recipe.make(config, folder, stop.check, weights_from=str(source))
     if not run.evaluations:
       raise UserError('config.evals: is empty; expected what to evaluate')
-    done = multi_host.from_first(-1 if newest is None else newest['step'])
+    done = hosts.from_first(-1 if newest is None else newest['step'])
     random = train.untrained(run)
-    writer = writers.open_writers(folder, done + 1)
+    writer = metric_writer.open_writers(folder, done + 1)
     try:
       for step, path in _checkpoints(source, workdir, done, stop):
         variables = _load(run, path, allow_random_head, asked_for=source != workdir)
@@ -71,14 +71,14 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
                     for k, v in evaluation.run(state).items()}
         writer.write_scalars(step, measures)
         logging.info('step %d  %s', step, _in_short(measures))
-        if multi_host.is_first():
+        if hosts.is_first():
           _write_results(folder)
     finally:
       writer.close()
-    if multi_host.is_first():
+    if hosts.is_first():
       results = _write_results(folder)    # again, for a kill may have come before it
       print(report.as_text(results))
-      print(f'Results: {(folder / writers.RESULTS_FILE).resolve()}')
+      print(f'Results: {(folder / metric_writer.RESULTS_FILE).resolve()}')
 
 
 def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
@@ -91,7 +91,7 @@ def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
     if asked_for:
       raise
     gone = e
-  if multi_host.all_of(gone is None):
+  if hosts.all_of(gone is None):
     return variables
   logging.info('Left out: %s', gone or f'{path}: is gone for another process')
   return None
@@ -113,7 +113,7 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
   if source != workdir:
     folder, step = checkpoint.split(source)
     if step is None:    # the newest, or 0 of what is no workdir
-      step = multi_host.from_first(max(checkpoint.steps(folder), default=0))
+      step = hosts.from_first(max(checkpoint.steps(folder), default=0))
       if checkpoint.of_step(folder, step).exists():    # the same for all processes
         source = checkpoint.of_step(folder, step)
     if step > done:
@@ -126,14 +126,14 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
     stop.check()
     time.sleep(_POLL_SECONDS)
 
-  for step in checkpoint.follow(workdir, done, last, wait, multi_host.from_first):
+  for step in checkpoint.follow(workdir, done, last, wait, hosts.from_first):
     yield step, checkpoint.of_step(workdir, step)
 
 
 def _newest(folder: pathlib.Path) -> dict[str, Any] | None:
   """The row of the newest step that was evaluated."""
-  path = folder / writers.METRICS_FILE
-  rows = writers.read_jsonl(path) if path.exists() else []
+  path = folder / metric_writer.METRICS_FILE
+  rows = metric_writer.read_jsonl(path) if path.exists() else []
   return rows[-1] if rows else None
 
 
@@ -142,7 +142,7 @@ def _write_results(folder: pathlib.Path) -> dict[str, Any]:
   if results is None:
     raise UserError(f'{folder}: nothing was evaluated; every checkpoint was gone '
                     'before its turn')
-  writers.write_results(folder, results)
+  metric_writer.write_results(folder, results)
   return results
 
 

@@ -18,12 +18,12 @@ from ml_collections import config_flags
 
 from vatt_jax import cli
 from vatt_jax import evaluate
-from vatt_jax import figures
-from vatt_jax import multi_host
 from vatt_jax import platforms
 from vatt_jax import train
+from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.recipe import inherit
+from vatt_jax.reports import run_figures
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The recipe, a file of configs/.')
@@ -64,7 +64,7 @@ def main() -> None:
     return _run()
   if _MODE.value == 'figures':
     raise UserError('--mode=figures: takes one process; leave out --coordinator')
-  with multi_host.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+  with hosts.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
                          _START_TIMEOUT_SECONDS.value):
     _run()
 
@@ -85,7 +85,7 @@ def _run() -> None:
   if _MODE.value == 'train':
     train.train(config, workdir, _RESUME_FROM.value, _EXTEND.value)
   elif _MODE.value == 'figures':
-    figures.draw(config, workdir)
+    run_figures.draw(config, workdir)
   else:
     evaluate.watch(config, workdir, name, _ALLOW_RANDOM_HEAD.value)
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vatt_jax.config import call
+from vatt_jax.config import choose
 from vatt_jax.errors import UserError
-from vatt_jax.settings import call
-from vatt_jax.settings import choose
 
 # Pattern of a parameter's name, and its share of the learning rate.
 Rule = tuple[str, float]

@@ -18,20 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from vatt_jax import checkpoint
-from vatt_jax import interrupt
-from vatt_jax import multi_host
+from vatt_jax import metric_writer
 from vatt_jax import recipe
-from vatt_jax import run_info
-from vatt_jax import sharding
-from vatt_jax import step
+from vatt_jax import train_step
 from vatt_jax import workdir_lock
-from vatt_jax import writers
+from vatt_jax.distributed import hosts
+from vatt_jax.distributed import interrupt
+from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
-from vatt_jax.evaluators import figures
-from vatt_jax.evaluators import report
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
-from vatt_jax.step import State
+from vatt_jax.reports import plots
+from vatt_jax.reports import report
+from vatt_jax.reports import run_info
+from vatt_jax.train_step import State
 
 _LAST_SECONDS = 3.0    # from a signal to the end, where nothing is left to save
 
@@ -53,25 +53,25 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
   with (workdir_lock.held(workdir) as unlock, checkpoint.naming_a_full_disk(workdir),
-        interrupt.Interrupt(multi_host.agreement()) as stop):
+        interrupt.Interrupt(hosts.agreement()) as stop):
     # The first makes the files that the others read: the workdir, the vocabulary, an
     # index of captions. Where they exist, all hosts start at once.
     exists = (resume_from is None and not extend
               and recipe.is_begun(config, workdir))
-    with multi_host.first_alone(unless=exists):
+    with hosts.first_alone(unless=exists):
       run = recipe.make(config, workdir, stop.check, extend=extend)
-      if resume_from is not None and multi_host.is_first():
+      if resume_from is not None and hosts.is_first():
         checkpoint.go_back(workdir, resume_from)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
       state = _first_state(run, saved)
       if run.total_steps:
         _warn_of_repeats(run.reader.clips, run.batch_size)
       first_step = int(state.step)
-      if multi_host.is_first():
+      if hosts.is_first():
         run_info.save(workdir, run_info.gather(
             config, first_step, run.reader.clips,
             {name: e.evaluator for name, e in run.evaluations.items()}))
-      writer = writers.open_writers(workdir, first_step)
+      writer = metric_writer.open_writers(workdir, first_step)
       progress = _Progress(run, first_step)
       batches = pipeline.train_batches(run.reader, run.batch_size, run.seed,
                                        first_step, jax.process_index(),
@@ -115,7 +115,7 @@ def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
     logging.info('%s: ended; what was saved is kept, and the same command goes on',
                  signal.Signals(number).name)
     unlock()
-    multi_host.leave(128 + number, at_once=True)
+    hosts.leave(128 + number, at_once=True)
 
   if jax.process_count() == 1:    # several must agree first
     stop.end_within(_LAST_SECONDS, end)
@@ -157,7 +157,7 @@ def start_from(initial: dict[str, Any], state: State) -> State:
       return random
     return jax.device_put(given, random.sharding)
 
-  chosen = jax.tree.map(choose, initial, step.variables(state))
+  chosen = jax.tree.map(choose, initial, train_step.variables(state))
   params = state.params | chosen.pop('params')
   # In memory of its own, for the step consumes both.
   average = None if state.average is None else jax.tree.map(jnp.copy, params)
@@ -254,21 +254,21 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
   if results:
     writer.write_scalars(run.total_steps, results)
   digest = checkpoint.digest(state.params)
-  if multi_host.is_first():
+  if hosts.is_first():
     results |= _of_input(run, workdir) | {'params/sha256': digest}
-    history = writers.read_jsonl(workdir / writers.METRICS_FILE)
+    history = metric_writer.read_jsonl(workdir / metric_writer.METRICS_FILE)
     training = [row for row in history if 'train/loss' in row]
     if training:
       results |= {
           'train/loss': training[-1]['train/loss'],
           'train/clips_per_second': float(np.median(
               [row['train/clips_per_second'] for row in training]))}
-    writers.write_results(workdir, results)
+    metric_writer.write_results(workdir, results)
   galleries = report.draw_galleries(
       {name: e.evaluator for name, e in run.evaluations.items()}, state)
-  if multi_host.is_first():
+  if hosts.is_first():
     page = workdir / 'report.html'
-    report.write(page, workdir.name, results, list(figures.learning(history)),
+    report.write(page, workdir.name, results, list(plots.learning(history)),
                  galleries, info=run_info.read(workdir))
     print(report.as_text(results))
     print(f'Report: {page.resolve()}')

@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import logging
 
-from vatt_jax import multi_host
+from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 
 LOCK_FILE = 'run.lock'
@@ -46,7 +46,7 @@ def held(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
   Raises:
     UserError: another process holds the lock, or the directory cannot be written.
   """
-  if not multi_host.is_first():    # process 0 holds it for all
+  if not hosts.is_first():    # process 0 holds it for all
     yield lambda: None
     return
   made = _make(folder)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vatt_jax import prepare
 from vatt_jax.evaluators import extract
-from vatt_jax.evaluators import figures
-from vatt_jax.evaluators import report
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.reports import plots
+from vatt_jax.reports import report
+from vatt_jax.tools import prepare
 
 COUNT = 16
 
@@ -296,9 +296,9 @@ def test_the_report_is_one_file_that_needs_no_other(tmp_path, reader):
   gallery = report.draw_gallery(evaluator, evaluator.gallery([], 2, 2))
   history = [{'step': s, 'train/loss': 5 / s, 'train/loss_video_text': 2 / s}
              for s in (1, 2, 3)] + [{'step': 3, 'a/R@1': 0.5}]
-  extra = dataclasses.replace(figures.losses(history), title='One <more>')
+  extra = dataclasses.replace(plots.losses(history), title='One <more>')
   report.write(tmp_path / 'r.html', 'runs <b>', RESULTS,
-               list(figures.learning(history)), dict(a=gallery), [extra])
+               list(plots.learning(history)), dict(a=gallery), [extra])
   page = (tmp_path / 'r.html').read_text()
   assert '<h1>runs &lt;b&gt;</h1>' in page and '<h3>One &lt;more&gt;</h3>' in page
   assert page.count('data:image/png') == 2    # the losses, and the other

@@ -13,10 +13,10 @@ import pytest
 from data import toy_world as world
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
+from vatt_jax.inputs import images
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
-from vatt_jax.inputs import stills
 from vatt_jax.inputs import text
 
 WINDOW = pipeline.Window(num_frames=4, frame_rate_hz=5.0, image_size=16, audio_hz=4000,
@@ -140,7 +140,7 @@ def _numbered(count, rate_hz, **sound):
     image = io.BytesIO()
     Image.new('RGB', (16, 16), (10 * i,) * 3).save(image, 'PNG')
     images.append(image.getvalue())
-  return clip.Clip('short', content=stills.Stills('short', images, rate_hz, **sound))
+  return clip.Clip('short', content=images.Stills('short', images, rate_hz, **sound))
 
 
 def _order(reader, **kwargs):
@@ -299,7 +299,7 @@ def test_a_source_of_broken_files_ends_the_run(toy_world, tmp_path):
 
 def _record(films, number, **replaced):
   """A clip of one grey picture, or of sound alone, without a file."""
-  content = stills.Stills(f'{number}', films, 1.0, **replaced)
+  content = images.Stills(f'{number}', films, 1.0, **replaced)
   return clip.Clip(f'{number}', content=content)
 
 
@@ -361,7 +361,7 @@ def test_without_weights_all_clips_are_drawn_alike():
 
 
 def test_a_broken_clip_of_a_mixture_is_replaced_by_one_of_its_own_source():
-  broken = clip.Clip('broken', content=stills.Stills('broken', [b'no picture'], 1.0))
+  broken = clip.Clip('broken', content=images.Stills('broken', [b'no picture'], 1.0))
   reader = _mixed(_grey(3), [broken, *_tones(3)], weights=(1, 1))
   for batch in _take(reader, 6):
     assert batch['has_audio'].sum() == 4 and 3 not in batch['id']
@@ -499,7 +499,7 @@ def _striped(width, height):
     image = io.BytesIO()
     Image.fromarray(picture).save(image, 'PNG')
     images.append(image.getvalue())
-  return clip.Clip('film', content=stills.Stills('film', images, 5.0))
+  return clip.Clip('film', content=images.Stills('film', images, 5.0))
 
 
 def test_sound_is_as_long_and_as_fine_as_the_papers_take_it():
@@ -522,7 +522,7 @@ def _ramp(seconds, audio_hz=1000):
     Image.new('RGB', (8, 8), (i, i, i)).save(image, 'PNG')
     frames.append(image.getvalue())
   samples = (1 + np.arange(audio_hz * seconds)).astype(np.int16)
-  return clip.Clip('ramp', content=stills.Stills('ramp', frames, 10.0, samples,
+  return clip.Clip('ramp', content=images.Stills('ramp', frames, 10.0, samples,
                                                  audio_hz))
 
 
@@ -595,8 +595,8 @@ def test_sound_alone_has_as_many_views(toy_world):
 
 def test_a_window_is_decoded_once_for_all_its_crops(monkeypatch):
   asked = []
-  frames = stills.Stills.frames
-  monkeypatch.setattr(stills.Stills, 'frames',
+  frames = images.Stills.frames
+  monkeypatch.setattr(images.Stills, 'frames',
                       lambda self, times: asked.append(times[0]) or frames(self, times))
   list(pipeline.eval_batches(_reader([_striped(48, 16)]), 6, 2, 3))
   assert sorted(asked) == pytest.approx([0.0, 1.2])

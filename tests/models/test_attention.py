@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vatt_jax import sharding
+from vatt_jax.distributed import logical_axes
+from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.models import attention
-from vatt_jax.models import axes
+from vatt_jax.models import attention_pallas
 from vatt_jax.models import build
-from vatt_jax.models import fused_attention
 
 OTHERS = ('weights', 'scores')
 
@@ -88,7 +88,7 @@ def test_the_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
     (130, 64), (40, 32), pytest.param(785, 64, marks=pytest.mark.slow)])
 def test_the_kernel_is_the_plain_one(num_tokens, width, monkeypatch):
   """It runs as a TPU would run it, which a CPU plays; queries in several blocks."""
-  monkeypatch.setattr(fused_attention, '_MOST_WEIGHTS', 48 * num_tokens)
+  monkeypatch.setattr(attention_pallas, '_MOST_WEIGHTS', 48 * num_tokens)
   shape = (2, num_tokens, 256 // width, width)
   q, *others = (jax.random.normal(key, shape)
                 for key in jax.random.split(jax.random.key(0), 4))
@@ -98,13 +98,13 @@ def test_the_kernel_is_the_plain_one(num_tokens, width, monkeypatch):
     y, backward = jax.vjp(form, *operands[:3])
     return y, *backward(operands[3])
   with pltpu.force_tpu_interpret_mode():
-    found = both_ways(lambda *x: fused_attention.attend(*x, jnp.float32))
+    found = both_ways(lambda *x: attention_pallas.attend(*x, jnp.float32))
   for ours, plain in zip(found, both_ways(attention.plain), strict=True):
     np.testing.assert_allclose(ours, plain, atol=2e-6 * np.abs(plain).max())
 
 
 def test_a_kernel_takes_heads_that_fill_tiles():
-  fits = lambda num_heads, width, num_tokens=9: fused_attention.fits(
+  fits = lambda num_heads, width, num_tokens=9: attention_pallas.fits(
       jax.ShapeDtypeStruct((1, num_tokens, num_heads, width), jnp.float32))
   assert fits(12, 64, 1569) and not fits(12, 64, 3137)
   assert fits(12, 64) and fits(1, 128) and fits(4, 32)
@@ -122,10 +122,10 @@ def test_a_kernel_is_run_on_each_device_s_rows_and_heads(num_rows):
   q, k, v = jax.random.normal(jax.random.key(0), (3, num_rows, 5, 2, 4))
   whole = jax.device_put((q, k, v), sharding.replicated(mesh))
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):    # as a step does
-    found = jax.jit(lambda *x: axes.on_each_device(kernel, *x))(*whole)
+    found = jax.jit(lambda *x: logical_axes.on_each_device(kernel, *x))(*whole)
   np.testing.assert_allclose(found, q + k * v, atol=1e-6)
   assert seen[-1] == ((2 if num_rows == 4 else 3), 5, 2, 4)
-  assert axes.on_each_device(kernel, q, k, v).shape == q.shape    # no mesh
+  assert logical_axes.on_each_device(kernel, q, k, v).shape == q.shape    # no mesh
 
 
 def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from vatt_jax import sharding
+from vatt_jax.distributed import sharding
 from vatt_jax.inputs import pipeline
 
 AVERAGES = ('embeddings', 'similarities')

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vatt_jax.inputs import images
 from vatt_jax.inputs import media
-from vatt_jax.inputs import stills
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif'})
 SOUND_SUFFIXES = frozenset({'.wav', '.flac', '.ogg', '.mp3', '.m4a', '.aac', '.opus'})
@@ -62,7 +62,7 @@ class Clip:
   end: float = math.inf
   captions: tuple[Caption, ...] = ()
   labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  content: bytes | stills.Stills | None = dataclasses.field(default=None, repr=False)
+  content: bytes | images.Stills | None = dataclasses.field(default=None, repr=False)
 
   def open(self) -> Media:
     """Its pictures and sound.
@@ -70,10 +70,10 @@ class Clip:
     Raises:
       media.MediaError: they are not there, or no media.
     """
-    if isinstance(self.content, stills.Stills):
+    if isinstance(self.content, images.Stills):
       return self.content
     if pathlib.Path(self.path).suffix.lower() in IMAGE_SUFFIXES:
-      return stills.image(self.path, self.content)
+      return images.image(self.path, self.content)
     return media.MediaFile(self.path, self.content)
 
   def end_in(self, file: Media) -> float:

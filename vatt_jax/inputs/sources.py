@@ -26,7 +26,7 @@ from absl import logging
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
-from vatt_jax.inputs import packed
+from vatt_jax.inputs import records
 from vatt_jax.inputs.clip import Caption
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.clip import MEDIA_SUFFIXES
@@ -108,7 +108,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
   """The clips of files that hold many; None if it is a plain folder or a manifest."""
   folder, _, split = path.rpartition(':')
   if folder and (pathlib.Path(folder) / 'dataset_info.json').is_file():
-    return packed.open_tfds(pathlib.Path(folder), split)
+    return records.open_tfds(pathlib.Path(folder), split)
   root = pathlib.Path(path)
   if (root / 'dataset_info.json').is_file():
     raise UserError(f'{path}: was prepared by TFDS; say which split after a colon, '
@@ -169,11 +169,11 @@ def _is_media(path: pathlib.Path) -> bool:
 
 
 def _open_tar(paths: Sequence[pathlib.Path]) -> Sequence[Clip]:
-  return packed.TarClips(paths, _clip)
+  return records.TarClips(paths, _clip)
 
 
-_MANY = {'array_record': packed.open_array_records, 'tar': _open_tar,
-         'tfrecord': packed.open_sequence_examples}
+_MANY = {'array_record': records.open_array_records, 'tar': _open_tar,
+         'tfrecord': records.open_sequence_examples}
 # Compressed ones are taken too, so that their reader refuses them by name.
 _MANY_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
                           r'(?:\.(?:gz|bz2|xz|zst))?|-\d{5}-of-\d{5})$')

@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.config import call
+from vatt_jax.config import choose
+from vatt_jax.config import Settings
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
 from vatt_jax.losses.base import Batch
 from vatt_jax.losses.base import Loss
 from vatt_jax.losses.base import Metrics
 from vatt_jax.losses.base import MissingOutput
-from vatt_jax.settings import call
-from vatt_jax.settings import choose
-from vatt_jax.settings import Settings
 
 __all__ = ['LOSSES', 'Loss', 'MissingOutput', 'build', 'init_memory', 'total_loss']
 

@@ -17,7 +17,7 @@ import jax
 from jax.nn import logsumexp
 import jax.numpy as jnp
 
-from vatt_jax import sharding
+from vatt_jax.distributed import sharding
 from vatt_jax.losses import base
 from vatt_jax.models import multimodal
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
+from vatt_jax.config import call
+from vatt_jax.config import choose
+from vatt_jax.config import Settings
 from vatt_jax.models import build
 from vatt_jax.models.multimodal import MultimodalModel
-from vatt_jax.settings import call
-from vatt_jax.settings import choose
-from vatt_jax.settings import Settings
 
 __all__ = ['MODELS', 'MultimodalModel', 'from_config']
 

@@ -8,8 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vatt_jax.models import axes
-from vatt_jax.models import fused_attention
+from vatt_jax.distributed import logical_axes
+from vatt_jax.models import attention_pallas
 
 # Large enough to silence a key in float32 and bfloat16, small enough to stay finite.
 _MASKED = -1e9
@@ -41,7 +41,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     form: of `FORMS`. Where there is a mask or a bias, 'weights' takes the place of the
       later ones, and for float32 that of 'cudnn', which knows none; 'scores' takes that
       of the fused ones for fewer than `FUSED_FROM` tokens, and for what a kernel does
-      not take (`fused_attention.fits`).
+      not take (`attention_pallas.fits`).
 
   Returns:
     [B, N, A, D].
@@ -56,13 +56,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     return from_scores(q, k, v)
   operand = jnp.float32 if form == 'fused_float32' else q.dtype
   # The compiler cannot split a kernel.
-  return axes.on_each_device(functools.partial(_fused, operand=operand), q, k, v)
+  kernel = functools.partial(_fused, operand=operand)
+  return logical_axes.on_each_device(kernel, q, k, v)
 
 
 def _fused(q, k, v, operand):
-  if not fused_attention.fits(q):
+  if not attention_pallas.fits(q):
     return from_scores(q, k, v)
-  return fused_attention.attend(q, k, v, operand)
+  return attention_pallas.attend(q, k, v, operand)
 
 
 def choose_form(device: jax.Device) -> str:
@@ -90,7 +91,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = Non
 def products(q: jax.Array, k: jax.Array) -> jax.Array:
   """Of queries and keys.  [B, A, N, D], [B, A, N, D] -> [B, A, N, N].
 
-  Named in the traced program, where `vatt_jax.cost` finds it by this name.
+  Named in the traced program, where `vatt_jax cost` finds it by this name.
   """
   with jax.named_scope(SCORES):
     return jnp.einsum('baqd,bakd->baqk', q, k)

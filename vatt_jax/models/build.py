@@ -11,6 +11,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.config import call
+from vatt_jax.config import check_keys
+from vatt_jax.config import choose
+from vatt_jax.config import nearest
+from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import heads
@@ -18,11 +23,6 @@ from vatt_jax.models import layers
 from vatt_jax.models import vatt
 from vatt_jax.models.attention import choose_form
 from vatt_jax.models.attention import FORMS
-from vatt_jax.settings import call
-from vatt_jax.settings import check_keys
-from vatt_jax.settings import choose
-from vatt_jax.settings import nearest
-from vatt_jax.settings import Settings
 
 # Table 1 of the paper.
 SIZES = {

@@ -9,8 +9,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.distributed import logical_axes
 from vatt_jax.models import attention
-from vatt_jax.models import axes
 
 # The paper names no initialiser; these are the release's, of linear layers.
 kernel_init = nn.initializers.xavier_uniform()
@@ -53,7 +53,7 @@ class Dense(nn.Module):
       return kernel_init(key, flat).reshape(shape)
 
     kernel = self.param('kernel', init, (*inputs, *features))
-    kernel = axes.gathered(kernel.astype(self.dtype))
+    kernel = logical_axes.gathered(kernel.astype(self.dtype))
     if kernel.ndim > 2:
       # Or else XLA would multiply, and copy activations, in the order of its axes.
       kernel = jax.lax.optimization_barrier(kernel.reshape(flat))
@@ -229,13 +229,13 @@ class Block(nn.Module):
         num_heads=self.num_heads, t5_style=self.t5_style,
         dropout_rate=self.dropout_rate, dtype=self.dtype, name='attention')
     y = attend(y, mask=mask, bias=bias, clips=clips)
-    x = axes.split_rows(x + drop(y))
+    x = logical_axes.split_rows(x + drop(y))
     use_bias = not self.t5_style
     y = layer_norm(x, 'norm_2')
     y = dense(self.mlp_dim, 'mlp_1', self.dtype, use_bias)(y)
     y = drop(gelu(y))                                                # [B, N, mlp_dim]
     y = dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y)
-    return axes.split_rows(x + drop(y))
+    return logical_axes.split_rows(x + drop(y))
 
 
 class RelativeBias(nn.Module):

@@ -15,9 +15,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.distributed import logical_axes
 from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
-from vatt_jax.models import axes
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.models import positions
@@ -121,7 +121,7 @@ class PatchProjection(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
     order = patch_order(len(self.sides) - 1)
-    kernel = axes.gathered(kernel).transpose(*order, -1)
+    kernel = logical_axes.gathered(kernel).transpose(*order, -1)
     return layers.product(patches, kernel.reshape(-1, self.width)) + bias
 
 
@@ -401,7 +401,8 @@ class Vatt(multimodal.MultimodalModel):
       else:
         lead = x.shape[:1]
         tokens = self.tokenizers[modality](x, keys)
-      yield (modality, lead, tokens._replace(x=axes.split_rows(tokens.x)), clips)
+      tokens = tokens._replace(x=logical_axes.split_rows(tokens.x))
+      yield modality, lead, tokens, clips
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]

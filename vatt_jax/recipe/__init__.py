@@ -23,16 +23,18 @@ import numpy as np
 from vatt_jax import checkpoint as checkpoint_lib
 from vatt_jax import hooks as hooks_lib
 from vatt_jax import models
-from vatt_jax import multi_host
-from vatt_jax import sharding
-from vatt_jax import step
-from vatt_jax import weights
+from vatt_jax import train_step
+from vatt_jax.config import call
+from vatt_jax.config import check_keys
+from vatt_jax.config import choose
+from vatt_jax.config import Settings
+from vatt_jax.distributed import hosts
+from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text
-from vatt_jax.inputs import word_vectors
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
@@ -40,10 +42,8 @@ from vatt_jax.recipe import data as data_section
 from vatt_jax.recipe import evals as evals_section
 from vatt_jax.recipe import inherit as inherit_lib
 from vatt_jax.recipe import task as task_section
-from vatt_jax.settings import call
-from vatt_jax.settings import check_keys
-from vatt_jax.settings import choose
-from vatt_jax.settings import Settings
+from vatt_jax.weights import load as weights
+from vatt_jax.weights import word_vectors
 
 # Of a config, while it runs: what is drawn, and how the same is computed.
 _MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules', 'model.attention', 'model.remat',
@@ -70,7 +70,7 @@ class Recipe:
   load: Callable[[str, bool], dict[str, Any]]
   checkpoint: dict[str, int]
   reader: pipeline.Reader
-  task: step.Task
+  task: train_step.Task
   evaluations: dict[str, evals_section.Evaluation]
   figures: evals_section.Figures
   hooks: dict[str, hooks_lib.Hook]
@@ -121,7 +121,8 @@ def model_and_clip(config: Settings
 
 
 def make_step(config: Settings, devices: Sequence[Any] | None = None
-              ) -> tuple[step.Task, step.State, dict[str, jax.ShapeDtypeStruct]]:
+              ) -> tuple[train_step.Task, train_step.State,
+                         dict[str, jax.ShapeDtypeStruct]]:
   """The step of a recipe, the very one that its run takes, without any data.
 
   Args:
@@ -218,7 +219,7 @@ def _claim(config: Settings, workdir: pathlib.Path, run: Recipe,
   A run that is made longer keeps its vocabulary, and its config is written anew.
   """
   begun = (workdir / checkpoint_lib.CONFIG_FILE).exists()
-  if not multi_host.is_first() or (begun and not extend):
+  if not hosts.is_first() or (begun and not extend):
     return
   if begun:
     checkpoint_lib.write_config(workdir, config)
@@ -245,7 +246,7 @@ def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
           mesh: Settings | None = None,
           sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
           extended: Sequence[tuple[int, int]] = (),
-          devices: Sequence[Any] | None = None) -> step.Task:
+          devices: Sequence[Any] | None = None) -> train_step.Task:
   """The sections of a config that say what one step computes, and where."""
   return task_section.make(
       seed, total_steps, batch_size, call('window', pipeline.Window, window), model,
@@ -337,7 +338,7 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
 
 
 def _initial(init_from: str, load: Callable[..., Any], model: Settings,
-             task: step.Task, batch: Mapping[str, Any], tokenizer: text.Tokenizer
+             task: train_step.Task, batch: Mapping[str, Any], tokenizer: text.Tokenizer
              ) -> dict[str, Any] | None:
   """Returns `Recipe.initial`: of a checkpoint, of word vectors alone, or None."""
   if init_from:
@@ -349,7 +350,7 @@ def _initial(init_from: str, load: Callable[..., Any], model: Settings,
                     'they are random: set config.model.text.word_vectors to a file of '
                     'vectors, or give --config.init_from=CHECKPOINT')
     return None
-  variables = step.variables(jax.eval_shape(task.init, batch))
+  variables = train_step.variables(jax.eval_shape(task.init, batch))
   tables = variables['frozen']['tokenizers_text']
   table = layers.small_init(jax.random.key(task.seed), tables['embedding'].shape)
   tables['embedding'] = word_vectors.load(model['text']['word_vectors'], tokenizer,
@@ -357,7 +358,7 @@ def _initial(init_from: str, load: Callable[..., Any], model: Settings,
   return variables
 
 
-def _load(task: step.Task, batch: Mapping[str, Any], model: Settings,
+def _load(task: train_step.Task, batch: Mapping[str, Any], model: Settings,
           classes: labels.Labels | None, path: str, allow_random_head: bool = True
           ) -> dict[str, Any]:
   """The variables that a checkpoint gives the model; of the rest the shapes."""
@@ -370,7 +371,8 @@ def _load(task: step.Task, batch: Mapping[str, Any], model: Settings,
       labels.read(known, classes.column, classes.several).names != classes.names):
     logging.warning('%s tells other classes apart (its %s)', path, labels.FILE_NAME)
     theirs['params'].pop('head', None)
-  return weights.merge(step.variables(state), theirs, path, spline, allow_random_head)
+  return weights.merge(train_step.variables(state), theirs, path, spline,
+                       allow_random_head)
 
 
 def _checkpoint(every_steps: int = 1000, keep: int = 2) -> dict[str, int]:

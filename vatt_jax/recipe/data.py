@@ -14,15 +14,15 @@ from absl import logging
 import jax
 
 from vatt_jax import checkpoint
+from vatt_jax.config import call
+from vatt_jax.config import choose
+from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
-from vatt_jax.settings import call
-from vatt_jax.settings import choose
-from vatt_jax.settings import Settings
 
 _NUM_TRIED = 10
 # Clips of a source whose captions make a vocabulary, where captions are read clip by
@@ -227,7 +227,7 @@ def _with_words(clips: Sequence[clip.Clip]) -> Iterator[clip.Clip]:
   logging.warning(
       'config.data.vocabulary is empty: taking the words of %d clips, spread over the '
       '%d of a source; for those of all, set it to the file that `python -m '
-      'vatt_jax.vocabulary` writes', VOCABULARY_CLIPS, len(clips))
+      'vatt_jax vocabulary` writes', VOCABULARY_CLIPS, len(clips))
   # Evenly, for shards may be sorted by subject.
   return sources.each(clips, (i * len(clips) // VOCABULARY_CLIPS
                               for i in range(VOCABULARY_CLIPS)))

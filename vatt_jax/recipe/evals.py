@@ -11,16 +11,16 @@ from typing import Any
 
 from absl import logging
 
-from vatt_jax.evaluators import classify
-from vatt_jax.evaluators import frozen
-from vatt_jax.evaluators import linear
-from vatt_jax.evaluators import neighbours
+from vatt_jax.config import call
+from vatt_jax.config import choose
+from vatt_jax.config import Settings
+from vatt_jax.evaluators import classification
+from vatt_jax.evaluators import features
+from vatt_jax.evaluators import linear_probe
+from vatt_jax.evaluators import nearest_neighbours
 from vatt_jax.evaluators import retrieval
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
-from vatt_jax.settings import call
-from vatt_jax.settings import choose
-from vatt_jax.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size:
 
 def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
               path: str = '', num_windows: int = 1, num_crops: int = 1
-              ) -> classify.Classify:
+              ) -> classification.Classify:
   """Of the clips of `path`; empty: of those that the run trains on."""
   if reader.labels is None:
     raise ValueError('needs labels; set config.data.label to a column of the manifest')
@@ -75,15 +75,15 @@ def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: 
   else:
     logging.warning('Classes will be measured on the very clips trained on: the path '
                     'of the evaluation is empty')
-  return classify.Classify(predict, reader, batch_size, path or 'config.data.path',
-                           num_windows, num_crops)
+  return classification.Classify(predict, reader, batch_size,
+                                 path or 'config.data.path', num_windows, num_crops)
 
 
 def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
             model: Settings, train: str | Sequence[str], test: str | Sequence[str],
             labels: Mapping[str, str], multi_labels: Sequence[str] = (),
             num_windows: int = 1, num_crops: int = 1, cache: str = '',
-            *, augmentation: frozen.Augmentation | None) -> frozen.Frozen:
+            *, augmentation: features.Augmentation | None) -> features.Frozen:
   """Of one split, or of several: as many paths to learn from as to measure on."""
   if isinstance(train, str) and isinstance(test, str):
     train, test = [train], [test]
@@ -92,15 +92,15 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
                      'the other')
   opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
   splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
-  return frozen.Frozen(predict, reader, batch_size, model, splits, labels, multi_labels,
-                       num_windows, num_crops, cache, augmentation)
+  return features.Frozen(predict, reader, batch_size, model, splits, labels,
+                         multi_labels, num_windows, num_crops, cache, augmentation)
 
 
 def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
                   batch_size: int, model: Settings,
                   classifiers: Mapping[str, Settings] | None = None,
                   rows: str = 'clips', num_epochs: int = 10, seed: int = 0,
-                  **features: Any) -> linear.LinearProbe:
+                  **features: Any) -> linear_probe.LinearProbe:
   """Builds a linear probe.
 
   Args:
@@ -109,21 +109,21 @@ def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., An
     predict: the model.
     batch_size: of feature extraction.
     model: its settings.
-    classifiers: those of `linear.CLASSIFIERS` that learn, by default logistic
+    classifiers: those of `linear_probe.CLASSIFIERS` that learn, by default logistic
       regression.
-    rows: of `linear.ROWS`; 'windows' is MMV's pipeline, which VATT follows.
+    rows: of `linear_probe.ROWS`; 'windows' is MMV's pipeline, which VATT follows.
     num_epochs: how many augmented windows of each clip are learnt from (of 'windows').
     seed: of these.
     **features: the arguments of `_frozen`.
   """
-  if rows not in linear.ROWS:
-    raise ValueError(f'rows={rows!r}: expected one of {", ".join(linear.ROWS)}')
-  augmentation = frozen.Augmentation(num_epochs, seed)
+  if rows not in linear_probe.ROWS:
+    raise ValueError(f'rows={rows!r}: expected one of {", ".join(linear_probe.ROWS)}')
+  augmentation = features.Augmentation(num_epochs, seed)
   built = {
       name: call(f'{where}.classifiers.{name}',
-                 choose(linear.CLASSIFIERS, name, 'classifiers'), section)
+                 choose(linear_probe.CLASSIFIERS, name, 'classifiers'), section)
       for name, section in (classifiers or {'logistic': {}}).items()}
-  return linear.LinearProbe(
+  return linear_probe.LinearProbe(
       call(where, _frozen, features, reader=reader, predict=predict,
            batch_size=batch_size, model=model,
            augmentation=augmentation if rows == 'windows' else None), built)
@@ -132,8 +132,8 @@ def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., An
 def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
                 batch_size: int, model: Settings, ks: Sequence[int] = (1, 5, 20),
                 shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0,
-                **features: Any) -> neighbours.Neighbours:
-  return neighbours.Neighbours(
+                **features: Any) -> nearest_neighbours.Neighbours:
+  return nearest_neighbours.Neighbours(
       call(where, _frozen, features, reader=reader, predict=predict,
            batch_size=batch_size, model=model, augmentation=None),
       ks, shots, num_draws, seed)

@@ -13,10 +13,10 @@ import pathlib
 from typing import Any
 
 from vatt_jax import checkpoint
+from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
 from vatt_jax.models import build
-from vatt_jax.settings import Settings
 
 # Of the model, besides its towers and its head.
 _OF_MODEL = ('variant', 'dtype')

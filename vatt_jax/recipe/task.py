@@ -14,8 +14,10 @@ import optax
 from vatt_jax import losses as losses_lib
 from vatt_jax import models
 from vatt_jax import optim
-from vatt_jax import sharding
-from vatt_jax import step
+from vatt_jax import train_step
+from vatt_jax.config import call
+from vatt_jax.config import Settings
+from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
@@ -23,15 +25,13 @@ from vatt_jax.inputs import pipeline
 from vatt_jax.losses import classification
 from vatt_jax.models import heads
 from vatt_jax.models import multimodal
-from vatt_jax.settings import call
-from vatt_jax.settings import Settings
 
 
 def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
          model: Settings, losses: Mapping[str, Settings],
          optim_settings: Settings | None, augment_settings: Settings, num_parts: int,
          average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule],
-         extended: Sequence[tuple[int, int]] = ()) -> step.Task:
+         extended: Sequence[tuple[int, int]] = ()) -> train_step.Task:
   """Builds the task of a config.
 
   Raises:
@@ -51,7 +51,7 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   num_parts = _count_parts(num_parts, batch_size, optimizer, optim_settings or {})
   _check_rate(network, window.audio_hz)
   _check_words(model, window.max_words)
-  return step.Task(network, built, optimizer.update, optimizer.schedule, seed,
+  return train_step.Task(network, built, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
                    num_parts, average_decay, optimizer.clip, mesh,
                    sharding.check_rules(rules))
@@ -80,7 +80,7 @@ def _count_parts(num_parts: int, batch_size: int, optimizer: optim.Optimizer,
   return replicas
 
 
-def check_losses(task: step.Task, batch: Mapping[str, Any]) -> None:
+def check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
   """Raises UserError unless model and batch have all arrays that the losses need."""
   for name, loss in task.losses.items():
     try:
@@ -103,7 +103,7 @@ def _check_chunks(losses: Mapping[str, losses_lib.Loss], batch_size: int) -> Non
                       f'divisor of batch_size={batch_size}')
 
 
-def check_classes(classes: labels.Labels | None, task: step.Task) -> None:
+def check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
   """Raises UserError unless labels, classifier and loss belong together.
 
   A single class is no error, yet worth a warning.

@@ -1,0 +1,200 @@
+"""vatt_jax/distributed/: eight devices compute the same as one"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from configs import finetune_video
+from configs import pretrain_mbs
+from configs import quickstart
+from vatt_jax import recipe
+from vatt_jax.distributed import logical_axes
+from vatt_jax.distributed import sharding
+from vatt_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 6
+MESHES = {    # of eight devices, two and four of them, and one
+    'data': dict(data=8), 'all': dict(data=2, fsdp=2, model=2), 'fsdp': dict(fsdp=8),
+    'four': dict(data=2, fsdp=2), 'two': dict(model=2), 'one': {}}
+
+
+def _run(tmp_path, without, *commands):
+  """Runs `_child` where there are eight devices.  -> what each command found."""
+  done = subprocess.run(
+      [sys.executable, __file__, str(tmp_path), without, *commands],
+      capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _child(folder, without, *commands):
+  """Takes steps.
+
+  Args:
+    folder: of checkpoints.
+    without: a modality that the batch lacks, for speed.
+    *commands: MESH:FIRST:LAST, to go on from step FIRST, that another one has saved.
+  """
+  jax.config.update('jax_num_cpu_devices', 8)
+  import test_step
+
+  from vatt_jax import checkpoint
+  found = []
+  batch = {k: v for k, v in test_step.make_batch(16).items()
+           if k not in (without, f'has_{without}')}
+  for command in commands:
+    name, first, last = command.split(':')
+    sizes = MESHES[name]
+    count = max(np.prod(list(sizes.values()), dtype=int), 1)
+    mesh = sharding.make_mesh(16, **dict(dict(data=1), **sizes),
+                              devices=jax.devices()[:count])
+    task = test_step.make_task(mesh=mesh)
+    state, losses = task.init(batch), []
+    with checkpoint.Checkpoints(folder, keep=1, every_steps=1) as saved:
+      if int(first):
+        state = saved.restore(state)
+      assert int(state.step) == int(first)
+      for _ in range(int(first), int(last)):
+        state, metrics = task.train_step(state, sharding.to_devices(batch, mesh))
+        losses.append(float(metrics['loss']))
+        if len(losses) == 1:
+          stats = [np.ravel(x) for x in jax.tree.leaves(state.model_state)]
+      if int(last) < STEPS:
+        saved.save(int(last), state)
+    shapes = {
+        jax.tree_util.keystr(path): (x.shape, x.addressable_shards[0].data.shape)
+        for path, x in jax.tree_util.tree_leaves_with_path(state)}
+    found.append(dict(losses=losses, shapes=shapes,
+                      stats=np.concatenate(stats).tolist()))
+  print(json.dumps(found))
+
+
+def _check_alike(parts, one):
+  losses = [loss for part in parts for loss in part['losses']]
+  np.testing.assert_allclose(losses, one['losses'], rtol=0, atol=1e-5)
+  # Of the whole batch: that of a device has but two rows.
+  np.testing.assert_allclose(parts[0]['stats'], one['stats'], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
+  one, eight, on = _run(tmp_path, 'text', f'one:0:{STEPS}', 'all:0:3',
+                        f'one:3:{STEPS}')
+  _check_alike([eight, on], one)
+  assert {tuple(local) == tuple(whole) for whole, local in one['shapes'].values()} == {
+      True}
+  kernel = "['backbones_video']['block_0']['attention']['query']['kernel']"
+  split = {k: local for k, (_, local) in eight['shapes'].items() if kernel in k}
+  assert len(split) == 3 and set(map(tuple, split.values())) == {(8, 1, 8)}
+  whole = {k for k, (shape, local) in eight['shapes'].items()
+           if shape == local and np.prod(shape) > 300}
+  assert not whole, whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['data', 'fsdp'])
+def test_every_mesh_trains_alike_and_any_other_goes_on_from_it(tmp_path, name):
+  one, *parts = _run(tmp_path, 'nothing', f'one:0:{STEPS}', f'{name}:0:2', 'four:2:4',
+                     'two:4:5', f'one:5:{STEPS}')
+  _check_alike(parts, one)
+
+
+def _places(mesh, rules=sharding.RULES, **shapes):
+  """The specs of matrices of a video tower's first block."""
+  block = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
+  tree = {'backbones_video': {'block_0': {k: {'kernel': v} for k, v in block.items()}}}
+  specs = sharding.of_parameters(tree, mesh, rules)['backbones_video']['block_0']
+  return {k: tuple(v['kernel'].spec) for k, v in specs.items()}
+
+
+def test_each_axis_takes_the_first_rule_that_fits_or_stays_whole():
+  mesh = sharding.make_mesh(2, fsdp=2)
+  assert _places(mesh, mlp_1=(6, 8), mlp_2=(8, 6)) == dict(
+      mlp_1=('fsdp', None), mlp_2=('fsdp', None))
+  assert _places(mesh, mlp_1=(5, 8), mlp_2=(7, 5)) == dict(
+      mlp_1=(None, 'fsdp'), mlp_2=(None, None))
+  assert _places(mesh, [('width', 'fsdp')], mlp_1=(6, 8), mlp_2=(8, 6)) == dict(
+      mlp_1=('fsdp', None), mlp_2=(None, 'fsdp'))
+  assert sharding.rows(mesh).spec == PartitionSpec(('data', 'fsdp'))
+
+
+def test_unknown_parameter_is_split_by_its_size():
+  mesh = sharding.make_mesh(2, fsdp=2)
+  shapes = dict(kernel=(3, 3, 64, 128), odd=(257, 257), scale=(128,))
+  tree = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
+  specs = {k: tuple(v.spec) for k, v in sharding.of_parameters(tree, mesh).items()}
+  assert specs == dict(kernel=(None, None, 'fsdp', None), odd=(None, None),
+                       scale=(None,))
+
+
+def test_known_parameter_with_other_axes_is_an_error():
+  with pytest.raises(ValueError, match=r'expected axes width, mlp, found .*\(2,\)'):
+    logical_axes.logical_axes({'a': {'mlp_1': {'kernel': np.zeros(2)}}})
+
+
+def test_the_step_of_a_recipe_is_told_without_its_data():
+  config = quickstart.get_config().to_dict() | dict(mesh=dict(fsdp=2))
+  config['data']['path'] = '/nowhere'
+  task, state, batch = recipe.make_step(config)
+  assert batch['video'].shape == (32, 8, 48, 48, 3)
+  assert batch['text'].sharding == sharding.rows(task.mesh)
+  for tree in (state.params, state.opt_state[0].mu):
+    words = tree['tokenizers_text']['embedding']['embedding']
+    assert words.sharding.shard_shape(words.shape) == (128, 64)
+    positions = tree['tokenizers_audio']['positions']
+    assert positions.sharding.is_fully_replicated
+  config = finetune_video.get_config().to_dict()
+  config['model']['head']['num_classes'] = 0
+  with pytest.raises(UserError, match=r'num_classes: missing'):
+    recipe.make_step(config)
+
+
+@pytest.mark.parametrize('sizes, message', [
+    (dict(data=3), 'data=3, fsdp=1, model=1: expected a product of 2'),
+    (dict(fsdp=-1), 'one of them may be -1'), (dict(data=0), 'expected a product'),
+    (dict(data=-1, model=4), 'expected a product of 2')])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
+  with pytest.raises(UserError, match=message):
+    sharding.make_mesh(8, **sizes)
+  assert sharding.make_mesh(8, model=-1, data=1).shape == dict(data=1, fsdp=1, model=2)
+
+
+@pytest.mark.parametrize('count, sizes, fsdp', [
+    (1, {}, 1), (2, {}, 2), (3, {}, 1), (4, {}, 4), (6, {}, 2), (8, {}, 8), (12, {}, 4),
+    (20, {}, 4), (256, {}, 8), (8, dict(model=2), 4), (6, dict(model=3), 2),
+    (8, dict(data=2), 4), (8, dict(data=1, model=-1), 8)])
+def test_fsdp_auto_is_the_largest_of_8_4_2_1_that_fits(count, sizes, fsdp, caplog):
+  """So a config that says so starts on any number of devices."""
+  sizes = dict(data=-1, model=1) | sizes
+  with caplog.at_level('INFO'):
+    assert sharding._fsdp('auto', **sizes, count=count) == fsdp
+  assert sharding._fill(sizes | dict(fsdp=fsdp), count) is not None
+  assert f"config.mesh.fsdp='auto': {fsdp}, of {count} devices" in caplog.text
+
+
+def test_the_paper_s_pre_training_starts_here_with_fsdp_of_two_or_as_it_is_told():
+  config = pretrain_mbs.get_config('toy').to_dict()
+  for fsdp, expected in (('auto', 2), ('1', 1), (2, 2)):
+    task, _, _ = recipe.make_step(config | dict(mesh=dict(data=-1, fsdp=fsdp)))
+    assert task.mesh.shape['fsdp'] == expected
+  assert pretrain_mbs.get_config().mesh.fsdp == 'auto'
+  with pytest.raises(UserError, match=r"mesh\.fsdp='all': expected a number, or 'aut"):
+    sharding.make_mesh(8, fsdp='all')
+
+
+@pytest.mark.parametrize('rules', [[('widht', 'fsdp')], [('width', 'rows')], ['width']])
+def test_a_rule_of_unknown_axes_is_refused(rules):
+  with pytest.raises(UserError, match=r'config\.sharding_rules: '):
+    sharding.check_rules(rules)
+
+
+if __name__ == '__main__':
+  _child(*sys.argv[1:])

@@ -1,0 +1,122 @@
+"""vatt_jax/evaluators/classification.py, on a made-up model"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import classification
+from vatt_jax.inputs import labels
+from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
+from vatt_jax.inputs.clip import Clip
+
+COUNT = 16
+
+
+@pytest.fixture(scope='module')
+def reader(toy_world):
+  clips = sources.open_source(str(toy_world / 'test_segments.csv'))
+  window = pipeline.Window(1, 5.0, 8, 2000, modalities=('video',))
+  return pipeline.Reader(clips, window, text.WordTokenizer(()),
+                         pipeline.FileNotes(0.1, COUNT))
+
+
+def labelled(reader, column, several=False):
+  return dataclasses.replace(reader, labels=labels.find(reader.clips, column, several,
+                                                        'test.csv'))
+
+
+def _oracle(reader, wrong=()):
+  """Scores that are right but for some clips, whose every view but one is better."""
+  truth = np.stack([reader.labels.encode(clip) for clip in reader.clips]).astype(float)
+  seen = {}
+
+  def predict(state, batch):
+    rows = []
+    for index in batch['id']:
+      seen[int(index)] = seen.get(int(index), 0) + 1
+      row = truth[index].copy()
+      if index in wrong:
+        row = -9 * row if seen[int(index)] == 1 else row
+      rows.append(row)
+    return dict(logits=np.stack(rows), pooled=dict(video=None))
+
+  return predict
+
+
+def test_the_scores_of_a_clip_s_views_are_averaged(reader):
+  reader = labelled(reader, 'shape')
+  evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv', 2, 3)
+  right = dict(evaluator.run(None))
+  assert right['top1'] == 1 and 0 < right['chance_top1'] < 1
+  # One view's -9 outweighs the five that say 1.
+  evaluator = classification.Classify(_oracle(reader, wrong=(3, 8)), reader, 5, '',
+                                      2, 3)
+  assert dict(evaluator.run(None))['top1'] == 1 - 2 / COUNT
+
+
+def test_several_labels_are_measured_by_precision(reader):
+  reader = labelled(reader, 'sound_event', several=True)
+  evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv')
+  results = dict(evaluator.run(None))
+  assert results['mAP'] == results['AUC'] == 1
+  assert results['d_prime'] > 1 and results['chance_AUC'] == 0.5
+
+
+def test_equal_scores_are_no_better_than_chance(reader):
+  reader = labelled(reader, 'motion')
+  same = lambda state, batch: dict(logits=np.ones((len(batch['id']), 8)),
+                                   pooled=dict(video=None))
+  results = dict(classification.Classify(same, reader, 5, 'test.csv').run(None))
+  assert results['top1'] == results['top5'] == 0
+
+
+def test_clips_without_a_label_are_left_out_and_counted(reader, caplog):
+  reader = labelled(reader, 'shape')
+  clips = [dataclasses.replace(clip, labels=clip.labels | dict(shape=''))
+           if i in (1, 2) else clip for i, clip in enumerate(reader.clips)]
+  some = dataclasses.replace(reader, clips=clips)
+  evaluator = classification.Classify(_oracle(reader, wrong=(1, 4)), some, 5,
+                                      'test.csv')
+  assert dict(evaluator.run(None))['top1'] == 1 - 1 / (COUNT - 2)
+  assert 'test.csv: 2 of 16 clips have no label' in caplog.text
+
+
+def test_clips_that_are_all_without_label_or_video_measure_nothing(reader, caplog):
+  reader = labelled(reader, 'shape')
+
+  class Blind(pipeline.Reader):
+    def views(self, index, *args):
+      return [view | dict(has_video=np.bool_(False))
+              for view in super().views(index, *args)]
+
+  blind = Blind(**{f.name: getattr(reader, f.name) for f in dataclasses.fields(reader)})
+  evaluator = classification.Classify(_oracle(reader), blind, 5, 'test.csv')
+  assert not dict(evaluator.run(None))
+  assert 'test.csv: 16 of 16 clips have no label or nothing to classify' in caplog.text
+
+
+def test_a_wrong_label_map_or_an_empty_split_is_one_clear_line(reader):
+  reader = labelled(reader, 'shape')
+  few = dataclasses.replace(reader, labels=dataclasses.replace(
+      reader.labels, names=reader.labels.names[1:]))
+  with pytest.raises(UserError, match=r"clips/test/\d+\.mp4: shape='bar' is none of"):
+    classification.Classify(_oracle(reader), few, 5, 'test.csv')
+  other = dataclasses.replace(reader, labels=dataclasses.replace(
+      reader.labels, column='size'))
+  with pytest.raises(UserError, match=r"test\.csv: no column 'size'; found colour"):
+    classification.Classify(_oracle(reader), other, 5, 'test.csv')
+  empty = dataclasses.replace(reader, clips=[
+      Clip(clip.path, labels=dict(shape='')) for clip in reader.clips])
+  with pytest.raises(UserError, match=r"test\.csv: no clip has a label in its column"):
+    classification.Classify(_oracle(reader), empty, 5, 'test.csv')
+
+
+def test_a_model_without_classes_is_told(reader):
+  evaluator = classification.Classify(lambda state, batch: dict(embed={}),
+                                labelled(reader, 'shape'), 5, 'test.csv')
+  with pytest.raises(UserError, match=r"'classify' needs a classifier"):
+    list(evaluator.run(None))

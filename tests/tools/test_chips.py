@@ -1,0 +1,94 @@
+"""vatt_jax/tools/tpu_plan/chips.py"""
+
+import pytest
+
+from vatt_jax.errors import UserError
+from vatt_jax.tools.tpu_plan import chips
+from vatt_jax.tools.tpu_plan import hlo
+
+V3 = chips.Slice(chips.CHIPS['v3'], (8, 16), 256)    # 82 GB/s a link, no rings
+V5E = chips.Slice(chips.CHIPS['v5e'], (16, 16), 256)    # 50 GB/s a link, two rings
+
+
+def test_collectives_take_their_bytes_over_the_links():
+  share, hops = 255 / 256, 22e-6
+  size = 82_000_000_000
+  assert V3.collective_seconds('all-reduce', size, 256) == pytest.approx(
+      2 * (share / 2 + hops))
+  for kind in ('all-gather', 'reduce-scatter', 'all-to-all'):
+    assert V3.collective_seconds(kind, size, 256) == pytest.approx(share / 2 + hops)
+    assert V3.collective_seconds(kind, size, 8) == pytest.approx(7 / 8 + 7e-6)
+  assert V3.collective_seconds('collective-permute', size, 256) == pytest.approx(
+      1 + 1e-6)
+  assert V5E.collective_seconds('all-gather', size, 256) == pytest.approx(
+      share * 82 / 50 / 4 + 30e-6)
+
+
+def cost(text, times=1, kernels=(), **operands):
+  """Kind and seconds of the instruction x; operands: name -> shape."""
+  parameters = ''.join(f'  %{name} = {shape} parameter(0)\n'
+                       for name, shape in operands.items())
+  program = hlo.parse(f'ENTRY %main () -> f32[] {{\n{parameters}  {text}\n}}\n')
+  computation = program.computations['main']
+  run = hlo.Run(computation['x'], times, computation)
+  found = chips.costs([run], V3, dict(kernels))
+  return (found[0].kind, found[0].seconds) if found else None
+
+
+def test_what_the_compiler_estimates_takes_its_cycles():
+  fusion = ('%x = f32[4] fusion(%y), kind=kLoop, calls=%f, backend_config={'
+            '"window_config":{"estimated_cycles":"470"}}')
+  assert cost(fusion, times=2_000_000, y='f32[4]') == ('estimated', pytest.approx(1))
+
+
+def test_a_kernel_takes_the_longer_of_its_operations_and_its_bytes():
+  text = ('%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call", '
+          'backend_config={"custom_call_config":{"cost_estimate":{"flops":"%s",'
+          '"bytes_accessed":"900000000"}}}')
+  assert cost(text.replace('%s', '1'), y='f32[1]') == ('kernel', pytest.approx(2e-3))
+  assert cost(text.replace('%s', '61500000000000'), y='f32[1]') == (
+      'kernel', pytest.approx(1))
+  silent = ('%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call", '
+            'metadata={op_name="jit(f)/mine/pallas_call"}')
+  assert cost(silent, y='f32[450000000]') == (
+      'kernel', pytest.approx(4e-3, rel=1e-6))
+  counted = {('mine', ((1,),)): 61_500_000_000_000}
+  assert cost(silent, kernels=counted, y='f32[450000000]') == (
+      'kernel', pytest.approx(1))
+  assert cost(silent, kernels={('mine', ((2,),)): 10 ** 18}, y='f32[450000000]') == (
+      'kernel', pytest.approx(4e-3, rel=1e-6))
+
+
+def test_what_has_no_estimate_takes_its_bytes():
+  gib = 'f32[268435456]'
+  second = 450e9 / 2 ** 30
+  assert cost(f'%x = {gib} reverse(%y), dimensions={{0}}', y=gib) == (
+      'moved', pytest.approx(2 / second))
+  assert cost('%x = f32[45] dynamic-slice(%y, %i), dynamic_slice_sizes={45}',
+              y=gib, i='s32[]') == ('moved', pytest.approx(2 * 180 / 450e9))
+  assert cost(f'%x = {gib} dynamic-update-slice(%y, %z, %i)', y=gib, z='f32[45]',
+              i='s32[]') == ('moved', pytest.approx(2 * 180 / 450e9))
+  for free in (f'%x = {gib} parameter(0)', f'%x = {gib} bitcast(%y)',
+               f'%x = ({gib}, {gib}, u32[]) copy-start(%y)',
+               f'%x = {gib} copy-done(%y)'):
+    assert cost(free, y=gib) is None
+
+
+def test_names_of_slices():
+  assert chips.split_name('v3:8x16') == (chips.CHIPS['v3'], (8, 16))
+  assert chips.split_name('v4:4x8x8')[1] == (4, 8, 8)
+  for wrong in ('v3', 'v3-256', 'v9:2x2', 'v3:8', 'v3:8x16x', 'v3:2x2x2x2'):
+    with pytest.raises(UserError, match=r'--topology=.*expected v3.*as v3:8x16'):
+      chips.split_name(wrong)
+
+
+@pytest.mark.parametrize('message', [
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+    'temporaries (17.50G) exceeds available HBM (15.48G).',
+    'XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used '
+    '17.50G of 15.48G hbm. Exceeded hbm capacity by 2.02G.\n\nTotal hbm usage >= 18G:'])
+def test_the_compiler_s_word_on_memory(message):
+  needed, limit = chips.read_out_of_memory(message)
+  assert needed == pytest.approx(17.5 * 2 ** 30)
+  assert limit == pytest.approx(15.48 * 2 ** 30)
+  assert chips.read_out_of_memory('UNIMPLEMENTED: something else') is None

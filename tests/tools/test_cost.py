@@ -1,0 +1,131 @@
+"""vatt_jax/tools/cost.py"""
+
+import json
+import subprocess
+import sys
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+import pytest
+
+from configs import pretrain_mbs
+from vatt_jax import recipe
+from vatt_jax.models import attention
+from vatt_jax.models import build
+from vatt_jax.tools import cost
+
+F32 = jnp.float32
+
+
+def _tower(layers, d, d_ff, n):
+  """Multiply-adds of a Transformer on N tokens, by hand; scores apart."""
+  linear = layers * n * (4 * d * d + 2 * d * d_ff)
+  products = layers * n * n * d
+  return linear + products, products
+
+
+def test_a_video_tower_costs_what_one_counts_by_hand():
+  model = build.build_model(video=dict(size='base'))
+  clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
+  count = cost.forward(model, clip)
+  patches = 8 * 14 * 14
+  rest, scores = _tower(12, 768, 3072, patches + 1)
+  rest += patches * 4 * 16 * 16 * 3 * 768
+  assert count.true == 2 * (rest + scores)
+  elementwise = count.paper - 2 * rest
+  softmax = 12 * 12 * (patches + 1) ** 2
+  assert 5 * softmax < elementwise < 8 * softmax
+
+
+def test_dropped_tokens_cost_nothing():
+  sizes = [cost.forward(build.build_model(audio=dict(size='small', drop_token_rate=r)),
+                        dict(audio=jax.ShapeDtypeStruct((1, 12_800), F32)), train=True)
+           for r in (0.0, 0.5)]
+  for count, n in zip(sizes, (100, 50), strict=True):
+    rest, scores = _tower(6, 512, 2048, n + 1)
+    assert count.true == 2 * (rest + scores + n * 128 * 512)
+
+
+def test_a_classifier_s_dropout_is_no_cost():
+  clip = dict(video=jax.ShapeDtypeStruct((1, 4, 32, 32, 3), F32))
+  counts = [cost.forward(build.build_model(
+      video=dict(size='small'), head=dict(name='classifier', num_classes=9,
+                                          dropout_rate=rate)), clip, train=True)
+            for rate in (0.0, 0.5)]
+  assert counts[0] == counts[1]
+
+
+def test_a_kernel_costs_a_matrix_unit_what_fills_it():
+  """2 x 3 steps; 64 numbers are summed over, and 40 wide is the right operand."""
+  def kernel(x, y, z):
+    z[...] = jnp.dot(x[...], y[...])
+
+  @jax.jit
+  def run(x, y):
+    return pl.pallas_call(
+        kernel, grid=(2, 3), name='mine', out_shape=jax.ShapeDtypeStruct((16, 40), F32),
+        in_specs=[pl.BlockSpec((8, 64), lambda i, j: (i, 0)),
+                  pl.BlockSpec((64, 40), lambda i, j: (0, 0))],
+        out_specs=pl.BlockSpec((8, 40), lambda i, j: (i, 0)))(x, y)
+  jaxpr = jax.make_jaxpr(run)(jnp.ones((16, 64)), jnp.ones((64, 40))).jaxpr
+  for side, each in ((1, 64 * 40), (32, 64 * 64), (128, 128 * 128)):
+    assert cost.kernels(jaxpr, side) == {('mine', ((16, 40),)): 2 * 3 * 2 * 8 * each}
+
+
+@pytest.mark.parametrize('form', attention.FORMS)
+def test_every_form_of_attention_counts_as_the_plain_one(form):
+  clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
+  tower = dict(width=64, depth=1, num_heads=1, mlp_dim=64)
+  forms = (build.build_model(video=tower, attention=name) for name in (form, 'plain'))
+  ours, plain = (cost.forward(model, clip) for model in forms)
+  assert ours == plain
+
+
+def test_loops_count_as_often_as_they_run():
+  w = jnp.ones((4, 4))
+  loop = lambda x: jax.lax.scan(lambda c, _: (c @ w, None), x, length=7)[0]
+  assert cost.operations(loop, jnp.ones((3, 4))).true == 7 * 2 * 3 * 4 * 4
+  both = lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ w, lambda y: y, x)
+  assert cost.operations(both, jnp.ones((3, 4))).true == 2 * 3 * 4 * 4
+  with pytest.raises(ValueError, match='unknown length'):
+    cost.operations(lambda x: jax.lax.while_loop(
+        lambda c: c[0, 0] < 9, lambda c: c @ w, x), jnp.ones((4, 4)))
+
+
+@pytest.mark.slow
+def test_the_paper_s_tables():
+  """Every cell of Tables 2, 13 and 14 within 1 %; Table 1 as printed.
+
+  But for Small: see `cost.paper_cells`.
+  """
+  cells = list(cost.paper_cells())
+  assert len(cells) == 4 + 4 + 4 + 6
+  for cell in cells:
+    assert cell.ours == pytest.approx(cell.paper, rel=0.01), cell
+    if cell.table == '1' and 'Small' not in cell.cell:
+      assert round(cell.ours, 1) == cell.paper
+  of_700 = cost.parameters(*cost._video('small', (32, 320, 320), num_classes=700))
+  assert round(of_700 / 1e6, 1) == 20.9
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_json():
+  run = lambda *args: subprocess.run(
+      [sys.executable, '-m', 'vatt_jax', 'cost', *args], capture_output=True, text=True)
+  config = '--config=configs/pretrain_mbs.py:toy'
+  done = run(config, '--json')
+  assert done.returncode == 0, done.stderr
+  rows = {row['part']: row for row in json.loads(done.stdout)}
+  assert list(rows) == ['video', 'audio', 'text', 'head', 'total']
+  assert rows['total']['parameters'] == sum(
+      row['parameters'] for part, row in rows.items() if part != 'total')
+  assert rows['video']['tokens'] == 2 * 6 * 6 // 2
+  parts = sum(rows[m]['train']['true'] for m in ('video', 'audio', 'text'))
+  assert parts < rows['total']['train']['true'] < 1.1 * parts
+  toy = pretrain_mbs.get_config('toy').to_dict()
+  text = cost.as_text(cost.table(*recipe.model_and_clip(toy)))
+  assert 'GFLOPs' in text and f'{rows["total"]["parameters"]:,}' in text
+  wrong = run()
+  assert wrong.returncode == 2
+  assert wrong.stderr == 'vatt_jax: expected --config=RECIPE or --paper\n'

@@ -1,0 +1,1 @@
+"""Devices and hosts: what is split over which, and how hosts agree."""

@@ -1,0 +1,124 @@
+"""What the axes of arrays are: the one table that shardings are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import re
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+# Where the rows of a batch are, by the axes of the mesh (`distributed.sharding`).
+ROWS = PartitionSpec(('data', 'fsdp'))
+
+# A parameter's name, and its axes. 'features' are the width of what is too small to be
+# worth a split.
+_TABLE = (
+    (r'.*/attention/(query|key|value)/kernel', ('width', 'heads', 'head')),
+    (r'.*/attention/(query|key|value)/bias', ('heads', 'head')),
+    (r'.*/attention/out/kernel', ('heads', 'head', 'width')),
+    (r'.*/mlp_1/kernel', ('width', 'mlp')),
+    (r'.*/mlp_1/bias', ('mlp',)),
+    (r'.*/mlp_2/kernel', ('mlp', 'width')),
+    (r'.*/relative_bias/table', ('buckets', 'heads')),
+    (r'.*/(attention/out|mlp_2)/bias', ('features',)),
+    (r'.*/(position_norm|norm|norm_1|norm_2)/(scale|bias)', ('features',)),
+    (r'.*aggregators_\w+/agg', ('features',)),
+    (r'.*tokenizers_text/embedding(/embedding)?', ('vocabulary', 'features')),
+    (r'.*tokenizers_\w+/(\w+_)?positions', ('positions', 'features')),
+    (r'.*(pre_projection|projectors_\w+|backbones_\w+)/projection/kernel',
+     ('inputs', 'width')),
+    (r'.*tokenizers_\w+/projection/kernel', ('patch', ..., 'width')),
+    (r'.*/projection/bias', ('features',)),
+    (r'.*head/logits/kernel', ('width', 'classes')),
+    (r'.*head/logits/bias', ('classes',)),
+    (r'.*head/\w+_norm/(scale|bias|mean|var)', ('features',)),
+    (r'.*head/\w+/kernel', ('width', 'space')),
+    (r'.*head/\w+/bias', ('features',)))
+
+# An axis of a parameter that the table lacks, if the parameter is worth a split.
+OTHER = 'other'
+_MIN_SPLIT_SIZE = 2 ** 16    # elements
+
+NAMES = (*dict.fromkeys(
+    name for _, axes in _TABLE for name in axes if name is not ...), OTHER)
+
+
+def logical_axes(tree: Any) -> Any:
+  """The names of the axes of parameters, and of all that has their names.
+
+  Args:
+    tree: of arrays or their shapes: parameters, a model's other variables, or what
+      holds such trees, as the state of an optimiser does. What counts of a path are
+      the keys of dicts.
+
+  Returns:
+    The tree, with a tuple for each array: a name for each axis. Of a scalar it is
+    empty. An array that the table lacks falls to a rule by size: all its axes are
+    `OTHER` if it is large, 'features' otherwise.
+
+  Raises:
+    ValueError: the table has an array with another number of axes.
+  """
+  return jax.tree_util.tree_map_with_path(_axes, tree)
+
+
+def _axes(path: tuple[Any, ...], array: Any) -> tuple[str, ...]:
+  if not array.ndim:
+    return ()
+  name = '/'.join(str(step.key) for step in path
+                  if isinstance(step, jax.tree_util.DictKey))
+  axes = next((axes for pattern, axes in _TABLE if re.fullmatch(pattern, name)), None)
+  if axes is None:
+    return (OTHER if array.size >= _MIN_SPLIT_SIZE else 'features',) * array.ndim
+  if ... in axes:    # the axis before it, as often as there are such
+    first, _, last = axes
+    axes = (first,) * (array.ndim - 1) + (last,)
+  if len(axes) != array.ndim:
+    raise ValueError(f'{name}: expected axes {", ".join(axes)}, found the shape '
+                     f'{array.shape}; change its line in {__file__}')
+  return axes
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+  """An activation, split by rows as the batch is, where a step runs on a mesh.
+
+  [B, ...] -> [B, ...]. Without it the compiler may as well split it as the parameters
+  are, and hold the whole batch on every device.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, ROWS)
+
+
+def gathered(kernel: jax.Array) -> jax.Array:
+  """A kernel as it is multiplied with: whole on every device, for both ways at once.
+
+  Without it the compiler gathers what `fsdp` splits anew for every product. Where
+  `model` splits kernels as well, it is left to find its way.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape['fsdp'] == 1 or mesh.shape['model'] > 1:
+    return kernel
+  return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+def on_each_device(function: Callable[..., jax.Array], *operands: jax.Array
+                   ) -> jax.Array:
+  """A function of rows and heads that know nothing of each other, on each one's own.
+
+  Args:
+    function: of the operands; what it gives has their axes.
+    *operands: [B, N, A, D] each. What the mesh does not divide is on all devices.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return function(*operands)
+  num_rows, _, num_heads, _ = operands[0].shape
+  rows = ROWS[0] if num_rows % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else None
+  heads = 'model' if num_heads % mesh.shape['model'] == 0 else None
+  spec = PartitionSpec(rows, None, heads)
+  # What a kernel writes, the check that copies are equal knows nothing of.
+  return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(
+      *operands)

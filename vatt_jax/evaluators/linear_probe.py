@@ -1,0 +1,252 @@
+"""Linear classifiers: how much of a label can be read off frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn import linear_model
+from sklearn import preprocessing
+from sklearn import svm
+
+from vatt_jax.evaluators import features
+from vatt_jax.evaluators import metrics
+from vatt_jax.inputs.clip import Clip
+
+
+class Classifier(Protocol):
+  """A linear classifier, not trained yet."""
+
+  def scores(self, x: np.ndarray, targets: np.ndarray, x_test: np.ndarray,
+             several: bool) -> np.ndarray:
+    """Learns from x, and scores x_test.
+
+    Args:
+      x: float32 [N, D], standardised.
+      targets: bool [N, C]; every class is there and absent somewhere.
+      x_test: float32 [M, D].
+      several: whether a clip may have several classes; else it has just one.
+
+    Returns:
+      [M, C], the higher the likelier.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Logistic:
+  """Logistic regression; of several labels at once, one for each.
+
+  Attributes:
+    C: inverse strength of the L2 penalty.
+  """
+  C: float = 0.1
+
+  def __post_init__(self):
+    _check_positive(C=self.C)
+
+  def scores(self, x, targets, x_test, several):
+    """See `Classifier`."""
+    return _decide(linear_model.LogisticRegression(C=self.C, max_iter=2000),
+                   x, targets, x_test, several)
+
+
+@dataclasses.dataclass(frozen=True)
+class SVM:
+  """A linear support vector machine, one class against the rest.
+
+  Attributes:
+    C: inverse strength of the L2 penalty; the default is that of MMV's code (arXiv
+      2006.16228), whose pipeline VATT follows (section 4.4.5).
+  """
+  C: float = 1e-3
+
+  def __post_init__(self):
+    _check_positive(C=self.C)
+
+  def scores(self, x, targets, x_test, several):
+    """See `Classifier`."""
+    return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test, several)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+  """The paper's factorised classifier, C = U V (VATT, section 4.3).
+
+  The loss of a step is of some of the n components of U and V, drawn anew; their
+  product is scaled by n over how many were drawn, so that its mean is that of all,
+  which classify in the end. It has a bias, as the released code's has. Softmax
+  cross-entropy, or sigmoid of several labels at once; Adam at a steady rate.
+
+  Attributes:
+    rank: n.
+    sample_rate: the share of the components that a step draws.
+    steps: of training.
+    learning_rate: Adam's.
+    batch_size: clips of a step, drawn with replacement.
+    seed: of the initial weights and all draws.
+  """
+  rank: int = 128
+  sample_rate: float = 0.1
+  steps: int = 50_000
+  learning_rate: float = 5e-4
+  batch_size: int = 64
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_positive(rank=self.rank, steps=self.steps, learning_rate=self.learning_rate,
+                    batch_size=self.batch_size)
+    if not 0 < self.sample_rate <= 1 or not self.num_drawn:
+      raise ValueError(f'sample_rate={self.sample_rate}: expected at most 1, and '
+                       f'enough for one of the {self.rank} components')
+
+  @property
+  def num_drawn(self) -> int:
+    """How many components a step trains."""
+    return round(self.sample_rate * self.rank)
+
+  def scores(self, x, targets, x_test, several):
+    """See `Classifier`."""
+    params = jax.device_get(self._train(x, targets, several))
+    return self._logits(params, x_test, np.arange(self.rank))
+
+  def _logits(self, params, x, part):
+    """Of some components, in place of all.  [B, D], int [P] -> [B, C]."""
+    u, v, bias = params
+    return x @ u[:, part] @ v[part] * (self.rank / len(part)) + bias
+
+  @functools.partial(jax.jit, static_argnums=(0, 3))
+  def _train(self, x, targets, several):
+    """U [D, n], V [n, C] and bias [C]."""
+    init, run = jax.random.split(jax.random.key(self.seed))
+    init_u, init_v = jax.random.split(init)
+    glorot = jax.nn.initializers.glorot_uniform()
+    params = (glorot(init_u, (x.shape[1], self.rank)),
+              glorot(init_v, (self.rank, targets.shape[1])),
+              jnp.zeros(targets.shape[1]))
+    optimizer = optax.adam(self.learning_rate)
+
+    def loss(params, x, y, part):
+      logits = self._logits(params, x, part)
+      if several:
+        return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
+      return optax.softmax_cross_entropy(logits, y).mean()
+
+    def take_step(i, carry):
+      params, opt_state = carry
+      draw_rows, draw_part = jax.random.split(jax.random.fold_in(run, i))
+      rows = jax.random.randint(draw_rows, (self.batch_size,), 0, len(x))
+      part = jax.random.permutation(draw_part, self.rank)[:self.num_drawn]
+      grads = jax.grad(loss)(params, x[rows], targets[rows].astype(x.dtype), part)
+      updates, opt_state = optimizer.update(grads, opt_state)
+      return optax.apply_updates(params, updates), opt_state
+
+    return jax.lax.fori_loop(0, self.steps, take_step,
+                             (params, optimizer.init(params)))[0]
+
+
+CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank}
+
+
+ROWS = ('clips', 'windows')
+
+
+class LinearProbe:
+  """Trains linear classifiers on frozen, standardised features.
+
+  A row to learn from is the mean of a clip's windows (`rows='clips'`), or, in MMV's
+  pipeline, which VATT follows (section 4.4.5), a single augmented window
+  (`rows='windows'`): the scores of a clip are then the means of its windows'
+  (`features.Frozen`).
+  """
+
+  def __init__(self, data: features.Frozen, classifiers: Mapping[str, Classifier]):
+    """Takes the features, and the classifiers by name."""
+    self._data = data
+    self._classifiers = dict(classifiers)
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose labels are measured."""
+    return self._data.measured
+
+  def run(self, state: Any) -> Iterator[tuple[str, float]]:
+    """Yields `LABEL/top1`, `LABEL/top5`, and both by chance.
+
+    Of several classifiers `LABEL/CLASSIFIER/top1` and so on, of several splits means
+    and `split_1/top1` after the same words. top1 of a label of which a clip has several
+    is how often the highest score is one of them; it has no top5 but mAP, AUC and
+    d_prime (`metrics.multi_label`). Chance always answers with the commonest classes to
+    learn from.
+    """
+    for label, splits in self._data.splits(state):
+      splits = [_standardise(split) for split in splits]
+      for name, classifier in self._classifiers.items():
+        where = f'{label}/{name}' if len(self._classifiers) > 1 else label
+        measured = [dict(_measure(_scores(classifier, split), split))
+                    for split in splits]
+        for measure, value in features.over_splits(measured):
+          yield f'{where}/{measure}', value
+
+
+def _check_positive(**settings: float) -> None:
+  for name, value in settings.items():
+    if value <= 0:
+      raise ValueError(f'{name}={value}: expected more than 0')
+
+
+def _decide(model, x, targets, x_test, several):
+  """The decision function of a scikit-learn model."""
+  if several:
+    return np.stack([model.fit(x, target).decision_function(x_test)
+                     for target in targets.T], axis=1)
+  scores = model.fit(x, targets.argmax(axis=1)).decision_function(x_test)
+  return scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
+
+
+def _standardise(split: features.Split) -> features.Split:
+  """Scales every feature to mean 0 and variance 1 over the rows to learn from."""
+  scaler = preprocessing.StandardScaler().fit(split.x.astype(np.float64))
+  x, x_test = (scaler.transform(x.astype(np.float64)).astype(np.float32)
+               for x in (split.x, split.x_test))
+  return dataclasses.replace(split, x=x, x_test=x_test)
+
+
+def _scores(classifier: Classifier, split: features.Split) -> np.ndarray:
+  """Returns the scores of clips, means over their rows, [M, C].
+
+  A class that no row to learn from has scores -inf, one that every row has inf.
+  """
+  everyone = np.where(split.targets.all(axis=0), np.inf, -np.inf)
+  scores = np.tile(everyone, (len(split.targets_test), 1))
+  by_row = classifier.scores(
+      split.x, split.targets[:, split.learnable], split.x_test, split.several)
+  total = np.zeros((len(scores), by_row.shape[1]))
+  np.add.at(total, split.groups, by_row)
+  scores[:, split.learnable] = total / np.bincount(split.groups)[:, None]
+  return scores
+
+
+def _measure(scores: np.ndarray, split: features.Split) -> Iterator[tuple[str, float]]:
+  counts, targets = split.targets.sum(axis=0), split.targets_test
+  if split.several:
+    rank = metrics.rank_of_best(scores, targets)
+    measures = [('top1', float(np.mean(rank < 1))),
+                *metrics.multi_label(scores, targets, split.classes)]
+    chance = [('top1', float(np.mean(targets[:, counts.argmax()]))),
+              *metrics.multi_label_by_chance(targets)]
+  else:
+    labels = targets.argmax(axis=1)
+    measures = metrics.top_k(scores, labels)
+    chance = metrics.top_k_by_chance(labels, counts)
+  yield from measures
+  for name, value in chance:
+    yield f'chance_{name}', value

@@ -1,0 +1,128 @@
+"""Nearest neighbours on frozen features: nothing is trained at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+import numpy as np
+
+from vatt_jax.evaluators import extract
+from vatt_jax.evaluators import features
+from vatt_jax.evaluators import metrics
+from vatt_jax.inputs.clip import Clip
+
+_BLOCK = 256    # rows whose similarities are in memory at once
+
+
+class Neighbours:
+  """What the nearest training clips, by cosine similarity, say of a test clip.
+
+  Class retrieval: a test clip is right at k if one of the k nearest training clips has
+  its class, or one of its classes (GDT, arXiv 2003.04298, appendix; STiCA,
+  arXiv 2103.10211, Table 5). Few shots: each class shows so many of its training clips,
+  drawn at random, and the nearest of all gives the answer (GDT, appendix). A clip of
+  another class that is as near as the nearest of the right class comes before it.
+  """
+
+  def __init__(self, data: features.Frozen, ks: Sequence[int] = (1, 5, 20),
+               shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0):
+    """Prepares.
+
+    Args:
+      data: the features.
+      ks: of class retrieval.
+      shots: training clips of each class; a class that has fewer shows them all.
+      num_draws: how often to draw them.
+      seed: of the draws.
+
+    Raises:
+      ValueError: one of these is less than 1.
+    """
+    for name, value in (('ks', ks), ('shots', shots), ('num_draws', (num_draws,))):
+      if min(value, default=1) < 1:
+        raise ValueError(f'{name}={value}: expected 1 or more')
+    self._data = data
+    self._ks, self._shots = tuple(ks), tuple(shots)
+    self._num_draws, self._seed = num_draws, seed
+
+  @property
+  def measured(self) -> Sequence[Clip]:
+    """Returns the clips whose labels are measured."""
+    return self._data.measured
+
+  def run(self, state: Any) -> Iterator[tuple[str, float]]:
+    """Yields `LABEL/R@1`, and of few shots `LABEL/1_shot/top1` and `.../top1_std`.
+
+    All but the deviation, which is over the draws, stand beside what chance expects; of
+    several splits there are means, and `LABEL/split_1/R@1` and so on. A k that no
+    training clip would be beyond is left out, and so are few shots of a label of which
+    a clip has several.
+    """
+    for label, splits in self._data.splits(state):
+      measured = [dict(self._measure(split)) for split in splits]
+      if not all(measured):
+        logging.warning('%s: %d training clips are too few for ks=%s', label,
+                        min(len(split.x) for split in splits), self._ks)
+      for name, value in features.over_splits(measured):
+        yield f'{label}/{name}', value
+
+  def _measure(self, split: features.Split) -> Iterator[tuple[str, float]]:
+    pool = np.arange(len(split.x))
+    rank, right = _rank(split, pool)
+    for k in self._ks:
+      if k < len(pool):
+        yield f'R@{k}', float(np.mean(rank < k))
+        yield f'chance_R@{k}', float(np.mean(_chance(right, len(pool), k)))
+    if split.several:
+      return
+    for shots in self._shots:
+      top1, chance = [], []
+      for number in range(self._num_draws):
+        drawn = _draw(split.targets, shots, np.random.default_rng(
+            (self._seed, shots, number)))
+        rank, right = _rank(split, drawn)
+        top1.append(np.mean(rank < 1))
+        chance.append(np.mean(_chance(right, len(drawn), 1)))
+      yield f'{shots}_shot/top1', float(np.mean(top1))
+      yield f'{shots}_shot/chance_top1', float(np.mean(chance))
+      yield f'{shots}_shot/top1_std', float(np.std(top1))
+
+
+def _rank(split: features.Split, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """How many of a pool come before the first right one, and how many are right.
+
+  Args:
+    split: N clips to learn from, M to measure on.
+    pool: int [P], numbers of some of the N.
+
+  Returns:
+    int [M] and int [M]; the first is P where none is right.
+  """
+  x = extract.unit_norm(split.x[pool].astype(np.float64))
+  targets = split.targets[pool].astype(np.float32)
+  ranks, rights = [], []
+  for begin in range(0, len(split.x_test), _BLOCK):
+    rows = slice(begin, begin + _BLOCK)
+    # Added up in float64 and compared in float32: equals stay equal.
+    x_test = extract.unit_norm(split.x_test[rows].astype(np.float64))
+    similarity = (x_test @ x.T).astype(np.float32)
+    right = split.targets_test[rows].astype(np.float32) @ targets.T > 0
+    ranks.append(metrics.rank_of_best(similarity, right))
+    rights.append(right.sum(axis=1))
+  return np.concatenate(ranks), np.concatenate(rights)
+
+
+def _draw(targets: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:
+  """So many clips of each class.  bool [N, C] -> int [P]."""
+  members = [np.flatnonzero(column) for column in targets.T]
+  return np.concatenate([rng.permutation(of_class)[:shots] for of_class in members])
+
+
+def _chance(right: np.ndarray, pool: int, k: int) -> np.ndarray:
+  """How likely one of k of a pool is right, if so many are.  int [M] -> [M]."""
+  drawn = np.arange(k)
+  wrong = np.maximum(pool - right[:, None] - drawn, 0) / (pool - drawn)
+  return 1 - np.prod(wrong, axis=1)

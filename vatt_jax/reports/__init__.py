@@ -1,0 +1,1 @@
+"""Report page and figures of a run."""

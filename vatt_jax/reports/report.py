@@ -1,0 +1,384 @@
+"""The page that a person reads after a run, and the same table as text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import io
+import itertools
+import math
+import os
+import pathlib
+import textwrap
+from typing import Any
+import urllib.parse
+import wave
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.axes import Axes
+import numpy as np
+from PIL import Image
+
+from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.retrieval import Hits
+from vatt_jax.evaluators.retrieval import Retrieval
+from vatt_jax.inputs import media
+from vatt_jax.inputs import write_mp4
+from vatt_jax.inputs.clip import IMAGE_SUFFIXES
+from vatt_jax.inputs.sources import Clip
+from vatt_jax.reports import plots
+from vatt_jax.reports import run_info
+
+_RANDOM_INIT = '_random_init'
+_STRIP_FRAMES = 4
+# A card of the page is as wide as this in CSS pixels. It shows two frames side by
+# side, so they are sharp on a display of two pixels per CSS pixel.
+_FRAME_PIXELS = 176
+_GAP_PIXELS = 4    # between pictures
+_SOUND_HZ = 8000    # at most, of the sounds on the page
+# A clip of a file no larger than this is on the page itself; others are linked.
+EMBED_FILE_BYTES = 300_000
+_EMBED_SECONDS = 8.0    # at most, as the next ones
+_EMBED_PIXELS = 240    # shorter edge
+_EMBED_FRAME_RATE_HZ = 15.0
+_EMBED_AUDIO_HZ = 16_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A measure: of the trained model, of a random one, of chance."""
+  name: str
+  value: float
+  random_init: float | None
+  chance: float | None
+
+  @property
+  def task(self) -> str:
+    """Returns the evaluation and its task in words."""
+    return self.name.rpartition('/')[0].replace('/', ' · ').replace('_', ' ')
+
+  @property
+  def metric(self) -> metrics.Metric:
+    """Returns how to read it; an unknown metric has no direction and no meaning."""
+    return metrics.find(self.name) or metrics.Metric(
+        self.name.rpartition('/')[2], None, 3, (-math.inf, math.inf), '')
+
+  @property
+  def arrow(self) -> str:
+    """Returns an arrow to the better side."""
+    return {True: '↑', False: '↓', None: ''}[self.metric.higher_is_better]
+
+  @property
+  def beats_all(self) -> bool:
+    """Returns whether it is better than all values beside it: random init, chance."""
+    beside = [x for x in (self.random_init, self.chance) if x is not None]
+    return all(self.metric.beats(self.value, other) for other in beside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+  """A clip in a gallery.
+
+  Attributes:
+    clip: number in its source.
+    path: of its file, or the name of its record.
+    start: seconds.
+    end: seconds; infinite for the end of the file.
+    caption: its own words.
+    in_file: whether `path` is a file, not a record of one.
+    video: a small MP4 as a data URI, where the file is small; else empty.
+    pictures: uint8 [T, H, W, 3].
+    right: whether it is the query's own clip.
+    score: its similarity with the query.
+  """
+  clip: int
+  path: str
+  start: float
+  end: float
+  caption: str
+  in_file: bool
+  video: str
+  pictures: np.ndarray
+  right: bool = False
+  score: float | None = None
+
+  @property
+  def name(self) -> str:
+    """Returns file name and start."""
+    return f'{pathlib.PurePath(self.path).name}, {self.start:.1f} s'
+
+  def link(self, folder: pathlib.Path) -> str:
+    """Returns a link from a page in a folder that plays it; empty for a record."""
+    if not self.in_file:
+      return ''
+    path = pathlib.Path(os.path.relpath(self.path, folder)).as_posix()
+    end = f',{self.end:g}' if math.isfinite(self.end) else ''
+    return f'{urllib.parse.quote(path)}#t={self.start:g}{end}'
+
+  @property
+  def row(self) -> np.ndarray:
+    """The pictures side by side, white between them.  -> uint8 [H, ., 3]."""
+    gap = [(0, 0), (0, 0), (0, _GAP_PIXELS), (0, 0)]
+    wide = np.pad(self.pictures, gap, constant_values=255)
+    return np.concatenate(list(wide), axis=1)[:, :-_GAP_PIXELS]
+
+  @property
+  def image(self) -> str:
+    """Returns the frames in two rows, a JPEG as a data URI."""
+    edges = [(0, 0), (0, _GAP_PIXELS), (0, _GAP_PIXELS), (0, 0)]
+    pictures = np.pad(self.pictures, edges, constant_values=255)
+    half = len(pictures) // 2
+    rows = [np.concatenate(list(x), axis=1) for x in (pictures[:half], pictures[half:])]
+    square = np.concatenate(rows)[:-_GAP_PIXELS, :-_GAP_PIXELS]
+    file = io.BytesIO()
+    Image.fromarray(square).save(file, 'JPEG', quality=80, optimize=True)
+    return _data_uri('image/jpeg', file.getvalue())
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """What was asked, and the clips that it found, best first.
+
+  Attributes:
+    direction: of `retrieval.GALLERIES`.
+    own: the clip whose words or sound ask.
+    sound: of a sound that asks, a data URI; empty for words.
+    strips: what was found.
+    rank: of its own clip among all, counted from 1.
+  """
+  direction: str
+  own: Strip
+  sound: str
+  strips: list[Strip]
+  rank: int
+
+  @property
+  def missed(self) -> bool:
+    """Returns whether its own clip is not among those found."""
+    return not any(strip.right for strip in self.strips)
+
+  @property
+  def title(self) -> str:
+    """The sentence; of a sound, that of its clip."""
+    words = f'“{self.own.caption}”' if self.own.caption else self.own.path
+    return f'Sound of {words}' if self.sound else words
+
+
+def is_chance(name: str) -> bool:
+  """Whether a metric is what chance would reach."""
+  return name.rsplit('/', 1)[-1].startswith('chance_')
+
+
+def as_rows(results: Mapping[str, Any]) -> Iterator[Row]:
+  """The evaluators' numbers, chance and random initialisation beside each."""
+  for name, value in results.items():
+    if is_chance(name) or name.endswith(_RANDOM_INIT):
+      continue
+    head, _, measure = name.rpartition('/')
+    chance = results.get(f'{head}/chance_{measure}')
+    random_init = results.get(f'{name}{_RANDOM_INIT}')
+    if chance is not None or random_init is not None:
+      yield Row(name, value, random_init, chance)
+
+
+def format_number(name: str, value: float | None) -> str:
+  """Ranks to a tenth, shares to a thousandth, and a dash for none."""
+  if value is None:
+    return '-'
+  metric = metrics.find(name)
+  return f'{value:.{metric.decimals if metric else 3}f}'
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+  """The table for a terminal, and below it the numbers that stand alone."""
+  rows = list(as_rows(results))
+  width = max((len(r.name) for r in rows), default=0)
+  lines = []
+  if rows:
+    lines.append(f'{"":{width}}  {"trained":>8}  {"random":>8}  {"chance":>8}')
+  lines += [f'{r.name:{width}}' + ''.join(
+      f'  {format_number(r.name, v):>8}' for v in (r.value, r.random_init, r.chance))
+            for r in rows]
+  lines += [f'{name}  {_plain(value)}' for name, value in _alone(results, rows)]
+  return '\n'.join(lines)
+
+
+def draw_galleries(evaluators: Mapping[str, Any], state: Any
+                   ) -> dict[str, list[Query]]:
+  """Name -> queries and what they found, of the evaluators that have a gallery."""
+  return {name: draw_gallery(evaluator, evaluator.gallery(state))
+          for name, evaluator in evaluators.items() if hasattr(evaluator, 'gallery')}
+
+
+def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
+  """Reads a few pictures of every clip that was found, and the sounds that asked."""
+  window = retrieval.reader.window
+  reader = dataclasses.replace(retrieval.reader, window=dataclasses.replace(
+      window, num_frames=_STRIP_FRAMES, image_size=_FRAME_PIXELS,
+      frame_rate_hz=_STRIP_FRAMES / window.seconds,
+      audio_hz=min(window.audio_hz, _SOUND_HZ)))
+  queries = []
+  for hit in hits:
+    examples = {i: reader.views(i) for i in {hit.query, *hit.found}}
+    strips = {i: _strip(reader.clips[i], i, views[0]['video'])
+              for i, views in examples.items() if views}
+    if hit.query not in strips:
+      continue
+    sound = ''
+    if hit.direction.startswith('audio'):
+      sound = _sound(examples[hit.query][0]['audio'], reader.window.audio_hz)
+    found = [dataclasses.replace(strips[i], right=i == hit.query, score=score)
+             for i, score in zip(hit.found, hit.scores, strict=True) if i in strips]
+    queries.append(Query(hit.direction, strips[hit.query], sound, found, hit.rank))
+  return queries
+
+
+@mpl.rc_context(plots.STYLE)
+def gallery_drawing(name: str, queries: Sequence[Query]) -> plots.Drawing:
+  """Queries of one direction and what they found, as a figure.
+
+  Args:
+    name: of the evaluation.
+    queries: at least one.
+  """
+  direction = queries[0].direction
+  asks, finds = direction.split('_to_')
+  rows = [[q.own, *q.strips] if q.sound else q.strips for q in queries]
+  figure, panels = plots.grid(len(queries), max(map(len, rows)), 0.9 * len(queries))
+  for line, query, strips in zip(panels, queries, rows, strict=True):
+    line[0].set_title(query.title, loc='left', fontsize=7)
+    for axes, strip in itertools.zip_longest(line, strips):
+      if strip is None:
+        axes.remove()
+        continue
+      _show(axes, strip)
+    if query.sound:
+      line[0].set_xlabel('heard here', fontsize=5, style='italic')
+  table = [dict(query=query.own.clip, query_path=query.own.path,
+                query_start=query.own.start, query_text=query.own.caption,
+                query_rank=query.rank, rank=rank, clip=strip.clip, path=strip.path,
+                start=strip.start, text=strip.caption, score=strip.score,
+                right=strip.right)
+           for query in queries for rank, strip in enumerate(query.strips, 1)]
+  return plots.Drawing(
+      f'gallery_{name}_{direction}', f'{asks.title()} to {finds}: {name}',
+      'The best clips for each query, best first, with their own captions; the '
+      "query's own clip is framed.", figure, table)
+
+
+def _show(axes: Axes, strip: Strip) -> None:
+  axes.imshow(strip.row)
+  axes.set(xticks=[], yticks=[])
+  axes.grid(False)
+  axes.spines[:].set(visible=True, linewidth=1.5,
+                     color=plots.COLOURS[2] if strip.right else '#DDDDDD')
+  axes.set_xlabel(textwrap.fill(strip.caption, 28), fontsize=5)
+
+
+def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
+          curves: Sequence[plots.Drawing],
+          galleries: Mapping[str, Sequence[Query]],
+          drawings: Sequence[plots.Drawing] = (),
+          info: run_info.RunInfo | None = None) -> None:
+  """Writes one self-contained HTML file; only clips of large files are links.
+
+  Args:
+    path: of the file.
+    title: the run's name.
+    results: flat names to numbers.
+    curves: of training (`plots.learning`).
+    galleries: name -> queries and what they found.
+    drawings: other figures.
+    info: facts about the run; None where it has none.
+  """
+  rows = list(as_rows(results))
+  tasks: dict[str, list[Row]] = {}
+  for row in rows:
+    tasks.setdefault(row.task, []).append(row)
+  known = filter(None, (metrics.find(row.name, 'k') for row in rows))
+  environment = jinja2.Environment(
+      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+      autoescape=True, trim_blocks=True, lstrip_blocks=True)
+  page = environment.get_template('report.html.jinja').render(
+      title=title, facts=list(info.facts()) if info else [], tasks=tasks,
+      meanings={metric.title: metric.meaning for metric in known},
+      number=format_number, png=_png, link=lambda strip: strip.link(path.parent),
+      alone=[(name, _plain(value)) for name, value in _alone(results, rows)],
+      curves=curves, drawings=drawings, galleries=galleries)
+  path.write_text(page, encoding='utf-8')
+
+
+def _alone(results, rows):
+  in_table = {row.name for row in rows}
+  return [(name, value) for name, value in results.items()
+          if name not in in_table and not is_chance(name)
+          and not name.endswith(_RANDOM_INIT)]
+
+
+def _plain(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _caption(clip: Clip) -> str:
+  """The caption nearest to the clip's middle."""
+  with clip.open() as file:
+    middle = (clip.start + min(clip.end, file.duration_seconds)) / 2
+  nearest = min(clip.captions, default=None,
+                key=lambda c: abs((c.start + c.end) / 2 - middle))
+  return nearest.text if nearest else ''
+
+
+def _strip(clip: Clip, number: int, pictures: np.ndarray) -> Strip:
+  in_file, video = clip.content is None, ''
+  if in_file and pathlib.Path(clip.path).suffix.lower() not in IMAGE_SUFFIXES and (
+      os.path.getsize(clip.path) <= EMBED_FILE_BYTES):
+    with contextlib.suppress(media.MediaError):    # then it is linked
+      video = _data_uri('video/mp4', _mp4(clip))
+  return Strip(number, clip.path, clip.start, clip.end, _caption(clip), in_file, video,
+               pictures)
+
+
+def _mp4(clip: Clip) -> bytes:
+  """Returns the clip, from its start, as a small MP4.
+
+  Raises:
+    media.MediaError: it does not decode.
+  """
+  with clip.open() as file:
+    seconds = min(clip.end_in(file) - clip.start, _EMBED_SECONDS)
+    rate_hz = max(round(min(file.frame_rate_hz or _EMBED_FRAME_RATE_HZ,
+                            _EMBED_FRAME_RATE_HZ)), 1)
+    times = clip.start + np.arange(max(round(seconds * rate_hz), 1)) / rate_hz
+    frames = file.frames(times)
+    width, height = frames[0].size
+    scale = min(_EMBED_PIXELS / min(width, height), 1)
+    size = tuple(max(round(edge * scale / 2) * 2, 2) for edge in (width, height))
+    pictures = [f.cut((0, 0, *f.size), size) for f in frames]
+    sound = file.sound(clip.start, round(seconds * _EMBED_AUDIO_HZ), _EMBED_AUDIO_HZ)
+  out = io.BytesIO()
+  write_mp4.film(out, pictures, rate_hz, sound, _EMBED_AUDIO_HZ, 32_000, {'crf': '30'})
+  return out.getvalue()
+
+
+def _sound(samples: np.ndarray, rate_hz: int) -> str:
+  """int16 [S] -> a WAV file as a data URI."""
+  file = io.BytesIO()
+  with wave.open(file, 'wb') as out:
+    out.setnchannels(1)
+    out.setsampwidth(2)
+    out.setframerate(rate_hz)
+    out.writeframes(samples.astype('<i2').tobytes())
+  return _data_uri('audio/wav', file.getvalue())
+
+
+def _png(drawing: plots.Drawing) -> str:
+  return _data_uri('image/png', drawing.png)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+  return f'data:{kind};base64,' + base64.b64encode(content).decode()

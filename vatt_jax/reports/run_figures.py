@@ -1,0 +1,305 @@
+"""Draws what a run has learnt: python -m vatt_jax.main --mode=figures
+
+Of the newest checkpoint, into `figures/` of the workdir as PNG and CSV, and into
+`report.html`. The section `figures` of the recipe says of what
+(`recipe.evals.Figures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+import glob
+import itertools
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from vatt_jax import checkpoint
+from vatt_jax import metric_writer
+from vatt_jax import recipe
+from vatt_jax import train
+from vatt_jax import train_step
+from vatt_jax.distributed import interrupt
+from vatt_jax.distributed import sharding
+from vatt_jax.errors import UserError
+from vatt_jax.evaluators import extract
+from vatt_jax.inputs import augment
+from vatt_jax.inputs import clip
+from vatt_jax.inputs import sources
+from vatt_jax.recipe import evals
+from vatt_jax.reports import plots
+from vatt_jax.reports import report
+from vatt_jax.reports import run_info
+from vatt_jax.tools import cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A run, and its model before training and now.
+
+  Attributes:
+    run: what its recipe says.
+    workdir: of the run.
+    before: what it started from.
+    now: of its newest checkpoint.
+    step: of that.
+  """
+  run: recipe.Recipe
+  workdir: pathlib.Path
+  before: train_step.State
+  now: train_step.State
+  step: int
+
+  @property
+  def kind(self) -> str:
+    shared = 'shared' in self.run.task.model.backbones
+    return 'modality-agnostic' if shared else 'modality-specific'
+
+
+class Sample(Sequence[clip.Clip]):
+  """Some clips of a source, by their numbers."""
+
+  def __init__(self, clips: Sequence[clip.Clip], numbers: np.ndarray):
+    self._clips, self.numbers = clips, numbers
+
+  def __len__(self) -> int:
+    return len(self.numbers)
+
+  def __getitem__(self, index: int) -> clip.Clip:
+    return self._clips[int(self.numbers[index])]
+
+
+def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Draws the figures of a run.
+
+  Args:
+    config: its recipe, as nested dicts; of `figures` it may say other things than
+      when it was trained.
+    workdir: the run's folder.
+
+  Raises:
+    UserError: there is no such run, it has no checkpoint, or bad input.
+    interrupt.Interrupted: SIGTERM or Ctrl-C.
+  """
+  with interrupt.Interrupt() as stop:
+    model = _load(config, workdir, stop.check)
+    history = metric_writer.read_jsonl(workdir / metric_writer.METRICS_FILE)
+    learnt = list(_drawn(config, model, stop.check))
+    logging.info('Drawing galleries')
+    galleries = report.draw_galleries(
+        {name: e.evaluator for name, e in model.run.evaluations.items()}, model.now)
+  folder = workdir / 'figures'
+  folder.mkdir(exist_ok=True)
+  curves = list(filter(None, (_try(f.__name__, functools.partial(f, history))
+                              for f in (plots.losses, plots.measures))))
+  drawings = [*curves, *learnt, *_of_galleries(galleries)]
+  for drawing in drawings:
+    drawing.save(folder)
+  page = workdir / 'report.html'
+  report.write(page, workdir.name, metric_writer.read_results(workdir) or {}, curves,
+               galleries, learnt, run_info.read(workdir))
+  print(f'{folder.resolve()}: {", ".join(d.name for d in drawings)}')
+  print(f'Report: {page.resolve()}')
+
+
+def _load(config: Mapping[str, Any], workdir: pathlib.Path,
+          check: Callable[[], None]) -> Model:
+  if not (workdir / checkpoint.CONFIG_FILE).exists():
+    raise UserError(f'{workdir}: holds no run; train one there first (--mode=train)')
+  newest = checkpoint.newest(workdir)
+  run = recipe.make(config, workdir, check)
+  random = train.untrained(run)
+  start = config.get('init_from')
+  before = train.start_from(run.load(start), random) if start else random
+  path = checkpoint.of_step(workdir, newest)
+  now = train.start_from(run.load(str(path)), random)
+  return Model(run, workdir, before, now, newest)
+
+
+def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
+           ) -> Iterator[plots.Drawing]:
+  """Yields the figures of features and of costs that there are."""
+  wish = model.run.figures
+  clips = _clips(model.run)
+  if not len(clips):
+    raise UserError('config.figures.path: is empty; expected a source of clips, for '
+                    'this recipe has none')
+  labels, label = _labels(clips, wish.num_clips, wish.label or (
+      model.run.reader.labels.column if model.run.reader.labels else ''))
+  costs = _costs(wish.runs, wish.measure) if wish.runs else []
+  models = _models(model, wish.beside, check)
+  steps = [f'{name} of step {other.step}' for name, other in models.items()][1:]
+  steps = ', '.join([f'Step {model.step}', *steps])
+  start = config.get('init_from') or 'random weights'
+
+  sample = Sample(clips, _sample(len(clips), labels, wish))
+  logging.info('Reading %d clips', len(sample))
+  read = functools.partial(_features, clips=sample, check=check)
+  now = {name: read(other.run, other.now) for name, other in models.items()}
+  when = {'before training': read(model.run, model.before)} | {
+      f'{name}, step {models[name].step}': features for name, features in now.items()}
+  some = _some(len(sample), wish.num_clips, wish.seed)
+  less = {name: _take(features, some) for name, features in now.items()}
+  tasks = dict(
+      tsne_classes=(sample.numbers, lambda: plots.by_class(
+          when, [labels[i] for i in sample.numbers] if label else [], label,
+          wish.seed)),
+      tsne_spaces=(some, lambda: plots.by_modality(less, wish.seed)),
+      similarities=(some, lambda: plots.similarities(less)))
+  for name, (numbers, task) in tasks.items():
+    check()
+    drawing = _try(name, task)
+    if drawing:
+      yield dataclasses.replace(drawing, caption=(
+          f'{drawing.caption} {steps}; training began with {start}; {len(numbers)} '
+          'clips.'))
+  if costs:
+    yield plots.cost_curve(costs, wish.measure)
+
+
+def _sample(count: int, labels: Sequence[str], wish: evals.Figures) -> np.ndarray:
+  """Returns the numbers of clips to show: by class, or where none has a label any."""
+  numbers = plots.draw_by_class(labels, wish.num_classes, wish.clips_per_class,
+                                  wish.seed)
+  return numbers if len(numbers) else _some(count, wish.num_clips, wish.seed)
+
+
+def _some(count: int, at_most: int, seed: int) -> np.ndarray:
+  """Returns some of the first numbers, at random and in order."""
+  return np.sort(np.random.default_rng(seed).permutation(count)[:at_most])
+
+
+def _take(features: plots.Features, rows: np.ndarray) -> plots.Features:
+  """Returns the features of some of the clips."""
+  return plots.Features(**{
+      field.name: jax.tree.map(lambda x: x[rows], getattr(features, field.name))
+      for field in dataclasses.fields(features)})
+
+
+def _try(name: str, task: Callable[[], plots.Drawing]) -> plots.Drawing | None:
+  logging.info('Drawing %s', name)
+  try:
+    return task()
+  except plots.NothingToDraw as e:
+    logging.info('No figure %r: %s', name, e)
+    return None
+
+
+def _clips(run: recipe.Recipe) -> Sequence[clip.Clip]:
+  """Returns the source that the config names, or its first evaluation's that has one.
+  """
+  if run.figures.path:
+    return sources.open_source(run.figures.path, run.figures.captions)
+  return next((e.evaluator.reader for e in run.evaluations.values()
+               if hasattr(e.evaluator, 'reader')), run.reader).clips
+
+
+def _features(run: recipe.Recipe, state: train_step.State, clips: Sample,
+              check: Callable[[], None]) -> plots.Features:
+  """Returns the features of the middle of each clip."""
+  inputs = jax.jit(lambda state, batch: run.task.model.apply(
+      train_step.variables(state), augment.normalize(batch), method='mean_inputs'))
+
+  def predict(state, batch):
+    check()
+    batch = sharding.to_devices(batch, run.task.mesh)
+    return dict(run.task.predict(state, batch), inputs=inputs(state, batch))
+
+  found = extract.by_clip(predict, state, dataclasses.replace(run.reader, clips=clips),
+                          run.batch_size, 1, 1, _pick)
+  found = jax.tree.map(lambda x: x[:, 0], found)    # there is but one view
+  return plots.Features(clip=clips.numbers, **found)
+
+
+def _pick(outputs, batch):
+  """Of a clip's sentences the nearest; without the `logits` of a classifier."""
+  present = extract.find_present(batch)
+  return dict(present={m: present[m] for m in outputs['inputs']},
+              inputs=extract.nearest_text(outputs['inputs']),
+              pooled=extract.nearest_text(outputs['pooled']),
+              embed={space: extract.nearest_text(sides)
+                     for space, sides in outputs.get('embed', {}).items()})
+
+
+def _models(model: Model, beside: str, check: Callable[[], None]) -> dict[str, Model]:
+  """Returns the model and those of other runs by name.
+
+  Names are the kinds of the models, or if these are not distinct their workdirs.
+  """
+  models = [model]
+  for folder in filter(None, beside.split(',')):
+    workdir = pathlib.Path(folder)
+    if not (workdir / checkpoint.CONFIG_FILE).exists():
+      raise UserError(f'config.figures.beside={folder!r}: holds no run')
+    models.append(_load(checkpoint.read_config(workdir), workdir, check))
+  for names in ([m.kind for m in models], [m.workdir.name for m in models]):
+    if len(set(names)) == len(models):
+      break
+  else:
+    names = [str(m.workdir) for m in models]
+  return dict(zip(names, models, strict=True))
+
+
+def _labels(clips: Sequence[clip.Clip], num_tried: int, label: str
+            ) -> tuple[list[str], str]:
+  """Returns the label of each clip, and its name.
+
+  Both are empty where no label is asked for and the first clips have none: to read all
+  records of a large source takes too long.
+
+  Raises:
+    UserError: none of the first clips has the label that is asked for.
+  """
+  first = itertools.islice(sources.each(clips), num_tried)
+  columns = list(dict.fromkeys(name for c in first for name in c.labels))
+  label = label or ''.join(columns[:1])
+  if not label:
+    return [], ''
+  if label not in columns:
+    raise UserError(f'config.figures.label={label!r}: the clips have no such label; '
+                    f'found {", ".join(columns) or "none"}')
+  return [c.labels.get(label, '') for c in sources.each(clips)], label
+
+
+def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:
+  """Of each finished run what it cost and reached."""
+  rows, known = [], set()
+  for folder in map(pathlib.Path, sorted(glob.glob(pattern))):
+    results, path = metric_writer.read_results(folder), folder / checkpoint.CONFIG_FILE
+    if results is None or not path.exists():
+      logging.info('%s: left out of figure %r, for it has no results', folder,
+                   'drop_token')
+      continue
+    known |= results.keys()
+    if measure in results:
+      rows.append(_cost(folder, checkpoint.read_config(folder)) |
+                  {measure: results[measure]})
+  if not rows:
+    raise UserError(
+        f'config.figures.measure={measure!r}: no run of figures.runs={pattern!r} has '
+        f'it; found {", ".join(sorted(known)) or "no results"}')
+  return rows
+
+
+def _cost(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  model, batch = recipe.model_and_clip(config)
+  rates = [config['model'][m].get('drop_token_rate', 0.0) for m in ('video', 'audio')
+           if config['model'].get(m)]
+  operations = cost.forward(model, batch, train=True)
+  return dict(run=str(folder), drop_token_rate=rates[0], gflops=operations.true / 1e9)
+
+
+def _of_galleries(galleries: Mapping[str, Sequence[report.Query]]
+                  ) -> Iterator[plots.Drawing]:
+  for name, queries in galleries.items():
+    for direction in dict.fromkeys(q.direction for q in queries):
+      yield report.gallery_drawing(
+          name, [q for q in queries if q.direction == direction])

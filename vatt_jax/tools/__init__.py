@@ -1,0 +1,1 @@
+"""Commands beside training: data preparation, costs, plans for TPUs."""

@@ -1,0 +1,165 @@
+"""VATT's cost by formula, beside what `vatt_jax cost` counts in the traced program.
+
+A Transformer of L layers, width D and hidden width M on n tokens (AGG among them) has
+
+    parameters  L (4 D^2 + 2 D M + 9 D + M) + 2 D
+    operations  L (8 n D^2 + 4 n D M + 4 n^2 D)
+
+of which 8 n D^2 are the projections of queries, keys, values and outputs, 4 n^2 D the
+two products of attention (for any number of heads: A heads of D/A), and 4 n D M the
+two layers of the MLP. Before it come the projection of N patches of P numbers, with
+P D + D parameters and 2 N P D operations, D parameters for each position along each
+side, and D of AGG. Operations are two for every multiply-add, nothing else counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+from vatt_jax.models import heads
+from vatt_jax.models import layers
+from vatt_jax.models import vatt
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """Parameters that are trained, and operations of a forward call on one clip."""
+  parameters: int = 0
+  operations: int = 0
+
+  def __add__(self, other: Cost) -> Cost:
+    return Cost(self.parameters + other.parameters, self.operations + other.operations)
+
+  def __mul__(self, times: int) -> Cost:
+    """The operations as often, by the same parameters."""
+    return Cost(self.parameters, self.operations * times)
+
+
+def linear(inputs: int, outputs: int, rows: int, bias: bool = True) -> Cost:
+  """A linear layer."""
+  return Cost(inputs * outputs + bias * outputs, 2 * rows * inputs * outputs)
+
+
+def transformer(tower: layers.Transformer, width: int, n: int) -> Cost:
+  """`width` is that of its tokens, of which there are n."""
+  before, biases = Cost(), 5 * width + tower.mlp_dim
+  norms, last_norm = 4 * width, 2 * width
+  if tower.t5_style:
+    before, biases = linear(width, tower.width, n, bias=False), 0
+    width = tower.width
+    norms, last_norm = 3 * width, width    # root-mean-square norms have no bias
+  d, m = width, tower.mlp_dim
+  relative = 32 * tower.num_heads if tower.relative_bias else 0
+  return before + Cost(
+      tower.depth * (4 * d * d + 2 * d * m + biases + norms) + last_norm + relative,
+      tower.depth * (8 * n * d * d + 4 * n * d * m + 4 * n * n * d))
+
+
+def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
+             ) -> Cost:
+  """All that runs for a modality up to the head.
+
+  The parameters are its own; those of a Transformer for all are `shared`'s.
+
+  Args:
+    model: which.
+    name: of the modality.
+    shape: of a batch of one clip.
+    num_tokens: that enter the Transformer, without AGG.
+  """
+  tokenizer = model.tokenizers[name]
+  times = shape[1] if name == 'text' else 1
+  tower = model.backbones.get(name) or model.backbones['shared']
+  cost = (_text(tokenizer, num_tokens) if name == 'text' else
+          _raw(tokenizer, shape, num_tokens))
+  width = tokenizer.width
+  if name == 'text' and tokenizer.release and not tokenizer.max_words:
+    width = tokenizer.table_width    # the tower projects it
+  if isinstance(tower, layers.WordMean):
+    if tower.width:
+      cost += linear(width, tower.width, num_tokens, bias=False)
+    return cost * times
+  cost += Cost(width)    # AGG
+  through = transformer(tower, width, num_tokens + 1)
+  cost += through if name in model.backbones else Cost(0, through.operations)
+  if name in model.projectors:
+    cost += linear(width, model.projectors[name].width, num_tokens + 1)
+  cost *= times
+  if name == 'text' and tokenizer.release and num_tokens != tokenizer.max_words:
+    # The table of positions is stretched, once for all sentences.
+    cost += Cost(0, 2 * num_tokens * tokenizer.max_words * tokenizer.width)
+  return cost
+
+
+def _raw(tokenizer: vatt.RawTokenizer, shape: Sequence[int], n: int) -> Cost:
+  spectrogram = Cost()
+  if isinstance(tokenizer, vatt.VideoTokenizer):
+    sides, channels = shape[1:-1], shape[-1]
+    sides = [max(sides[0], tokenizer.patch[0]) if sides[0] == 1 else sides[0],
+             *sides[1:]]
+  else:
+    sides, channels = shape[1:2], 1
+    if isinstance(tokenizer, vatt.SpectrogramTokenizer):
+      sides, spectrogram = _spectrogram(tokenizer.spectrogram, shape[1])
+  cut = (lambda a, b: a // b) if tokenizer.release else (lambda a, b: -(-a // b))
+  places = sum(cut(a, b) for a, b in zip(sides, tokenizer.patch, strict=True))
+  d = tokenizer.width
+  cost = spectrogram + Cost(places * d)
+  cost += linear(math.prod(tokenizer.patch) * channels, d, n)
+  if tokenizer.release:
+    cost += Cost(2 * d)    # the norm of positions
+  return cost + (linear(d, d, n) if tokenizer.pre_projection else Cost())
+
+
+def _spectrogram(constants: Any, samples: int) -> tuple[list[int], Cost]:
+  """Its sides, and the product that makes it of frequencies."""
+  windows, bins = constants.num_windows(samples), constants.mel_bins
+  return [windows, bins], Cost(0, 2 * windows * (constants.fft_length // 2 + 1) * bins)
+
+
+def _text(tokenizer: vatt.TextTokenizer, n: int) -> Cost:
+  d = tokenizer.width
+  cost = Cost(tokenizer.max_words * d)
+  if not tokenizer.release:
+    return cost + Cost(tokenizer.vocabulary_size * d)
+  if tokenizer.max_words:
+    cost += linear(tokenizer.table_width, d, n) + Cost(2 * d)
+  return cost
+
+
+def shared(model: vatt.Vatt) -> Cost:
+  """The parameters of a Transformer for all."""
+  width = next(iter(model.tokenizers.values())).width
+  return Cost(transformer(model.backbones['shared'], width, 0).parameters)
+
+
+def head(model: vatt.Vatt, widths: Mapping[str, int], num_sentences: int) -> Cost:
+  """The head, of pooled features of these widths."""
+  if isinstance(model.head, heads.Classifier):
+    (width,) = widths.values()
+    return linear(width, model.head.num_classes, 1)
+  return _fac(model.head, widths, num_sentences)
+
+
+def _fac(fac: heads.FacHead, widths: Mapping[str, int], num_sentences: int) -> Cost:
+  a, t = fac.video_audio_dim, fac.video_text_dim
+  norm = lambda dim: Cost(2 * dim)
+  plain = lambda inputs, dim: linear(inputs, dim, 1, bias=fac.release) + (
+      Cost() if fac.release else norm(dim))
+  cost = Cost()
+  if 'video' in widths:
+    cost += linear(widths['video'], a, 1, bias=False) + linear(a, a, 1, bias=False)
+    cost += linear(a, t, 1, bias=False) + norm(a) + norm(a) + norm(t)
+  if 'audio' in widths:
+    cost += plain(widths['audio'], a)
+    if fac.audio_text:
+      coarser = linear(a, t, 1, bias=False)
+      cost += Cost(0 if 'video' in widths else coarser.parameters, coarser.operations)
+      cost += norm(t)
+  if 'text' in widths:
+    cost += plain(widths['text'], t) * num_sentences
+  return cost

@@ -1,0 +1,1 @@
+"""Compiles a training step for a TPU slice and predicts its time."""

@@ -1,0 +1,117 @@
+"""Builds what `--config.data.vocabulary` takes, from the sentences of a source.
+
+    python -m vatt_jax vocabulary --source=FOLDER_OR_MANIFEST_OR_TXT --captions=FILE \
+        --kind=words --size=65536 --out=FILE
+
+A source is what `--config.data.path` takes, or a `.txt` file of one sentence a line.
+Prints how many sentences and words there were, and how many of the words the
+vocabulary covers.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterator
+import pathlib
+
+from absl import flags
+
+from vatt_jax import cli
+from vatt_jax.errors import UserError
+from vatt_jax.inputs import sources
+from vatt_jax.inputs import text
+
+
+def build(source: str, captions: str, kind: str, size: int, out: pathlib.Path,
+          drop_stop_words: bool = False) -> str:
+  """Builds a vocabulary and writes it.
+
+  Args:
+    source: what `sources.open_source` takes, or a `.txt` file.
+    captions: timed sentences beside it; empty for none.
+    kind: 'words' or 'sentencepiece'.
+    size: the most ids, with those of padding and of unknown words.
+    out: the file to write; new.
+    drop_stop_words: of 'words'.
+
+  Returns:
+    A line that says what came of it. The coverage is the share of the words said
+    (without the stop words, if they are dropped) that the vocabulary knows all of.
+
+  Raises:
+    UserError: the source is wrong or has no sentences, the file is there, or no such
+      vocabulary can be made.
+  """
+  if out.exists():
+    raise UserError(f'--out={out}: is there already; choose another file')
+  if not out.parent.is_dir():
+    raise UserError(f'--out={out}: no such folder as {out.parent}; make it first')
+  if drop_stop_words and kind != 'words':
+    raise UserError(f'--drop_stop_words: only --kind=words has stop words, not {kind}')
+  sentences = _open(source, captions)
+  counts: collections.Counter[str] = collections.Counter()
+  num_sentences = 0
+  for sentence in sentences():
+    found = text.words(sentence)
+    counts.update(found)
+    num_sentences += bool(found)
+  if not counts:
+    raise UserError(f'{source}: has no sentences; give --captions=FILE, a manifest '
+                    'with a text column, or a .txt file')
+  if kind == 'words':
+    tokenizer = text.WordTokenizer.rank(counts, size, drop_stop_words)
+  else:
+    try:
+      tokenizer = text.SentencePieceTokenizer.train(sentences(), size)
+    except ValueError as e:
+      raise UserError(f'--size={size}: {e}') from e
+  tokenizer.save(out)
+  said = known = 0
+  for word, count in counts.items():
+    unknown, total = tokenizer.count_unknown(word)
+    said += count if total else 0    # none of a stop word that is dropped
+    known += count if total and not unknown else 0
+  return (f'Wrote {out}: {num_sentences} sentences, {len(counts)} distinct words; '
+          f'size {tokenizer.size}, coverage {known / max(said, 1):.2%} of {said} words')
+
+
+def _open(source: str, captions: str) -> Callable[[], Iterator[str]]:
+  """What gives the sentences, as often as it is called.
+
+  Those of a file are given once for each of its clips, as a run would draw them.
+  """
+  path = pathlib.Path(source)
+  if path.suffix == '.txt':
+    if captions:
+      raise UserError(f'--captions={captions}: a .txt source has none; leave it out')
+    if not path.is_file():
+      raise UserError(f'{source}: no such file')
+    return lambda: _lines(path)
+  clips = sources.open_source(source, captions)
+  return lambda: (c.text for clip in sources.each(clips) for c in clip.captions)
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+  with path.open(encoding='utf-8') as file:
+    try:
+      yield from file
+    except UnicodeDecodeError as e:
+      raise UserError(f'{path}: expected UTF-8 text ({e.reason})') from e
+
+
+def main() -> None:
+  f = flags.FLAGS
+  print(build(f.source, f.captions, f.kind, f.size, pathlib.Path(f.out),
+              f.drop_stop_words))
+
+
+if __name__ == '__main__':
+  flags.DEFINE_string('source', None, 'A folder, a manifest or a .txt file.',
+                      required=True)
+  flags.DEFINE_string('captions', '', 'Timed sentences beside the source.')
+  flags.DEFINE_enum('kind', 'words', ['words', 'sentencepiece'], 'What to build.')
+  flags.DEFINE_integer('size', 2 ** 16, 'The most ids.', lower_bound=3)
+  flags.DEFINE_boolean('drop_stop_words', False, 'Leave stop words out.')
+  flags.DEFINE_string('out', None, 'The file to write.', required=True)
+  cli.run(main)

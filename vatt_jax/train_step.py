@@ -1,0 +1,301 @@
+"""Task and State: what one step computes, apart from the loop that calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from vatt_jax import losses as losses_lib
+from vatt_jax.distributed import sharding
+from vatt_jax.inputs import augment
+from vatt_jax.inputs import clip_keys
+from vatt_jax.models import multimodal
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class State:
+  """All that a run needs to go on, with the config and the seed.
+
+  Attributes:
+    step: [], int32: steps taken.
+    params: the trained parameters: of the model, and under `losses` of the losses.
+    model_state: the model's other variables, by collection: batch statistics, and
+      the word vectors that the release freezes.
+    opt_state: the optimiser's.
+    average: of the parameters over the steps, if the task takes one.
+    memory: of the losses, by section name (`Loss.init_memory`); None if none keeps one.
+  """
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  average: Any = None
+  memory: Any = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)    # hashed by identity, for jit
+class Task:
+  """A model, its loss and its optimiser, as jitted functions of a state.
+
+  All randomness of step s comes from (seed, s), that of a clip from (seed, s, row).
+
+  Attributes:
+    model: a `models.multimodal.MultimodalModel`.
+    losses: by section name; the step minimises their weighted sum.
+    optimizer: of the parameters.
+    schedule: its learning rate, for the log.
+    seed: of all randomness.
+    augment: what the device changes of a batch.
+    frozen: parameters -> a tree of bool, True for those that are not trained.
+    num_parts: microbatches that the backbones take, one after the other: less memory,
+      and a third more work. Losses and the head still see the whole batch, and every
+      clip draws the same; only batch norm in a backbone is over a microbatch.
+    average_decay: of the moving average of the parameters, which is evaluated in
+      their place; 0 takes none.
+    clip: gradients -> clipped ones (`optim.Optimizer.clip`), of the gradient of the
+      whole loss through the rows of each part, before the parts' are added; the head
+      sees all rows at once, and its gradient is not clipped. Needs `num_parts`, the
+      number of replicas. None clips nothing here.
+    mesh: over which state and batch are split; None leaves them where they are.
+    rules: what of the state is split over which axis of it.
+    num_clips: size of the dataset, for losses that keep a memory of it.
+  """
+  model: Any
+  losses: Mapping[str, losses_lib.Loss]
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  seed: int
+  augment: augment.Augment = dataclasses.field(default_factory=augment.Augment)
+  frozen: Callable[[Any], Any] | None = None
+  num_parts: int = 1
+  average_decay: float = 0.0
+  clip: Callable[[Any], Any] | None = None
+  mesh: Mesh | None = None
+  rules: Sequence[sharding.Rule] = sharding.RULES
+  num_clips: int = 0
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def init(self, batch: Batch) -> State:
+    """The state of step 0, made where it will live; of the batch only shapes matter."""
+    model_state = dict(self.model.init(jax.random.key(self.seed),
+                                       augment.normalize(batch)))
+    params = dict(model_state.pop('params'))
+    key = jax.random.fold_in(jax.random.key(self.seed), 1)
+    learnt = {name: loss.init(jax.random.fold_in(key, number))
+              for number, (name, loss) in enumerate(self.losses.items())}
+    if any(learnt.values()):
+      params['losses'] = {name: p for name, p in learnt.items() if p}
+    return self._placed(State(
+        jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params),
+        params if self.average_decay else None,
+        losses_lib.init_memory(self.losses, self.num_clips)))
+
+  def check_losses(self, batch: Batch) -> None:
+    """Traces the losses without computing anything.
+
+    Raises:
+      losses.MissingOutput: a loss needs an array that the model or batch lacks.
+    """
+    def loss(batch):
+      inputs = augment.normalize(batch)
+      outputs, _ = self.model.init_with_output(jax.random.key(0), inputs)
+      params = {name: loss.init(jax.random.key(0)) for name, loss in
+                self.losses.items()}
+      return losses_lib.total_loss(
+          self.losses, params, outputs, inputs,
+          losses_lib.init_memory(self.losses, self.num_clips))
+
+    jax.eval_shape(loss, batch)
+
+  def shardings(self, state: State) -> State:
+    """Where each array of a state, or of its shapes, lives on the mesh.
+
+    Parameters by the rules, and like them the arrays that mirror them: the optimiser's
+    moments, and the average. Memory of the dataset's clips is split by rows.
+    """
+    def place(x):
+      split = x.ndim and len(x) == self.num_clips and not len(x) % math.prod(
+          self.mesh.shape[axis] for axis in ('data', 'fsdp'))
+      return (sharding.rows if split else sharding.replicated)(self.mesh)
+
+    return sharding.of_parameters(
+        state.replace(memory=None), self.mesh, self.rules).replace(
+            memory=jax.tree.map(place, state.memory))
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+    """Within it the model knows of the mesh (`models.axes.split_rows`)."""
+    if self.mesh is None:
+      return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
+  def _placed(self, state: State) -> State:
+    if self.mesh is None:
+      return state
+    return jax.lax.with_sharding_constraint(state, self.shardings(state))
+
+  @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+  def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+    """One step on a batch (`inputs.pipeline`); the old state is consumed."""
+    # For what is drawn once a step: the partners of mixup, the release's DropToken,
+    # and dropout, which combines it with each clip's own number.
+    key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+    pair_key, model_key = jax.random.split(key)
+    batch = dict(batch, key=clip_keys.make(
+        self.seed, state.step, len(jax.tree.leaves(batch)[0])))
+    batch = self.augment.pair(pair_key, batch)
+    gradients = (self._gradients if self.num_parts == 1 else
+                 self._gradients_by_microbatch)
+    grads, metrics, model_state, memory = gradients(state, model_key, batch)
+    with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
+      updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+    metrics |= dict(learning_rate=self.schedule(state.step),
+                    gradient_norm=optax.tree.norm(grads))
+    params = self._clip(optax.apply_updates(state.params, updates))
+    average = state.average
+    if self.average_decay:
+      average = optax.incremental_update(params, average, 1 - self.average_decay)
+    if self.mesh is not None:
+      metrics = jax.lax.with_sharding_constraint(
+          metrics, sharding.replicated(self.mesh))
+    return self._placed(State(
+        state.step + 1, params, model_state, opt_state, average, memory)), metrics
+
+  def _clip(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters, those of the losses within their bounds."""
+    if 'losses' not in params:
+      return params
+    return params | {'losses': {name: self.losses[name].clip_params(learnt)
+                                for name, learnt in params['losses'].items()}}
+
+  def _gradients(self, state: State, key: jax.Array, batch: Batch
+                 ) -> tuple[Any, Metrics, Any, Any]:
+    """Returns gradients, metrics, the model's other variables, and the memory."""
+    inputs = self.augment(batch)
+
+    def loss_fn(params):
+      outputs, model_state = self._apply(state, params, inputs, key=key)
+      return self._loss(state, params, outputs, model_state, inputs)
+
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return grads, *aux
+
+  def _gradients_by_microbatch(self, state: State, key: jax.Array, batch: Batch
+                               ) -> tuple[Any, Metrics, Any, Any]:
+    """As `_gradients`, by GradCache (arXiv 2101.06983, section 3).
+
+    First the features of one microbatch after the other, of which nothing else is kept;
+    then head and losses of the whole batch, and the gradient by the features; then the
+    backbones of each microbatch once more, to carry its share of that gradient down.
+    With `clip`, a microbatch plays a replica of the released code.
+    """
+    def encode(params, index):
+      inputs = self.augment(sharding.take_rows(batch, index, self.num_parts))
+      encoded, model_state = self._apply(state, params, inputs, key=key,
+                                         method='encode')
+      stats = {k: v for k, v in model_state.items() if k == 'batch_stats'}
+      seen = {m: jnp.any(x) for m, x in multimodal.find_present(inputs).items()}
+      rest = {k: v for k, v in inputs.items() if k not in ('video', 'audio')}
+      return encoded['pooled'], (rest, stats, seen)
+
+    def loss_fn(params, pooled):
+      outputs, model_state = self._apply(encoded_state, params, pooled, inputs, key=key,
+                                         method='apply_head')
+      return self._loss(state, params, outputs | dict(pooled=pooled), model_state,
+                        inputs)
+
+    def add(grads, index):
+      _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
+      (more,) = pull_back(sharding.take_rows(by_pooled, index, self.num_parts))
+      if self.clip is not None:
+        more = self.clip(more)
+      return jax.tree.map(jnp.add, grads, more), None
+
+    each = jnp.arange(self.num_parts)
+    pooled, (inputs, stats, seen) = jax.lax.map(
+        lambda i: encode(state.params, i), each)
+    pooled, inputs = sharding.join_rows((pooled, inputs))
+    encoded_state = state.replace(
+        model_state=state.model_state | _mean_stats(stats, seen))
+    (_, aux), (grads, by_pooled) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1), has_aux=True)(state.params, pooled)
+    grads, _ = jax.lax.scan(add, grads, each)
+    return grads, *aux
+
+  def _apply(self, state: State, params: Any, *args: Any, key: jax.Array,
+             **kwargs: Any) -> tuple[Any, Any]:
+    """Applies the model in training.
+
+    Returns:
+      Its outputs, and its other variables with new batch statistics.
+    """
+    if self.frozen is not None:    # so that no gradient is computed for them
+      params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
+                            params, self.frozen(params))
+    with self._on_mesh():
+      outputs, updates = self.model.apply(
+          variables(state.replace(params=params)), *args, train=True,
+          mutable=['batch_stats'], rngs=dict(drop_token=key, dropout=key), **kwargs)
+    return outputs, state.model_state | updates
+
+  def _loss(self, state: State, params: Any, outputs: Mapping[str, Any],
+            model_state: Any, inputs: Batch
+            ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
+    """Returns the loss; its metrics, the model's other variables, and the memory."""
+    loss, metrics, memory = losses_lib.total_loss(
+        self.losses, params.get('losses', {}), outputs, inputs, state.memory)
+    model_state = multimodal.keep_absent(model_state, state.model_state,
+                                         multimodal.find_present(inputs))
+    return loss, (metrics | dict(loss=loss), model_state, memory)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def predict(self, state: State, batch: Batch) -> dict[str, Any]:
+    """Returns the model's outputs without tokens and grids, sharded like the batch."""
+    with self._on_mesh():
+      outputs = self.model.apply(evaluated(state), augment.normalize(batch))
+    outputs = {k: v for k, v in outputs.items() if k not in ('tokens', 'grid')}
+    if self.mesh is None:
+      return outputs
+    return jax.lax.with_sharding_constraint(outputs, sharding.rows(self.mesh))
+
+
+def variables(state: State) -> dict[str, Any]:
+  """What `model.apply` takes."""
+  params = {k: v for k, v in state.params.items() if k != 'losses'}
+  return {'params': params, **state.model_state}
+
+
+def evaluated(state: State) -> dict[str, Any]:
+  """The same for evaluation: the averaged parameters, where there are such."""
+  average = state.params if state.average is None else state.average
+  return variables(state.replace(params=average))
+
+
+def _mean_stats(model_state: Any, seen: Mapping[str, jax.Array]) -> Any:
+  """Returns the mean, over microbatches that have the modality, of what they updated.
+
+  Args:
+    model_state: the model's other variables after each microbatch, [n, ...].
+    seen: modality -> bool [n], whether the microbatch has it.
+  """
+  def mean(path, x):
+    weights = seen.get(multimodal.modality_of(path))
+    if weights is None or not jnp.issubdtype(x.dtype, jnp.floating):
+      return jnp.mean(x, axis=0, dtype=x.dtype)
+    weights = weights.astype(x.dtype)
+    return jnp.tensordot(weights, x, 1) / jnp.maximum(jnp.sum(weights), 1)
+  return jax.tree_util.tree_map_with_path(mean, model_state)

@@ -1,0 +1,1 @@
+"""Weights of checkpoints: ours, the release's, and word vectors."""
