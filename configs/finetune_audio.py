@@ -29,14 +29,14 @@ def get_config(arg: str = '') -> ConfigDict:
   c.seed = 0
   c.total_steps = 50_000
   c.batch_size = 1024
-  c.num_parts = 1
+  c.num_microbatches = 1
   c.log_every_steps = 100
   c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
   c.average_decay = 0.0
 
   c.data = dict(path='data/audioset/train.csv', label='label',
-                label_map='data/audioset/labels.csv', several_labels=True, builder='',
+                label_map='data/audioset/labels.csv', multi_label=True,
                 max_bad_fraction=0.1)
   c.window = dict(num_frames=64, frame_rate_hz=10.0, image_size=224, audio_hz=24_000,
                   modalities=('audio',))

@@ -25,7 +25,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 def several(c: ConfigDict) -> None:
   """As AudioSet is learnt in `configs/finetune_audio.py`."""
-  c.data.several_labels = True
+  c.data.multi_label = True
   c.augment.mixup = 5.0
   c.model.head.rare = True
   c.losses.label = dict(name='bce', balance=True)

@@ -50,13 +50,13 @@ def get_config(arg: str = '') -> ConfigDict:
   c.seed = 0
   c.total_steps = 100_000
   c.batch_size = 64
-  c.num_parts = 1
+  c.num_microbatches = 1
   c.log_every_steps = 100
   c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
   c.average_decay = 0.0
 
-  c.data = dict(path='', label='label', label_map='', builder='', max_bad_fraction=0.1)
+  c.data = dict(path='', label='label', label_map='', max_bad_fraction=0.1)
   # Stride 2 at 25 fps.
   c.window = dict(num_frames=32, frame_rate_hz=12.5, image_size=320, audio_hz=48_000,
                   min_crop_area=0.08, max_crop_aspect=2.0, modalities=('video',),
@@ -137,8 +137,7 @@ def toy_tower(c: ConfigDict, modality: str) -> None:
   small = quickstart.get_config()
   c.total_steps, c.batch_size, c.log_every_steps = 60, 32, 20
   c.init_from = 'runs/quickstart'
-  c.data.update(path=f'{quickstart.ROOT}/train_segments.csv', label_map='',
-                builder=small.data.builder)
+  c.data.update(path=f'{quickstart.ROOT}/train_segments.csv', label_map='')
   c.window = dict(modalities=(modality,), **{
       key: small.window[key]
       for key in ('num_frames', 'frame_rate_hz', 'image_size', 'audio_hz')})

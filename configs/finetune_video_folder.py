@@ -26,13 +26,13 @@ def recipe(modality: str) -> ConfigDict:
   c.seed = 0
   c.total_steps = 1000
   c.batch_size = 16
-  c.num_parts = 1
+  c.num_microbatches = 1
   c.log_every_steps = 20
   c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
   c.average_decay = 0.0
 
-  c.data = dict(path='', label='label', label_map='', several_labels=False,
+  c.data = dict(path='', label='label', label_map='', multi_label=False,
                 max_bad_fraction=0.5)
   pretrain_folder.leave_to_checkpoint(c, pretrain_folder.get_config(), (modality,))
   c.window.update(min_crop_area=0.3, modalities=(modality,))

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
   c.data = dict(path='', captions='', tokenizer='words', vocabulary='',
                 drop_stop_words=False, max_bad_fraction=0.5)
   c.window = dict(num_frames=16, frame_rate_hz=10.0, image_size=96, audio_hz=16_000,
-                  num_candidates=5, max_words=16, min_crop_area=0.3)
+                  num_candidates=5, max_tokens=16, min_crop_area=0.3)
 
   tower = dict(width=192, depth=4, num_heads=6, mlp_dim=768)
   c.model = dict(
@@ -59,13 +59,13 @@ def leave_to_checkpoint(c: ConfigDict, trained: ConfigDict,
   size = dict(size=str, width=int, depth=int, num_heads=int, mlp_dim=int)
   tower = dict(
       video=dict(size, patch=tuple), audio=dict(size, patch=tuple, kind=str),
-      text=dict(size, vocabulary_size=int, max_words=int))
+      text=dict(size, vocabulary_size=int, max_tokens=int))
   model = dict(variant=str, dtype=str, attention=str, shared=size,
                **{modality: tower[modality] for modality in modalities})
   window = dict(num_frames=int, frame_rate_hz=float, image_size=int, audio_hz=int)
   if 'text' in modalities:
     model['head'] = dict(video_audio_dim=int, video_text_dim=int)
-    window['max_words'] = int
+    window['max_tokens'] = int
     c.data.update(_empty(dict(tokenizer=str, drop_stop_words=bool)))
   c.model, c.window = _empty(model), _empty(window)
 

@@ -17,5 +17,5 @@ def get_config(arg: str = '') -> ConfigDict:
   for modality in ('video', 'audio', 'text'):
     del c.model[modality]['size']
   c.model.shared = dict(size='medium')
-  c.model.text.max_words = c.window.max_words
+  c.model.text.max_tokens = c.window.max_tokens
   return pretrain_mbs.switch(c, arg)

@@ -40,9 +40,9 @@ def recipe() -> ConfigDict:
 
   c.data = dict(path=('data/howto100m/train.csv', 'data/audioset/train.csv'),
                 captions=('captions.csv', ''), weights=(1.0, 1.0), tokenizer='words',
-                vocabulary='', drop_stop_words=False, builder='', max_bad_fraction=0.1)
+                vocabulary='', drop_stop_words=False, max_bad_fraction=0.1)
   c.window = dict(num_frames=32, frame_rate_hz=10.0, image_size=224, audio_hz=48_000,
-                  num_candidates=5, max_words=16, min_crop_area=0.08,
+                  num_candidates=5, max_tokens=16, min_crop_area=0.08,
                   max_crop_aspect=2.0)
   # The share of clips whose colours change is MMV's, which the paper follows.
   c.augment = dict(flip_rate=0.5, color_rate=0.8, brightness=32 / 255, saturation=0.4,

@@ -22,9 +22,9 @@ def get_config() -> ConfigDict:
   c.init_from = ''
 
   c.data = dict(path=f'{ROOT}/train.csv', captions='train_captions.csv',
-                builder='data.toy_world', max_bad_fraction=0.1)
+                max_bad_fraction=0.1)
   c.window = dict(num_frames=8, frame_rate_hz=5.0, image_size=48, audio_hz=8000,
-                  num_candidates=5, max_words=12, min_crop_area=0.8)
+                  num_candidates=5, max_tokens=12, min_crop_area=0.8)
 
   tower = dict(width=128, depth=4, num_heads=4, mlp_dim=256)
   c.model = dict(

@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
     for key in tower:
       del c.model[modality][key]
   c.model.shared = shared
-  c.model.text.max_words = c.window.max_words
+  c.model.text.max_tokens = c.window.max_tokens
   return c

@@ -117,8 +117,7 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
 def test_the_toy_recipe_runs_as_it_stands(toy_world, tmp_path):
   """But for the number of steps, and on fewer clips; by the release's reading, too."""
   config = load(pathlib.Path('configs/pretrain_mbs.py'), 'release,toy').to_dict()
-  assert config['data']['builder'] == 'data.toy_world'
-  config['data'] |= dict(path=str(toy_world / 'train.csv'), builder='')
+  config['data'] |= dict(path=str(toy_world / 'train.csv'))
   config['optim']['warmup_steps'] = config['total_steps'] = 1
   for evaluation in config['evals'].values():
     evaluation |= {k: str(toy_world / pathlib.Path(v).name)
@@ -334,7 +333,7 @@ def test_ablations_come_one_at_a_time_and_shrink_with_the_toy():
 @pytest.mark.parametrize('word', ABLATIONS)
 def test_an_ablation_on_the_toy_world_takes_a_step(word, toy_world, tmp_path, capsys):
   config = load(pathlib.Path('configs/ablation.py'), f'{word},toy').to_dict()
-  config['data'] |= dict(path=str(toy_world / 'train.csv'), builder='')
+  config['data'] |= dict(path=str(toy_world / 'train.csv'))
   for tower in ('video', 'audio', 'text'):
     config['model'][tower] |= SHRUNK_TOWER
   config['optim']['warmup_steps'] = 1
@@ -399,7 +398,7 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
                 f'retrieval/{a}_to_{b}/{measure}_random_init'} <= results.keys()
   for label in ('shape', 'motion', 'sound_event'):
     assert {f'probe/{label}/top1', f'probe/{label}/top1_random_init'} <= results.keys()
-  assert {'input/skipped_files', 'input/pictureless_files', 'input/soundless_files',
+  assert {'input/skipped_files', 'input/no_video_files', 'input/no_audio_files',
           'train/loss', 'train/clips_per_second', 'params/sha256'} <= results.keys()
   assert all(isinstance(v, (int, float)) for k, v in results.items()
              if k != 'params/sha256')

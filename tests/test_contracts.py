@@ -161,7 +161,7 @@ def test_memory_of_a_loss_is_saved_and_restored(rows, toy_world, tmp_path, caplo
 
 
 def test_microbatches_keep_batch_statistics_of_a_backbone(rows, toy_world, tmp_path):
-  config = small(toy_world, num_parts=2, mesh=dict(data=-1))
+  config = small(toy_world, num_microbatches=2, mesh=dict(data=-1))
   train.train(config, tmp_path / 'run')
   _, variables = weights.load(tmp_path / 'run')
   for modality in ('video', 'audio'):

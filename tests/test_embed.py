@@ -22,7 +22,7 @@ SETTINGS = dict(video=dict(patch=(2, 16, 16), **TINY), audio=dict(patch=(64,), *
                 text=dict(vocabulary_size=9, **TINY),
                 head=dict(video_audio_dim=6, video_text_dim=4))
 WINDOW = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=8000,
-              max_words=5)
+              max_tokens=5)
 
 
 @pytest.fixture(scope='module')

@@ -29,7 +29,7 @@ def _config(toy_world, **changes):
       seed=0, total_steps=3, batch_size=4, log_every_steps=1, average_decay=0.5,
       data=dict(path=str(toy_world / 'train.csv'), captions='train_captions.csv'),
       window=dict(num_frames=2, frame_rate_hz=5.0, image_size=16, audio_hz=4000,
-                  num_candidates=2, max_words=8),
+                  num_candidates=2, max_tokens=8),
       model=dict(video=dict(patch=(2, 8, 8), **TINY), audio=dict(patch=(80,), **TINY),
                  text=dict(vocabulary_size=64, **TINY),
                  head=dict(video_audio_dim=8, video_text_dim=8)),

@@ -118,7 +118,7 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
   config = shrunk(folder, 'finetune_video_folder', '')
   config['data']['path'] = str(folder / 'train')
   config['evals']['test']['path'] = str(folder / 'test')
-  config |= dict(average_decay=0.5, num_parts=2)
+  config |= dict(average_decay=0.5, num_microbatches=2)
   train.train(config, tmp_path / 'run')
   first = results(tmp_path / 'run')
   written = json.loads((tmp_path / 'run' / 'config.json').read_text())
@@ -178,7 +178,7 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
     (('losses', dict(label=dict(name='softmax', smoothing=3))), r'smoothing=3: expec'),
     (('evals', dict(test=dict(name='classify', num_windows=0))), r'num_windows=0: exp'),
     (('data', dict(label='')), r'num_classes: missing; set it, or config\.data\.lab'),
-    (('data', dict(several_labels=True)), r"name='softmax': a clip has one class"),
+    (('data', dict(multi_label=True)), r"name='softmax': a clip has one class"),
     (('data', dict(label='sound_event')), r'joins several labels; expected one, or'),
     (('model', dict(head=dict(name='classifier', num_classes=5))),
      r'num_classes=5: .*train_segments\.csv has 8 classes; make them equal'),
@@ -302,18 +302,19 @@ def test_only_the_release_s_reading_clips_and_on_each_replica(name):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(num_parts=2), r'config\.num_parts=2: expected 1 or config\.optim\.clip_'),
+    (dict(num_microbatches=2), r'num_microbatches=2: expected 1 or config\.optim'),
     (dict(batch_size=6), r'config\.optim\.clip_replicas=4: expected a divisor')])
 def test_replicas_that_do_not_fit_are_one_clear_line(changes, message):
   config = load('finetune_video', 'toy').to_dict() | dict(batch_size=8)
   config['optim'] |= dict(clip_norm=0.75, clip_replicas=4)
   config['model']['head'] |= dict(num_classes=3)
-  for num_parts in (1, 4):
-    assert recipe.make_step(config | dict(num_parts=num_parts))[0].num_parts == 4
+  for count in (1, 4):
+    task, *_ = recipe.make_step(config | dict(num_microbatches=count))
+    assert task.num_microbatches == 4
   with pytest.raises(UserError, match=message):
     recipe.make_step(config | changes)
   config['optim']['clip_norm'] = 0.0    # nothing is clipped, so parts are free
-  assert recipe.make_step(config | dict(num_parts=2))[0].num_parts == 2
+  assert recipe.make_step(config | dict(num_microbatches=2))[0].num_microbatches == 2
 
 
 def test_the_paper_s_audio_and_image_recipes_have_the_paper_s_numbers():

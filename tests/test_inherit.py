@@ -20,7 +20,7 @@ SIZES = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000)
 RUN = dict(
     total_steps=2, losses=dict(video_audio=dict(name='nce')),
     data=dict(path='clips', drop_stop_words=True),
-    window=dict(SIZES, max_words=7, num_candidates=3, min_crop_area=0.4),
+    window=dict(SIZES, max_tokens=7, num_candidates=3, min_crop_area=0.4),
     model=dict(variant='release', video=dict(TOWER, patch=[2, 8, 8]),
                audio=dict(TOWER, patch=[80], kind='spectrogram',
                           spectrogram=dict(name='vatt', audio_hz=4000)),
@@ -59,7 +59,7 @@ def source(tmp_path):
 def test_empty_values_are_those_of_the_checkpoint(source):
   c = inherit.inherit(config('retrieval', 'manifest').to_dict(), source)
   assert 'defaults' not in c
-  assert c['window'] == dict(SIZES, max_words=7, num_candidates=1)
+  assert c['window'] == dict(SIZES, max_tokens=7, num_candidates=1)
   audio = RUN['model']['audio'] | dict(patch=(80,))
   assert c['model'] == RUN['model'] | dict(video=dict(TOWER, patch=(2, 8, 8)),
                                            audio=audio)
@@ -85,7 +85,7 @@ def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
   c = inherit.inherit(config('retrieval').to_dict(), source)
   assert c['model']['video']['width'] == 16
   assert c['window'] == dict(num_frames=32, frame_rate_hz=12.5, image_size=224,
-                             audio_hz=48_000, max_words=16, num_candidates=1)
+                             audio_hz=48_000, max_tokens=16, num_candidates=1)
 
 
 @pytest.mark.parametrize('name', FOLDER_CONFIGS)
@@ -187,7 +187,7 @@ def mine(toy_world, tmp_path_factory):
   c.total_steps, c.batch_size, c.optim.warmup_steps = 1, 4, 0
   c.data.update(path=str(toy_world / 'train.csv'), captions='train_captions.csv',
                 drop_stop_words=True)
-  c.window.update(SIZES, max_words=6)
+  c.window.update(SIZES, max_tokens=6)
   c.model.text.vocabulary_size = 64
   for modality in ('video', 'audio', 'text'):
     c.model[modality].update(TOWER)

@@ -282,13 +282,13 @@ def test_real_clips_train_as_they_are(shared, tmp_path):
   assert results['input/skipped_files'] == 1
   notes = [json.loads(line) for line in
            (workdir / 'file_notes.jsonl').read_text().splitlines()]
-  sound = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'pictureless'}
+  sound = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_video'}
   assert sound == {'robin.ogg', 'sine_mono_s16.wav'}
-  assert results['input/pictureless_files'] == 2
-  silent = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'soundless'}
+  assert results['input/no_video_files'] == 2
+  silent = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_audio'}
   assert silent == {    # those without an audio stream
       'av1_video.mkv', 'discard_first_keyframe.mp4', 'h265_video.mp4',
       'nasa_13013_rotated.mp4', 'test_non_zero_start.mp4', 'testsrc2_vp9.webm',
       'unordered.mov', 'video_90.mov', 'corrupted.mp4'}
-  assert results['input/soundless_files'] == len(silent)
+  assert results['input/no_audio_files'] == len(silent)
   assert done.stderr.count('corrupted.mp4: ') == 1

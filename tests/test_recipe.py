@@ -39,14 +39,6 @@ def test_a_section_that_does_not_fit_is_one_clear_line(section, message):
     config_lib.call('x', _takes, section)
 
 
-def test_a_builder_makes_only_the_folder_of_its_own_name(tmp_path):
-  data = section.Data(str(tmp_path / 'mine' / 'train.csv'),
-                           builder='data.toy_world')
-  with pytest.raises(UserError, match='no such folder or file'):
-    section.open_reader(data, None, None, None, '', tmp_path)
-  assert not (tmp_path / 'mine').exists()
-
-
 def test_a_loss_of_another_name_is_named():
   with pytest.raises(UserError, match=r"losses\.x: name='nec': did you mean nce\?"):
     losses.build('x', dict(name='nec', temperature=1.0))
@@ -91,14 +83,13 @@ def test_a_run_is_begun_when_nothing_is_left_to_make(tmp_path, monkeypatch):
   (tmp_path / 'd' / 'm.csv').write_text('path\na.mp4\n')
   (tmp_path / 'd' / 'c.csv').write_text('path,text\na.mp4,hi\n')
   manifest = str(tmp_path / 'd' / 'm.csv')
-  data = dict(path=manifest, captions='c.csv', builder='data.d')
+  data = dict(path=manifest, captions='c.csv')
   begun = lambda **changes: recipe.is_begun(dict(data=data | changes), tmp_path)
   assert not begun(captions='')    # no config yet
   (tmp_path / 'config.json').write_text('{}')
   assert begun(captions='') and not begun()
   sources.open_source(manifest, 'c.csv')
   assert begun() and begun(path='', captions='')
-  assert not begun(path=str(tmp_path / 'absent' / 'm.csv'), captions='')
 
 
 def test_classes_are_counted_without_the_captions(tmp_path):

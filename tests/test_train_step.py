@@ -23,7 +23,7 @@ SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
 def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
-  size, text = ({}, dict(max_words=5)) if agnostic else (SIZE, SIZE)
+  size, text = ({}, dict(max_tokens=5)) if agnostic else (SIZE, SIZE)
   return build.build_model(
       video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **size),
       audio=dict(patch=(16,), drop_token_rate=0.5, **size),
@@ -329,11 +329,11 @@ def assert_moved_alike(ours, theirs, before):
                                atol=max(1e-4 * scale, 5e-6), err_msg=key)
 
 
-def assert_parts_change_nothing(task, batch, num_parts=4):
+def assert_parts_change_nothing(task, batch, num_microbatches=4):
   task = dataclasses.replace(task, optimizer=optax.sgd(1.0))
   (whole, expected), (split, metrics) = (
-      dataclasses.replace(task, num_parts=n).train_step(task.init(batch), batch)
-      for n in (1, num_parts))
+      dataclasses.replace(task, num_microbatches=n).train_step(task.init(batch), batch)
+      for n in (1, num_microbatches))
   assert_moved_alike(split, whole, task.init(batch))
   for key, value in metrics.items():
     np.testing.assert_allclose(value, expected[key], rtol=2e-5, err_msg=key)
@@ -369,7 +369,7 @@ def test_a_classified_batch_in_parts_is_the_same_step():
   batch = dict(audio=rng.integers(-2**15, 2**15, (8, 8192)).astype(np.int16),
                has_audio=np.arange(8) != 2,
                label=np.eye(3, dtype=bool)[np.arange(8) % 3])
-  assert_parts_change_nothing(task, batch, num_parts=2)
+  assert_parts_change_nothing(task, batch, num_microbatches=2)
 
 
 @pytest.mark.slow
@@ -392,7 +392,7 @@ def test_all_that_saves_memory_together_is_the_same_step(mesh):
                                  ('video_text', contrastive.MilNCE))}
     task = train_step.Task(model, losses, optax.sgd(1.0),
                            optax.constant_schedule(1.0), 0,
-                           num_parts=2 if saving else 1)
+                           num_microbatches=2 if saving else 1)
     placed = batch
     if saving:
       task = dataclasses.replace(task, mesh=sharding.make_mesh(8, **mesh))
@@ -413,7 +413,7 @@ def test_parts_take_less_memory():
   batch = {k: v for k, v in make_batch(64).items() if k not in ('text', 'has_text')}
   state = jax.eval_shape(task.init, batch)
   memory = [train_step.Task.train_step.lower(
-      dataclasses.replace(task, num_parts=n), state, batch).compile(
+      dataclasses.replace(task, num_microbatches=n), state, batch).compile(
           ).memory_analysis().temp_size_in_bytes for n in (1, 8)]
   assert memory[1] < memory[0] / 4
 
@@ -424,7 +424,7 @@ def test_each_replica_s_gradient_is_clipped_before_they_are_added(replicas, clip
   built = optim.build(10, 1.0, 1.0, 0, name='sgd', momentum=0.0, clip_norm=clip_norm,
                       clip_replicas=replicas)
   assert (built.clip is None) == (replicas == 1)
-  task = make_classifier(built.update, clip=built.clip, num_parts=replicas)
+  task = make_classifier(built.update, clip=built.clip, num_microbatches=replicas)
   batch = labelled_batch()
   batch['has_video'][3] = False
   params = jax.device_get(task.init(batch).params)

@@ -167,11 +167,26 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
   """Reads the config that `write_config` noted, by this version's names."""
-  config = json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8'))
-  for name, loss in (config.get('losses') or {}).items():
-    if loss.get('name') == 'sigmoid':    # until 0.5
-      loss['name'] = 'bce' if name == 'label' else 'siglip'
-  return config
+  return _renamed(json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8')))
+
+
+# Keys of configs until 0.5, and their names today.
+_RENAMED = {'num_parts': 'num_microbatches', 'several_labels': 'multi_label',
+            'max_words': 'max_tokens'}
+
+
+def _renamed(config: dict[str, Any], section: str = '') -> dict[str, Any]:
+  """Returns a config of an older version by this version's names."""
+  renamed = {}
+  for key, value in config.items():
+    if section == 'data' and key == 'builder':    # no longer a key
+      continue
+    if isinstance(value, Mapping):
+      value = _renamed(dict(value), key)
+    renamed[_RENAMED.get(key, key)] = value
+  if renamed.get('name') == 'sigmoid':    # a loss; the name had two meanings
+    renamed['name'] = 'bce' if section == 'label' else 'siglip'
+  return renamed
 
 
 def split(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:

@@ -132,7 +132,7 @@ class Embedder:
     if self._tokenizer is None:
       raise UserError(f'{self._path}: comes without its vocabulary; give '
                       'Embedder(..., vocabulary=FILE)')
-    ids = np.stack([self._tokenizer.encode(sentence, self._window.max_words)
+    ids = np.stack([self._tokenizer.encode(sentence, self._window.max_tokens)
                     for sentence in sentences])
     for sentence, row in zip(sentences, ids, strict=True):
       if not row.any():

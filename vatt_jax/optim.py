@@ -153,11 +153,12 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     return Optimizer(update, schedule, None, clip)
 
   def scale(updates, params):
-    shares = share_of_rate(params, rules, layer_decay, layer_of)
+    shares = learning_rate_multipliers(params, rules, layer_decay, layer_of)
     return jax.tree.map(lambda x, share: x * share, updates, shares)
 
   def trained(params):
-    return jax.tree.map(bool, share_of_rate(params, rules, layer_decay, layer_of))
+    return jax.tree.map(
+        bool, learning_rate_multipliers(params, rules, layer_decay, layer_of))
 
   def frozen(params):
     return jax.tree.map(lambda x: not x, trained(params))
@@ -216,7 +217,7 @@ def _factor(decay: float, state_dtype: str) -> float | np.float32:
 _OPTIMIZERS = {'adam': adam, 'sgd': sgd}
 
 
-def share_of_rate(params: Mapping[str, Any], rules: Sequence[Rule],
+def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],
                   layer_decay: float = 1.0,
                   layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
   """What share of the learning rate each parameter gets, as a tree of floats.

@@ -280,5 +280,5 @@ def _of_input(run: recipe.Recipe, workdir: pathlib.Path) -> dict[str, int]:
   for path in workdir.glob('file_notes_*.jsonl'):
     notes.read(path)
   return {'input/skipped_files': len(notes.skipped),
-          'input/pictureless_files': len(notes.pictureless),
-          'input/soundless_files': len(notes.soundless)}
+          'input/no_video_files': len(notes.no_video),
+          'input/no_audio_files': len(notes.no_audio)}

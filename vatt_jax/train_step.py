@@ -62,15 +62,16 @@ class Task:
     seed: of all randomness.
     augment: what the device changes of a batch.
     frozen: parameters -> a tree of bool, True for those that are not trained.
-    num_parts: microbatches that the backbones take, one after the other: less memory,
-      and a third more work. Losses and the head still see the whole batch, and every
-      clip draws the same; only batch norm in a backbone is over a microbatch.
+    num_microbatches: microbatches that the backbones take, one after the other: less
+      memory, and a third more work. Losses and the head still see the whole batch,
+      and every clip draws the same; only batch norm in a backbone is over a
+      microbatch.
     average_decay: of the moving average of the parameters, which is evaluated in
       their place; 0 takes none.
     clip: gradients -> clipped ones (`optim.Optimizer.clip`), of the gradient of the
-      whole loss through the rows of each part, before the parts' are added; the head
-      sees all rows at once, and its gradient is not clipped. Needs `num_parts`, the
-      number of replicas. None clips nothing here.
+      whole loss through the rows of each microbatch, before these are added; the head
+      sees all rows at once, and its gradient is not clipped. Needs `num_microbatches`,
+      the number of replicas. None clips nothing here.
     mesh: over which state and batch are split; None leaves them where they are.
     rules: what of the state is split over which axis of it.
     num_clips: size of the dataset, for losses that keep a memory of it.
@@ -82,7 +83,7 @@ class Task:
   seed: int
   augment: augment.Augment = dataclasses.field(default_factory=augment.Augment)
   frozen: Callable[[Any], Any] | None = None
-  num_parts: int = 1
+  num_microbatches: int = 1
   average_decay: float = 0.0
   clip: Callable[[Any], Any] | None = None
   mesh: Mesh | None = None
@@ -158,7 +159,7 @@ class Task:
     batch = dict(batch, key=clip_keys.make(
         self.seed, state.step, len(jax.tree.leaves(batch)[0])))
     batch = self.augment.pair(pair_key, batch)
-    gradients = (self._gradients if self.num_parts == 1 else
+    gradients = (self._gradients if self.num_microbatches == 1 else
                  self._gradients_by_microbatch)
     grads, metrics, model_state, memory = gradients(state, model_key, batch)
     with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
@@ -204,7 +205,7 @@ class Task:
     With `clip`, a microbatch plays a replica of the released code.
     """
     def encode(params, index):
-      inputs = self.augment(sharding.take_rows(batch, index, self.num_parts))
+      inputs = self.augment(sharding.take_rows(batch, index, self.num_microbatches))
       encoded, model_state = self._apply(state, params, inputs, key=key,
                                          method='encode')
       stats = {k: v for k, v in model_state.items() if k == 'batch_stats'}
@@ -220,12 +221,12 @@ class Task:
 
     def add(grads, index):
       _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
-      (more,) = pull_back(sharding.take_rows(by_pooled, index, self.num_parts))
+      (more,) = pull_back(sharding.take_rows(by_pooled, index, self.num_microbatches))
       if self.clip is not None:
         more = self.clip(more)
       return jax.tree.map(jnp.add, grads, more), None
 
-    each = jnp.arange(self.num_parts)
+    each = jnp.arange(self.num_microbatches)
     pooled, (inputs, stats, seen) = jax.lax.map(
         lambda i: encode(state.params, i), each)
     pooled, inputs = sharding.join_rows((pooled, inputs))

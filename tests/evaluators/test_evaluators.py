@@ -25,7 +25,7 @@ COUNT = 16
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_words=8)
+  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips], 256)
   return pipeline.Reader(clips, window, tokenizer, pipeline.FileNotes(0.1, COUNT))
 
@@ -175,7 +175,7 @@ def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, c
 
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips
                                         if c.captions], 256)
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_words=8)
+  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
   pool = Quiet(clips, window, tokenizer, pipeline.FileNotes(1.0, 10))
   evaluator = retrieval.Retrieval(_oracle, pool, 4)
   with caplog.at_level('INFO'):
@@ -193,7 +193,7 @@ def test_what_clips_lack_leaves_them_out_and_is_said_once(toy_world, tmp_path, c
 def test_the_share_of_unknown_words_is_logged_once(reader, caplog):
   captions = [clip.captions[0].text for clip in reader.clips]
   known = text.WordTokenizer.build(captions, 7)
-  ids = np.stack([known.encode(c, reader.window.max_words) for c in captions])
+  ids = np.stack([known.encode(c, reader.window.max_tokens) for c in captions])
   unknown, total = (ids == known.unknown).sum(), (ids != 0).sum()
   assert 0 < unknown < total
   evaluator = retrieval.Retrieval(

@@ -20,7 +20,7 @@ from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 
 WINDOW = pipeline.Window(num_frames=4, frame_rate_hz=5.0, image_size=16, audio_hz=4000,
-                         num_candidates=3, max_words=6, min_crop_area=0.5)
+                         num_candidates=3, max_tokens=6, min_crop_area=0.5)
 
 
 def _reader(clips, max_bad_fraction=0.1, log=None):
@@ -275,7 +275,7 @@ def test_a_clip_without_sound_is_masked_and_noted(toy_world, tmp_path):
   reader = _reader([clip.Clip(str(tmp_path / 'quiet.mp4'))])
   batch, = pipeline.eval_batches(reader, 1)
   assert batch['mask'].all() and not batch['has_audio'].any()
-  assert 'has no audio stream' in reader.notes.soundless[str(tmp_path / 'quiet.mp4')]
+  assert 'has no audio stream' in reader.notes.no_audio[str(tmp_path / 'quiet.mp4')]
   assert not reader.notes.skipped
 
 
@@ -453,7 +453,7 @@ def test_a_silent_file_is_read_as_zeros_and_not_noted(tmp_path):
     batch, = pipeline.eval_batches(reader, 1)
     assert batch['mask'].all() and batch['has_audio'].all()
     assert not batch['audio'].any()
-    assert not reader.notes.skipped and not reader.notes.soundless
+    assert not reader.notes.skipped and not reader.notes.no_audio
 
 
 def test_silent_clips_neither_end_an_audio_run_nor_are_replaced():

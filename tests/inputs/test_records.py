@@ -24,7 +24,7 @@ from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 
 WINDOW = pipeline.Window(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000,
-                         num_candidates=3, max_words=6, min_crop_area=0.5)
+                         num_candidates=3, max_tokens=6, min_crop_area=0.5)
 WORDS = text.WordTokenizer(('red', 'blue', 'circle', 'square', 'a', 'star', 'left'))
 NUM_CLIPS = 6
 SOUND_HZ = 16_000

@@ -23,7 +23,7 @@ SPECIFIC = dict(
 AGNOSTIC = dict(
     video=dict(patch=(2, 4, 4), drop_token_rate=0.5),
     audio=dict(patch=(16,), drop_token_rate=0.5),
-    text=dict(vocabulary_size=32, max_words=5), head=HEAD, shared=SIZE)
+    text=dict(vocabulary_size=32, max_tokens=5), head=HEAD, shared=SIZE)
 
 
 def _apply(model, variables, batch):
@@ -436,7 +436,7 @@ def test_a_classifier_gives_logits_of_one_modality():
     (dict(AGNOSTIC, shared=dict(SIZE, depht=1)),
      r'model\.shared\.depht: unknown key; did you mean depth\?'),
     (dict(AGNOSTIC, shared=dict(SIZE, projected_width=9)), 'projected_width: unknown'),
-    (dict(AGNOSTIC, text=dict(vocabulary_size=9)), r'model\.text\.max_words: missing'),
+    (dict(AGNOSTIC, text=dict(vocabulary_size=9)), r'model\.text\.max_tokens: missing'),
     (dict(video=dict(SIZE, depth=0)), r'model\.video\.depth=0: expected 1 or more'),
     (dict(AGNOSTIC, shared=dict(SIZE, depth=0)), r'shared\.depth=0: expected 1 or'),
     (dict(text=dict(SIZE, depth=-1)), r'model\.text\.depth=-1: expected 0 or more'),

@@ -99,7 +99,7 @@ def _input(modality, tokenizer):
   """A clip or two, of places enough that their positions have hardly a mean."""
   rng = np.random.default_rng(0)
   if modality == 'text':
-    return rng.integers(1, tokenizer.vocabulary_size, (8, tokenizer.max_words or 16))
+    return rng.integers(1, tokenizer.vocabulary_size, (8, tokenizer.max_tokens or 16))
   if modality == 'video':
     t, h, w = tokenizer.patch
     clips = frames((4 * t, 6 * h, 6 * w), rng)[None]

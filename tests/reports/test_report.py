@@ -134,7 +134,7 @@ def test_a_wide_table_scrolls_in_its_own_box_and_no_script_is_needed(tmp_path):
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_words=8)
+  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
   return pipeline.Reader(clips, window, text.WordTokenizer(('a',)),
                          pipeline.FileNotes(0.1, len(clips)))
 

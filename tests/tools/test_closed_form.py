@@ -20,7 +20,7 @@ CLIP = dict(
 SPECIFIC = dict(video=dict(SMALL, drop_token_rate=0.3), audio=SMALL,
                 text=dict(SMALL, **TEXT))
 AGNOSTIC = dict(video=dict(drop_token_rate=0.5), audio={},
-                text=dict(TEXT, max_words=16), shared=SMALL)
+                text=dict(TEXT, max_tokens=16), shared=SMALL)
 
 MODELS = {
     'specific': dict(SPECIFIC, head={}),
@@ -58,7 +58,7 @@ def test_the_formula_is_what_is_counted(name):
 
 def test_every_part_of_the_table_agrees():
   model = build.build_model(
-      video=dict(drop_token_rate=0.5), text=dict(TEXT, max_words=7), shared=SMALL,
+      video=dict(drop_token_rate=0.5), text=dict(TEXT, max_tokens=7), shared=SMALL,
       head={})
   rows = cost.table(model, {m: CLIP[m] for m in model.tokenizers})
   assert [row.part for row in rows] == ['video', 'text', 'shared', 'head', 'total']

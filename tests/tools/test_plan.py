@@ -86,7 +86,7 @@ def fitting(needed, refused=()):
   def make(config, topology):
     if refused and config.get(refused) is not None:
       raise UserError(f'config.{refused}: unknown key')
-    changed = len([k for k in ('num_parts', 'mesh') if k in config])
+    changed = len([k for k in ('num_microbatches', 'mesh') if k in config])
     changed += 'remat' in config['model']
     size = needed[changed]
     return dataclasses.replace(SHORT, hbm_bytes_per_core=size,
@@ -99,9 +99,10 @@ def test_settings_are_added_until_a_step_fits():
   g = 2 ** 30
   found = plan.try_to_fit(config, SHORT, fitting([48 * g, 20 * g, 15 * g]))
   assert [t.settings for t in found.tries] == [
-      {'model.remat': 'dots'}, {'model.remat': 'dots', 'num_parts': 2}]
+      {'model.remat': 'dots'}, {'model.remat': 'dots', 'num_microbatches': 2}]
   assert [t.fits for t in found.tries] == [False, True]
-  found = plan.try_to_fit(config, SHORT, fitting([48 * g, 20 * g, 15 * g], 'num_parts'))
+  found = plan.try_to_fit(config, SHORT,
+                          fitting([48 * g, 20 * g, 15 * g], 'num_microbatches'))
   assert found.tries[-1].settings == {'model.remat': 'dots', 'mesh.fsdp': 8}
   nothing = plan.try_to_fit(config, SHORT, fitting([48 * g] * 4))
   assert nothing.tries == []
@@ -112,7 +113,7 @@ def test_what_a_recipe_has_is_no_remedy():
   known = pretrain_mbs.get_config().to_dict()
   keys = [key for key, _ in plan.remedies(known)]
   assert list(dict.fromkeys(keys)) == [
-      'model.remat', 'num_parts', 'mesh.fsdp', 'optim.state_dtype', 'batch_size']
+      'model.remat', 'num_microbatches', 'mesh.fsdp', 'optim.state_dtype', 'batch_size']
   assert dict(plan.remedies(known))['mesh.fsdp'] == 64    # 'auto' is at most 8
   known['model']['remat'] = 'blocks'
   assert 'model.remat' not in dict(plan.remedies(known))
@@ -125,12 +126,13 @@ def test_plans_stand_side_by_side():
           arguments=2 ** 32, outputs=0, temporaries=2 ** 31, program=2 ** 31),
       prediction=plan.predict(hlo.parse(PROGRAM), V3), mfu=0.5, days=3.0,
       core_days=24.0)
-  tried = dataclasses.replace(SHORT, tries=[plan.Try({'num_parts': 2}, 2 ** 33, True)])
+  tried = dataclasses.replace(
+      SHORT, tries=[plan.Try({'num_microbatches': 2}, 2 ** 33, True)])
   text = plan.as_text([good, tried])
   memory = next(line for line in text.splitlines() if line.startswith('memory'))
   assert memory.split()[-2:] == ['8.00', '48.00']
   assert 'needs 48.00 GiB a core of 16.00, 32.00 too many' in text
-  assert 'fits with config.num_parts=2: 8.00 GiB' in text
+  assert 'fits with config.num_microbatches=2: 8.00 GiB' in text
   assert 'models/layers.py:129' in text and '50.0%' in text
   names = good.as_json()
   assert names.keys() == tried.as_json().keys() >= {

@@ -32,7 +32,7 @@ SPECIFIC = dict(
     head=dict(video_audio_dim=12, video_text_dim=10))
 UNIFIED = dict(
     variant='release', video=dict(patch=(2, 4, 4)), audio=dict(patch=(8,)),
-    text=dict(vocabulary_size=20, table_width=6, max_words=5),
+    text=dict(vocabulary_size=20, table_width=6, max_tokens=5),
     shared=dict(projected_width=14, **TINY), head=SPECIFIC['head'])
 TUNED = dict(variant='release', audio=dict(patch=(8,)),
              shared=dict(projected_width=14, **TINY),

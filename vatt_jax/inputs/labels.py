@@ -136,5 +136,5 @@ def _split(clip: Clip, column: str, several: bool) -> list[str]:
     return separate(text)
   if _SEPARATOR in text:
     raise UserError(f'{clip.path}: {column}={text!r} joins several labels; expected '
-                    'one, or set config.data.several_labels=True')
+                    'one, or set config.data.multi_label=True')
   return [text] if text else []

@@ -63,7 +63,7 @@ class Window:
       one spans the clip as the frames do: at the clip's begin, middle and end, both
       begin, have their middle, and end together.
     num_candidates: sentences, the nearest in time (MIL-NCE's positives).
-    max_words: of a sentence.
+    max_tokens: of a sentence.
     min_crop_area: in training, the least area of a random crop, as a share of the
       picture's.
     max_crop_aspect: in training, the most that a crop is wider than high, or higher
@@ -86,7 +86,7 @@ class Window:
   audio_hz: int
   audio_seconds: float = 0.0
   num_candidates: int = 5
-  max_words: int = 16
+  max_tokens: int = 16
   min_crop_area: float = 1.0
   max_crop_aspect: float = 1.0
   scale_jitter: float = 0.0
@@ -127,7 +127,7 @@ class Window:
     size = self.image_size
     arrays = dict(video=np.zeros((self.num_frames, size, size, 3), np.uint8),
                   audio=np.zeros(self.num_samples, np.int16),
-                  text=np.zeros((self.num_candidates, self.max_words), np.int32))
+                  text=np.zeros((self.num_candidates, self.max_tokens), np.int32))
     example = dict(id=np.zeros((), np.int32), mask=np.zeros((), bool))
     for modality in self.modalities:
       example |= {modality: arrays[modality], f'has_{modality}': np.zeros((), bool)}
@@ -149,8 +149,8 @@ class FileNotes:
 
   Attributes:
     skipped: path -> why it could not be read.
-    pictureless: path -> why its pictures are masked.
-    soundless: path -> why its audio is masked; a silent file's is not.
+    no_video: path -> why its pictures are masked.
+    no_audio: path -> why its audio is masked; a silent file's is not.
   """
 
   def __init__(self, max_bad_fraction: float, num_files: int | None,
@@ -170,8 +170,8 @@ class FileNotes:
     self._lock = threading.Lock()
     self._read: set[str] = set()
     self.skipped: dict[str, str] = {}
-    self.pictureless: dict[str, str] = {}
-    self.soundless: dict[str, str] = {}
+    self.no_video: dict[str, str] = {}
+    self.no_audio: dict[str, str] = {}
     if path is not None and path.exists():
       self.read(path)
 
@@ -183,7 +183,7 @@ class FileNotes:
       getattr(self, row['note'])[row['path']] = row['reason']
 
   def add_good(self, path: str, lacks: Mapping[str, str]) -> None:
-    """Counts a file that was read; `pictureless` or `soundless` -> why it is masked."""
+    """Counts a file that was read; `no_video` or `no_audio` -> why it is masked."""
     with self._lock:
       self._read.add(path)
       for note, reason in lacks.items():
@@ -317,12 +317,12 @@ class Reader:
     else:
       crops = self._pictures(file, start, end, choose)
       if not crops[0]['has_video']:
-        lacks['pictureless'] = f'{clip.path}: has no picture'
+        lacks['no_video'] = f'{clip.path}: has no picture'
     if 'audio' in window.modalities:
-      common, soundless = self._sound(
+      common, no_audio = self._sound(
           clip, file, begin(window.audio_seconds or window.seconds), end)
-      if soundless:
-        lacks['soundless'] = soundless
+      if no_audio:
+        lacks['no_audio'] = no_audio
     if 'text' in window.modalities:
       text = self._candidates(clip, start + window.seconds / 2)
       common |= dict(text=text, has_text=np.any(text != 0))
@@ -372,26 +372,26 @@ class Reader:
     """audio and has_audio, and why there is none, if so."""
     window = self.window
     try:
-      audio, soundless = file.sound(start, window.num_samples, window.audio_hz), ''
+      audio, no_audio = file.sound(start, window.num_samples, window.audio_hz), ''
     except media.MediaError as e:    # the picture may be good: only the sound is masked
-      audio, soundless = None, str(e)
+      audio, no_audio = None, str(e)
     if audio is None:
-      soundless = soundless or f'{clip.path}: has no audio stream'
+      no_audio = no_audio or f'{clip.path}: has no audio stream'
       audio = np.zeros(window.num_samples, np.float32)
     length = round((end - start) * window.audio_hz)
     if window.short == 'loop' and 0 < length < window.num_samples:
       audio = np.resize(audio[:length], len(audio))    # repeats, as the frames do
     else:
       audio[length:] = 0
-    example = dict(audio=media.to_int16(audio), has_audio=np.bool_(not soundless))
-    return example, soundless
+    example = dict(audio=media.to_int16(audio), has_audio=np.bool_(not no_audio))
+    return example, no_audio
 
   def _candidates(self, clip: clip_lib.Clip, middle: float) -> np.ndarray:
     """The sentences nearest in time.  -> int32 [K, N]."""
     window = self.window
-    text = np.zeros((window.num_candidates, window.max_words), np.int32)
+    text = np.zeros((window.num_candidates, window.max_tokens), np.int32)
     for i, caption in enumerate(nearest(clip.captions, middle, window.num_candidates)):
-      text[i] = self.tokenizer.encode(caption.text, window.max_words)
+      text[i] = self.tokenizer.encode(caption.text, window.max_tokens)
     return text
 
 

@@ -74,7 +74,8 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
                    row) for number, row, *_ in _Table(root, ('path',))]
     folder = root.parent
   else:
-    raise UserError(f'{path}: no such folder or file; expected {_EXPECTED}')
+    raise UserError(f'{path}: no such folder or file; {_how_to_build(root)}expected '
+                    f'{_EXPECTED}')
   if not clips:
     raise UserError(f'{path}: holds no clips; expected media files '
                     '(.mp4, .mkv, .webm, ...) or rows with a path')
@@ -91,6 +92,15 @@ def is_indexed(path: str, captions: str) -> bool:
   root = pathlib.Path(path)
   return not captions or caption_index.is_ready(
       (root if root.is_dir() else root.parent) / captions)
+
+
+def _how_to_build(path: pathlib.Path) -> str:
+  """Returns the command that makes a dataset of `data/`, for an error message."""
+  folder = path if path.parent.name == 'data' else path.parent
+  if folder.parent.name != 'data' or not folder.with_suffix('.py').is_file():
+    return ''
+  return (f'make it with `python -m data.{folder.name} --out={folder}` (--help lists '
+          'its flags); ')
 
 
 def each(clips: Sequence[Clip], indices: Iterable[int] | None = None

@@ -56,10 +56,10 @@ class Tokenizer(abc.ABC):
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a file that `load` reads."""
 
-  def encode(self, text: str, max_words: int) -> np.ndarray:
-    """Clipped or padded to `max_words`.  -> int32 [max_words]."""
-    ids = self.ids(text)[:max_words]
-    return np.pad(np.asarray(ids, np.int32), (0, max_words - len(ids)))
+  def encode(self, text: str, max_tokens: int) -> np.ndarray:
+    """Clipped or padded to `max_tokens`.  -> int32 [max_tokens]."""
+    ids = self.ids(text)[:max_tokens]
+    return np.pad(np.asarray(ids, np.int32), (0, max_tokens - len(ids)))
 
   def count_unknown(self, text: str) -> tuple[int, int]:
     """How many words, or pieces, the vocabulary lacks, and of how many."""

@@ -67,7 +67,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
       (`inputs.word_vectors`); no model reads it.
     shared: the size of the one Transformer for all, and in the release's reading
       `projected_width`, of its projected output (default: its width); then the
-      modalities give no size, and text gives `max_words`.
+      modalities give no size, and text gives `max_tokens`.
     head: settings of `heads.FacHead`, or with `name='classifier'` of
       `heads.Classifier`; None for features only.
     variant: how to read the paper where its code differs: 'paper', or 'release'.
@@ -134,8 +134,8 @@ def _specific(modalities: Settings, release: bool, style: Settings, common: Sett
 def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Settings,
               common: Settings) -> _Parts:
   """One Transformer, of a style, for all."""
-  if not modalities.get('text', {'max_words': 1}).get('max_words'):
-    raise UserError('config.model.text.max_words: missing; without positions, one '
+  if not modalities.get('text', {'max_tokens': 1}).get('max_tokens'):
+    raise UserError('config.model.text.max_tokens: missing; without positions, one '
                     'Transformer for all could not tell the order of words')
   size, rest = _size('model.shared', shared)
   width, projectors = size.pop('width'), {}

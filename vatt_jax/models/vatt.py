@@ -270,7 +270,7 @@ class TextTokenizer(nn.Module):
   Attributes:
     width: D.
     vocabulary_size: of ids.
-    max_words: rows of the table of positions; 0 for no positions.
+    max_tokens: rows of the table of positions; 0 for no positions.
     release: as the released code has it: words are looked up in a frozen table of
       vectors that came from word2vec (of `table_width`, which is then D; the tower
       projects them); where there are positions, a linear layer with GELU brings
@@ -281,7 +281,7 @@ class TextTokenizer(nn.Module):
   """
   width: int
   vocabulary_size: int
-  max_words: int = 0
+  max_tokens: int = 0
   release: bool = False
   table_width: int = 300
   dropout_rate: float = 0.0
@@ -290,8 +290,8 @@ class TextTokenizer(nn.Module):
   @nn.compact
   def __call__(self, text: jax.Array, clips: jax.Array | None = None) -> Tokens:
     x = self._look_up(text)
-    if self.max_words:
-      table = positions.table(self, 'positions', self.max_words, self.width)
+    if self.max_tokens:
+      table = positions.table(self, 'positions', self.max_tokens, self.width)
       if self.release:
         x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
         table = positions.fit(table, 'positions', text.shape[1], release=True)

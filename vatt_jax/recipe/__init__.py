@@ -242,7 +242,7 @@ def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
           model: Settings, losses: Mapping[str, Settings] | None = None,
           optim: Settings | None = None, augment: Settings | None = None,
-          num_parts: int = 1, average_decay: float = 0.0,
+          num_microbatches: int = 1, average_decay: float = 0.0,
           mesh: Settings | None = None,
           sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
           extended: Sequence[tuple[int, int]] = (),
@@ -250,7 +250,7 @@ def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
   """The sections of a config that say what one step computes, and where."""
   return task_section.make(
       seed, total_steps, batch_size, call('window', pipeline.Window, window), model,
-      losses or {}, optim, augment or {}, num_parts, average_decay,
+      losses or {}, optim, augment or {}, num_microbatches, average_decay,
       call('mesh', sharding.make_mesh, mesh or {}, batch_size=batch_size,
            devices=devices), sharding_rules, extended)
 
@@ -263,7 +263,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
            optim: Settings | None = None, checkpoint: Settings | None = None,
            augment: Settings | None = None, figures: Settings | None = None,
            hooks: Mapping[str, Settings] | None = None,
-           init_from: str = '', num_parts: int = 1, average_decay: float = 0.0,
+           init_from: str = '', num_microbatches: int = 1, average_decay: float = 0.0,
            mesh: Settings | None = None,
            sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
            extended: Sequence[tuple[int, int]] = ()) -> Recipe:
@@ -276,9 +276,9 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   sizes = call('window', pipeline.Window, window)
   task = _task(
       seed=seed, total_steps=total_steps, batch_size=batch_size, window=window,
-      model=model, losses=losses, optim=optim, augment=augment, num_parts=num_parts,
-      average_decay=average_decay, mesh=mesh, sharding_rules=sharding_rules,
-      extended=extended)
+      model=model, losses=losses, optim=optim, augment=augment,
+      num_microbatches=num_microbatches, average_decay=average_decay, mesh=mesh,
+      sharding_rules=sharding_rules, extended=extended)
   given, source = call('data', data_section.Data, data), weights_from or init_from
   # Then it goes on from there.
   begun = bool(total_steps and checkpoint_lib.steps(workdir))

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import pathlib
-import subprocess
-import sys
 
 from absl import logging
 import jax
@@ -52,9 +50,7 @@ class Data:
     label_map: a CSV file of all classes in order (`inputs.labels`); empty for that of
       the checkpoint that the run starts from, if it has all of the clips' labels, or
       else these in alphabetical order.
-    several_labels: a clip may have several at once, joined by `|`.
-    builder: the module of `data/` that makes the folder of `path`, which has its
-      name, where it is missing; empty for none.
+    multi_label: a clip may have several at once, joined by `|`.
     max_bad_fraction: the share of broken files that ends the run.
 
   Raises:
@@ -69,8 +65,7 @@ class Data:
   drop_stop_words: bool = False
   label: str = ''
   label_map: str = ''
-  several_labels: bool = False
-  builder: str = ''
+  multi_label: bool = False
   max_bad_fraction: float = 0.1
 
   def __post_init__(self):
@@ -106,7 +101,6 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
     init_from: the checkpoint that words and classes may come from.
     workdir: of the run.
   """
-  _build_data(data)
   clips = _clips(data)
   host = jax.process_index()    # each writes a file of its own
   notes = pipeline.FileNotes(
@@ -124,23 +118,8 @@ def _clips(data: Data, captions: bool = True) -> sources.Mixture:
 
 
 def is_prepared(data: Data) -> bool:
-  """Returns whether the sources open as they are: nothing is built before."""
-  if data.builder and data.sources and not (
-      pathlib.Path(data.sources[0][0]).parent.exists()):
-    return False
+  """Returns whether the sources open as they are, without an index to build."""
   return all(itertools.starmap(sources.is_indexed, data.sources))
-
-
-def _build_data(data: Data) -> None:
-  if not data.sources:
-    return
-  folder = pathlib.Path(data.sources[0][0]).parent
-  if data.builder.endswith(f'.{folder.name}') and not folder.exists():
-    logging.info('Making %s (python -m %s --out=%s)', folder, data.builder, folder)
-    made = subprocess.run([sys.executable, '-m', data.builder, f'--out={folder}'])
-    if made.returncode:
-      raise UserError(f'config.data.builder={data.builder!r}: failed to make {folder}; '
-                      'its own words are above')
 
 
 def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
@@ -156,7 +135,7 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
   begun = (workdir / checkpoint.CONFIG_FILE).exists()
   path = workdir / labels.FILE_NAME if begun else data.label_map
   if path:
-    classes = labels.read(path, data.label, data.several_labels)
+    classes = labels.read(path, data.label, data.multi_label)
     # Of records, of which to read all takes too long, the first must do.
     listed = all(isinstance(part, list) for part in clips.parts)
     known = list(itertools.islice(sources.each(clips), None if listed else _NUM_TRIED))
@@ -166,14 +145,14 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
       classes.encode(one)
     return classes
   path = checkpoint.split(init_from)[0] / labels.FILE_NAME
-  theirs = (labels.read(path, data.label, data.several_labels)
+  theirs = (labels.read(path, data.label, data.multi_label)
             if init_from and path.exists() else None)
   if theirs is not None and not len(clips):    # only evaluated
     return theirs
   if not len(clips):
     raise UserError('config.data.path: is empty; the classes are found there, or set '
                     'config.data.label_map to a list of them')
-  found = labels.find(sources.each(clips), data.label, data.several_labels, where)
+  found = labels.find(sources.each(clips), data.label, data.multi_label, where)
   return theirs if theirs and set(found.names) <= set(theirs.names) else found
 
 
@@ -191,7 +170,6 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
   if not data.label:
     raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
                     'label to the column of the manifest that has the classes')
-  _build_data(data)
   classes = _labels(data, _clips(data, captions=False), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
   return config | {'model': config['model'] | {'head': head}}, classes

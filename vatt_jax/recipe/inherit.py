@@ -157,7 +157,7 @@ def _model(ours: Settings, theirs: Settings, where: str) -> dict[str, Any]:
 
 def _window(ours: Settings, theirs: Settings) -> dict[str, Any]:
   read = ours.get('modalities') or pipeline.MODALITIES
-  unused = () if 'text' in read else ('num_candidates', 'max_words')
+  unused = () if 'text' in read else ('num_candidates', 'max_tokens')
   return _filled(ours, {k: v for k, v in theirs.items()
                         if k not in (*_NOT_INHERITED, *unused)})
 

@@ -29,8 +29,9 @@ from vatt_jax.models import multimodal
 
 def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
          model: Settings, losses: Mapping[str, Settings],
-         optim_settings: Settings | None, augment_settings: Settings, num_parts: int,
-         average_decay: float, mesh: Mesh, rules: Sequence[sharding.Rule],
+         optim_settings: Settings | None, augment_settings: Settings,
+         num_microbatches: int, average_decay: float, mesh: Mesh,
+         rules: Sequence[sharding.Rule],
          extended: Sequence[tuple[int, int]] = ()) -> train_step.Task:
   """Builds the task of a config.
 
@@ -48,35 +49,37 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   else:
     optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps,
                      layer_of=network.layer_of, extended=extended)
-  num_parts = _count_parts(num_parts, batch_size, optimizer, optim_settings or {})
+  num_microbatches = _count_microbatches(num_microbatches, batch_size, optimizer,
+                                         optim_settings or {})
   _check_rate(network, window.audio_hz)
-  _check_words(model, window.max_words)
+  _check_words(model, window.max_tokens)
   return train_step.Task(network, built, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
-                   num_parts, average_decay, optimizer.clip, mesh,
+                   num_microbatches, average_decay, optimizer.clip, mesh,
                    sharding.check_rules(rules))
 
 
-def _count_parts(num_parts: int, batch_size: int, optimizer: optim.Optimizer,
-                 optim_settings: Settings) -> int:
+def _count_microbatches(num_microbatches: int, batch_size: int,
+                        optimizer: optim.Optimizer, optim_settings: Settings) -> int:
   """Returns the number of parts, which is that of the replicas where each is clipped.
 
   Raises:
     UserError: it does not divide the batch, or is neither 1 nor that of the replicas.
   """
   if optimizer.clip is None:
-    if num_parts < 1 or batch_size % num_parts:
-      raise UserError(f'config.num_parts={num_parts}: expected a divisor of batch_size='
-                      f'{batch_size}')
-    return num_parts
+    if num_microbatches < 1 or batch_size % num_microbatches:
+      raise UserError(f'config.num_microbatches={num_microbatches}: expected a '
+                      f'divisor of batch_size={batch_size}')
+    return num_microbatches
   replicas = optim_settings['clip_replicas']
   if batch_size % replicas:
     raise UserError(f'config.optim.clip_replicas={replicas}: expected a divisor of '
                     f'batch_size={batch_size}')
-  if num_parts not in (1, replicas):
+  if num_microbatches not in (1, replicas):
     raise UserError(
-        f'config.num_parts={num_parts}: expected 1 or config.optim.clip_replicas='
-        f'{replicas}, because the gradient of each replica is clipped by itself')
+        f'config.num_microbatches={num_microbatches}: expected 1 or config.optim.'
+        f'clip_replicas={replicas}, for the gradient of each replica is clipped by '
+        'itself')
   return replicas
 
 
@@ -124,7 +127,7 @@ def check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
   for name, loss in task.losses.items():
     if classes.several and isinstance(loss, classification.Softmax):
       raise UserError(f"config.losses.{name}.name='softmax': needs one class per clip; "
-                      "with config.data.several_labels use 'bce'")
+                      "with config.data.multi_label use 'bce'")
 
 
 def _check_rate(network: multimodal.MultimodalModel, audio_hz: int) -> None:
@@ -137,11 +140,11 @@ def _check_rate(network: multimodal.MultimodalModel, audio_hz: int) -> None:
                     'equal')
 
 
-def _check_words(model: Settings, max_words: int) -> None:
+def _check_words(model: Settings, max_tokens: int) -> None:
   """Raises UserError if one Transformer for all has too few positions for words."""
   if not (model.get('shared') and model.get('text')):
     return
-  known = model['text'].get('max_words', 0)
-  if known < max_words:
-    raise UserError(f'config.model.text.max_words={known}: expected '
-                    f'window.max_words={max_words} or more')
+  known = model['text'].get('max_tokens', 0)
+  if known < max_tokens:
+    raise UserError(f'config.model.text.max_tokens={known}: expected '
+                    f'window.max_tokens={max_tokens} or more')

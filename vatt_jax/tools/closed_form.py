@@ -77,7 +77,7 @@ def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
   cost = (_text(tokenizer, num_tokens) if name == 'text' else
           _raw(tokenizer, shape, num_tokens))
   width = tokenizer.width
-  if name == 'text' and tokenizer.release and not tokenizer.max_words:
+  if name == 'text' and tokenizer.release and not tokenizer.max_tokens:
     width = tokenizer.table_width    # the tower projects it
   if isinstance(tower, layers.WordMean):
     if tower.width:
@@ -89,9 +89,9 @@ def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
   if name in model.projectors:
     cost += linear(width, model.projectors[name].width, num_tokens + 1)
   cost *= times
-  if name == 'text' and tokenizer.release and num_tokens != tokenizer.max_words:
+  if name == 'text' and tokenizer.release and num_tokens != tokenizer.max_tokens:
     # The table of positions is stretched, once for all sentences.
-    cost += Cost(0, 2 * num_tokens * tokenizer.max_words * tokenizer.width)
+    cost += Cost(0, 2 * num_tokens * tokenizer.max_tokens * tokenizer.width)
   return cost
 
 
@@ -123,10 +123,10 @@ def _spectrogram(constants: Any, samples: int) -> tuple[list[int], Cost]:
 
 def _text(tokenizer: vatt.TextTokenizer, n: int) -> Cost:
   d = tokenizer.width
-  cost = Cost(tokenizer.max_words * d)
+  cost = Cost(tokenizer.max_tokens * d)
   if not tokenizer.release:
     return cost + Cost(tokenizer.vocabulary_size * d)
-  if tokenizer.max_words:
+  if tokenizer.max_tokens:
     cost += linear(tokenizer.table_width, d, n) + Cost(2 * d)
   return cost
 

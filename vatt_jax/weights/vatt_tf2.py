@@ -230,7 +230,7 @@ def _find_unified(shapes, head_dim):
   words = _rows(shapes, f'{places}text/', 'temporal')
   shared = _find_size(shapes, f'{_ALL}tx/', _of_tower(head_dim, 'shared', ('shared',)))
   shared['projected_width'] = shapes[f'{_ALL}post_proj/video/kernel'][1]
-  text = dict(_find_table(shapes, f'{raw}text/embeddings'), max_words=words)
+  text = dict(_find_table(shapes, f'{raw}text/embeddings'), max_tokens=words)
   return (dict(variant='release', video=video, audio=audio, text=text, shared=shared,
                head=_find_head(shapes)),
           dict(video=frames, audio=samples, text=jnp.zeros((1, 1, words), jnp.int32)))

@@ -272,9 +272,9 @@ def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
   policies = list(layers.REMAT)    # each keeps less than the one before
   for policy in policies[policies.index(config['model'].get('remat', 'none')) + 1:]:
     yield 'model.remat', policy
-  num_parts = config.get('num_parts', 1)
+  num_microbatches = config.get('num_microbatches', 1)
   for factor in (2, 4, 8):
-    yield 'num_parts', num_parts * factor
+    yield 'num_microbatches', num_microbatches * factor
   fsdp = config.get('mesh', {}).get('fsdp', 1)
   if fsdp != -1:    # 'auto' is no more than the largest
     yield 'mesh.fsdp', 8 * (sharding.AUTO_FSDP[0] if fsdp == 'auto' else int(fsdp))
