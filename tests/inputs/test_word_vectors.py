@@ -60,7 +60,7 @@ def test_an_npz_file_is_the_table_in_the_order_of_ids(dtype, tmp_path):
     (dict(vectors=np.zeros((5, 3))), r'shape \(5, 3\); expected floats'),
     (dict(vectors=np.zeros((6, 3), int)), r'int64 of shape \(6, 3\); expected floats'),
     (dict(vectors=np.full((6, 3), np.nan)), 'values that are not finite'),
-    (dict(table=np.zeros((6, 3))), r"has the arrays table; expected 'vectors' of shape"),
+    (dict(table=np.zeros((6, 3))), "has the arrays table; expected 'vectors' of shape"),
     (dict(vectors=np.array([[None] * 3] * 6)), 'not an .npz file of plain numbers')])
 def test_an_npz_file_that_does_not_fit_is_named(arrays, message, tmp_path):
   np.savez(tmp_path / 'v.npz', **arrays)
