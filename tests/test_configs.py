@@ -436,7 +436,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
     ('losses.video_text.form', 'symetric', r"losses\.video_text: form='symetric'"),
     ('window.frame_rate_hz', 0.0, r'config\.window: frame_rate_hz=0'),
     ('batch_size', 3, 'batch_size=3: expected a multiple of the 2 devices'),
-    ('losses.video_text.name', 'nec', r"losses\.video_text: name='nec': expected"),
+    ('losses.video_text.name', 'nec', r"video_text: name='nec': did you mean nce"),
     ('model.audio.num_heads', 3, r'model\.audio\.width=16: expected a multiple')])
 def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
@@ -464,9 +464,10 @@ def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(audio=None), r'losses\.video_audio: the model has no audio; remove'),
-    (dict(head=None), r'losses\.video_audio: needs a model that embeds'),
-    (dict(head=dict(name='classifier', num_classes=3)), 'needs a model that embeds')])
+    (dict(audio=None), r'video_audio: needs outputs\.embed\.video_audio\.audio'),
+    (dict(head=None), r'needs outputs\.embed.*; the model and data give outputs\.grid'),
+    (dict(head=dict(name='classifier', num_classes=3)),
+     'config.losses.video_audio: a classifier of video, audio, text: expected one')])
 def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   for part, settings in changes.items():
@@ -485,7 +486,8 @@ def test_chunks_that_do_not_split_the_batch_are_named(toy_world, tmp_path):
 def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['losses']['audio_text'] = dict(name='mil_nce', temperature=0.07)
-  with pytest.raises(UserError, match=r'set config\.model\.head\.audio_text=True'):
+  with pytest.raises(UserError, match=r'audio_text: needs outputs\.embed\.video_text'
+                                      r'\.audio; .* add it to config\.model \(its'):
     train.train(config, tmp_path / 'run')
 
 

@@ -132,7 +132,7 @@ def test_files_that_cannot_be_embedded_are_named(vatt, paths, tmp_path):
   assert '\n' not in str(error.value)
   silent = next(p for p in paths if not media.MediaFile(p).has_audio)
   assert len(vatt.videos([silent])) == 1
-  with pytest.raises(UserError, match=f'{re.escape(silent)}: has no sound'):
+  with pytest.raises(UserError, match=f'{re.escape(silent)}: has no audio stream'):
     vatt.audios([silent])
   with wave.open(str(tmp_path / 'a.wav'), 'wb') as file:
     file.setparams((1, 2, 8000, 0, 'NONE', ''))

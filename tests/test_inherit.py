@@ -85,7 +85,8 @@ def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
   c = inherit.inherit(config('retrieval').to_dict(), source)
   assert c['model']['video']['width'] == 16
   assert c['window'] == dict(num_frames=32, frame_rate_hz=12.5, image_size=224,
-                             audio_hz=48_000, max_tokens=16, num_candidates=1)
+                             audio_hz=48_000, audio_seconds=3.2, max_tokens=16,
+                             num_candidates=1)
 
 
 @pytest.mark.parametrize('name', FOLDER_CONFIGS)

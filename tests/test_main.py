@@ -135,8 +135,9 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
       '1', '4', '8', '12']
   assert 'compiled in' in progress[0]
   assert all('clips/s' in line and line.endswith(' left') for line in progress[1:])
-  # And how large the model is, and which of the two evaluations is under way.
-  assert len(lines) == len(progress) + 3, done.stderr
+  # And the size of the model, the share of unknown words in the captions, and which of
+  # the two evaluations is under way.
+  assert len(lines) == len(progress) + 4, done.stderr
   assert 'retrieval/text_to_video/R@10' in done.stdout
   rows = [json.loads(line) for line in
           (workdir / 'metrics.jsonl').read_text().splitlines()]

@@ -103,7 +103,8 @@ def _step(name='sgd', grads=GRADS, **settings):
 
 def test_momentum_adds_up_as_in_the_release():
   """Two steps of v = 0.9 v + g, p = p - rate v; without Nesterov's look ahead."""
-  sgd, schedule, frozen = optim.build(10, 0.1, 0.0, 2, name='sgd', decay='half_cosine')
+  sgd, schedule, frozen, _ = optim.build(10, 0.1, 0.0, 2, name='sgd',
+                                         decay='half_cosine')
   p, v, state = jnp.array([1.0]), 0, sgd.init(jnp.array([1.0]))
   for t, g in enumerate([0.5, -2.0, 1.0]):
     v = 0.9 * v + g

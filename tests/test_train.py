@@ -46,7 +46,8 @@ def test_after_a_signal_no_other_evaluation_begins(tmp_path):
     def run(state):
       ran.append(name)
       yield 'measure', 1.0
-    return evals.Evaluation(types.SimpleNamespace(run=run), 0, beside_random=False)
+    return evals.Evaluation(types.SimpleNamespace(run=run), 0, beside_random=False,
+                            where=name)
 
   def check():
     if ran:

@@ -273,12 +273,15 @@ def test_rows_of_a_batch_are_augmented_as_in_the_whole():
 
 
 def test_augmentation_returns_the_draws_that_it_used():
-  batch = dict(video=CLIP, key=clip_keys.make(0, 0, 4))
-  out = augment.Augment(reverse_rate=0.5)(batch)
-  reversed_ = np.asarray(out['draws']['reverse']) < 0.5
-  for flag, before, after in zip(reversed_, PLAIN['video'], out['video'], strict=True):
-    np.testing.assert_allclose(after, before[::-1] if flag else before, atol=1e-6)
-  assert set(reversed_) == {False, True}
+  seen = set()
+  for step in range(3):
+    batch = dict(video=CLIP, key=clip_keys.make(0, step, 4))
+    out = augment.Augment(reverse_rate=0.5)(batch)
+    flags = np.asarray(out['draws']['reverse']) < 0.5
+    for flag, before, after in zip(flags, PLAIN['video'], out['video'], strict=True):
+      np.testing.assert_allclose(after, before[::-1] if flag else before, atol=1e-6)
+    seen |= set(flags.tolist())
+  assert seen == {False, True}
 
 
 def test_draws_belong_to_seed_step_and_row():

@@ -135,12 +135,12 @@ def _looping(window=WINDOW, **changes):
 
 def _numbered(count, rate_hz, **sound):
   """A record whose frame i is of grey 10 * i."""
-  images = []
+  encoded = []
   for i in range(count):
     image = io.BytesIO()
     Image.new('RGB', (16, 16), (10 * i,) * 3).save(image, 'PNG')
-    images.append(image.getvalue())
-  return clip.Clip('short', content=images.Stills('short', images, rate_hz, **sound))
+    encoded.append(image.getvalue())
+  return clip.Clip('short', content=images.Stills('short', encoded, rate_hz, **sound))
 
 
 def _order(reader, **kwargs):

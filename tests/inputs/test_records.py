@@ -153,9 +153,9 @@ def packs(plain, tmp_path_factory):
     folders[kind] = root / kind.replace(' ', '_')
     folders[kind].mkdir()
 
-  records = [records.to_example(c, f'{i:04d}.mp4', media=m, start=c.start, end=c.end)
+  rows = [records.to_example(c, f'{i:04d}.mp4', media=m, start=c.start, end=c.end)
              for i, (c, m) in enumerate(zip(plain, contents, strict=True))]
-  for shard, part in enumerate((records[:half], records[half:])):
+  for shard, part in enumerate((rows[:half], rows[half:])):
     _write_array_record(folders['array_record of media']
                         / f'train-{shard:05d}-of-00002.array_record', part)
   _write_array_record(folders['array_record of frames'] / 'train.array_record', [
@@ -358,7 +358,7 @@ def test_a_film_comes_before_its_thumbnail_and_its_sound_apart(packs, plain, tmp
 
 
 def _junk(kind, tmp_path, packs):
-  """A source of `kind` whose second of twelve records is malformed."""
+  """A source of `kind` whose second of twelve rows is malformed."""
   if kind == 'array_record':
     good = [records.to_example(clip_lib.Clip(''), f'{i}.mp4', media=_film(packs))
             for i in range(12)]
@@ -378,8 +378,8 @@ def _junk(kind, tmp_path, packs):
   folder = _prepare_tfds(tmp_path, 'tfrecord', features,
                          [dict(image=np.full((8, 8, 3), 99, np.uint8))] * 12)
   shard = next(folder.glob('*tfrecord*'))
-  records = [r.numpy() for r in tf.data.TFRecordDataset(str(shard))]
-  _write_tfrecord(shard, [records[0], b'junk', *records[2:]])
+  rows = [r.numpy() for r in tf.data.TFRecordDataset(str(shard))]
+  _write_tfrecord(shard, [rows[0], b'junk', *rows[2:]])
   return f'{folder}:train'
 
 

@@ -136,7 +136,7 @@ def test_the_loss_is_float32_even_of_bfloat16_embeddings():
   assert loss.dtype == jnp.float32
 
 
-@pytest.mark.parametrize('form', [*contrastive.FORMS, 'sigmoid'])
+@pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
 def test_similarities_and_their_gradients_are_float32_products_on_every_device(form):
   video, text = (x.astype(jnp.bfloat16) for x in _embeddings())
   gradient = jax.value_and_grad(_loss(form), argnums=(0, 1))

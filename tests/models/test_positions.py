@@ -36,7 +36,7 @@ def test_the_spline_goes_through_what_it_knows():
 def test_a_tokenizer_takes_another_size_than_it_was_made_for(release):
   tokenizer = vatt.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
   variables = tokenizer.init(jax.random.key(0), np.zeros((1, 4, 8, 8, 3), np.float32))
-  tokens, _ = tokenizer.apply(variables, np.zeros((1, 4, 12, 8, 3), np.float32))
+  tokens = tokenizer.apply(variables, np.zeros((1, 4, 12, 8, 3), np.float32)).x
   assert tokens.shape == (1, 2 * 3 * 2, 8)
   p = variables['params']
   if not release:
@@ -83,8 +83,8 @@ def _with_zero_projection(tokenizer, x):
 def test_the_begin_of_an_input_has_the_positions_that_it_has_in_the_whole(tokenizer, x):
   """So audio of 2.56 s is to a tower what the begin of 3.2 s was in training."""
   variables = _with_zero_projection(tokenizer, x)
-  whole, _ = tokenizer.apply(variables, x)
-  begin, _ = tokenizer.apply(variables, x[:, :round(x.shape[1] * 0.6)])
+  whole = tokenizer.apply(variables, x).x
+  begin = tokenizer.apply(variables, x[:, :round(x.shape[1] * 0.6)]).x
   assert 0 < begin.shape[1] < whole.shape[1]
   np.testing.assert_array_equal(begin, whole[:, :begin.shape[1]])
 
@@ -95,7 +95,7 @@ def test_an_image_is_at_the_first_position_in_time(release):
   tokenizer = vatt.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
   variables = _with_zero_projection(tokenizer, np.ones((1, 16, 8, 8, 3), np.float32))
   assert len(variables['params']['time_positions']) == 8
-  clip, _ = tokenizer.apply(variables, np.ones((1, 16, 8, 8, 3), np.float32))
-  image, _ = tokenizer.apply(variables, np.ones((1, 1, 8, 8, 3), np.float32))
+  clip = tokenizer.apply(variables, np.ones((1, 16, 8, 8, 3), np.float32)).x
+  image = tokenizer.apply(variables, np.ones((1, 1, 8, 8, 3), np.float32)).x
   assert image.shape == (1, 4, 8)
   np.testing.assert_allclose(image[0], clip[0, :4], atol=1e-6)

@@ -18,7 +18,7 @@ from sklearn import linear_model
 from sklearn import preprocessing
 from sklearn import svm
 
-from vatt_jax.evaluators import features
+from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs.clip import Clip
 
@@ -165,10 +165,11 @@ class LinearProbe:
   A row to learn from is the mean of a clip's windows (`rows='clips'`), or, in MMV's
   pipeline, which VATT follows (section 4.4.5), a single augmented window
   (`rows='windows'`): the scores of a clip are then the means of its windows'
-  (`features.Frozen`).
+  (`frozen_features.Frozen`).
   """
 
-  def __init__(self, data: features.Frozen, classifiers: Mapping[str, Classifier]):
+  def __init__(self, data: frozen_features.Frozen,
+               classifiers: Mapping[str, Classifier]):
     """Takes the features, and the classifiers by name."""
     self._data = data
     self._classifiers = dict(classifiers)
@@ -193,7 +194,7 @@ class LinearProbe:
         where = f'{label}/{name}' if len(self._classifiers) > 1 else label
         measured = [dict(_measure(_scores(classifier, split), split))
                     for split in splits]
-        for measure, value in features.over_splits(measured):
+        for measure, value in frozen_features.over_splits(measured):
           yield f'{where}/{measure}', value
 
 
@@ -212,7 +213,7 @@ def _decide(model, x, targets, x_test, several):
   return scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
 
 
-def _standardise(split: features.Split) -> features.Split:
+def _standardise(split: frozen_features.Split) -> frozen_features.Split:
   """Scales every feature to mean 0 and variance 1 over the rows to learn from."""
   scaler = preprocessing.StandardScaler().fit(split.x.astype(np.float64))
   x, x_test = (scaler.transform(x.astype(np.float64)).astype(np.float32)
@@ -220,7 +221,7 @@ def _standardise(split: features.Split) -> features.Split:
   return dataclasses.replace(split, x=x, x_test=x_test)
 
 
-def _scores(classifier: Classifier, split: features.Split) -> np.ndarray:
+def _scores(classifier: Classifier, split: frozen_features.Split) -> np.ndarray:
   """Returns the scores of clips, means over their rows, [M, C].
 
   A class that no row to learn from has scores -inf, one that every row has inf.
@@ -235,7 +236,8 @@ def _scores(classifier: Classifier, split: features.Split) -> np.ndarray:
   return scores
 
 
-def _measure(scores: np.ndarray, split: features.Split) -> Iterator[tuple[str, float]]:
+def _measure(scores: np.ndarray, split: frozen_features.Split
+             ) -> Iterator[tuple[str, float]]:
   counts, targets = split.targets.sum(axis=0), split.targets_test
   if split.several:
     rank = metrics.rank_of_best(scores, targets)

@@ -10,7 +10,7 @@ from absl import logging
 import numpy as np
 
 from vatt_jax.evaluators import extract
-from vatt_jax.evaluators import features
+from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs.clip import Clip
 
@@ -27,7 +27,7 @@ class Neighbours:
   another class that is as near as the nearest of the right class comes before it.
   """
 
-  def __init__(self, data: features.Frozen, ks: Sequence[int] = (1, 5, 20),
+  def __init__(self, data: frozen_features.Frozen, ks: Sequence[int] = (1, 5, 20),
                shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0):
     """Prepares.
 
@@ -66,10 +66,10 @@ class Neighbours:
       if not all(measured):
         logging.warning('%s: %d training clips are too few for ks=%s', label,
                         min(len(split.x) for split in splits), self._ks)
-      for name, value in features.over_splits(measured):
+      for name, value in frozen_features.over_splits(measured):
         yield f'{label}/{name}', value
 
-  def _measure(self, split: features.Split) -> Iterator[tuple[str, float]]:
+  def _measure(self, split: frozen_features.Split) -> Iterator[tuple[str, float]]:
     pool = np.arange(len(split.x))
     rank, right = _rank(split, pool)
     for k in self._ks:
@@ -91,7 +91,8 @@ class Neighbours:
       yield f'{shots}_shot/top1_std', float(np.std(top1))
 
 
-def _rank(split: features.Split, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rank(split: frozen_features.Split, pool: np.ndarray
+          ) -> tuple[np.ndarray, np.ndarray]:
   """How many of a pool come before the first right one, and how many are right.
 
   Args:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vatt_jax.config import call
 from vatt_jax.config import choose
 from vatt_jax.config import Settings
+from vatt_jax.errors import UserError
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
 from vatt_jax.losses.base import Batch
@@ -38,7 +39,9 @@ def build(section_name: str, section: Settings) -> Loss:
     UserError: names the key that is unknown, missing or out of range.
   """
   where = f'losses.{section_name}'
-  fields = dict(section)
+  if not isinstance(section, Mapping) or 'name' not in section:
+    raise UserError(f'config.{where}: {section!r}: expected a section with a name, one '
+                    f'of {", ".join(LOSSES)}')
 
   def make(name: str, **fields: Any) -> Loss:
     kind = choose(LOSSES, name)
@@ -46,7 +49,7 @@ def build(section_name: str, section: Settings) -> Loss:
       fields.setdefault('pair', section_name)
     return call(where, kind, fields)
 
-  return call(where, make, fields)
+  return call(where, make, section)
 
 
 def init_memory(losses: Mapping[str, Loss], num_clips: int) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ class MissingOutput(KeyError):
 
   Attributes:
     needed: its path, such as `outputs.embed.video_text.text`.
-    available: the paths of all arrays that exist beside it.
+    available: the paths of the arrays that exist beside it.
   """
 
   def __init__(self, needed: str, available: list[str]):
@@ -89,9 +89,16 @@ def take(tree: Mapping[str, Any], root: str, *path: str) -> Any:
   value: Any = tree
   for key in path:
     if not isinstance(value, Mapping) or key not in value:
-      raise MissingOutput('.'.join((root, *path)), sorted(_paths(tree, root)))
+      raise MissingOutput('.'.join((root, *path)), _beside(tree, root, path[0]))
     value = value[key]
   return value
+
+
+def _beside(tree: Mapping[str, Any], root: str, first: str) -> list[str]:
+  """Returns the paths of the arrays below a key, or the keys if it is missing."""
+  if first in tree:
+    return sorted(_paths(tree[first], f'{root}.{first}'))
+  return [f'{root}.{key}' for key in sorted(tree)]
 
 
 def _paths(tree: Any, prefix: str) -> Iterator[str]:

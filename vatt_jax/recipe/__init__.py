@@ -107,7 +107,10 @@ def make(config: Settings, workdir: pathlib.Path,
 
 def is_begun(config: Settings, workdir: pathlib.Path) -> bool:
   """Returns whether `make` finds all that it would make, so that no process waits."""
-  return (workdir / checkpoint_lib.CONFIG_FILE).exists() and data_section.is_prepared(
+  if not (workdir / checkpoint_lib.CONFIG_FILE).exists():
+    return False
+  config = inherit_lib.inherit(config, config.get('init_from', ''), workdir)
+  return data_section.is_prepared(
       call('data', data_section.Data, config.get('data', {})))
 
 
@@ -207,8 +210,9 @@ def _compare(config: Settings, workdir: pathlib.Path, may_change: Sequence[str] 
   if other:
     key = other[0]
     raise UserError(
-        f'{workdir}: holds a run of another config, {key}={theirs.get(key)!r} '
-        f'where this one has {ours.get(key)!r}; choose another --workdir or '
+        f'{workdir}: holds a run of another config, '
+        f'{key}={theirs.get(key, _ABSENT.get(key))!r} where this one has '
+        f'{ours.get(key, _ABSENT.get(key))!r}; choose another --workdir or '
         'move that folder away, or give the same config to go on with that run')
 
 

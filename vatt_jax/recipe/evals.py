@@ -15,7 +15,7 @@ from vatt_jax.config import call
 from vatt_jax.config import choose
 from vatt_jax.config import Settings
 from vatt_jax.evaluators import classification
-from vatt_jax.evaluators import features
+from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import linear_probe
 from vatt_jax.evaluators import nearest_neighbours
 from vatt_jax.evaluators import retrieval
@@ -83,7 +83,8 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
             model: Settings, train: str | Sequence[str], test: str | Sequence[str],
             labels: Mapping[str, str], multi_labels: Sequence[str] = (),
             num_windows: int = 1, num_crops: int = 1, cache: str = '',
-            *, augmentation: features.Augmentation | None) -> features.Frozen:
+            *, augmentation: frozen_features.Augmentation | None
+            ) -> frozen_features.Frozen:
   """Of one split, or of several: as many paths to learn from as to measure on."""
   if isinstance(train, str) and isinstance(test, str):
     train, test = [train], [test]
@@ -92,7 +93,7 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
                      'the other')
   opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
   splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
-  return features.Frozen(predict, reader, batch_size, model, splits, labels,
+  return frozen_features.Frozen(predict, reader, batch_size, model, splits, labels,
                          multi_labels, num_windows, num_crops, cache, augmentation)
 
 
@@ -118,7 +119,7 @@ def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., An
   """
   if rows not in linear_probe.ROWS:
     raise ValueError(f'rows={rows!r}: expected one of {", ".join(linear_probe.ROWS)}')
-  augmentation = features.Augmentation(num_epochs, seed)
+  augmentation = frozen_features.Augmentation(num_epochs, seed)
   built = {
       name: call(f'{where}.classifiers.{name}',
                  choose(linear_probe.CLASSIFIERS, name, 'classifiers'), section)

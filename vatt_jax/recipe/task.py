@@ -91,8 +91,9 @@ def check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
     except losses_lib.MissingOutput as e:
       raise UserError(
           f'config.losses.{name}: needs {e.needed}; the model and data give '
-          f'{", ".join(e.available) or "none"}. Change config.model, config.window.'
-          'modalities or config.data to give it, or remove this loss') from e
+          f'{", ".join(e.available) or "none"}; add it to config.model (its modalities '
+          'and head), config.window.modalities or config.data (its label), or remove '
+          'this loss') from e
     except ValueError as e:
       raise UserError(f'config.losses.{name}: {e}') from e
 

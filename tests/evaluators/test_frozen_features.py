@@ -1,4 +1,4 @@
-"""vatt_jax/evaluators/features.py, linear.py and neighbours.py, on made-up features"""
+"""Frozen features, linear probes and nearest neighbours on made-up features"""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ from sklearn import svm
 
 from vatt_jax import train_step
 from vatt_jax.errors import UserError
-from vatt_jax.evaluators import features
+from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import linear_probe
 from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators import nearest_neighbours
@@ -50,11 +50,11 @@ class Model:
 
 
 def make(model, reader, *splits, columns=None, width=3, **settings):
-  """`features.Frozen` of splits of numbers of the reader's clips."""
+  """`frozen_features.Frozen` of splits of numbers of the reader's clips."""
   named = [tuple((f'{side}.csv', [reader.clips[i] for i in numbers])
                  for side, numbers in zip(('train', 'test'), split, strict=True))
            for split in splits or [(range(COUNT), range(COUNT))]]
-  return features.Frozen(model, reader, 8, dict(width=width), named,
+  return frozen_features.Frozen(model, reader, 8, dict(width=width), named,
                        columns or dict(colour='video'), **settings)
 
 
@@ -106,10 +106,10 @@ def test_the_classes_of_what_is_trained_are_not_those_of_the_splits(reader):
 
 
 def test_measures_of_splits_are_averaged_and_each_is_told():
-  measured = features.over_splits([dict(a=1.0, b=4.0), dict(a=2.0)])
+  measured = frozen_features.over_splits([dict(a=1.0, b=4.0), dict(a=2.0)])
   assert dict(measured) == {'a': 1.5, 'split_1/a': 1.0, 'split_1/b': 4.0,
                             'split_2/a': 2.0}
-  assert dict(features.over_splits([dict(a=1.0)])) == dict(a=1.0)
+  assert dict(frozen_features.over_splits([dict(a=1.0)])) == dict(a=1.0)
 
 
 def test_the_cache_is_read_the_second_time(reader, tmp_path, caplog):
@@ -147,7 +147,7 @@ def _other_views(reader, settings):
 
 
 def _other_epochs(reader, settings):
-  return reader, settings | dict(augmentation=features.Augmentation(1, 0)), STATE
+  return reader, settings | dict(augmentation=frozen_features.Augmentation(1, 0)), STATE
 
 
 def _other_stretch(reader, settings):
@@ -279,7 +279,7 @@ class Recorded:
     return dict(pooled=dict(video=video[:, :50]))
 
 
-WINDOWS = features.Augmentation(num_epochs=3, seed=5)
+WINDOWS = frozen_features.Augmentation(num_epochs=3, seed=5)
 
 
 def test_augmented_windows_differ_between_epochs_and_are_reproducible(reader):
@@ -361,7 +361,7 @@ def made_up_windows(several=False):
   targets, targets_test = (np.eye(3, dtype=bool)[v] for v in (y, y_test))
   if several:
     targets[::3, 0] = True
-  return features.Split(make_x(y), targets, make_x(y_test[groups]), groups,
+  return frozen_features.Split(make_x(y), targets, make_x(y_test[groups]), groups,
                         targets_test, list('abc'), several), y
 
 
@@ -396,7 +396,7 @@ def test_svm_of_windows_is_that_of_the_mmv_code(shared):
             if k.startswith('linear/')}
   count, views, width = golden['x_test'].shape
   one_hot = lambda y: np.eye(5, dtype=bool)[y]
-  split = features.Split(
+  split = frozen_features.Split(
       golden['x'], one_hot(golden['y']), golden['x_test'].reshape(-1, width),
       np.repeat(np.arange(count), views), one_hot(golden['y_test']), list('abcde'),
       False)
