@@ -55,7 +55,7 @@ EXTRAS = {
 
 setuptools.setup(
     name='vatt_jax',
-    version='0.5.0',
+    version='0.6.0',
     description='Video-Audio-Text Transformers in JAX: training from raw media.',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['vatt_jax', 'vatt_jax.*']),

@@ -210,7 +210,7 @@ def test_a_damaged_cache_is_made_anew(damage, reader, tmp_path, caplog):
     (dict(columns=dict(sound_event='audio')),
      r"train\.csv: sound_event='.*\|.*' joins several labels; expected one, or"),
     (dict(multi_labels=('color',)), r"multi_labels: 'color' is none of the labels"),
-    (dict(cache=__file__), r'test_frozen\.py: is a file; expected a folder')])
+    (dict(cache=__file__), r'test_frozen_features\.py: is a file; expected a folder')])
 def test_a_setting_that_cannot_be_is_one_clear_line(settings, message, reader):
   with pytest.raises(UserError, match=message) as error:
     make(Model([]), reader, **settings)

@@ -489,7 +489,7 @@ def _striped(width, height):
 
   Red tells the third of the longer edge, green the time.
   """
-  images = []
+  encoded = []
   for i in range(10):
     picture = np.zeros((height, width, 3), np.uint8)
     along = picture if width > height else picture.transpose(1, 0, 2)
@@ -498,8 +498,8 @@ def _striped(width, height):
     picture[..., 1] = 20 * i
     image = io.BytesIO()
     Image.fromarray(picture).save(image, 'PNG')
-    images.append(image.getvalue())
-  return clip.Clip('film', content=images.Stills('film', images, 5.0))
+    encoded.append(image.getvalue())
+  return clip.Clip('film', content=images.Stills('film', encoded, 5.0))
 
 
 def test_sound_is_as_long_and_as_fine_as_the_papers_take_it():
