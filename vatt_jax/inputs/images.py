@@ -93,10 +93,10 @@ class Stills(contextlib.AbstractContextManager):
     shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), len(self.pictures) - 1)
              for t in times]
     batch = _JpegBatch()
-    pictures = {i: _EncodedFrame(self._path, self.pictures[i], batch)
+    frames = {i: _EncodedFrame(self._path, self.pictures[i], batch)
                 for i in sorted(set(shown))}
-    batch.stills = list(pictures.values())
-    return [pictures[i] for i in shown]
+    batch.stills = list(frames.values())
+    return [frames[i] for i in shown]
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
     """Returns a window of the audio, like `media.MediaFile.sound`."""
