@@ -94,7 +94,7 @@ class Stills(contextlib.AbstractContextManager):
              for t in times]
     batch = _JpegBatch()
     frames = {i: _EncodedFrame(self._path, self.pictures[i], batch)
-                for i in sorted(set(shown))}
+              for i in sorted(set(shown))}
     batch.stills = list(frames.values())
     return [frames[i] for i in shown]
 
