@@ -366,8 +366,8 @@ def _array_records(paths: Sequence[pathlib.Path]) -> Sequence[bytes]:
   try:    # imported here, because it is not available on all platforms
     from array_record.python import array_record_data_source
   except ImportError as e:
-    raise UserError(f'{_common_name(paths)}: reading it needs the package array_record, '
-                    'which is not installed; it runs on Linux') from e
+    raise UserError(f'{_common_name(paths)}: reading it needs the package '
+                    'array_record, which is not installed; it runs on Linux') from e
   try:
     return array_record_data_source.ArrayRecordDataSource([os.fspath(p) for p in paths])
   except (RuntimeError, ValueError) as e:

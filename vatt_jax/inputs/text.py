@@ -168,8 +168,8 @@ class WordPieceTokenizer(Tokenizer):
       ValueError: the pieces are not a vocabulary like BERT's.
     """
     if not pieces or pieces[0] != '[PAD]' or '[UNK]' not in pieces:
-      raise ValueError("expected a BERT vocabulary of one piece per line, '[PAD]' first "
-                       "and '[UNK]' among them")
+      raise ValueError("expected a BERT vocabulary, one piece per line, with '[PAD]' "
+                       "first and with '[UNK]'")
     self._pieces = tuple(pieces)
     self.size, self.unknown = len(pieces), pieces.index('[UNK]')
     cased = any(p != p.lower() for p in pieces if not re.fullmatch(r'\[\w+\]', p))
