@@ -56,7 +56,7 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
     for where, image, wnid in images:
       manifests.check_label(where, wnid, names)
       splits[split].append(manifests.Entry(
-          where, f'{picture}.JPEG', files.find(picture), columns={'label': wnid}))
+          where, f'{image}.JPEG', files.find(image), columns={'label': wnid}))
   manifests.write(out, files, splits, [
       {'label': wnid, 'name': names[wnid]} for wnid in sorted(names)])
 

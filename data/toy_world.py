@@ -353,7 +353,7 @@ def build(out: str | os.PathLike[str], seed: int = 0, train_clips: int = 512,
   """
   out = pathlib.Path(out)
   if out.exists():
-    raise FileExistsError(f'{out}: exists already; remove it to build it again')
+    raise FileExistsError(f'{out}: is there already; remove it to build it again')
   root = out.with_name(out.name + '.partial')
   shutil.rmtree(root, ignore_errors=True)
   clips = {}

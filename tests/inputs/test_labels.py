@@ -48,7 +48,7 @@ def test_the_order_of_a_label_map_is_kept(tmp_path):
     ('label\ndog\ncat\ndog\n', "row 2 has the label 'dog'; expected each class once"),
     ('label,more\ndog,1\n,2\n', "row 1 has the label ''; expected each class once"),
     ('index,label\n1,dog\n0,cat\n', "row 0 has index='1'; expected the rows in the"),
-    ('label\n', 'holds no label'), ('', "no column 'label'"),
+    ('label\n', 'holds no labels'), ('', "no column 'label'"),
     (None, 'no such label map')])
 def test_a_bad_label_map_is_one_clear_line(tmp_path, text, message):
   path = tmp_path / 'map.csv'

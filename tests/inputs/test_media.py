@@ -220,8 +220,8 @@ REAL = {    # name -> upright size, or why it has no pictures
     'av1_video.mkv': (640, 360), 'corrupted.mp4': 'Invalid data',
     'discard_first_keyframe.mp4': (64, 64), 'flipping_a_pancake.mkv': (426, 240),
     'h265_video.mp4': (128, 128), 'nasa_13013.mp4': (480, 270),
-    'nasa_13013_rotated.mp4': (270, 480), 'robin.ogg': 'no picture',
-    'sine_mono_s16.wav': 'no picture', 'test_non_zero_start.mp4': (200, 112),
+    'nasa_13013_rotated.mp4': (270, 480), 'robin.ogg': 'no video',
+    'sine_mono_s16.wav': 'no video', 'test_non_zero_start.mp4': (200, 112),
     'testsrc2_vp9.webm': (1280, 720), 'unordered.mov': (50, 50),
     'video_90.mov': (320, 568)}
 

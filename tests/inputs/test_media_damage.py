@@ -284,10 +284,10 @@ CLAIMS = {    # kind -> which file claims it, why it is refused; '' where it nee
     'pixels of a stream': ('b.webm', 'pixels|whole picture'),
     'pixels of a PNG': ('a.png', 'claims 100000 x 100000|exceeds limit'),
     'pixels of a JPEG': ('a.jpg', 'claims 65500 x 65500|exceeds limit'),
-    'pictures': ('plain.mp4', 'claims 10000000 pictures'),
-    'durations': ('plain.mp4', 'claims 10000000 pictures'),
+    'pictures': ('plain.mp4', 'claims 10000000 frames'),
+    'durations': ('plain.mp4', 'claims 10000000 frames'),
     'places': ('plain.mp4', ''), 'seconds': ('plain.mp4', ''),
-    'hertz': ('a.wav', r'claims sound at 2000000000 Hz'),
+    'hertz': ('a.wav', r'claims audio at 2000000000 Hz'),
     'more hertz': ('a.wav', r'Invalid data')}
 
 

@@ -428,7 +428,7 @@ def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_
   pictures = dataclasses.replace(reader, window=dataclasses.replace(
       WINDOW, modalities=('video',)))
   assert not next(pipeline.eval_batches(pictures, 1))['mask'].any()
-  assert reader.notes.skipped[str(path)] == f'{path}: has no picture'
+  assert reader.notes.skipped[str(path)] == f'{path}: has no video stream'
 
 
 def _silence(count, first=0):

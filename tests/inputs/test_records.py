@@ -395,7 +395,7 @@ def test_a_malformed_record_is_skipped_and_named(kind, tmp_path, packs):
   assert 1 not in ids and set(ids) == {0, *range(2, 12)}
   (path, reason), = reader.notes.skipped.items()
   assert ('01.mp4' if kind == 'tar' else '[1]') in path
-  assert 'soon' in reason if kind == 'tar' else 'no record of the expected' in reason
+  assert 'soon' in reason if kind == 'tar' else 'not a record of the expected' in reason
   # Words and labels are looked for in all of them.
   every = list(sources.each(clips))
   assert len(every) == 12 and every[1] == clip_lib.Clip(path)
@@ -414,8 +414,8 @@ def _text(content, tmp_path):
 
 
 @pytest.mark.parametrize('kind, name, message', [
-    ('tar', 'a.tar', 'expected a whole, uncompressed tar file'),
-    ('tfrecord', 'a.tfrecord', 'expected a whole, uncompressed TFRecord file'),
+    ('tar', 'a.tar', 'expected a complete, uncompressed tar file'),
+    ('tfrecord', 'a.tfrecord', 'expected a complete, uncompressed TFRecord file'),
     ('array_record of media', 'a.array_record', 'expected whole ArrayRecord files')])
 @pytest.mark.parametrize('harm', [_cut, _zip, _text])
 def test_a_container_that_is_not_whole_is_one_clear_line(kind, name, message, harm,
@@ -457,7 +457,7 @@ def test_a_file_that_vanishes_is_skipped_and_named(packs, tmp_path):
 
 
 @pytest.mark.parametrize('split, message', [
-    ('', 'say which split after a colon'),
+    ('', 'add a split after a colon'),
     (':test', "no split 'test'; expected one of train"),
 ])
 def test_a_prepared_data_set_needs_one_of_its_splits(split, message, packs):
@@ -503,7 +503,7 @@ def test_shards_without_records_hold_no_clips(tmp_path):
 def test_records_bring_their_own_captions(packs, tmp_path):
   with (tmp_path / 'c.csv').open('w', newline='') as file:
     csv.writer(file).writerows([['path', 'text'], ['a.mp4', 'hi']])
-  with pytest.raises(UserError, match=r'have their own captions; leave out .*c\.csv'):
+  with pytest.raises(UserError, match=r'have their own captions; remove .*c\.csv'):
     sources.open_source(packs['tar'], str(tmp_path / 'c.csv'))
 
 

@@ -121,7 +121,7 @@ def test_a_mixture_is_its_sources_one_after_the_other():
 @pytest.mark.parametrize('weights, message', [
     ((1,), 'expected a positive number for each of the 2 sources'),
     ((1, 0), 'expected a positive number'), ((1, -2), 'expected a positive number'),
-    ((1, 1e-9), 'the least is too small beside the others')])
+    ((1, 1e-9), 'the smallest is too small')])
 def test_weights_that_cannot_be_are_named(weights, message):
   with pytest.raises(UserError, match=rf'data\.weights=.*{message}'):
     Mixture([[Clip('a')], [Clip('b')]], weights)
@@ -145,7 +145,7 @@ def test_text_of_another_encoding_is_named(tmp_path):
     ('m.jsonl', '{"path": 3}\n', r'm\.jsonl:1: path=3: expected text'),
     ('m.jsonl', '{"path": "a", "captions": ["x"]}\n', r'm\.jsonl:1: expected a cap'),
     ('m.jsonl', '{"path": "a", "captions": 5}\n', r'm\.jsonl:1: captions=5: expected'),
-    ('m.csv', f'path\n{"a" * 200_000}\n', r'm\.csv:2: no CSV \(field larger'),
+    ('m.csv', f'path\n{"a" * 200_000}\n', r'm\.csv:2: not CSV \(field larger'),
     ('m.txt', 'a.mp4\n', r'm\.txt: expected a folder, a \.csv or a \.jsonl'),
 ])
 def test_a_bad_manifest_is_one_clear_line(tmp_path, name, content, message):

@@ -173,7 +173,7 @@ def test_lists_of_the_release_s_code_keep_their_ids(content, tmp_path):
     ('words', b'0 <pad>\n2 <unk>\n', r'expected the ids 0 \.\.\. 1, each once'),
     ('words', b'0 red\n1 <unk>\n', '0 for <pad>'),
     ('wordpiece', b'red\ngreen\n', r"expected a BERT vocabulary.*'\[PAD\]' first"),
-    ('wordpiece', b'[PAD]\nred\n', r"'\[UNK\]' among them"),
+    ('wordpiece', b'[PAD]\nred\n', r"with '\[UNK\]'"),
     ('wordpiece', b'', 'expected a BERT vocabulary'),
     ('sentencepiece', b'red\ngreen\n', 'expected a SentencePiece model'),
     ('sentencepiece', b'', 'expected a SentencePiece model')])
