@@ -284,7 +284,7 @@ CLAIMS = {    # kind -> file, error message; '' if the file is readable
     'pixels of a stream': ('b.webm', 'pixels|complete frame'),
     'pixels of a PNG': ('a.png', 'claims 100000 x 100000|exceeds limit'),
     'pixels of a JPEG': ('a.jpg', 'claims 65500 x 65500|exceeds limit'),
-    'pictures': ('plain.mp4', 'claims 10000000 frames'),
+    'pictures': ('plain.mp4', 'claims 10000000 samples'),
     'durations': ('plain.mp4', 'claims 10000000 frames'),
     'places': ('plain.mp4', ''), 'seconds': ('plain.mp4', ''),
     'hertz': ('a.wav', r'claims audio at 2000000000 Hz'),
