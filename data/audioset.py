@@ -1,20 +1,20 @@
-"""AudioSet: ten seconds of YouTube with some of 527 sound events.
+"""Builds AudioSet: ten seconds of YouTube with some of 527 sound events.
 
     python -m data.audioset --annotations=DIR --media=DIR --out=data/audioset
 
 reads the owners' lists from https://research.google.com/audioset/download.html:
-`class_labels_indices.csv` (index,mid,display_name) and, each where it is there,
+`class_labels_indices.csv` (index,mid,display_name) and those of these files that exist:
 `balanced_train_segments.csv`, `unbalanced_train_segments.csv` and `eval_segments.csv`
 (lines of comment, then YTID, start_seconds, end_seconds, "MID,MID,...").
 
-Media are found by name in any folders, as film or as sound: the clip, `YID.wav`,
-`ID_30000_40000.flac`, `ID_30.0-40.0.wav` and so on (`manifests.youtube_clip`), or the
-whole video, `ID.mp4`, of which the clip's seconds are used. With --trimmed `ID.mp4` is
-a clip, too.
+Media files, video or audio, are found by name in any folders. A file is either the
+clip, `YID.wav`, `ID_30000_40000.flac`, `ID_30.0-40.0.wav` and so on
+(`manifests.youtube_clip`), or the whole video, `ID.mp4`; then the manifest gives the
+clip's seconds. With --trimmed `ID.mp4` is a clip, too.
 
 It writes balanced_train.csv, unbalanced_train.csv and eval.csv, the official splits,
-and train.csv, the first two together, which pre-training reads; `label` is the names of
-a clip's events, joined by `|`. labels.csv has their official order and their MIDs.
+and train.csv, the first two together, for pre-training. `label` is the names of a
+clip's events, joined by `|`. labels.csv has their official order and their MIDs.
 """
 
 import os
@@ -29,7 +29,7 @@ _LISTS = {split: (f'{split}_segments.csv',)
 
 def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
           out: str | os.PathLike[str], trimmed: bool = False) -> None:
-  """Writes the manifests; `trimmed`: `ID.mp4` is a clip, not the whole video."""
+  """Writes the manifests; with `trimmed` `ID.mp4` is a clip, not the whole video."""
   names = {row['mid']: row['display_name'] for _, row in manifests.rows(
       manifests.owners_file(annotations, 'class_labels_indices.csv'),
       ('index', 'mid', 'display_name'))}

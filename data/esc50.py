@@ -1,13 +1,13 @@
-"""ESC-50: 2,000 sounds of five seconds, one of 50 sound events each; five folds.
+"""Builds ESC-50: 2,000 recordings of five seconds of 50 sound events; five folds.
 
     python -m data.esc50 --annotations=ESC-50-master/meta \
         --media=ESC-50-master/audio --out=data/esc50
 
-reads `esc50.csv` (filename,fold,target,category,esc10,src_file,take) and the sounds of
-https://github.com/karolpiczak/ESC-50.
+reads `esc50.csv` (filename,fold,target,category,esc10,src_file,take) and the audio
+files of https://github.com/karolpiczak/ESC-50.
 
-Of every official fold N it writes test_N.csv, and train_N.csv of the other four, with
-the column `label`; labels.csv is in the official order (`target`).
+For every official fold N it writes test_N.csv, and train_N.csv with the other four
+folds. Both have the column `label`. labels.csv is in the official order (`target`).
 """
 
 import os
@@ -28,8 +28,8 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
   for where, row in manifests.rows(path, ('filename', 'fold', 'target', 'category')):
     label, target = row['category'], manifests.number(where, 'target', row['target'])
     if targets.setdefault(label, target) != target:
-      raise UserError(f'{where}: label {label!r} has target {target:g}, further up '
-                      f'{targets[label]:g}')
+      raise UserError(f'{where}: label {label!r} has target {target:g}, but an earlier '
+                      f'line has {targets[label]:g}')
     if row['fold'] not in folds:
       raise UserError(f'{where}: fold={row["fold"]!r}: expected 1 to 5')
     folds[row['fold']].append(manifests.Entry(

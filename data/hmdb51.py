@@ -1,17 +1,21 @@
-"""HMDB51: short films of one of 51 actions; three official splits.
+"""Builds HMDB51: short videos of 51 actions; three official splits.
 
     python -m data.hmdb51 --annotations=DIR --media=DIR --out=data/hmdb51
 
-reads either the owners' `testTrainMulti_7030_splits` folder, test_train_splits.rar of
-https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/: for
-every label and split `LABEL_test_splitN.txt` (FILE.avi and 1: train, 2: test, 0: not
-used); or the same as one file, `hmdb51.csv` of
-https://github.com/antoine77340/MIL-NCE_HowTo100M (video_id,label,split1,split2,split3).
-The films of hmdb51_org.rar may be in any folders below --media.
+reads the splits from one of
+
+- the owners' `testTrainMulti_7030_splits` folder, test_train_splits.rar of
+  https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/, with a
+  file `LABEL_test_splitN.txt` (FILE.avi and 1: train, 2: test, 0: not used) for every
+  label and split;
+- one file with the same content, `hmdb51.csv` (video_id,label,split1,split2,split3) of
+  https://github.com/antoine77340/MIL-NCE_HowTo100M.
+
+The videos of hmdb51_org.rar may be in any folders below --media.
 
 It writes train_1.csv and test_1.csv to train_3.csv and test_3.csv with the column
-`label`, and labels.csv: names in alphabetical order, for the owners give them no
-numbers.
+`label`, and labels.csv. Labels are in alphabetical order, because the owners give them
+no numbers.
 """
 
 from collections.abc import Iterator
@@ -51,7 +55,7 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
 
 
 def _owners_lists(paths: list[pathlib.Path]) -> Iterator[tuple[str, ...]]:
-  """(where, file, label, split, use) of a file for each label and split."""
+  """Yields (where, file, label, split, use) from a file per label and split."""
   for path in paths:
     label, split = path.stem.split('_test_split')
     for where, line in manifests.lines(path):
@@ -60,7 +64,7 @@ def _owners_lists(paths: list[pathlib.Path]) -> Iterator[tuple[str, ...]]:
 
 
 def _one_list(path: pathlib.Path) -> Iterator[tuple[str, ...]]:
-  """The same of the one list of all, whose labels have `_test` after their name."""
+  """Yields the same from a single file, whose labels end with `_test`."""
   columns = ('video_id', 'label', *(f'split{i}' for i in _SPLITS))
   for where, row in manifests.rows(path, columns):
     for i in _SPLITS:

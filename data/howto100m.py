@@ -1,21 +1,21 @@
-"""HowTo100M: 1.2 million narrated films of YouTube, and what is said when.
+"""Builds HowTo100M: 1.2 million narrated videos of YouTube with timed captions.
 
     python -m data.howto100m --annotations=DIR --media=DIR --out=data/howto100m
 
 reads the owners' lists, from https://www.di.ens.fr/willow/research/howto100m/:
 `HowTo100M_v1.csv` (video_id,category_1,category_2,rank,task_id) and the narrations, the
-first of these that is there:
+first of these that exists:
 
-- `raw_caption.json`, ID -> lists of start, end and text, as they were said;
-- `caption.json`, the same with stop words left out;
-- `howto100m_captions/`, a file `ID.csv` of start,end,text for each film.
+- `raw_caption.json`, ID -> lists of start, end and text, as spoken;
+- `caption.json`, the same without stop words;
+- `howto100m_captions/`, a file `ID.csv` of start,end,text for each video.
 
-The JSON files are read piece by piece, for which the extra `.[prep]` is needed. The
-films, whole videos `ID.mp4` (or .webm, .mkv), may be in any folders below --media.
+Reading the JSON files incrementally needs the extra `.[prep]`. The videos, `ID.mp4` (or
+.webm, .mkv), may be in any folders below --media.
 
-It writes train.csv, a row for each film that is there, and captions.csv
-(path,start,end,text), which go together as `data.path` and `data.captions`. There are
-no labels and no other splits. A film that is listed for several tasks has one row.
+It writes train.csv, a row for each video that exists, and captions.csv
+(path,start,end,text), for `data.path` and `data.captions`. The dataset has no labels
+and no other splits. A video that is listed for several tasks has one row.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
   for where, row in manifests.rows(videos, ('video_id', 'task_id')):
     video, key = row['video_id'], (row['video_id'], row['task_id'])
     if key in listed:
-      raise UserError(f'{where}: names the same as {listed[key]} ({video}); remove one '
+      raise UserError(f'{where}: is a duplicate of {listed[key]} ({video}); remove one '
                       'of the two')
     listed[key] = where
     if video not in entries:
@@ -59,9 +59,9 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
 
 def _rows(captions: Iterable[tuple[str, str, Any, Any, Any]], paths: dict[str, str]
           ) -> Iterator[dict[str, Any]]:
-  """Rows of captions.csv, of (where, video, start, end, text)."""
+  """Yields rows of captions.csv from (where, video, start, end, text)."""
   for where, video, start, end, text in captions:
-    # A transcript has breaks within a sentence, and sentences without a word.
+    # A transcript has line breaks within sentences, and empty sentences.
     text = ' '.join(text.split()) if isinstance(text, str) else ''
     if text:
       yield {'path': paths[video], 'start': manifests.number(where, 'start', start),

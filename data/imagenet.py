@@ -1,23 +1,24 @@
-"""ImageNet (ILSVRC2012): pictures of 1,000 kinds of things.
+"""Builds ImageNet (ILSVRC2012): images of 1,000 classes.
 
     python -m data.imagenet --annotations=DIR --media=DIR --out=data/imagenet
 
 reads one of
 
-- the owners' archive at https://www.kaggle.com/c/imagenet-object-localization-challenge:
+- the owners' archive of
+  https://www.kaggle.com/c/imagenet-object-localization-challenge:
   `LOC_synset_mapping.txt` (WNID NAMES), `LOC_val_solution.csv`
   (ImageId,PredictionString) and `ILSVRC/ImageSets/CLS-LOC/train_cls.txt`
   (WNID/FILE NUMBER);
 - their development kit at https://image-net.org, ILSVRC2012_devkit_t12: `data/meta.mat`
-  and `data/ILSVRC2012_validation_ground_truth.txt` (a number for each picture). It has
-  no list of the training pictures, so that none of those can be missing.
+  and `data/ILSVRC2012_validation_ground_truth.txt` (a number for each image). It has
+  no list of the training images, so missing training images are not reported.
 
-The pictures, `WNID/WNID_N.JPEG` to train on and `ILSVRC2012_val_NNNNNNNN.JPEG`, may be
+The images, `WNID/WNID_N.JPEG` for training and `ILSVRC2012_val_NNNNNNNN.JPEG`, may be
 in any folders below --media.
 
-It writes train.csv and val.csv with the column `label`, the WNID (names come twice:
-there are two cranes), and labels.csv with the names; in the order of WNIDs, in which
-class numbers are counted by all but the development kit.
+It writes train.csv and val.csv with the column `label`, the WNID, because names are not
+unique (two classes are "crane"). labels.csv has the names, in the order of WNIDs. This
+is the usual order of class numbers; only the development kit has another.
 
 TFDS prepares its own `imagenet2012` from the owners' tar files (`tfds build
 imagenet2012 --manual_dir=DIR`).
@@ -35,7 +36,7 @@ _SUFFIXES = ('.jpeg', '.jpg')
 _MAPPING = 'LOC_synset_mapping.txt'
 _SYNSETS = 'data/meta.mat'
 
-Pictures = list[tuple[str, str, str]]    # where a list names it, name, WNID
+Pictures = list[tuple[str, str, str]]    # location in a list, name, WNID
 
 
 def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
@@ -50,12 +51,12 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
     train = [(str(files.folder), stem, wnid) for stem in files.stems()
              if (wnid := stem.partition('_')[0]) in names]
   splits = {}
-  for split, pictures in (('train', train), ('val', val)):
+  for split, images in (('train', train), ('val', val)):
     splits[split] = []
-    for where, picture, wnid in pictures:
+    for where, image, wnid in images:
       manifests.check_label(where, wnid, names)
       splits[split].append(manifests.Entry(
-          where, f'{picture}.JPEG', files.find(picture), columns={'label': wnid}))
+          where, f'{image}.JPEG', files.find(image), columns={'label': wnid}))
   manifests.write(out, files, splits, [
       {'label': wnid, 'name': names[wnid]} for wnid in sorted(names)])
 
@@ -71,8 +72,8 @@ def _kaggle(mapping: pathlib.Path, annotations: str | os.PathLike[str]
   train = []
   for where, line in manifests.lines(manifests.owners_file(
       annotations, 'ILSVRC/ImageSets/CLS-LOC/train_cls.txt')):
-    picture = os.path.basename(line.split()[0])
-    train.append((where, picture, picture.partition('_')[0]))
+    image = os.path.basename(line.split()[0])
+    train.append((where, image, image.partition('_')[0]))
   val = [(where, row['ImageId'], row['PredictionString'].partition(' ')[0])
          for where, row in manifests.rows(
              manifests.owners_file(annotations, 'LOC_val_solution.csv'),

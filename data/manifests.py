@@ -1,13 +1,13 @@
-"""What the builders share: owners' lists, media by name, manifests, missing files.
+"""Shared code of the builders: owners' lists, media by name, manifests, missing files.
 
-A builder reads the lists that a data set's owners publish, looks for the media
-they name, and writes to a folder
+A builder reads the lists that a dataset's owners publish, looks for the media
+files in them, and writes to a folder
 
     SPLIT.csv           path,start,end and labels or a text: docs/data.md
-    missing_SPLIT.txt   names of the media files that are not there, one a line
+    missing_SPLIT.txt   names of the missing media files, one per line
     labels.csv          index,label,...: the labels in the owners' order
 
-Nothing is decoded and nothing is downloaded.
+It decodes and downloads nothing.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ FILM_AND_SOUND = clip.MEDIA_SUFFIXES - clip.IMAGE_SUFFIXES
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A clip that an owner's list names.
+  """Describes a clip of an owner's list.
 
   Attributes:
-    where: the list names it, as FILE:LINE.
-    name: of its media file, for the list of missing ones.
-    path: of the file that was found; empty: it is missing.
+    where: its location in the list, FILE:LINE.
+    name: name of its media file, for the list of missing files.
+    path: path of its media file; empty if it is missing.
     start: seconds.
     end: seconds; None for the end of the file.
-    columns: labels and text, by column; the same columns all through a split.
-    key: what its list has once; by default its name, times and columns.
+    columns: labels and text, by column; all entries of a split have the same columns.
+    key: unique in its list; by default its name, times and columns.
   """
   where: str
   name: str
@@ -59,37 +59,39 @@ class Entry:
 # ------------------------------------------------------------------ the media
 
 class Media:
-  """The media files below a folder, to be found by name."""
+  """Finds media files below a folder by name."""
 
   def __init__(self, folder: str | os.PathLike[str],
                suffixes: Collection[str] = FILM_AND_SOUND):
     """Lists the folder, once.
 
     Args:
-      folder: links to other folders in it are followed.
-      suffixes: of the files that count, in lower case; by default not images, for
-        downloaders put a film's thumbnail beside it.
+      folder: the folder; links to other folders in it are followed.
+      suffixes: suffixes of the files to list, in lower case. By default not images,
+        because downloaders put a video's thumbnail beside it.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: the folder does not exist.
     """
     self.folder = pathlib.Path(folder)
     if not self.folder.is_dir():
-      raise UserError(f'{folder}: no such folder; --media is where the media files are')
+      raise UserError(f'{folder}: no such folder; set --media to the folder of the '
+                      'media files')
     self._by_stem: dict[str, list[str]] = {}
     files = [f for f in _files(self.folder) if _suffix(f) in suffixes]
-    # A film has its sound too, so it comes before a file of sound alone.
+    # A video has audio too, so it comes before a file of audio alone.
     for file in sorted(files, key=lambda f: (_suffix(f) in clip.SOUND_SUFFIXES, f)):
       stem = os.path.splitext(os.path.basename(file))[0]
       self._by_stem.setdefault(stem, []).append(file)
 
   def find(self, *names: str) -> str:
-    """The first of the names that is there; '' if none is.
+    """Returns the path of the first name that exists; '' if none does.
 
-    Of several files of one name it is the first in order of path.
+    Returns the first in order of path if several files have the name.
 
     Args:
-      *names: without suffix; folders before one (`train/x`) must be its last ones.
+      *names: names without suffix; the folders in a name (`train/x`) must be the last
+        folders of the path.
     """
     for name in names:
       parent, stem = os.path.split(name)
@@ -99,7 +101,7 @@ class Media:
     return ''
 
   def stems(self) -> list[str]:
-    """The names of all files, without suffix, in order."""
+    """Returns the names of all files, without suffix, in order."""
     return sorted(self._by_stem)
 
 
@@ -107,7 +109,7 @@ def _files(folder: pathlib.Path) -> Iterator[str]:
   seen = set()
   for root, folders, names in os.walk(folder, followlinks=True):
     real = os.path.realpath(root)
-    if real in seen:    # a link back to where we were
+    if real in seen:    # a link back to a listed folder
       folders.clear()
       continue
     seen.add(real)
@@ -120,21 +122,20 @@ def _suffix(path: str) -> str:
 
 def youtube_clip(media: Media, where: str, video: str, start: float, end: float,
                  columns: Mapping[str, str], trimmed: bool) -> Entry:
-  """A clip of a YouTube video, from a file of the clip or of the whole video.
+  """Returns a clip of a YouTube video, from a file of the clip or the whole video.
 
-  Downloaders name a clip they cut by the video and its times: `ID_000010_000020` (as
-  Kinetics' owners do), `ID_10_20`, in milliseconds `ID_10000_20000`,
-  `ID_10.000_20.000`, `ID_10.0_20.0`, `ID_10.0-20.0`, each with a `Y` before it or
-  not, or `YID`.
+  Downloaders name a clip by the video and its times: `ID_000010_000020` (as Kinetics'
+  owners do), `ID_10_20`, in milliseconds `ID_10000_20000`, `ID_10.000_20.000`,
+  `ID_10.0_20.0`, `ID_10.0-20.0`, each with or without the prefix `Y`, or `YID`.
 
   Args:
-    media: where to look.
-    where: the list names it.
-    video: YouTube's eleven characters.
+    media: the media files.
+    where: location of the clip in its list, FILE:LINE.
+    video: YouTube's ID, eleven characters.
     start: seconds of the video.
     end: seconds of the video.
-    columns: of the manifest.
-    trimmed: a file of the video's name alone is the clip, not the whole video.
+    columns: columns of the manifest.
+    trimmed: whether a file with only the video's name is the clip, not the whole video.
   """
   first, last = round(start * 1000), round(end * 1000)
   times = (f'_{int(start):06d}_{int(end):06d}', f'_{int(start)}_{int(end)}',
@@ -150,42 +151,42 @@ def youtube_clip(media: Media, where: str, video: str, start: float, end: float,
 # ------------------------------------------------------------ the owners' lists
 
 def owners_file(folder: str | os.PathLike[str], *names: str) -> pathlib.Path:
-  """The first of the names that the folder of annotations holds.
+  """Returns the path of the first of the names in the folder of annotations.
 
   Raises:
-    UserError: it holds none of them.
+    UserError: the folder has none of them.
   """
   return owners_files(folder, {'the': names})['the']
 
 
 def owners_files(folder: str | os.PathLike[str], lists: Mapping[str, Sequence[str]]
                  ) -> dict[str, pathlib.Path]:
-  """The lists of which the folder of annotations holds a file.
+  """Returns the paths of the lists that exist in the folder of annotations.
 
   Args:
-    folder: of annotations.
-    lists: what a list is -> names its file may have.
+    folder: the folder of annotations.
+    lists: key of a list -> possible names of its file.
 
   Raises:
-    UserError: it holds none of them.
+    UserError: the folder has none of them.
   """
-  folder, found = pathlib.Path(folder), {}
-  for what, names in lists.items():
-    there = [folder / name for name in names if (folder / name).exists()]
-    if there:
-      found[what] = there[0]
-  if not found:
+  folder, paths = pathlib.Path(folder), {}
+  for key, names in lists.items():
+    present = [folder / name for name in names if (folder / name).exists()]
+    if present:
+      paths[key] = present[0]
+  if not paths:
     names = ' or '.join(n for names in lists.values() for n in names)
-    raise UserError(f'{folder}: expected {names} there; --annotations is the folder of '
-                    "the owners' lists")
-  return found
+    raise UserError(f'{folder}: expected {names} in this folder; set --annotations to '
+                    "the folder of the owners' lists")
+  return paths
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """(FILE:LINE, line) of a text file, without blank lines and outer blanks.
+  """Yields (FILE:LINE, line) of a text file, without empty lines and outer spaces.
 
   Raises:
-    UserError: it is not UTF-8, or empty.
+    UserError: the file is not UTF-8, or is empty.
   """
   empty = True
   try:
@@ -202,16 +203,16 @@ def lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 def rows(path: pathlib.Path, columns: Sequence[str], has_header: bool = True,
          comment: str = '') -> Iterator[tuple[str, dict[str, str]]]:
-  """(FILE:LINE, row) of a CSV file; blanks after a comma don't count.
+  """Yields (FILE:LINE, row) of a CSV file, without spaces after commas.
 
   Args:
-    path: of the file.
-    columns: which it must have; without a header, all that it has.
-    has_header: its first line names its columns.
-    comment: lines that begin with this are left out.
+    path: path of the file.
+    columns: required columns; without a header, all columns of the file.
+    has_header: whether the first line names the columns.
+    comment: prefix of lines to skip.
 
   Raises:
-    UserError: it is no such file, or empty.
+    UserError: the file is not such a CSV file, or is empty.
   """
   with path.open(encoding='utf-8-sig', newline='') as file:
     reader = csv.reader(file, skipinitialspace=True, strict=True)
@@ -243,7 +244,7 @@ def rows(path: pathlib.Path, columns: Sequence[str], has_header: bool = True,
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """What a JSON file says."""
+  """Reads a JSON file; raises UserError if it is invalid."""
   try:
     return json.loads(path.read_text(encoding='utf-8-sig'))
   except ValueError as e:
@@ -251,7 +252,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def number(where: str, key: str, value: Any) -> float:
-  """A list's number, with a clear line if it is none."""
+  """Converts a value of a list to a number; raises UserError if it is not one."""
   try:
     return float(value)
   except (TypeError, ValueError):
@@ -259,9 +260,9 @@ def number(where: str, key: str, value: Any) -> float:
 
 
 def check_label(where: str, label: str, labels: Collection[str]) -> None:
-  """Raises UserError unless it is one of the data set's."""
+  """Raises UserError unless the label is one of the dataset's."""
   if label not in labels:
-    raise UserError(f'{where}: unknown label {label!r}; there are {len(labels)}, '
+    raise UserError(f'{where}: unknown label {label!r}; expected one of {len(labels)}, '
                     f'such as {next(iter(labels), "none")!r}')
 
 
@@ -270,28 +271,28 @@ def check_label(where: str, label: str, labels: Collection[str]) -> None:
 def write(out: str | os.PathLike[str], media: Media,
           splits: Mapping[str, Sequence[Entry]],
           labels: Sequence[Mapping[str, str]] = ()) -> None:
-  """Writes manifests, lists of missing files and the label map; prints a line a split.
+  """Writes manifests, lists of missing files and the label map; prints each split.
 
   Args:
-    out: the folder; it is made if it is not there.
-    media: where the files were looked for.
-    splits: name -> its clips.
-    labels: in the owners' order, each with its `label` as it stands in the manifests
-      and what else there is to say about it.
+    out: the folder, which is created if necessary.
+    media: the media files.
+    splits: name -> clips of the split.
+    labels: rows of the label map in the owners' order, each with the `label` of the
+      manifests and further columns.
 
   Raises:
-    UserError: an entry comes twice, a clip ends before it starts, or there is not a
-      single file.
+    UserError: an entry occurs twice, a clip ends before it starts, or all files are
+      missing.
   """
   splits = {name: entries for name, entries in splits.items() if entries}
   if not splits:
-    raise UserError(f'{out}: nothing to write; the lists name no clips')
+    raise UserError(f'{out}: nothing to write; the lists have no clips')
   for entries in splits.values():
     _check(entries)
   if not any(entry.path for entries in splits.values() for entry in entries):
     first = next(e for entries in splits.values() for e in entries)
-    raise UserError(f'{media.folder}: holds none of the files that the lists name; the '
-                    f'first looked for is {first.name!r} ({first.where})')
+    raise UserError(f'{media.folder}: holds none of the files in the lists; the first '
+                    f'of them is {first.name!r} ({first.where})')
   folder = pathlib.Path(os.path.abspath(out))
   folder.mkdir(parents=True, exist_ok=True)
   if labels:
@@ -318,15 +319,15 @@ def _check(entries: Sequence[Entry]) -> None:
                       f'start={entry.start} (seconds)')
     key = entry.key or (entry.name, entry.start, entry.end, *entry.columns.values())
     if key in seen:
-      raise UserError(f'{entry.where}: names the same as {seen[key]} ({entry.name}); '
+      raise UserError(f'{entry.where}: is a duplicate of {seen[key]} ({entry.name}); '
                       'remove one of the two')
     seen[key] = entry.where
 
 
 def relative(path: str, folder: pathlib.Path) -> str:
-  """How a manifest in an absolute folder names a file.
+  """Returns the path of a file in a manifest of an absolute folder.
 
-  Relative, so that both can move together, unless all that they share is the root.
+  The path is relative, so that both can move together, unless they share only the root.
   """
   path = os.path.abspath(path)
   near = pathlib.Path(path).parts[:2] == folder.parts[:2]
@@ -335,7 +336,7 @@ def relative(path: str, folder: pathlib.Path) -> str:
 
 def write_csv(path: pathlib.Path, columns: Sequence[str],
               table: Iterable[Mapping[str, Any]]) -> None:
-  """Writes a CSV file, which appears whole or not at all."""
+  """Writes a CSV file atomically."""
   partial = path.with_name(path.name + '.partial')
   with partial.open('w', encoding='utf-8', newline='') as file:
     writer = csv.DictWriter(file, columns, lineterminator='\n')

@@ -1,11 +1,11 @@
-"""Moments in Time: three seconds of one of 339 (version 1) or 305 (version 2) actions.
+"""Builds Moments in Time: three-second clips of 339 (version 1) or 305 (2) actions.
 
     python -m data.moments_in_time --annotations=DIR --media=DIR --out=data/moments
 
-reads what the owners' archive holds (http://moments.csail.mit.edu, on request):
+reads the content of the owners' archive (http://moments.csail.mit.edu, on request):
 `moments_categories.txt` (NAME,NUMBER), `trainingSet.csv` and `validationSet.csv`
-(LABEL/FILE.mp4,LABEL,workers who agree,workers who do not, without a first line of
-names), and the films in `training/LABEL/` and `validation/LABEL/` below --media.
+(LABEL/FILE.mp4,LABEL,workers who agree,workers who do not, without a header), and the
+videos in `training/LABEL/` and `validation/LABEL/` below --media.
 
 It writes train.csv and val.csv, the official splits, with the column `label`, and
 labels.csv in the official order.
@@ -28,7 +28,7 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
       manifests.owners_file(annotations, 'moments_categories.txt'), ('name', 'number'),
       has_header=False):
     if row['name'] in numbers:
-      raise UserError(f'{where}: label {row["name"]!r} comes twice')
+      raise UserError(f'{where}: label {row["name"]!r} occurs twice')
     numbers[row['name']] = manifests.number(where, 'number', row['number'])
   lists = manifests.owners_files(annotations, _LISTS)
   files = manifests.Media(media)

@@ -1,22 +1,22 @@
-"""MSR-VTT: 10,000 clips of YouTube, twenty sentences about each.
+"""Builds MSR-VTT: 10,000 clips of YouTube, with twenty sentences each.
 
     python -m data.msrvtt --annotations=DIR --media=DIR --out=data/msrvtt
 
-reads, each where it is there,
+reads those of these files that exist:
 
 - the owners' `train_val_videodatainfo.json` and `test_videodatainfo.json`
   (http://ms-multimedia-challenge.com/2017/dataset), or both in one as
   `MSRVTT_data.json`: videos of video_id, category and split, and sentences of video_id,
-  sen_id and caption; for the official splits train.csv, val.csv and test_full.csv;
+  sen_id and caption. They give the official splits train.csv, val.csv, test_full.csv;
 - `msrvtt_test.csv` (key,vid_key,video_id,sentence), from
-  https://github.com/antoine77340/MIL-NCE_HowTo100M, for test.csv: 1,000 of the test
-  clips with one sentence each, which text-to-video retrieval is measured on.
+  https://github.com/antoine77340/MIL-NCE_HowTo100M. It gives test.csv: 1,000 of the
+  test clips with one sentence each, the benchmark of text-to-video retrieval.
 
 The clips as published, `video7010.mp4`, may be in any folders below --media.
 
-In the official splits a row is a sentence, so a clip has twenty; retrieval, where every
-row is its own answer, is for test.csv. `label` is the category; labels.csv has their
-official order.
+In the official splits a row is a sentence, so a clip has twenty rows. Retrieval, where
+every row is its own answer, needs test.csv. `label` is the category; labels.csv has the
+categories in the official order.
 """
 
 import os
@@ -25,7 +25,7 @@ import pathlib
 from data import manifests
 from vatt_jax.errors import UserError
 
-# The owners' category.txt, which not every copy of the annotations comes with.
+# The owners' category.txt, which some copies of the annotations lack.
 CATEGORIES = (
     'music', 'people', 'gaming', 'sports/actions', 'news/events/politics', 'education',
     'tv shows', 'movie/comedy', 'animation', 'vehicles/autos', 'howto', 'travel',
@@ -74,7 +74,7 @@ def _official(path: pathlib.Path, files: manifests.Media
         raise UserError(f'{where}: unknown category {clip["category"]!r}; expected 0 '
                         f'to {len(CATEGORIES) - 1}')
       if clip['video_id'] in clips:
-        raise UserError(f'{where}: {clip["video_id"]} comes twice')
+        raise UserError(f'{where}: {clip["video_id"]} occurs twice')
       clips[clip['video_id']] = (_SPLITS[clip['split']], CATEGORIES[clip['category']])
     for i, sentence in enumerate(owners['sentences']):
       where, video = f'{path}: sentences[{i}]', sentence['video_id']

@@ -1,18 +1,18 @@
-"""The toy world: a few hundred narrated clips as real MP4 files, made from a seed.
+"""Builds the toy world: hundreds of narrated clips as real MP4 files, from a seed.
 
-Coloured shapes move over noisy backgrounds. A clip is two or three segments,
-each with its own object and motion, so the sampled time matters. A shape has a
-timbre, a motion a pitch contour or a rhythm, a larger object a lower pitch.
-Narrations of the training clips are as noisy as speech transcripts: some early,
-some late, some about something else. The test split is annotated, as YouCook2
-and MSR-VTT are: one segment of every clip, one sentence that describes it.
+Colored shapes move over noisy backgrounds. A clip has two or three segments, each with
+its own object and motion, so the sampled time matters. A shape has a timbre, a motion
+has a pitch contour or a rhythm, and a larger object has a lower pitch. Narrations of
+the training clips are as noisy as speech transcripts: some are early, some late, some
+unrelated. The test split is annotated, like YouCook2 and MSR-VTT: one segment of every
+clip, with one sentence that describes it.
 
     python -m data.toy_world --out=data/toy_world
 
 writes
 
     clips/{train,test}/*.mp4   H.264 at 10 fps and, for most, AAC at 16 kHz
-    train.csv                  path: all that pre-training reads, with
+    train.csv                  path: the input of pre-training, with
     train_captions.csv         path,start,end,text: the timed narrations
     train_segments.csv         path,start,end,shape,colour,motion,sound_event
     test_segments.csv          the same and text: labels are for evaluation only
@@ -45,7 +45,7 @@ AUDIO_HZ = 16_000
 COLOURS = {
     'red': (230, 40, 40), 'green': (40, 200, 60), 'blue': (60, 90, 250),
     'yellow': (240, 220, 40), 'pink': (250, 110, 210), 'white': (245, 245, 245)}
-# Each shape sounds like one instrument, which is its sound event.
+# Each shape has the timbre of one instrument, which is its sound event.
 TIMBRES = {'circle': 'flute', 'bar': 'organ', 'triangle': 'violin',
            'star': 'bell', 'cross': 'hiss', 'ring': 'buzz'}
 SHAPES = tuple(TIMBRES)
@@ -80,7 +80,7 @@ SHARE_CHATTER = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """One object doing one thing, from `start` to `end` seconds of a clip."""
+  """Describes one object with one motion, from `start` to `end` seconds of a clip."""
   start: float
   end: float
   shape: str
@@ -97,7 +97,7 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """Everything there is to know about one clip before it is drawn."""
+  """Describes a clip completely before it is drawn."""
   path: str
   segments: tuple[Segment, ...]
   events: tuple[str, ...]                           # background sound events
@@ -112,7 +112,7 @@ class Clip:
 # ---------------------------------------------------------------- the script
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
-  """A generator of its own for every clip; no two splits share a seed."""
+  """Returns a generator for one clip; no two clips or splits share a seed."""
   key = (('train', 'test').index(split), index)
   return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
@@ -135,7 +135,7 @@ def _script_segments(rng: np.random.Generator) -> tuple[Segment, ...]:
 
 
 def _narrate(segments: Iterable[Segment], rng: np.random.Generator):
-  """Noisy timed sentences, about one every 1.3 seconds."""
+  """Yields noisy timed sentences, about one every 1.3 seconds."""
   for segment in segments:
     time = segment.start + rng.uniform(0, 0.5)
     while time < segment.end - 0.4:
@@ -152,7 +152,7 @@ def _narrate(segments: Iterable[Segment], rng: np.random.Generator):
 
 
 def script(seed: int, split: str, index: int) -> Clip:
-  """Clip `index` of a split, as a pure function of the seed."""
+  """Returns clip `index` of a split, as a pure function of the seed."""
   rng = _generator(seed, split, index)
   segments = _script_segments(rng)
   events = tuple(e for e, share in BACKGROUND_EVENTS.items()
@@ -171,10 +171,10 @@ def script(seed: int, split: str, index: int) -> Clip:
               bool(has_sound))
 
 
-# --------------------------------------------------------------- the picture
+# ---------------------------------------------------------------- the frames
 
 def _place(segment: Segment, t: np.ndarray):
-  """Centre x, y and radius in pixels at times t (seconds).  [T] each."""
+  """Returns center x, y and radius in pixels at times t (seconds).  [T] each."""
   x, y = (np.full_like(t, v) for v in segment.origin)
   r = np.full_like(t, segment.radius)
   pace = segment.speed * t
@@ -193,7 +193,7 @@ def _place(segment: Segment, t: np.ndarray):
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Coverage in [0, 1] of a shape of unit radius at offsets u (right), v (down)."""
+  """Returns a unit shape's coverage in [0, 1] at offsets u (right), v (down)."""
   distance = np.hypot(u, v)
   match shape:
     case 'circle': edge = distance - 0.9
@@ -212,7 +212,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, frames: int) -> np.ndarray:
-  """Dim coarse texture that drifts, under fine noise.  [T, H, W, 3]."""
+  """Draws a dim coarse texture that drifts, under fine noise.  [T, H, W, 3]."""
   coarse = rng.uniform(0, 110, (6, 6, 3)).astype(np.float32)
   grid = np.linspace(0, 5, SIZE_PIXELS, dtype=np.float32)
   low = np.minimum(grid.astype(int), 4)
@@ -229,7 +229,7 @@ def _background(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 def draw(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-  """The frames of a clip.  -> uint8 [T, 64, 64, 3]."""
+  """Draws the frames of a clip.  -> uint8 [T, 64, 64, 3]."""
   frames = round(clip.duration * FRAME_RATE_HZ)
   time = np.arange(frames, dtype=np.float32) / FRAME_RATE_HZ
   video = _background(rng, frames)
@@ -239,7 +239,7 @@ def draw(clip: Clip, rng: np.random.Generator) -> np.ndarray:
     now = (time >= segment.start - 1e-6) & (time < segment.end - 1e-6)
     x, y, r = (a[:, None, None]
                for a in _place(segment, time[now] - segment.start))
-    # The world is a torus: what leaves on one side comes back on the other.
+    # The world is a torus: objects that leave on one side return on the other.
     u = ((pixel[None, None, :] - x + half) % SIZE_PIXELS - half) / r
     v = ((pixel[None, :, None] - y + half) % SIZE_PIXELS - half) / r
     cover = _inside(segment.shape, u, v)[..., None]
@@ -248,10 +248,10 @@ def draw(clip: Clip, rng: np.random.Generator) -> np.ndarray:
   return np.clip(video, 0, 255).astype(np.uint8)
 
 
-# ----------------------------------------------------------------- the sound
+# ----------------------------------------------------------------- the audio
 
 def _contour(segment: Segment, t: np.ndarray):
-  """Pitch in octaves above the object's own, and loudness, at times t.  [S]."""
+  """Returns pitch in octaves above the object's own, and loudness, at times t.  [S]."""
   pace = segment.speed * t
   octaves, loudness = np.zeros_like(t), np.ones_like(t)
   match segment.motion:
@@ -269,7 +269,7 @@ def _contour(segment: Segment, t: np.ndarray):
 
 
 def _play(shape: str, phase: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """The timbre of a shape at a phase in cycles.  [S] -> [S] in [-1, 1]."""
+  """Plays the timbre of a shape at a phase in cycles.  [S] -> [S] in [-1, 1]."""
   angle = 2 * np.pi * phase
   match TIMBRES[shape]:
     case 'flute': return np.sin(angle)
@@ -277,7 +277,7 @@ def _play(shape: str, phase: np.ndarray, rng: np.random.Generator) -> np.ndarray
     case 'violin': return 0.9 - 1.8 * (phase % 1)
     case 'bell':
       return sum(np.sin(k * angle) for k in (1, 2.76, 5.4)) / 2.2
-    case 'hiss':  # noise that the pitch opens and closes
+    case 'hiss':  # noise, modulated with the pitch
       noise = rng.standard_normal(len(phase))
       return 0.4 * noise * (0.6 + 0.4 * np.sin(angle))
     case 'buzz': return np.sin(angle) * np.sign(np.sin(angle * 0.125))
@@ -285,7 +285,7 @@ def _play(shape: str, phase: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def sing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
-  """The sound of a clip, mono at 16 kHz.  -> float32 [S] in [-1, 1]."""
+  """Returns the audio of a clip, mono at 16 kHz.  -> float32 [S] in [-1, 1]."""
   time = np.arange(round(clip.duration * AUDIO_HZ)) / AUDIO_HZ
   sound = 0.01 * rng.standard_normal(len(time))
   for segment in clip.segments:
@@ -307,9 +307,9 @@ def sing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
 
 def encode(path: str | os.PathLike[str], video: np.ndarray, frame_rate_hz: int,
            sound: np.ndarray | None = None, audio_hz: int = AUDIO_HZ) -> None:
-  """Writes frames uint8 [T, H, W, 3] and mono sound float32 [S] as H.264 and AAC."""
-  # No macroblock tree (its choices vary from run to run): a seed makes the same bytes.
-  # A keyframe a second: the reader seeks to the last one before its window.
+  """Writes frames uint8 [T, H, W, 3] and mono audio float32 [S] as H.264 and AAC."""
+  # No macroblock tree (its choices vary between runs): a seed gives the same bytes.
+  # One keyframe per second: the reader seeks to the last one before its window.
   encode_lib.film(path, video, frame_rate_hz, sound, audio_hz, 64_000, {
       'preset': 'veryfast', 'tune': 'fastdecode', 'crf': '28',
       'x264-params': 'mbtree=0', 'g': str(frame_rate_hz)})
@@ -340,24 +340,24 @@ def _write_csv(path: pathlib.Path, rows: list[dict[str, str | float]]) -> None:
 
 def build(out: str | os.PathLike[str], seed: int = 0, train_clips: int = 512,
           test_clips: int = 256) -> None:
-  """Makes the toy world in folder `out`, which must not exist yet.
+  """Builds the toy world in folder `out`, which must not exist yet.
 
   Args:
-    out: the folder; it appears whole or not at all.
-    seed: the same seed makes the same clips.
+    out: the folder, which is written atomically.
+    seed: the same seed gives the same clips.
     train_clips: number of clips to train on.
     test_clips: number of held-out clips, the retrieval pool.
 
   Raises:
-    FileExistsError: `out` is there already.
+    FileExistsError: `out` exists already.
   """
   out = pathlib.Path(out)
   if out.exists():
-    raise FileExistsError(f'{out}: is there already; remove it to make it anew')
+    raise FileExistsError(f'{out}: is there already; remove it to build it again')
   root = out.with_name(out.name + '.partial')
   shutil.rmtree(root, ignore_errors=True)
   clips = {}
-  # Not forked: the caller may have threads, and forking those can hang.
+  # Not forked: the caller may have threads, and forking threads can hang.
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
     for split, count in (('train', train_clips), ('test', test_clips)):
@@ -383,6 +383,6 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('out', 'data/toy_world', 'The folder to make.')
-  flags.DEFINE_integer('seed', 0, 'Another seed makes other clips.')
+  flags.DEFINE_string('out', 'data/toy_world', 'The folder to create.')
+  flags.DEFINE_integer('seed', 0, 'Seed of the clips.')
   app.run(main)

@@ -1,4 +1,4 @@
-"""UCF101: short films of one of 101 actions; three official splits.
+"""Builds UCF101: short videos of 101 actions; three official splits.
 
     python -m data.ucf101 --annotations=DIR --media=DIR --out=data/ucf101
 
@@ -6,7 +6,7 @@ reads the owners' `ucfTrainTestlist` folder, from
 https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip:
 `classInd.txt` (NUMBER NAME), `trainlist01.txt` to `trainlist03.txt`
 (NAME/FILE.avi NUMBER) and `testlist01.txt` to `testlist03.txt` (NAME/FILE.avi). The
-films, v_NAME_gNN_cNN.avi of https://www.crcv.ucf.edu/data/UCF101/UCF101.rar, may be in
+videos, v_NAME_gNN_cNN.avi of https://www.crcv.ucf.edu/data/UCF101/UCF101.rar, may be in
 any folders below --media.
 
 It writes train_1.csv and test_1.csv to train_3.csv and test_3.csv with the column
@@ -43,8 +43,8 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
         raise UserError(f'{where}: expected NAME/FILE.avi; found {line!r}')
       manifests.check_label(where, label, numbers)
       if number and number != numbers[label]:
-        raise UserError(f'{where}: {label} has number {number}; classInd.txt says '
-                        f'{numbers[label]}')
+        raise UserError(f'{where}: {label} has number {number}; expected '
+                        f'{numbers[label]}, as in classInd.txt')
       splits[split].append(manifests.Entry(
           where, file, files.find(os.path.splitext(file)[0]), columns={'label': label}))
   manifests.write(out, files, splits, [{'label': label} for label in numbers])

@@ -1,20 +1,20 @@
-"""YouCook2: cooking films of YouTube, their steps described in a sentence each.
+"""Builds YouCook2: cooking videos of YouTube, with a sentence for each step.
 
     python -m data.youcook2 --annotations=DIR --media=DIR --out=data/youcook2
 
-reads, each where it is there,
+reads those of these files that exist:
 
 - the owners' `youcookii_annotations_trainval.json`, from http://youcook2.eecs.umich.edu
-  (database -> ID -> subset, recipe_type, annotations of segment and sentence), for the
-  official splits train.csv and val.csv;
+  (database -> ID -> subset, recipe_type, annotations of segment and sentence). It gives
+  the official splits train.csv and val.csv;
 - `youcook2_validation.csv` (end,start,task,text,video_id), from
-  https://github.com/antoine77340/MIL-NCE_HowTo100M, for test.csv: the 3,350 steps of
-  the validation films that zero-shot text-to-video retrieval is measured on.
+  https://github.com/antoine77340/MIL-NCE_HowTo100M. It gives test.csv: the 3,350 steps
+  of the validation videos, the benchmark of zero-shot text-to-video retrieval.
 
-The films, whole videos `ID.mp4` (or .mkv, .webm), may be in any folders below --media.
+The whole videos, `ID.mp4` (or .mkv, .webm), may be in any folders below --media.
 
-A row is a step, with its sentence as `text` and the recipe's number as `label`. With
-the owners' `label_foodtype.csv` (NUMBER,NAME) labels.csv says what they are.
+A row is a step, with its sentence as `text` and the dish's number (`recipe_type`) as
+`label`. With the owners' `label_foodtype.csv` (NUMBER,NAME) labels.csv names them.
 """
 
 import os
@@ -43,15 +43,15 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
               row['task'])
         for where, row in manifests.rows(
             lists['test'], ('end', 'start', 'task', 'text', 'video_id'))]
-  labels, recipes = [], pathlib.Path(annotations) / 'label_foodtype.csv'
-  if recipes.is_file():
+  labels, dishes = [], pathlib.Path(annotations) / 'label_foodtype.csv'
+  if dishes.is_file():
     labels = [{'label': row['number'], 'name': row['name']}
-              for _, row in manifests.rows(recipes, ('number', 'name'),
+              for _, row in manifests.rows(dishes, ('number', 'name'),
                                            has_header=False)]
-    known = {label['label'] for label in labels}
+    numbers = {label['label'] for label in labels}
     for entries in splits.values():
       for entry in entries:
-        manifests.check_label(entry.where, entry.columns['label'], known)
+        manifests.check_label(entry.where, entry.columns['label'], numbers)
   manifests.write(out, files, splits, labels)
 
 
@@ -60,15 +60,15 @@ def _official(path: pathlib.Path, files: manifests.Media
   splits: dict[str, list[manifests.Entry]] = {}
   where = f'{path}: database'
   try:
-    for video, film in manifests.read_json(path)['database'].items():
+    for video, entry in manifests.read_json(path)['database'].items():
       where = f'{path}: database/{video}'
-      if film['subset'] not in _SUBSETS:
-        raise UserError(f'{where}: subset={film["subset"]!r}: expected '
+      if entry['subset'] not in _SUBSETS:
+        raise UserError(f'{where}: subset={entry["subset"]!r}: expected '
                         f'{" or ".join(_SUBSETS)}')
-      for step in film['annotations']:
+      for step in entry['annotations']:
         start, end = step['segment']
-        splits.setdefault(_SUBSETS[film['subset']], []).append(_step(
-            files, where, video, start, end, step['sentence'], film['recipe_type']))
+        splits.setdefault(_SUBSETS[entry['subset']], []).append(_step(
+            files, where, video, start, end, step['sentence'], entry['recipe_type']))
   except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise UserError(f'{where}: expected subset, recipe_type and annotations of segment '
                     f'[start, end] and sentence ({e!r})') from e

@@ -1,4 +1,4 @@
-"""data/*.py: each data set from a tiny folder in exactly its owners' layout."""
+"""Tests of data/*.py: each dataset from a tiny folder in exactly its owners' layout."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def world(tmp_path):
-  """Folders of lists and of media to fill, and what is made of them."""
+  """Returns empty folders of lists and media, and the output folder."""
   return World(tmp_path)
 
 
@@ -58,7 +58,7 @@ class World:
     module.build(self.lists, self.media, self.out, **kwargs)
 
   def clips(self, split):
-    """(path below media, start, end, label) of a manifest, as training reads it."""
+    """Reads (path below media, start, end, label) of a manifest, like training."""
     clips = open_source(str(self.out / f'{split}.csv'))
     return [(str(pathlib.Path(c.path).relative_to(self.media)), c.start, c.end,
              c.labels.get('label')) for c in clips]
@@ -76,7 +76,7 @@ class World:
 HEAD = 'label,youtube_id,time_start,time_end,split\n'
 
 
-def test_a_kinetics_clip_is_cut_only_if_its_downloader_did_not_cut_it(world):
+def test_kinetics_uses_times_only_for_whole_videos(world):
   world.write({
       'train.csv': HEAD + 'playing chess,-cutcutcut0,10,20,train\n'
       'abseiling,-wholewhol0,10,20,train\nabseiling,-gonegoneg0,3,13,train\n',
@@ -146,7 +146,7 @@ VIDEOS = 'video_id,category_1,category_2,rank,task_id\n' \
     {'howto100m_captions/aaaaaaaaaaa.csv':
      ',start,end,text\n0,0.5,2.25,"heat the ""oil"", gently"\n1,3,4,\n2,5,6,stir\n',
      'howto100m_captions/bbbbbbbbbbb.csv': 'start,end,text\n0,1,not here\n'}])
-def test_howto100m_has_a_row_a_film_and_what_is_said_in_those_there(world, captions):
+def test_howto100m_has_a_row_per_video_and_captions_of_existing_videos(world, captions):
   world.write({'HowTo100M_v1.csv': VIDEOS, **captions})
   world.touch('a/aaaaaaaaaaa.webm', 'ccccccccccc.mp4')
   world.build(howto100m)
@@ -158,7 +158,7 @@ def test_howto100m_has_a_row_a_film_and_what_is_said_in_those_there(world, capti
   assert world.missing('train') == ['bbbbbbbbbbb']
 
 
-def test_howto100m_reads_what_was_said_before_what_was_cleaned(world):
+def test_howto100m_prefers_raw_captions(world):
   said = '{"aaaaaaaaaaa": {"start": [0], "end": [1], "text": ["%s"]}}'
   world.write({'HowTo100M_v1.csv': VIDEOS, 'caption.json': said % 'heat oil',
                'raw_caption.json': said % 'now heat the oil'})
@@ -168,7 +168,7 @@ def test_howto100m_reads_what_was_said_before_what_was_cleaned(world):
   assert [c.text for c in clip.captions] == ['now heat the oil']
 
 
-def test_moments_of_one_name_are_told_apart_by_folder(world):
+def test_moments_distinguishes_equal_names_by_folder(world):
   world.write({'moments_categories.txt': 'clapping,1\nadult+male+singing,0\n',
               'trainingSet.csv': 'clapping/yt-a.b_1.mp4,clapping,3,1\n'
               'adult+male+singing/yt-a.b_1.mp4,adult+male+singing,4,0\n',
@@ -201,7 +201,7 @@ def test_ucf101_has_three_splits_and_the_owners_order(world):
   assert [r['label'] for r in world.labels()] == ['WallPushups', 'HandstandPushups']
 
 
-def test_hmdb51_uses_a_film_as_the_number_after_it_says(world):
+def test_hmdb51_assigns_videos_to_splits_by_number(world):
   for i, uses in ((1, '120'), (2, '201'), (3, '012')):
     world.write({f'brush_hair_test_split{i}.txt': ''.join(
         f'{name}_brush_hair_u.avi {use} \n'
@@ -217,7 +217,7 @@ def test_hmdb51_uses_a_film_as_the_number_after_it_says(world):
   assert [r['label'] for r in world.labels()] == ['brush_hair', 'wave']
 
 
-def test_hmdb51_of_the_published_list_has_the_official_numbers(world, shared):
+def test_published_hmdb51_list_has_the_official_numbers(world, shared):
   world.write({'hmdb51.csv': (shared / 'captions' / 'hmdb51.csv').read_text()})
   with (world.lists / 'hmdb51.csv').open() as file:
     rows = list(csv.DictReader(file))
@@ -252,7 +252,7 @@ def test_esc50_tests_on_a_fold_and_trains_on_the_others(world):
       'dog', 'chirping_birds', 'vacuum_cleaner']
 
 
-def test_youcook2_gives_a_row_a_step_of_the_whole_film(world):
+def test_youcook2_has_a_row_per_step_of_the_whole_video(world):
   world.write({
       'youcookii_annotations_trainval.json': """{"database": {
         "aaaaaaaaaaa": {"duration": 241.62, "subset": "training", "recipe_type": "113",
@@ -273,7 +273,7 @@ def test_youcook2_gives_a_row_a_step_of_the_whole_film(world):
   assert world.labels()[0] == {'index': '0', 'label': '226', 'name': 'fattoush'}
 
 
-def test_youcook2_of_the_published_list_gives_every_step_of_the_films_there(
+def test_published_youcook2_list_gives_every_step_of_existing_videos(
     world, shared, capsys):
   world.write({'youcook2_validation.csv': (
       shared / 'captions' / 'youcook2_validation.csv').read_text()})
@@ -309,7 +309,7 @@ MSRVTT_SENTENCES = {
     {'MSRVTT_data.json': ('train', 'val', 'test')},
     {'train_val_videodatainfo.json': ('train', 'val'),
      'test_videodatainfo.json': ('test',)}])
-def test_msrvtt_gives_a_row_a_sentence_even_if_two_people_wrote_the_same(world, files):
+def test_msrvtt_has_a_row_per_sentence_even_for_equal_sentences(world, files):
   for name, splits in files.items():
     world.write({name: json.dumps({
         'info': {}, 'videos': [MSRVTT_VIDEOS[split] for split in splits],
@@ -323,7 +323,7 @@ def test_msrvtt_gives_a_row_a_sentence_even_if_two_people_wrote_the_same(world, 
   assert len(world.labels()) == 20
 
 
-def test_msrvtt_of_the_published_list_is_a_pool_of_a_thousand(world, shared):
+def test_published_msrvtt_list_is_a_pool_of_a_thousand(world, shared):
   world.write({
       'msrvtt_test.csv': (shared / 'captions' / 'msrvtt_test.csv').read_text()})
   with (world.lists / 'msrvtt_test.csv').open() as file:
@@ -345,7 +345,7 @@ def _pictures(world):
 CRANE, TENCH = 'n02012849', 'n01440764'
 
 
-def test_imagenet_of_the_kaggle_archive(world):
+def test_imagenet_reads_the_kaggle_archive(world):
   world.write({
       'LOC_synset_mapping.txt': 'n01440764 tench, Tinca tinca\nn02012849 crane\n',
       'ILSVRC/ImageSets/CLS-LOC/train_cls.txt': 'n01440764/n01440764_7 1\n'
@@ -361,7 +361,7 @@ def test_imagenet_of_the_kaggle_archive(world):
   assert world.labels()[1] == {'index': '1', 'label': CRANE, 'name': 'crane'}
 
 
-def test_imagenet_of_the_development_kit_has_numbers_of_its_own(world):
+def test_imagenet_reads_the_numbers_of_the_development_kit(world):
   synsets = np.array(
       [(1, CRANE, 'crane', 0), (2, TENCH, 'tench, Tinca tinca', 0),
        (1001, 'n00001740', 'entity', 2)],
@@ -388,13 +388,13 @@ def test_manifests_move_together_with_their_media(world):
   assert clip.path == str(moved / 'media/video1.mp4')
 
 
-def test_media_on_another_disk_are_named_from_the_root():
+def test_media_on_another_disk_have_absolute_paths():
   out = pathlib.Path('/home/me/data/msrvtt')
   assert manifests.relative('/mnt/films/a.mp4', out) == '/mnt/films/a.mp4'
   assert manifests.relative('/home/films/a.mp4', out) == '../../../films/a.mp4'
 
 
-def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
+def test_cyclic_links_of_folders_are_searched_once(world):
   world.write({'msrvtt_test.csv': 'key,vid_key,video_id,sentence\nr0,m1,video1,hi\n'})
   other = world.root / 'other disk'
   other.mkdir()
@@ -406,13 +406,13 @@ def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
 
 
 @pytest.mark.parametrize('module, files, message', [
-    (kinetics, {}, r'lists: expected train\.csv or val\.csv or .* there'),
+    (kinetics, {}, r'lists: expected train\.csv or val\.csv or .* in this folder'),
     (kinetics, {'train.csv': HEAD + 'a,x,0,ten,train\n'},
      r"train\.csv:2: time_end='ten': expected a number"),
     (kinetics, {'train.csv': HEAD + 'a,x,0,10,train\na,x,0,10\n'},
      r'train\.csv:3: expected 5 cells, label,.*; found 4'),
     (kinetics, {'train.csv': HEAD + 'a,x,0,10,train\nb,y,0,9,train\na,x,0,10,train\n'},
-     r'train\.csv:4: names the same as .*train\.csv:2'),
+     r'train\.csv:4: is a duplicate of .*train\.csv:2'),
     (kinetics, {'train.csv': HEAD + 'a,x,10,10,train\n'},
      r'train\.csv:2: end=10\.0 is not after start=10\.0'),
     (kinetics, {'train.csv': HEAD + 'a,x,0,10,train\n',
@@ -427,7 +427,7 @@ def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
     (howto100m, {'HowTo100M_v1.csv': VIDEOS},
      r'lists: expected raw_caption\.json or caption\.json or howto100m_captions'),
     (howto100m, {'HowTo100M_v1.csv': 'video_id,task_id\nx,1\nx,1\n',
-                 'caption.json': '{}'}, r'v1\.csv:3: names the same as .*v1\.csv:2'),
+                 'caption.json': '{}'}, r'v1\.csv:3: is a duplicate of .*v1\.csv:2'),
     (howto100m, {'HowTo100M_v1.csv': 'video_id,task_id\nx,1\n',
                  'caption.json': '{"x": {"start": [0], "end": [1, 2], "text": [""]}}'},
      r'caption\.json: x: expected start, end and text, lists of one length'),
@@ -435,12 +435,12 @@ def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
                  'caption.json': '{"x": {"start": ['},
      r'caption\.json: expected start'),
     (moments_in_time, {'moments_categories.txt': 'a,0\na,1\n'},
-     r"categories\.txt:2: label 'a' comes twice"),
+     r"categories\.txt:2: label 'a' occurs twice"),
     (moments_in_time, {'moments_categories.txt': 'a,0\n',
                        'trainingSet.csv': 'b/x.mp4,b,3,0\n'},
      r"trainingSet\.csv:1: unknown label 'b'"),
     (ucf101, {'classInd.txt': '1 A\n2 B\n', 'trainlist01.txt': 'A/x.avi 2\n'},
-     r'trainlist01\.txt:1: A has number 2; classInd\.txt says 1'),
+     r'trainlist01\.txt:1: A has number 2; expected 1, as in classInd\.txt'),
     (ucf101, {'classInd.txt': '1 A\n', 'testlist01.txt': 'x.avi\n'},
      r'testlist01\.txt:1: expected NAME/FILE\.avi'),
     (hmdb51, {'wave_test_split1.txt': 'x.avi 3\n'},
@@ -449,7 +449,7 @@ def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
      r"esc50\.csv:2: fold='6': expected 1 to 5"),
     (esc50, {'esc50.csv': 'filename,fold,target,category\nx.wav,1,0,dog\n'
              'y.wav,1,1,dog\n'},
-     r"esc50\.csv:3: label 'dog' has target 1, further up 0"),
+     r"esc50\.csv:3: label 'dog' has target 1, but an earlier line has 0"),
     (youcook2, {'youcook2_validation.csv': 'start,task,text,video_id\n1,2,a,b\n'},
      r"validation\.csv: no column 'end' in its first line; found start, task"),
     (youcook2, {'youcookii_annotations_trainval.json': '{"database": {"x": {}}}'},
@@ -464,7 +464,7 @@ def test_folders_that_link_elsewhere_and_back_are_searched_once(world):
     (imagenet, {'LOC_synset_mapping.txt': 'n1\n'},
      r'mapping\.txt:1: expected WNID NAMES'),
 ])
-def test_a_wrong_list_is_one_clear_line(world, module, files, message):
+def test_invalid_list_raises_with_one_line(world, module, files, message):
   world.write(files)
   world.touch('x.mp4')
   with pytest.raises(UserError, match=message) as error:
@@ -473,7 +473,7 @@ def test_a_wrong_list_is_one_clear_line(world, module, files, message):
 
 
 @pytest.mark.slow
-def test_a_command_builds_and_a_mistake_ends_it_with_one_line(world):
+def test_command_builds_and_reports_an_error_in_one_line(world):
   world.write({'msrvtt_test.csv': 'key,vid_key,video_id,sentence\nr0,m1,video1,hi\n'})
   world.touch('video1.mp4')
   command = [sys.executable, '-m', 'data.msrvtt', f'--annotations={world.lists}',
@@ -484,5 +484,5 @@ def test_a_command_builds_and_a_mistake_ends_it_with_one_line(world):
   assert done.returncode == 0, done.stderr
   assert done.stdout == 'test: 1 of 1 clips; 0 of 1 files missing (0.0%)\n'
   assert wrong.returncode == 2
-  assert wrong.stderr == (f'vatt_jax: {world.root}/absent: no such folder; --media is '
-                          'where the media files are\n')
+  assert wrong.stderr == (f'vatt_jax: {world.root}/absent: no such folder; set --media '
+                          'to the folder of the media files\n')

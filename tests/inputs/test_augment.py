@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/augment.py"""
+"""Tests of vatt_jax/inputs/augment.py."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip_keys
 
 
-def test_pixels_and_samples_come_out_between_minus_one_and_one():
+def test_normalize_maps_pixels_and_samples_to_minus_one_to_one():
   batch = dict(video=np.array([0, 51, 255], np.uint8),
                audio=np.array([-2**15, 0, 2**15 - 1], np.int16), text=np.ones(3))
   out = augment.normalize(batch)
@@ -27,7 +27,7 @@ PLAIN = {k: np.asarray(v) for k, v in augment.normalize(
 
 
 def _augment(augmentation, seed=0, **batch):
-  """The augmented batch, without the draws and the keys."""
+  """Returns the augmented batch, without random numbers and keys."""
   rows = len(next(iter(batch.values())))
 
   def change(pair_key, keys, batch):    # one program for all seeds
@@ -47,7 +47,7 @@ def _changed(augmentation, seed=0):
   return _both(augmentation, seed)[0]
 
 
-def test_what_is_off_changes_nothing_and_costs_nothing():
+def test_default_augmentation_changes_nothing_and_costs_nothing():
   video, audio = _both(augment.Augment())
   np.testing.assert_allclose(video, PLAIN['video'], atol=1e-6)
   np.testing.assert_array_equal(audio, PLAIN['audio'])
@@ -61,7 +61,7 @@ def test_what_is_off_changes_nothing_and_costs_nothing():
   assert flops(nothing) == flops(augment.normalize)
 
 
-def test_a_mirrored_clip_is_mirrored_whole():
+def test_flip_mirrors_all_frames_of_a_clip():
   seen = set()
   for seed in range(4):
     for before, after in zip(PLAIN['video'],
@@ -74,8 +74,8 @@ def test_a_mirrored_clip_is_mirrored_whole():
 
 
 @pytest.mark.parametrize('name', ['brightness', 'saturation', 'contrast', 'hue'])
-def test_colours_change_as_in_tensorflow_and_in_all_frames_alike(name):
-  """By some amount within the bounds; found among many, for it is drawn inside."""
+def test_colors_change_as_in_tensorflow_and_equally_in_all_frames(name):
+  """The amount is random within the bounds, so the test searches for it."""
   none = dict(brightness=0.0, saturation=0.0, contrast=0.0, hue=0.0)
   after = _changed(augment.Augment(color_rate=1.0, **none | {name: 0.2}))[0] / 2 + 0.5
   x = CLIP[0].astype(np.float32) / 255
@@ -92,19 +92,19 @@ def test_colours_change_as_in_tensorflow_and_in_all_frames_alike(name):
   assert min(errors) < 4e-3 < error(0.0)
 
 
-def test_only_a_share_of_the_clips_changes_colour():
+def test_color_rate_is_the_share_of_clips_that_change():
   same = [np.allclose(a, b, atol=1e-6) for seed in range(10) for a, b in zip(
       PLAIN['video'], _changed(augment.Augment(color_rate=0.8), seed), strict=True)]
   assert 0 < np.mean(same) < 0.5
 
 
 def _gray(video):
-  """TensorFlow's, of values in [0, 1]."""
+  """Returns TensorFlow's gray video, which it computes from values in [0, 1]."""
   gray = tf.image.rgb_to_grayscale((video + 1) / 2)
   return 2 * np.repeat(gray, 3, axis=-1) - 1
 
 
-def test_a_share_of_the_clips_turns_grey_as_in_tensorflow():
+def test_color_drop_turns_a_share_of_clips_gray_as_in_tensorflow():
   seen = []
   for seed in range(10):
     for before, after in zip(PLAIN['video'],
@@ -116,7 +116,7 @@ def test_a_share_of_the_clips_turns_grey_as_in_tensorflow():
   assert 0.1 < np.mean(seen) < 0.5
 
 
-def test_colours_are_dropped_after_they_have_changed_and_by_a_coin_of_their_own():
+def test_color_drop_follows_color_changes_and_is_independent_of_them():
   colored = dict(color_rate=0.5)
   some = _changed(augment.Augment(**colored))
   gray = _changed(augment.Augment(**colored, color_drop_rate=1.0))
@@ -127,11 +127,11 @@ def test_colours_are_dropped_after_they_have_changed_and_by_a_coin_of_their_own(
                      for rate in (0.0, 0.5))
     kinds |= {(bool(abs(b - p).max() > 1e-3), bool(abs(a - b).max() > 1e-3))
               for p, b, a in zip(PLAIN['video'], before, after, strict=True)}
-  assert len(kinds) == 4    # changed or not, dropped or not
+  assert len(kinds) == 4    # changed or not, gray or not
 
 
-def test_blur_is_scipy_s_gaussian_and_the_same_in_all_frames():
-  """Of some width within the bounds; found among many."""
+def test_blur_matches_scipy_gaussian_in_all_frames():
+  """The width is random within the bounds, so the test searches for it."""
   augmentation = augment.Augment(blur_rate=1.0, blur_sigma=(0.5, 1.5), blur_size=0.7)
   found, sigmas = [], np.linspace(0.5, 1.5, 501)
   for before, after in zip(PLAIN['video'], _changed(augmentation), strict=True):
@@ -143,8 +143,8 @@ def test_blur_is_scipy_s_gaussian_and_the_same_in_all_frames():
   assert np.ptp(found) > 0.1    # each clip draws its own
 
 
-def test_the_kernel_of_blur_grows_with_the_picture():
-  """10 % of the height, as in SimCLR: of 32 pixels, three."""
+def test_blur_kernel_grows_with_the_frame():
+  """The size is 10 % of the height, as in SimCLR: three of 32 pixels."""
   dot = np.zeros((1, 1, 32, 16, 3), np.uint8)
   dot[:, :, 16, 8] = 255
   augmentation = augment.Augment(blur_rate=1.0, blur_sigma=(2.0, 2.0))
@@ -153,7 +153,7 @@ def test_the_kernel_of_blur_grows_with_the_picture():
   assert (lit.min(0).tolist(), lit.max(0).tolist()) == ([15, 7], [17, 9])
 
 
-def test_only_a_share_of_the_clips_is_blurred():
+def test_blur_rate_is_the_share_of_clips_that_are_blurred():
   augmentation = augment.Augment(blur_rate=0.5, blur_size=0.7, blur_sigma=(1.0, 2.0))
   same = [np.allclose(a, b, atol=1e-6) for seed in range(10) for a, b in zip(
       PLAIN['video'], _changed(augmentation, seed), strict=True)]
@@ -161,12 +161,12 @@ def test_only_a_share_of_the_clips_is_blurred():
 
 
 @pytest.mark.parametrize('bounds', [(0.0, 2.0), (2.0, 1.0)])
-def test_a_blur_of_impossible_width_is_refused(bounds):
+def test_invalid_blur_sigma_raises(bounds):
   with pytest.raises(ValueError, match='blur_sigma='):
     augment.Augment(blur_sigma=bounds)
 
 
-def test_a_clip_runs_backwards_with_its_sound_or_not_at_all():
+def test_reverse_applies_to_video_and_audio_together():
   seen = set()
   for seed in range(4):
     for i, (video, audio) in enumerate(zip(
@@ -178,7 +178,7 @@ def test_a_clip_runs_backwards_with_its_sound_or_not_at_all():
   assert seen == {1, -1}
 
 
-def test_the_volume_of_each_clip_changes_by_a_factor_within_its_bounds():
+def test_volume_scales_each_clip_within_bounds():
   factors = []
   for seed in range(10):
     for before, after in zip(PLAIN['audio'],
@@ -189,8 +189,8 @@ def test_the_volume_of_each_clip_changes_by_a_factor_within_its_bounds():
   assert abs(np.mean(factors) - 1) < 0.03
 
 
-def test_noise_is_gaussian_and_measured_by_the_loudest_sample():
-  """The release's: standard deviation 0.01 max |x|; nothing where there is no sound."""
+def test_noise_is_gaussian_and_scales_with_the_largest_sample():
+  """The released code: standard deviation 0.01 max |x|; silence stays silent."""
   sound = np.stack([SOUND[0], SOUND[0] // 4, 0 * SOUND[0]])
   out = _augment(augment.Augment(noise=0.01), audio=sound)['audio']
   noise = out - sound.astype(np.float32) / 32768
@@ -198,12 +198,12 @@ def test_noise_is_gaussian_and_measured_by_the_loudest_sample():
   for row, x in zip(noise[:2], sound, strict=False):
     unit = row / (0.01 * abs(x.astype(np.float32) / 32768).max())
     assert abs(unit.mean()) < 0.03 and abs(unit.std() - 1) < 0.02
-    assert abs((abs(unit) > 2).mean() - 0.0455) < 0.006    # as of a normal variable
+    assert abs((abs(unit) > 2).mean() - 0.0455) < 0.006    # as for a normal variable
   assert abs(np.corrcoef(noise[:2])[0, 1]) < 0.03    # each clip draws its own
 
 
-def test_volume_and_noise_do_not_follow_the_draws_of_the_pictures():
-  """A loud clip is no more often a mirrored one."""
+def test_volume_is_independent_of_the_video_augmentation():
+  """A loud clip is not mirrored more often than a quiet one."""
   out = _augment(augment.Augment(flip_rate=0.5, volume=0.1),
                  video=np.repeat(CLIP[:1], 400, 0),
                  audio=np.repeat(SOUND[:1, :9], 400, 0))
@@ -213,25 +213,25 @@ def test_volume_and_noise_do_not_follow_the_draws_of_the_pictures():
 
 
 def _mix(rows=64, mixup=5.0, seed=3, **batch):
-  """Mixes rows whose audio and label tell their number."""
+  """Mixes rows with audio and label that encode the row number."""
   sound = np.repeat(np.arange(rows, dtype=np.int16)[:, None] * 100, 4, axis=1)
   batch = dict(audio=sound, label=np.eye(rows, dtype=bool),
                has_audio=np.ones(rows, bool)) | batch
   return _augment(augment.Augment(mixup=mixup), seed, **batch)
 
 
-def test_a_mixture_has_the_labels_of_what_it_is_made_of():
+def test_mixup_mixes_labels_like_audio():
   out = _mix()
   numbers = np.arange(64) * 100 / 32768
   np.testing.assert_allclose(out['audio'][:, 0], out['label'] @ numbers, atol=1e-6)
   np.testing.assert_allclose(out['label'].sum(axis=1), 1, rtol=1e-6)
   share = np.diagonal(out['label'])
   mixed = share < 1
-  assert mixed.sum() > 55    # but for those that are their own partner
+  assert mixed.sum() > 55    # the others are their own partners
   assert len(set(out['label'].argsort(axis=1)[:, -2:].ravel())) == 64
 
 
-def test_shares_of_a_mixture_are_drawn_from_beta():
+def test_mixup_shares_follow_the_beta_distribution():
   shares = []
   for seed in range(4):
     label = np.diagonal(_mix(512, seed=seed)['label'])
@@ -242,7 +242,7 @@ def test_shares_of_a_mixture_are_drawn_from_beta():
   assert stats.kstest(shares, stats.beta(2, 2).cdf).pvalue < 1e-6
 
 
-def test_what_lacks_label_or_sound_is_mixed_with_nothing_that_has_it():
+def test_clips_without_label_or_audio_are_not_mixed_with_clips_that_have_it():
   label = np.eye(64, dtype=bool)
   label[::4] = False
   has = np.arange(64) % 3 > 0
@@ -254,13 +254,13 @@ def test_what_lacks_label_or_sound_is_mixed_with_nothing_that_has_it():
   assert (np.diagonal(out['label']) < 1).sum() > 15
 
 
-def test_without_a_label_nothing_is_mixed():
+def test_mixup_without_labels_changes_nothing():
   plain = _augment(augment.Augment(mixup=5.0), audio=SOUND)
   np.testing.assert_array_equal(plain['audio'], PLAIN['audio'])
 
 
-def test_rows_of_a_batch_are_augmented_as_in_the_whole():
-  """Mixup and its partners from other rows included."""
+def test_augmenting_some_rows_equals_augmenting_the_whole_batch():
+  """Includes mixup, with partners from other rows."""
   augmentation = augment.Augment(flip_rate=0.5, noise=0.1, mixup=5.0)
   batch = dict(video=CLIP, audio=SOUND, label=np.eye(4, dtype=bool),
                has_video=np.ones(4, bool), has_audio=np.ones(4, bool),
@@ -272,7 +272,7 @@ def test_rows_of_a_batch_are_augmented_as_in_the_whole():
     np.testing.assert_allclose(some[name], whole[name][2:], atol=1e-6)
 
 
-def test_augmentation_returns_the_draws_that_it_used():
+def test_augmentation_returns_its_random_numbers():
   seen = set()
   for step in range(3):
     batch = dict(video=CLIP, key=clip_keys.make(0, step, 4))
@@ -284,11 +284,11 @@ def test_augmentation_returns_the_draws_that_it_used():
   assert seen == {False, True}
 
 
-def test_draws_belong_to_seed_step_and_row():
+def test_clip_keys_depend_on_seed_step_and_row():
   base = clip_keys.make(0, 3, 4)
   same = lambda a, b: (jax.random.key_data(a) == jax.random.key_data(b)).all()
   assert same(base, clip_keys.make(0, 3, 4))
-  assert same(base[:2], clip_keys.make(0, 3, 2))    # whatever the batch size
+  assert same(base[:2], clip_keys.make(0, 3, 2))    # for any batch size
   assert not same(base, clip_keys.make(0, 4, 4))
   assert not same(base, clip_keys.make(1, 3, 4))
   assert not same(clip_keys.derive(base, 'augment'), clip_keys.derive(base, 'mixup'))

@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/caption_index.py, and how sources use it."""
+"""Tests of vatt_jax/inputs/caption_index.py and its use by sources."""
 
 import csv
 import json
@@ -16,13 +16,13 @@ from vatt_jax.inputs.clip import Caption
 
 @pytest.fixture(autouse=True)
 def index_all(monkeypatch, tmp_path):
-  """Indexes small files too, and keeps the user's cache out of it."""
+  """Indexes small files too, and does not touch the user's cache."""
   monkeypatch.setattr(caption_index, 'MIN_BYTES', 0)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
 def _write(folder, kind='csv', num_clips=20, num_rows=300, seed=0):
-  """Writes a manifest and captions in a random order, whose paths are spelt variously.
+  """Writes a manifest and captions in random order, with paths in several spellings.
 
   Returns:
     The captions of each clip, in the order of their rows.
@@ -60,7 +60,7 @@ def _said(clips):
 
 @pytest.fixture
 def counted(monkeypatch):
-  """How often captions were gone through."""
+  """Counts the scans of captions files."""
   count = []
   pieces = sources.Captioned._pieces
 
@@ -73,18 +73,18 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['csv', 'jsonl'])
-def test_captions_are_those_of_reading_all_rows(kind, tmp_path, counted, caplog):
+def test_indexed_captions_equal_a_full_scan(kind, tmp_path, counted, caplog):
   said = _write(tmp_path / 'd', kind)
   assert _said(_open(tmp_path / 'd', kind)) == said
   assert len(counted) == 1
   assert 'paths are not in the manifest' in caplog.text
-  assert _said(_open(tmp_path / 'd', kind)) == said    # by the index
+  assert _said(_open(tmp_path / 'd', kind)) == said    # from the index
   assert len(counted) == 1
   assert sorted(os.listdir(tmp_path / 'd')) == [f'c.{kind}', f'c.{kind}.index.npy',
                                                 'm.csv']
 
 
-def test_the_index_is_mapped_into_memory_and_holds_no_objects(tmp_path):
+def test_index_is_memory_mapped_without_objects(tmp_path):
   _write(tmp_path / 'd')
   _open(tmp_path / 'd')
   clips = _open(tmp_path / 'd')
@@ -92,7 +92,7 @@ def test_the_index_is_mapped_into_memory_and_holds_no_objects(tmp_path):
   np.load(tmp_path / 'd' / 'c.csv.index.npy', allow_pickle=False)
 
 
-def test_a_changed_captions_file_is_indexed_anew(tmp_path, counted):
+def test_changed_captions_file_rebuilds_the_index(tmp_path, counted):
   _write(tmp_path / 'd')
   _open(tmp_path / 'd')
   stat = (tmp_path / 'd' / 'c.csv').stat()
@@ -111,14 +111,14 @@ def _flip(content):
 @pytest.mark.parametrize('damage', [
     lambda c: b'', lambda c: c[:-8], lambda c: c[:-24], lambda c: c[:40],
     lambda c: b'junk' * 99, _flip, lambda c: c + b'\0' * 24])
-def test_a_damaged_index_is_built_anew(damage, tmp_path, counted):
+def test_damaged_index_is_rebuilt(damage, tmp_path, counted):
   said = _write(tmp_path / 'd')
   _open(tmp_path / 'd')
   index = tmp_path / 'd' / 'c.csv.index.npy'
   whole = index.read_bytes()
   index.write_bytes(damage(whole))
   assert _said(_open(tmp_path / 'd')) == said
-  if damage(whole).startswith(whole):    # what follows an array is not read
+  if damage(whole).startswith(whole):    # bytes after the array are not read
     assert len(counted) == 1
   else:
     assert len(counted) == 2 and index.read_bytes() == whole
@@ -127,23 +127,24 @@ def test_a_damaged_index_is_built_anew(damage, tmp_path, counted):
 @pytest.mark.parametrize('array', [
     np.zeros(7), np.zeros((4, 3), np.int64), np.zeros(5, np.int64),
     np.array([{}], object)])
-def test_another_array_is_no_index(array, tmp_path):
+def test_other_arrays_are_not_read_as_an_index(array, tmp_path):
   said = _write(tmp_path / 'd')
   np.save(tmp_path / 'd' / 'c.csv.index.npy', array)
   assert _said(_open(tmp_path / 'd')) == said
 
 
-def test_where_the_folder_takes_no_index_the_cache_has_it(tmp_path, counted, caplog):
+def test_index_goes_to_the_cache_if_the_folder_is_not_writable(
+    tmp_path, counted, caplog):
   said = _write(tmp_path / 'd')
   (tmp_path / 'd' / 'c.csv.index.npy').mkdir()    # in the way
   assert _said(_open(tmp_path / 'd')) == said
-  assert 'cannot be kept here' in caplog.text
+  assert 'cannot write the index' in caplog.text
   assert _said(_open(tmp_path / 'd')) == said and len(counted) == 1
   assert len(list((tmp_path / 'cache' / 'vatt_jax' / 'captions').iterdir())) == 1
   assert sorted(os.listdir(tmp_path / 'd')) == ['c.csv', 'c.csv.index.npy', 'm.csv']
 
 
-def test_where_no_folder_takes_an_index_captions_are_read_all_the_same(
+def test_captions_are_read_without_a_writable_index_folder(
     tmp_path, counted):
   said = _write(tmp_path / 'd')
   (tmp_path / 'd' / 'c.csv.index.npy').mkdir()
@@ -152,7 +153,7 @@ def test_where_no_folder_takes_an_index_captions_are_read_all_the_same(
     assert _said(_open(tmp_path / 'd')) == said and len(counted) == number
 
 
-def test_a_small_file_gets_no_index(tmp_path, monkeypatch):
+def test_small_captions_file_gets_no_index(tmp_path, monkeypatch):
   monkeypatch.setattr(caption_index, 'MIN_BYTES', 2 ** 24)
   said = _write(tmp_path / 'd')
   assert _said(_open(tmp_path / 'd')) == said
@@ -160,7 +161,7 @@ def test_a_small_file_gets_no_index(tmp_path, monkeypatch):
   assert caption_index.is_ready(tmp_path / 'd' / 'c.csv')
 
 
-def test_several_may_build_it_at_once(tmp_path):
+def test_several_threads_may_build_the_index_at_once(tmp_path):
   said = _write(tmp_path / 'd')
   barrier, results = threading.Barrier(4), []
 
@@ -177,7 +178,7 @@ def test_several_may_build_it_at_once(tmp_path):
   assert sorted(os.listdir(tmp_path / 'd')) == ['c.csv', 'c.csv.index.npy', 'm.csv']
 
 
-def test_a_folder_is_moved_with_its_index(tmp_path, counted, monkeypatch):
+def test_index_stays_valid_after_moving_the_folder(tmp_path, counted, monkeypatch):
   (tmp_path / 'a').mkdir()
   (tmp_path / 'a' / 'm.csv').write_text('path\nv/x.mp4\n../y.mp4\n')
   (tmp_path / 'a' / 'c.csv').write_text('path,text\n../y.mp4,why\nv/x.mp4,ex\n')
@@ -193,7 +194,7 @@ def test_a_folder_is_moved_with_its_index(tmp_path, counted, monkeypatch):
   assert len(counted) == 1
 
 
-def test_a_mistake_leaves_no_index_and_is_told_at_every_start(tmp_path):
+def test_malformed_captions_raise_at_every_start_and_leave_no_index(tmp_path):
   _write(tmp_path / 'd')
   with (tmp_path / 'd' / 'c.csv').open('a') as file:
     file.write('v/1.mp4,soon,,x\n')
@@ -203,7 +204,7 @@ def test_a_mistake_leaves_no_index_and_is_told_at_every_start(tmp_path):
   assert not caption_index.is_ready(tmp_path / 'd' / 'c.csv')
 
 
-def test_captions_of_other_clips_are_refused_with_an_index_too(tmp_path):
+def test_captions_of_other_clips_raise_with_an_index_too(tmp_path):
   _write(tmp_path / 'd')
   (tmp_path / 'd' / 'm.csv').write_text('path\nother.mp4\n')
   for _ in range(2):
@@ -211,7 +212,7 @@ def test_captions_of_other_clips_are_refused_with_an_index_too(tmp_path):
       _open(tmp_path / 'd')
 
 
-def test_a_source_is_indexed_once_it_was_opened(tmp_path):
+def test_is_indexed_is_true_after_opening_a_source(tmp_path):
   _write(tmp_path / 'd')
   manifest = str(tmp_path / 'd' / 'm.csv')
   assert sources.is_indexed(manifest, '')

@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/images.py"""
+"""Tests of vatt_jax/inputs/images.py."""
 
 import io
 
@@ -19,7 +19,7 @@ def _encode(picture, kind='JPEG', **options):
 
 
 def _smooth(height, width, scale=1):
-  """A picture without an edge that a resizer could make more or less of."""
+  """Returns an image without edges, which resizers would render differently."""
   y, x = np.mgrid[:height, :width] / scale
   waves = [np.sin(x / 17 + y / 29), np.cos(x / 23 - y / 19), np.sin((x + y) / 31)]
   return np.round(127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
@@ -33,11 +33,11 @@ def _cut(content, box=None, size=None):
 
 @pytest.mark.parametrize('box', [
     (0, 0, 120, 90), (16, 16, 48, 48), (7, 3, 100, 81), (119, 89, 120, 90)])
-def test_a_part_of_a_jpeg_is_that_part_of_all_of_it(box):
-  """To the bit where nothing is resized, wherever its blocks begin.
+def test_crop_of_a_jpeg_equals_the_crop_of_the_whole_image(box):
+  """Without resizing the crops are equal to the bit, for any position of the blocks.
 
-  But where colours are kept at half the size, the first and the last column lack a
-  neighbour to be blended with.
+  With colors at half the size, the first and the last column differ, because they have
+  no neighbor to interpolate with.
   """
   left, top, right, bottom = box
   for subsampling, most in ((0, 0), (2, 6)):
@@ -51,10 +51,10 @@ def test_a_part_of_a_jpeg_is_that_part_of_all_of_it(box):
     ((0, 0, 480, 360), (32, 32)), ((61.3, 20.8, 333.1, 299.9), (32, 32)),
     ((100, 50, 228, 178), (64, 64)), ((33, 5, 390, 205), (40, 40)),
     ((10.4, 10.4, 30.4, 30.4), (64, 64))])
-def test_a_resized_part_of_a_jpeg_is_what_decoding_it_whole_gives(box, size):
-  """The box is rounded to shrunken pixels: it is off by half one of the result's.
+def test_resized_crop_of_a_jpeg_is_close_to_full_decoding(box, size):
+  """The box is rounded to reduced pixels: it is off by half a pixel of the result.
 
-  That is four of this picture's own, which change by 1.5 each at most.
+  This equals four pixels of the image, which differ by at most 1.5 each.
   """
   content = _encode(_smooth(360, 480, 4), quality=95)
   whole = Image.open(io.BytesIO(content))
@@ -63,7 +63,7 @@ def test_a_resized_part_of_a_jpeg_is_what_decoding_it_whole_gives(box, size):
   assert difference.mean() < 4 and difference.max() < 14
 
 
-def test_a_jpeg_is_seen_as_its_camera_was_held():
+def test_jpeg_orientation_is_applied():
   picture = _smooth(40, 60)
   for orientation, upright in ((3, picture[::-1, ::-1]),
                                (6, np.rot90(picture, -1)), (8, np.rot90(picture))):
@@ -79,7 +79,7 @@ def test_a_jpeg_is_seen_as_its_camera_was_held():
     ('JPEG', 'L', {}), ('JPEG', 'CMYK', {}), ('PNG', 'RGBA', {}), ('PNG', 'LA', {}),
     ('PNG', 'P', {}), ('GIF', 'P', {}), ('WEBP', 'RGB', dict(lossless=True)),
     ('BMP', 'RGB', {})])
-def test_an_image_of_any_kind_is_rgb(kind, mode, options):
+def test_images_of_all_formats_and_modes_become_rgb(kind, mode, options):
   content = io.BytesIO()
   picture = Image.new('RGB', (24, 16), (204, 51, 102)).convert(mode)
   picture.save(content, kind, **options)
@@ -92,12 +92,12 @@ def test_an_image_of_any_kind_is_rgb(kind, mode, options):
 
 @pytest.mark.parametrize('content', [b'', b'no picture', _encode(_smooth(40, 40))[:400],
                                      _encode(_smooth(40, 40), 'PNG')[:400]])
-def test_a_picture_that_does_not_decode_is_named(content):
+def test_damaged_image_raises_with_its_name(content):
   with pytest.raises(media.MediaError, match=r'x\.jpg: '):
     _cut(content)
 
 
-def test_a_picture_is_on_screen_until_the_next_one():
+def test_frame_stays_on_screen_until_the_next():
   pictures = [_encode(np.full((8, 8, 3), v, np.uint8)) for v in (0, 100, 200)]
   film = images.Stills('x', pictures, 10.0)
   assert film.duration_seconds == pytest.approx(0.3)
@@ -106,7 +106,7 @@ def test_a_picture_is_on_screen_until_the_next_one():
   assert shown == [0, 0, 100, 100, 200, 200]
 
 
-def test_sound_is_found_by_its_time_at_any_rate():
+def test_audio_window_is_right_at_any_sample_rate():
   tone = np.sin(2 * np.pi * 300 * np.arange(16_000) / 16_000)
   film = images.Stills('x', (), 1.0, np.round(tone * 32767).astype(np.int16), 16_000)
   assert film.has_audio and not film.has_video and film.duration_seconds == 1
@@ -117,7 +117,7 @@ def test_sound_is_found_by_its_time_at_any_rate():
   np.testing.assert_array_equal(film.sound(5.0, 100, 16_000), np.zeros(100))
 
 
-def test_zero_samples_are_audio_and_no_samples_are_none():
+def test_silence_is_audio_and_an_empty_waveform_is_none():
   for dtype in (np.int16, np.float32):
     silent = images.Stills('x', (), 1.0, np.zeros(16_000, dtype), 16_000)
     np.testing.assert_array_equal(silent.sound(0.5, 4000, 8000), np.zeros(4000))
@@ -126,11 +126,11 @@ def test_zero_samples_are_audio_and_no_samples_are_none():
 
 
 @pytest.mark.parametrize('size', [(160, 120), (120, 160)])
-def test_scale_jitter_is_a_square_cut_out_of_a_stretched_picture(size):
-  """The plain way: stretch all of it, cut, resize.
+def test_scale_jitter_equals_a_square_crop_of_a_rescaled_frame(size):
+  """Compares with the direct way: rescale the frame, crop, resize.
 
-  Where the square fits the stretched picture, the two show the same; both round to
-  pixels of the picture, which differ by 6 at most from their neighbours.
+  Both show the same if the square fits the rescaled frame. Both round to pixels of the
+  frame, which differ by at most 6 from their neighbors.
   """
   picture = _smooth(size[1], size[0])
   content = _encode(picture, 'PNG')
@@ -141,7 +141,7 @@ def test_scale_jitter_is_a_square_cut_out_of_a_stretched_picture(size):
     factors = [1 + 0.2 * (2 * u - 1) if stretched < 0.8 else 1.0 for u in (wide, high)]
     edge = min(size)
     whole = [round(n * f) for n, f in zip(size, factors, strict=True)]
-    if min(whole) < edge:    # squeezed in
+    if min(whole) < edge:    # limited to the frame
       assert min(box) >= -1e-9 and box[2] <= size[0] + 1e-9 and (
           box[3] <= size[1] + 1e-9)
       continue
@@ -155,7 +155,7 @@ def test_scale_jitter_is_a_square_cut_out_of_a_stretched_picture(size):
   assert compared > 5
 
 
-def test_scale_jitter_stretches_only_its_share():
+def test_scale_jitter_rate_is_the_share_of_rescaled_clips():
   boxes = [pipeline.jittered_box((100, 60), 0.2, 0.8, np.random.default_rng(i))
            for i in range(400)]
   sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in boxes])
@@ -163,10 +163,10 @@ def test_scale_jitter_stretches_only_its_share():
   assert 0.14 < plain.mean() < 0.26
   widths = sides[~plain, 0]
   assert 60 / 1.2 <= widths.min() < 52 and 71 < widths.max() <= 75
-  assert sides[:, 1].max() == 60    # not more than there is
+  assert sides[:, 1].max() == 60    # at most the frame
 
 
-def test_deep_greys_stay_grey_and_a_palette_may_be_transparent():
+def test_16_bit_gray_and_transparent_palettes_become_rgb():
   deep = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
   flat = Image.new('P', (8, 8), 1)
   flat.putpalette([0, 0, 0, 200, 100, 50])

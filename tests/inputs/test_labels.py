@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/labels.py"""
+"""Tests of vatt_jax/inputs/labels.py."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CLIPS = [Clip(path, labels=dict(kind=kind)) for path, kind in (
     ('a.mp4', 'dog'), ('b.mp4', 'cat'), ('c.mp4', ''), ('d.mp4', 'dog|ant'))]
 
 
-def test_classes_are_found_in_alphabetical_order_and_encoded():
+def test_find_sorts_classes_and_encodes_clips():
   found = labels.find(CLIPS, 'kind', several=True, source='here')
   assert found.names == ('ant', 'cat', 'dog')
   np.testing.assert_array_equal(
@@ -20,13 +20,13 @@ def test_classes_are_found_in_alphabetical_order_and_encoded():
       [[0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]])
 
 
-def test_a_label_map_survives_its_file(tmp_path):
+def test_label_map_is_saved_and_read(tmp_path):
   found = labels.find(CLIPS, 'kind', several=True, source='here')
   found.save(tmp_path / 'labels.csv')
   assert labels.read(tmp_path / 'labels.csv', 'kind', True).names == found.names
 
 
-def test_a_label_map_of_another_encoding_is_told(tmp_path):
+def test_label_map_in_another_encoding_raises(tmp_path):
   path = tmp_path / 'map.csv'
   path.write_bytes('label\nMädchen\n'.encode('utf-8-sig'))
   assert labels.read(path, 'kind', False).names == ('Mädchen',)
@@ -35,7 +35,7 @@ def test_a_label_map_of_another_encoding_is_told(tmp_path):
     labels.read(path, 'kind', False)
 
 
-def test_the_order_of_a_label_map_is_kept(tmp_path):
+def test_label_map_keeps_its_order(tmp_path):
   path = tmp_path / 'labels.csv'
   path.write_text('index,label,mid\n0,"dog, barking",/m/1\n1,ant,/m/2\n')
   read = labels.read(path, 'kind', False)
@@ -48,9 +48,9 @@ def test_the_order_of_a_label_map_is_kept(tmp_path):
     ('label\ndog\ncat\ndog\n', "row 2 has the label 'dog'; expected each class once"),
     ('label,more\ndog,1\n,2\n', "row 1 has the label ''; expected each class once"),
     ('index,label\n1,dog\n0,cat\n', "row 0 has index='1'; expected the rows in the"),
-    ('label\n', 'holds no label'), ('', "no column 'label'"),
+    ('label\n', 'holds no labels'), ('', "no column 'label'"),
     (None, 'no such label map')])
-def test_a_bad_label_map_is_one_clear_line(tmp_path, text, message):
+def test_invalid_label_map_raises_with_file_and_reason(tmp_path, text, message):
   path = tmp_path / 'map.csv'
   if text is not None:
     path.write_text(text)
@@ -59,26 +59,26 @@ def test_a_bad_label_map_is_one_clear_line(tmp_path, text, message):
   assert str(error.value).startswith(str(path))
 
 
-def test_a_label_that_is_no_class_is_named_with_its_file_and_the_map():
+def test_unknown_label_raises_with_file_and_label_map():
   found = labels.find(CLIPS[:2], 'kind', several=False, source='train.csv')
   with pytest.raises(UserError, match=r"e\.mp4: kind='cow' is none of the 2 classes of "
                                       r"train\.csv, such as 'cat'"):
     found.encode(Clip('e.mp4', labels=dict(kind='cow')))
 
 
-def test_several_labels_where_one_is_expected_are_told():
+def test_several_labels_without_multi_label_raise():
   with pytest.raises(UserError, match=r"d\.mp4: kind='dog\|ant' joins several labels"):
     labels.find(CLIPS, 'kind', several=False, source='here')
 
 
-def test_a_column_that_is_not_there_is_named_with_those_there_are():
+def test_missing_label_column_raises_with_existing_columns():
   with pytest.raises(UserError, match=r"here: no column 'sort'; found kind"):
     labels.find(CLIPS, 'sort', several=False, source='here')
   with pytest.raises(UserError, match=r"no clip has a label in its column 'kind'"):
     labels.find(CLIPS[2:3], 'kind', several=False, source='here')
 
 
-def test_a_folder_s_labels_are_its_subfolders(tmp_path):
+def test_labels_of_a_folder_are_its_subfolders(tmp_path):
   for name in ('cat/1.wav', 'cat/more/2.wav', 'dog/1.wav', '3.wav'):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/media.py"""
+"""Tests of vatt_jax/inputs/media.py."""
 
 import fractions
 
@@ -13,7 +13,7 @@ RATE_HZ, AUDIO_HZ = 25, 16_000
 
 
 def _flashes(seconds, moments, frame_rate_hz=RATE_HZ, audio_hz=AUDIO_HZ):
-  """Pictures and sound: a white frame and a beep at each moment (seconds)."""
+  """Returns video and audio: a white frame and a beep at each moment (seconds)."""
   video = np.zeros((round(seconds * frame_rate_hz), 32, 32, 3), np.uint8)
   sound = np.zeros(round(seconds * audio_hz), np.float32)
   beep = 0.8 * np.sin(2 * np.pi * 1000 * np.arange(audio_hz // 25) / audio_hz)
@@ -25,7 +25,7 @@ def _flashes(seconds, moments, frame_rate_hz=RATE_HZ, audio_hz=AUDIO_HZ):
 
 
 def _pixels(picture):
-  """All of it, as it is.  -> [H, W, 3]."""
+  """Returns the whole frame without scaling.  -> [H, W, 3]."""
   return picture.cut((0, 0, *picture.size), picture.size)
 
 
@@ -35,7 +35,7 @@ def _bright(pictures):
 
 @pytest.fixture(scope='module')
 def counting(tmp_path_factory):
-  """A film whose frame i is of grey 20 + 2i, 4 s at 25 Hz, and a rising tone."""
+  """Writes a video whose frame i has gray value 20 + 2i, 4 s at 25 Hz, with a tone."""
   path = tmp_path_factory.mktemp('media') / 'counting.mp4'
   video = np.broadcast_to(
       (20 + 2 * np.arange(100, dtype=np.uint8))[:, None, None, None], (100, 32, 32, 3))
@@ -46,7 +46,7 @@ def counting(tmp_path_factory):
 
 
 @pytest.mark.parametrize('start', [0.0, 0.37, 1.0, 2.02, 3.5])
-def test_a_window_is_the_same_as_decoding_the_whole_file(counting, start):
+def test_video_window_equals_decoding_the_whole_file(counting, start):
   with av.open(counting) as container:
     whole = [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
   times = start + np.arange(5) / 10
@@ -58,7 +58,7 @@ def test_a_window_is_the_same_as_decoding_the_whole_file(counting, start):
 
 
 @pytest.mark.parametrize('start', [0.0, 0.513, 2.0])
-def test_a_window_of_sound_is_the_same_as_decoding_the_whole_file(counting, start):
+def test_audio_window_equals_decoding_the_whole_file(counting, start):
   with av.open(counting) as container:
     whole = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)
                             if f.pts >= 0])
@@ -70,7 +70,7 @@ def test_a_window_of_sound_is_the_same_as_decoding_the_whole_file(counting, star
 
 @pytest.mark.parametrize('frame_rate_hz, audio_hz', [(25, 16_000), (10, 44_100)])
 def test_flash_and_beep_coincide(tmp_path, frame_rate_hz, audio_hz):
-  """And come when they should, wherever the window begins, at any rate asked for."""
+  """Both come at the right time, for any start of the window and any rates."""
   moments = (0.8, 2.4, 3.2)
   path = tmp_path / 'flash.mp4'
   video, sound = _flashes(4, moments, frame_rate_hz, audio_hz)
@@ -88,8 +88,8 @@ def test_flash_and_beep_coincide(tmp_path, frame_rate_hz, audio_hz):
         assert abs(heard_at - moment) <= 0.0101
 
 
-def test_streams_that_begin_at_different_times_stay_in_step(tmp_path):
-  """The picture begins 0.4 s after the sound; both at a clock that reads 5 s."""
+def test_streams_that_begin_at_different_times_stay_in_sync(tmp_path):
+  """The video begins 0.4 s after the audio; the time stamps begin at 5 s."""
   path = tmp_path / 'late.mkv'
   video, sound = _flashes(3, (1.0,))
   with av.open(path, 'w') as container:
@@ -117,8 +117,8 @@ def test_streams_that_begin_at_different_times_stay_in_step(tmp_path):
   assert before_the_first[0] is before_the_first[1]
 
 
-def test_an_old_container_reads_from_its_start_and_its_middle(tmp_path):
-  """AVI: no time stamps, an index that begins at the start, a title in Latin-1."""
+def test_avi_reads_from_its_start_and_its_middle(tmp_path):
+  """AVI has no time stamps, an index from the start, and here a title in Latin-1."""
   path = tmp_path / 'old.avi'
   video, sound = _flashes(2, (0.2, 1.2))
   with av.open(path, 'w') as container:
@@ -145,7 +145,7 @@ def test_an_old_container_reads_from_its_start_and_its_middle(tmp_path):
     assert abs(times[heard][0] - moment) <= 0.0101
 
 
-def test_past_the_end_the_last_picture_stays_and_sound_is_zero(counting):
+def test_past_the_end_the_last_frame_repeats_and_audio_is_zero(counting):
   with media.MediaFile(counting) as file:
     images = file.frames([3.9, 3.96, 4.5, 9.0])
     sound = file.sound(3.5, AUDIO_HZ, AUDIO_HZ)
@@ -164,7 +164,7 @@ def test_resampling_keeps_pitch_and_loudness(counting):
       assert centre == pytest.approx(500, abs=15)    # d/dt of the phase, 1 s to 2 s
 
 
-def test_digital_silence_is_zeros_and_a_missing_audio_stream_is_none(tmp_path):
+def test_silence_is_zeros_and_missing_audio_stream_is_none(tmp_path):
   video, sound = _flashes(1, ())
   toy_world.encode(tmp_path / 'none.mp4', video, RATE_HZ)
   toy_world.encode(tmp_path / 'zero.mp4', video, RATE_HZ, sound)
@@ -199,7 +199,7 @@ def test_stereo_is_mixed_to_its_mean(tmp_path):
 @pytest.mark.parametrize('content, why', [
     (None, 'No such file'), (b'', 'Invalid data|End of file'),
     (b'not a film' * 99, 'Invalid')])
-def test_what_is_no_media_file_is_named(tmp_path, content, why):
+def test_file_that_is_no_media_file_raises_with_its_name(tmp_path, content, why):
   path = tmp_path / 'odd name.mp4'
   if content is not None:
     path.write_bytes(content)
@@ -207,7 +207,7 @@ def test_what_is_no_media_file_is_named(tmp_path, content, why):
     media.MediaFile(path)
 
 
-def test_a_file_cut_short_is_named(tmp_path, counting):
+def test_truncated_file_raises_with_its_name(tmp_path, counting):
   path = tmp_path / 'short.mp4'
   path.write_bytes(counting.read_bytes()[:3000])
   with pytest.raises(media.MediaError, match=r'short\.mp4: '), \
@@ -215,19 +215,19 @@ def test_a_file_cut_short_is_named(tmp_path, counting):
     file.frames([3.0])
 
 
-REAL = {    # name -> upright size, or why it has no pictures
+REAL = {    # name -> upright size, or the reason without frames
     'audioset_a.mp4': (256, 144), 'audioset_b.mp4': (1280, 720),
     'av1_video.mkv': (640, 360), 'corrupted.mp4': 'Invalid data',
     'discard_first_keyframe.mp4': (64, 64), 'flipping_a_pancake.mkv': (426, 240),
     'h265_video.mp4': (128, 128), 'nasa_13013.mp4': (480, 270),
-    'nasa_13013_rotated.mp4': (270, 480), 'robin.ogg': 'no picture',
-    'sine_mono_s16.wav': 'no picture', 'test_non_zero_start.mp4': (200, 112),
+    'nasa_13013_rotated.mp4': (270, 480), 'robin.ogg': 'no video',
+    'sine_mono_s16.wav': 'no video', 'test_non_zero_start.mp4': (200, 112),
     'testsrc2_vp9.webm': (1280, 720), 'unordered.mov': (50, 50),
     'video_90.mov': (320, 568)}
 
 
 @pytest.mark.parametrize('name', REAL)
-def test_real_files_give_pictures_or_a_reason(shared, name):
+def test_real_files_give_frames_or_raise_with_a_reason(shared, name):
   with media.MediaFile(shared / 'media' / name) as file:
     times = np.linspace(0, file.duration_seconds, 6)
     if isinstance(REAL[name], str):
@@ -240,7 +240,7 @@ def test_real_files_give_pictures_or_a_reason(shared, name):
 @pytest.mark.parametrize('name', [
     'audioset_a.mp4', 'audioset_b.mp4', 'flipping_a_pancake.mkv', 'nasa_13013.mp4',
     'test_non_zero_start.mp4', 'testsrc2_vp9.webm'])
-def test_a_window_of_a_real_file_is_the_same_as_decoding_it_whole(shared, name):
+def test_window_of_a_real_file_equals_decoding_it_whole(shared, name):
   path = shared / 'media' / name
   with av.open(path) as container:
     stream = container.streams.best('video')
@@ -256,7 +256,7 @@ def test_a_window_of_a_real_file_is_the_same_as_decoding_it_whole(shared, name):
     np.testing.assert_array_equal(_pixels(image), expected)
 
 
-def test_a_real_recording_is_a_sine_at_its_rate(shared):
+def test_real_recording_of_a_sine_has_one_frequency(shared):
   with media.MediaFile(shared / 'media' / 'sine_mono_s16.wav') as file:
     assert file.duration_seconds == pytest.approx(4.0)
     sound = file.sound(1.0, 48_000, 48_000)

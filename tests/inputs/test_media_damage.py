@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/media.py, stills.py: damaged files, absurd claims, what is left over.
+"""Tests of vatt_jax/inputs/media.py, images.py: damaged files, absurd claims, leaks.
 
 Files are read in a process of their own, watched from here: a crash, a hang or memory
 without bound in the libraries beneath would otherwise take the tests with it.
@@ -31,7 +31,7 @@ from vatt_jax.inputs import text
 
 WINDOW = pipeline.Window(num_frames=8, frame_rate_hz=5.0, image_size=32, audio_hz=8000)
 MAX_SECONDS = 10.0    # for one file
-MAX_BYTES = 2 ** 30    # more than a process with nothing read
+MAX_BYTES = 2 ** 30    # above the memory of the empty process
 _START_SECONDS = 120.0
 
 
@@ -41,7 +41,7 @@ def _reader(clips):
 
 
 def _peak_bytes():
-  """Of this process since `_forget_peak`; getrusage's begins with the parent's."""
+  """Returns this process's peak since `_forget_peak`, without the parent's."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
@@ -51,7 +51,7 @@ def _forget_peak():
 
 
 def _read_all(reports, makers, folder):
-  """The child's part: reads the files that are made, and reports on each."""
+  """Runs in the child: reads the generated files, and reports on each."""
   _forget_peak()
   before = _peak_bytes()
   in_use = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
@@ -61,7 +61,7 @@ def _read_all(reports, makers, folder):
   for i, make in enumerate(makers):
     name, content = make()
     path = pathlib.Path(folder) / f'{i:03d}_{name}'
-    in_record = i % 2 == 1    # the file stands in another one
+    in_record = i % 2 == 1    # the file is part of another one
     if not in_record:
       path.write_bytes(content)
     begin = time.monotonic()
@@ -69,7 +69,7 @@ def _read_all(reports, makers, folder):
     try:
       example = reader.read(0, np.random.default_rng(i))
       fault = ''
-    except Exception:    # nothing else may come out: this is what is tested
+    except Exception:    # the test: no other error may escape
       example, fault = None, traceback.format_exc()
     reports.send(dict(
         path=str(path), seconds=time.monotonic() - begin, fault=fault,
@@ -79,7 +79,7 @@ def _read_all(reports, makers, folder):
 
 
 def _watch(makers, folder):
-  """Reads files in a child: functions that return name and content.  -> reports."""
+  """Reads files in a child process; each function returns name and content."""
   context = multiprocessing.get_context('spawn')
   receiver, sender = context.Pipe(duplex=False)
   child = context.Process(target=_read_all, args=(sender, makers, str(folder)))
@@ -108,11 +108,11 @@ def _damaged_files(sources, seeds):
 
 
 def _damaged(sources, seed):
-  """Name and content of a file with bytes flipped, cut off or set to zero."""
+  """Returns name and content of a file with bytes flipped, cut off or set to zero."""
   rng = np.random.default_rng(seed)
   path = sources[rng.integers(len(sources))]
   content = bytearray(path.read_bytes())
-  # Half of the damage where headers are: at the begin and the end.
+  # Half of the damage is at the begin and the end, at the headers.
   edge = rng.random() < 0.5
 
   def place():
@@ -134,7 +134,7 @@ def _damaged(sources, seed):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """Small files of every kind."""
+  """Writes small files of every kind."""
   folder = tmp_path_factory.mktemp('made')
   rng = np.random.default_rng(0)
   video = np.kron(rng.integers(256, size=(40, 6, 8, 3), dtype=np.uint8),
@@ -200,7 +200,7 @@ def _check(reports):
       assert path == report['path']
       assert reason.startswith(f'{path}: ') and len(reason) > len(path) + 10
   assert reports[-1]['peak_bytes'] < MAX_BYTES
-  # Not so much damage that nothing can be read, nor so little that all can.
+  # Some of the damaged files can be read, others cannot.
   read = sum(report['was_read'] for report in reports)
   assert 0.2 < read / len(reports) < 0.95
   print(f'{len(reports)} damaged files: {read} read, the others skipped, the slowest '
@@ -208,21 +208,21 @@ def _check(reports):
         f'{reports[-1]["peak_bytes"] >> 20} MiB at most')
 
 
-def test_some_damaged_files_are_read_or_named(made, tmp_path):
+def test_some_damaged_files_are_read_or_raise_with_their_name(made, tmp_path):
   _check(_watch(_damaged_files(made, range(100)), tmp_path))
 
 
 @pytest.mark.slow
-def test_many_damaged_files_are_read_or_named(made, tmp_path):
+def test_many_damaged_files_are_read_or_raise_with_their_name(made, tmp_path):
   _check(_watch(_damaged_files(made, range(100, 1000)), tmp_path))
 
 
-def test_some_damaged_real_files_are_read_or_named(shared, tmp_path):
+def test_some_damaged_real_files_are_read_or_raise_with_their_name(shared, tmp_path):
   _check(_watch(_damaged_files(_real(shared), range(60)), tmp_path))
 
 
 @pytest.mark.slow
-def test_many_damaged_real_files_are_read_or_named(shared, tmp_path):
+def test_many_damaged_real_files_are_read_or_raise_with_their_name(shared, tmp_path):
   _check(_watch(_damaged_files(_real(shared), range(500)), tmp_path))
 
 
@@ -231,7 +231,7 @@ def _real(shared):
 
 
 def _claim(made, kind):
-  """Name and content of a file that claims more than it holds."""
+  """Returns name and content of a file that claims more than it holds."""
   source = next(p for p in made if p.name == CLAIMS[kind][0])
   content = bytearray(source.read_bytes())
 
@@ -241,7 +241,7 @@ def _claim(made, kind):
   if kind == 'pixels of an MP4':
     write(content.index(b'avc1') + 28, '>HH', 65_535, 65_535)
     write(content.index(b'tkhd') + 80, '>II', 65_535 << 16, 65_535 << 16)
-  elif kind == 'pixels of a stream':    # of which the container says nothing
+  elif kind == 'pixels of a stream':    # not stated by the container
     for key in re.finditer(b'\x9d\x01\x2a', bytes(content)):
       write(key.end(), '<HH', 16_383, 16_383)
   elif kind == 'pixels of an AVI':
@@ -253,7 +253,7 @@ def _claim(made, kind):
     at = content.index(b'\xb0\x81\x80\xba\x81\x60\x54\xb2\x81')
     content[at:at + 10] = (b'\xb0\x83' + (100_000).to_bytes(3, 'big') +
                            b'\xba\x83' + (100_000).to_bytes(3, 'big'))
-  elif kind == 'pictures':    # all of one size, which takes no table
+  elif kind == 'pictures':    # all of one size, without a table
     write(content.index(b'stsz') + 8, '>II', 16, 10_000_000)
     write(content.index(b'stts') + 12, '>I', 10_000_000)
     write(content.index(b'stsc') + 16, '>I', 10_000_000)
@@ -276,22 +276,22 @@ def _claim(made, kind):
   return source.name, bytes(content)
 
 
-CLAIMS = {    # kind -> which file claims it, why it is refused; '' where it need not be
+CLAIMS = {    # kind -> file, error message; '' if the file is readable
     'pixels of an MP4': ('plain.mp4', ''),    # H.264's own header knows better
-    'pixels of an AVI': ('raw.avi', 'whole picture'),
+    'pixels of an AVI': ('raw.avi', 'complete frame'),
     'fewer of an AVI': ('raw.avi', 'claims 12000 x 12000 pixels'),
     'pixels of a Matroska': ('a.mkv', ''),
-    'pixels of a stream': ('b.webm', 'pixels|whole picture'),
+    'pixels of a stream': ('b.webm', 'pixels|complete frame'),
     'pixels of a PNG': ('a.png', 'claims 100000 x 100000|exceeds limit'),
     'pixels of a JPEG': ('a.jpg', 'claims 65500 x 65500|exceeds limit'),
-    'pictures': ('plain.mp4', 'claims 10000000 pictures'),
-    'durations': ('plain.mp4', 'claims 10000000 pictures'),
+    'pictures': ('plain.mp4', 'claims 10000000 samples'),
+    'durations': ('plain.mp4', 'claims 10000000 frames'),
     'places': ('plain.mp4', ''), 'seconds': ('plain.mp4', ''),
-    'hertz': ('a.wav', r'claims sound at 2000000000 Hz'),
+    'hertz': ('a.wav', r'claims audio at 2000000000 Hz'),
     'more hertz': ('a.wav', r'Invalid data')}
 
 
-def test_absurd_claims_are_refused_before_memory_is_taken(made, tmp_path):
+def test_absurd_claims_raise_before_memory_is_allocated(made, tmp_path):
   reports = _watch([functools.partial(_claim, made, kind) for kind in CLAIMS], tmp_path)
   for report, (kind, (_, why)) in zip(reports, CLAIMS.items(), strict=True):
     assert not report['fault'], report['fault']
@@ -307,8 +307,8 @@ def _open_files():
                 if os.path.exists(f'/proc/self/fd/{fd}'))
 
 
-def test_no_thread_and_no_file_is_left_open(made, tmp_path):
-  """Whether a file was read to its end, is broken, claims too much or is not there."""
+def test_reading_leaves_no_thread_and_no_open_file(made, tmp_path):
+  """Covers files that are read to the end, broken, missing or with absurd claims."""
   films = [p for p in made if p.suffix in ('.mp4', '.webm', '.mkv', '.ogg', '.wav')]
   broken = tmp_path / 'broken.mp4'
   broken.write_bytes(films[0].read_bytes()[:5000])
@@ -317,7 +317,7 @@ def test_no_thread_and_no_file_is_left_open(made, tmp_path):
     films.append(tmp_path / f'{kind}_{name}')
     films[-1].write_bytes(content)
   gc.collect()
-  gc.disable()    # a handle that waits for the collector is left open
+  gc.disable()    # a handle that waits for the collector counts as open
   try:
     threads, files = len(os.listdir('/proc/self/task')), _open_files()
     failures = []
@@ -327,7 +327,7 @@ def test_no_thread_and_no_file_is_left_open(made, tmp_path):
           file.sound(0.0, 1000, 8000)
           file.frames([0.0, 0.5])
       except media.MediaError as e:
-        failures.append(e)    # with all that it refers to
+        failures.append(e)    # with all its references
     assert len(failures) >= 5
     assert _open_files() == files
     assert len(os.listdir('/proc/self/task')) == threads
@@ -341,7 +341,7 @@ def _resident_bytes():
 
 
 def test_memory_stays_flat_over_2000_clips(made):
-  """Films, sounds, images and a broken one, read in turn."""
+  """Reads videos, audio files, images and a broken file in turn."""
   reader = _reader([clip.Clip(str(p)) for p in made] + [
       clip.Clip('absent.mp4'), clip.Clip('r.mp4', content=made[0].read_bytes()[:900])])
   used, files = [], _open_files()
@@ -349,6 +349,6 @@ def test_memory_stays_flat_over_2000_clips(made):
     reader.read(i % len(reader.clips), np.random.default_rng(i))
     if i % 100 == 99:
       used.append(_resident_bytes())
-  # What a hundred clips take is taken once.
+  # The first hundred clips allocate memory that is reused.
   assert max(used) - used[4] < 16 * 2 ** 20, np.diff(used)
   assert _open_files() == files

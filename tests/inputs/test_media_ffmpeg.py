@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/media.py: pictures and sound of real files are FFmpeg's own.
+"""Tests of vatt_jax/inputs/media.py: frames and audio of real files equal FFmpeg's.
 
 The command line tool comes with the package `imageio-ffmpeg`; it is another build, and
 mostly another version, than the library that the reader uses.
@@ -23,20 +23,20 @@ SOUNDS = ['audioset_a.mp4', 'audioset_b.mp4', 'flipping_a_pancake.mkv',
 
 
 def _ffmpeg(*arguments):
-  """What it writes to its standard output, and what it says."""
+  """Returns FFmpeg's standard output, and its standard error as text."""
   command = [imageio_ffmpeg.get_ffmpeg_exe(), '-hide_banner', '-nostdin', *arguments]
   done = subprocess.run(command, capture_output=True, check=True)
   return done.stdout, done.stderr.decode(errors='replace')
 
 
 def _stamps(path):
-  """Seconds of every picture by the time of the file, whose start is zero."""
+  """Returns the time of every frame in seconds, from the start of the file."""
   _, said = _ffmpeg('-i', str(path), '-an', '-vf', 'showinfo', '-f', 'null', '-')
   return np.asarray([float(s) for s in re.findall(r' pts_time:(\S+) ', said)])
 
 
 def _pictures(path, numbers, size):
-  """Some of a file's pictures, RGB uint8 [K, H, W, 3]."""
+  """Returns some of a file's frames, RGB uint8 [K, H, W, 3]."""
   chosen = '+'.join(f'eq(n,{n})' for n in numbers)
   out, _ = _ffmpeg('-v', 'error', '-i', str(path), '-an', '-vf', f"select='{chosen}'",
                    '-fps_mode', 'passthrough', '-f', 'rawvideo', '-pix_fmt', 'rgb24',
@@ -50,14 +50,14 @@ def _psnr(a, b):
 
 
 @pytest.mark.parametrize('name', PICTURES)
-def test_pictures_are_those_of_ffmpeg_at_the_same_times(shared, name):
-  """The first, the middle and the last, upright, by the file's time, to 40 dB."""
+def test_frames_equal_ffmpeg_at_the_same_times(shared, name):
+  """Compares the first, the middle and the last frame, upright, to 40 dB."""
   path = shared / 'media' / name
   stamps = _stamps(path)
   numbers = sorted({0, len(stamps) // 2, len(stamps) - 1})
   with media.MediaFile(path) as file:
     pictures = file.frames(stamps[numbers])
-    if len(stamps) > 2:    # until the next one is due, a picture stays
+    if len(stamps) > 2:    # a frame stays until the next one
       early = file.frames(stamps[numbers] + 0.4 * np.diff(stamps).min())
       assert [p.frame.pts for p in early] == [p.frame.pts for p in pictures]
     expected = _pictures(path, numbers, pictures[0].size)
@@ -67,8 +67,8 @@ def test_pictures_are_those_of_ffmpeg_at_the_same_times(shared, name):
 
 
 @pytest.mark.parametrize('name', SOUNDS)
-def test_sound_is_that_of_ffmpeg(shared, name):
-  """The mean of the channels, at the file's own rate, sample by sample."""
+def test_audio_equals_ffmpeg(shared, name):
+  """Compares the mean of the channels, at the file's own rate, by sample."""
   path = shared / 'media' / name
   _, said = _ffmpeg('-i', str(path), '-vn', '-af', 'ashowinfo', '-f', 'null', '-')
   first = float(re.search(r' pts_time:(\S+) ', said)[1])
@@ -80,7 +80,7 @@ def test_sound_is_that_of_ffmpeg(shared, name):
   with media.MediaFile(path) as file:
     sound = file.sound(first, length, rate)
     np.testing.assert_allclose(sound[:-most], whole[:length - most], atol=2e-3)
-    # AAC fills up with noise of its own, and time stamps of files are rounded.
+    # AAC decoders add their own noise, and time stamps of files are rounded.
     for place in np.linspace(length, len(whole) - 2 * length, 4).astype(int):
       sound = file.sound(first + place / rate, length, rate)
       likeness = [np.corrcoef(sound, whole[place + lag:place + lag + length])[0, 1]
@@ -88,7 +88,7 @@ def test_sound_is_that_of_ffmpeg(shared, name):
       assert max(likeness) > 0.98
 
 
-def test_of_several_streams_those_that_ffmpeg_chooses_are_read(shared):
+def test_streams_are_chosen_like_ffmpeg(shared):
   path = shared / 'media' / 'nasa_13013.mp4'
   _, said = _ffmpeg('-i', str(path), '-f', 'null', '-')
   chosen = [int(n) for n in re.findall(r'Stream #0:(\d+) -> #0:', said)]

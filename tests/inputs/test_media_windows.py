@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/media.py: a window is the same as that of a decode from the start.
+"""Tests of vatt_jax/inputs/media.py: a window equals a decode from the start.
 
 Films are made here of whatever made other readers return wrong pictures. Each picture
 bears its own number as a bar code, so that what is right is known without a decoder.
@@ -19,10 +19,10 @@ from vatt_jax.inputs import media
 RATE_HZ = 25
 NUM_FRAMES = 150
 _GRID = 3, 4    # blocks of a bar code: rows, columns
-_BLOCK = 16    # pixels: larger than what codecs blur
+_BLOCK = 16    # pixels: larger than the blur of codecs
 
 REGULAR = tuple(range(NUM_FRAMES))
-# Pictures of 1 to 7 ticks, and one that stays for 3 seconds.
+# Frames of 1 to 7 ticks, and one that stays for 3 seconds.
 IRREGULAR = tuple(np.cumsum([0] + [75 if i == 60 else 1 + i * i % 7
                                    for i in range(1, NUM_FRAMES)]).tolist())
 X264 = {'x264-params': 'keyint=24:min-keyint=24:scenecut=0:bframes=3:b-adapt=0:'
@@ -31,21 +31,21 @@ X264_OPEN = {'x264-params': X264['x264-params'] + ':open-gop=1', 'crf': '23'}
 X265 = {'x265-params': 'keyint=24:min-keyint=24:scenecut=0:bframes=3:b-pyramid=1:'
                        'open-gop=1:log-level=none:pools=1:frame-threads=1'}
 X265_CLOSED = {'x265-params': X265['x265-params'].replace('open-gop=1', 'open-gop=0')}
-# Pictures of more than 2 KB: of a pack with several, only the first has a time.
+# Frames of more than 2 KB: only the first frame of a pack has a time.
 GRAINY = {'g': '15', 'bf': '2', 'qmax': '2', 'b': '4M'}
 VPX = {'auto-alt-ref': '1', 'lag-in-frames': '16', 'arnr-maxframes': '7', 'g': '40',
        'deadline': 'good', 'cpu-used': '4', 'b': '300k'}
 
 
 def _bar_code(number):
-  """A picture, uint8 [48, 64, 3], of a number's twelve bits."""
+  """Returns a frame, uint8 [48, 64, 3], that shows a number's twelve bits."""
   bits = np.reshape([number >> i & 1 for i in range(12)], _GRID)
   grey = (40 + 135 * bits).astype(np.uint8)
   return np.repeat(np.kron(grey, np.ones((_BLOCK, _BLOCK), np.uint8))[..., None], 3, 2)
 
 
 def _number(picture):
-  """What `_bar_code` was given."""
+  """Returns the number that a frame of `_bar_code` shows."""
   block = _BLOCK * round(picture.shape[1] / 64)
   middle = picture[block // 2::block, block // 2::block].mean(-1) > 128
   middle = middle[:_GRID[0], :_GRID[1]]
@@ -54,7 +54,7 @@ def _number(picture):
 
 def _film(path, codec='h264', stamps=REGULAR, options=None, pixels='yuv420p',
           muxer=None, muxer_options=None, first=0, noise=0):
-  """Encodes bar codes; picture i at stamps[i] frames of 1/25 s after `first`."""
+  """Encodes bar codes; frame i at stamps[i] frames of 1/25 s after `first`."""
   rng = np.random.default_rng(0)
   with av.open(path, 'w', format=muxer, options=muxer_options or {}) as container:
     stream = container.add_stream(codec, rate=RATE_HZ)
@@ -102,7 +102,7 @@ FILMS = {    # name -> arguments of _film
     'mjpeg.avi': dict(codec='mjpeg', pixels='yuvj420p'),
     'mpeg2.mpg': dict(codec='mpeg2video', noise=80, options=GRAINY),
     'mpeg2.ts': dict(codec='mpeg2video', options={'g': '15', 'bf': '2'}),
-    # The clock overflows within the film.
+    # The clock overflows within the video.
     'overflow.ts': dict(options=X264_OPEN, first=2 ** 33 * RATE_HZ // 90_000 - 60),
     'fields.mp4': dict(options={'x264-params': 'interlaced=1:keyint=24:bframes=2'}),
     'fields.ts': dict(options={'x264-params': 'interlaced=1:keyint=24:bframes=2'}),
@@ -121,7 +121,7 @@ FILMS = {    # name -> arguments of _film
 
 
 def _whole(path):
-  """Of every picture, decoded from the start: seconds, and it in RGB."""
+  """Returns time and RGB of every frame, decoded from the start."""
   with av.open(path) as container:
     stream = container.streams.best('video')
     stream.codec_context.thread_count = 1
@@ -140,7 +140,7 @@ def _pixels(picture):
 
 
 def _assert_windows_are_of_the_whole(path, count=20):
-  """Reads windows anywhere, beyond both ends too; returns when which number is shown.
+  """Reads windows anywhere, beyond both ends too; returns the numbers with their times.
 
   Returns:
     Seconds and number of every picture.
@@ -160,7 +160,7 @@ def _assert_windows_are_of_the_whole(path, count=20):
 
 
 @pytest.mark.parametrize('name', FILMS)
-def test_a_window_is_the_same_as_decoding_from_the_start(tmp_path, name):
+def test_video_window_equals_decoding_from_the_start(tmp_path, name):
   _film(tmp_path / name, **FILMS[name])
   seconds, numbers = _assert_windows_are_of_the_whole(tmp_path / name)
   assert numbers == list(range(NUM_FRAMES))
@@ -169,7 +169,7 @@ def test_a_window_is_the_same_as_decoding_from_the_start(tmp_path, name):
 
 
 def _delayed(path, codec, seconds):
-  """A file whose audio begins at 0 and whose first frame comes later."""
+  """Writes a file with audio from 0 on and a later first frame."""
   millisecond = fractions.Fraction(1, 1000)
   with av.open(path, 'w') as container:
     video = container.add_stream(codec, rate=RATE_HZ)
@@ -205,7 +205,7 @@ def test_times_before_the_first_frame_show_the_first_frame(name, codec, seconds,
     assert numbers == [int(t > seconds) for t in times]
 
 
-def test_a_real_file_that_starts_late_shows_its_first_frame_before(shared):
+def test_real_file_that_starts_late_shows_its_first_frame_before(shared):
   path = shared / 'media' / 'test_non_zero_start.mp4'
   _, whole = _whole(path)
   for times in ([0.0], [-1.0], [-1.0, 0.0]):
@@ -214,7 +214,7 @@ def test_a_real_file_that_starts_late_shows_its_first_frame_before(shared):
         np.testing.assert_array_equal(_pixels(picture), whole[0])
 
 
-def test_the_films_are_what_they_are_called(tmp_path):
+def test_generated_videos_have_the_properties_of_their_names(tmp_path):
   packets = {}
   for name in ('plain.mp4', 'open_gop.mkv'):
     _film(tmp_path / name, **FILMS[name])
@@ -222,7 +222,7 @@ def test_the_films_are_what_they_are_called(tmp_path):
       packets[name] = [p for p in container.demux(video=0) if p.size]
 
   def leading(name):
-    """Pictures shown before the keyframe that they follow in the file."""
+    """Counts frames shown before the keyframe that they follow in the file."""
     found = zip(packets[name], packets[name][1:], strict=False)
     return sum(key.is_keyframe and after.pts < key.pts for key, after in found)
 
@@ -231,8 +231,8 @@ def test_the_films_are_what_they_are_called(tmp_path):
                                            packets['plain.mp4'][1:], strict=False))
 
 
-def test_hidden_pictures_of_vp8_are_not_shown(tmp_path):
-  """Its encoder makes them in a second pass, of what moves slowly."""
+def test_hidden_vp8_frames_are_not_shown(tmp_path):
+  """VP8's encoder makes them in a second pass, for slow motion."""
   rng, raw = np.random.default_rng(0), b''
   tiles = np.kron(rng.integers(60, 180, (16, 16, 3)), np.ones((10, 10, 1), int))
   for i in range(NUM_FRAMES):
@@ -254,10 +254,10 @@ def test_hidden_pictures_of_vp8_are_not_shown(tmp_path):
 
 
 def _with_edits(content, edits):
-  """An MP4 of one stream that shows these parts: (first picture, length)."""
+  """Writes an MP4 of one stream that shows these parts: (first frame, length)."""
   at = content.index(b'elst') - 4
   size, _, _, _, _, shift = struct.unpack_from('>I4sIIIi', content, at)
-  tick = 512    # of 12,800 a second
+  tick = 512    # of 12,800 per second
   box = struct.pack('>I4sII', 16 + 12 * len(edits), b'elst', 0, len(edits))
   for first, length in edits:
     box += struct.pack('>IiI', length * 1000 // RATE_HZ, shift + first * tick, 1 << 16)
@@ -272,7 +272,7 @@ def _with_edits(content, edits):
 @pytest.mark.parametrize('edits', [[(31, 119)], [(31, 40)], [(31, 40), (100, 20)],
                                    [(100, 20), (31, 40)]])
 @pytest.mark.parametrize('source', ['plain.mp4', 'open_gop.mp4', 'hevc.mp4'])
-def test_edit_lists_that_cut_into_a_group_of_pictures_are_heeded(tmp_path, source,
+def test_edit_lists_that_cut_into_a_gop_are_respected(tmp_path, source,
                                                                   edits):
   if source == 'hevc.mp4' and edits[0][0] > edits[-1][0]:
     pytest.skip('FFmpeg loses pictures of HEVC where an edit goes back')
@@ -284,8 +284,8 @@ def test_edit_lists_that_cut_into_a_group_of_pictures_are_heeded(tmp_path, sourc
   np.testing.assert_allclose(seconds, np.arange(len(seconds)) / RATE_HZ, atol=0.041)
 
 
-def test_a_recording_that_begins_within_a_group_of_pictures_is_read(tmp_path):
-  """Of the first group nothing decodes; the cut may even split a packet."""
+def test_recording_that_begins_within_a_gop_is_read(tmp_path):
+  """No frame of the first GOP decodes; the cut may even split a packet."""
   _film(tmp_path / 'whole.ts', **FILMS['no_index.ts'])
   content = (tmp_path / 'whole.ts').read_bytes()
   for cut in (188 * 40, 188 * 41 + 77):
@@ -297,7 +297,7 @@ def test_a_recording_that_begins_within_a_group_of_pictures_is_read(tmp_path):
       assert _number(_pixels(file.frames([0.0])[0])) == numbers[0]
 
 
-def test_a_file_that_does_not_say_which_pictures_are_keys_is_read(tmp_path):
+def test_file_without_keyframe_flags_is_read(tmp_path):
   _film(tmp_path / 'plain.mp4', **FILMS['plain.mp4'])
   path = tmp_path / 'no_keys.mp4'
   path.write_bytes((tmp_path / 'plain.mp4').read_bytes().replace(b'stss', b'free'))
@@ -305,7 +305,7 @@ def test_a_file_that_does_not_say_which_pictures_are_keys_is_read(tmp_path):
   assert numbers == list(range(NUM_FRAMES))
 
 
-def test_pictures_may_change_their_size(tmp_path):
+def test_frame_size_may_change_within_a_file(tmp_path):
   content = b''
   for part, (width, height) in enumerate([(64, 48), (128, 96)]):
     with av.open(tmp_path / 'part.ts', 'w') as container:
@@ -315,7 +315,7 @@ def test_pictures_may_change_their_size(tmp_path):
       for i in range(72 * part, 72 * part + 72):
         frame = av.VideoFrame.from_ndarray(_bar_code(i), format='rgb24')
         frame = frame.reformat(width, height)
-        # A muxer's clock begins with the first packet's, not the first picture's.
+        # A muxer's clock begins with the first packet, not the first frame.
         frame.pts, frame.time_base = i + 10 * part, fractions.Fraction(1, RATE_HZ)
         container.mux(stream.encode(frame))
       container.mux(stream.encode(None))
@@ -329,8 +329,8 @@ def test_pictures_may_change_their_size(tmp_path):
 
 
 @pytest.mark.parametrize('turn', [90, 180, 270])
-def test_pictures_are_turned_as_the_file_says(tmp_path, turn):
-  """By the matrix in an MP4's track header; clockwise."""
+def test_frames_are_rotated_by_the_display_matrix(tmp_path, turn):
+  """The matrix in an MP4's track header rotates clockwise."""
   _film(tmp_path / 'plain.mp4', **FILMS['plain.mp4'])
   content = bytearray((tmp_path / 'plain.mp4').read_bytes())
   cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
@@ -344,10 +344,10 @@ def test_pictures_are_turned_as_the_file_says(tmp_path, turn):
     turned = _pixels(file.frames([2.0])[0])
   like = np.rot90(upright, -turn // 90)
   assert turned.shape == like.shape
-  assert np.abs(turned.astype(int) - like).mean() < 2    # colours are half as fine
+  assert np.abs(turned.astype(int) - like).mean() < 2    # half color resolution
 
 
-SOUNDS = {    # name -> codecs, when picture and sound begin (frames, seconds), and more
+SOUNDS = {    # name -> codecs, start of video and audio (frames, seconds), and more
     'aac.mp4': ('h264', 'aac', 0, 0.0), 'late.mp4': ('h264', 'aac', 0, 1.3),
     'early.mp4': ('h264', 'aac', 20, 0.0), 'late.mkv': ('h264', 'aac', 0, 1.3),
     'early.mkv': ('h264', 'aac', 20, 0.0), 'late.ts': ('h264', 'aac', 0, 1.3),
@@ -362,13 +362,13 @@ _SOUND_HZ = 48_000
 
 
 def _noise(seconds=6):
-  """Noise below 3 kHz: it is like itself at no other time."""
+  """Returns noise below 3 kHz, which correlates with itself only at the same time."""
   noise = np.random.default_rng(3).uniform(-0.5, 0.5, seconds * 6000)
   return soxr.resample(noise.astype(np.float32), 6000, _SOUND_HZ)
 
 
 def _film_with_noise(path, picture, sound, first_picture, first_sound):
-  """Bar codes and noise, by one clock, that each begin when they should."""
+  """Writes bar codes and noise on one clock, each with its start."""
   with av.open(path, 'w') as container:
     video = container.add_stream(picture, rate=RATE_HZ)
     video.width, video.height, video.pix_fmt = 64, 48, 'yuv420p'
@@ -398,8 +398,8 @@ def _film_with_noise(path, picture, sound, first_picture, first_sound):
 
 
 @pytest.mark.parametrize('name', SOUNDS)
-def test_sound_is_within_10_ms_of_the_picture(tmp_path, name):
-  """When a picture's number says it is, the sound is that of this time."""
+def test_audio_is_within_10_ms_of_the_frame(tmp_path, name):
+  """Compares the audio with the time that the number of the frame gives."""
   _film_with_noise(tmp_path / name, *SOUNDS[name])
   noise = soxr.resample(_noise(), _SOUND_HZ, 8000)
   rng = np.random.default_rng(0)
@@ -419,7 +419,7 @@ def test_sound_is_within_10_ms_of_the_picture(tmp_path, name):
 
 @pytest.mark.parametrize('name', ['aac.mp4', 'late.mp4', 'ac3.ts', 'mp2.mpg',
                                   'pcm.avi'])
-def test_a_window_of_sound_is_that_of_decoding_from_the_start(tmp_path, name):
+def test_audio_window_equals_decoding_from_the_start(tmp_path, name):
   _film_with_noise(tmp_path / name, *SOUNDS[name])
   with media.MediaFile(tmp_path / name) as file:
     whole = file.sound(0.0, 6 * 16_000, 16_000)
@@ -430,8 +430,8 @@ def test_a_window_of_sound_is_that_of_decoding_from_the_start(tmp_path, name):
     np.testing.assert_allclose(sound, whole[place:place + 8000], atol=2e-3)
 
 
-def test_sound_after_a_small_gap_is_where_its_time_stamp_says(tmp_path):
-  """15 ms are missing after the second second."""
+def test_audio_after_a_small_gap_follows_its_time_stamp(tmp_path):
+  """The file lacks 15 ms after the second second."""
   path = tmp_path / 'gap.mkv'
   noise = (_noise()[None] * 32767).astype(np.int16)
   with av.open(path, 'w') as container:
@@ -447,13 +447,13 @@ def test_sound_after_a_small_gap_is_where_its_time_stamp_says(tmp_path):
   before, after = (noise[0, n * _SOUND_HZ:(n + 1) * _SOUND_HZ] / 32768 for n in (1, 2))
   np.testing.assert_allclose(sound[:_SOUND_HZ], before, atol=1e-3)
   assert not sound[_SOUND_HZ + 50:_SOUND_HZ + 670].any()
-  place = _SOUND_HZ + 720    # time stamps of Matroska are of milliseconds
+  place = _SOUND_HZ + 720    # Matroska's time stamps are in milliseconds
   errors = [np.abs(sound[place + lag:][:40_000] - after[:40_000]).max()
             for lag in range(-48, 49)]
   assert min(errors) < 1e-3
 
 
-def test_sound_may_change_its_rate(tmp_path):
+def test_sample_rate_may_change_within_a_file(tmp_path):
   """A tone stays the same when a recording goes on at half the rate."""
   content = b''
   for part, rate in enumerate((48_000, 24_000)):

@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/pipeline.py"""
+"""Tests of vatt_jax/inputs/pipeline.py."""
 
 import dataclasses
 import io
@@ -47,7 +47,7 @@ def _assert_same(a, b):
     np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_a_batch_has_the_shapes_of_the_contract(reader):
+def test_batch_has_the_expected_shapes_and_types(reader):
   batch, = _take(reader, 1)
   assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
       'video': ((8, 4, 16, 16, 3), 'uint8'), 'audio': ((8, 3200), 'int16'),
@@ -60,7 +60,7 @@ def test_a_batch_has_the_shapes_of_the_contract(reader):
   assert (batch['text'].any((1, 2)) == batch['has_text']).all()
 
 
-def test_the_batch_of_a_step_needs_no_step_before_it(reader):
+def test_batch_of_a_step_does_not_depend_on_earlier_steps(reader):
   for step, batch in enumerate(_take(reader, 5)):
     _assert_same(batch, _take(reader, 1, first_step=step)[0])
 
@@ -71,20 +71,20 @@ def test_hosts_share_every_batch(reader):
   _assert_same(whole, {k: np.concatenate([p[k] for p in parts]) for k in whole})
 
 
-def test_every_epoch_has_every_clip_once_in_an_order_of_its_own(reader):
+def test_every_epoch_has_every_clip_once_in_a_new_order(reader):
   ids = np.concatenate([b['id'] for b in _take(reader, 6)]).reshape(2, 24)
   np.testing.assert_array_equal(np.sort(ids), [range(24)] * 2)
   assert (ids[0] != ids[1]).any() and (ids[0] != np.arange(24)).any()
 
 
-def test_a_clip_shows_another_window_and_crop_in_each_epoch(reader):
+def test_window_and_crop_of_a_clip_change_every_epoch(reader):
   batches = _take(reader, 6)
   first, second = (next(b['video'][b['id'] == 5][0] for b in part if 5 in b['id'])
                    for part in (batches[:3], batches[3:]))
   assert (first != second).mean() > 0.5
 
 
-def test_evaluation_sees_every_clip_once_and_always_its_middle(reader):
+def test_evaluation_yields_every_clip_once_at_its_middle(reader):
   batches = list(pipeline.eval_batches(reader, 10))
   mask = np.concatenate([b['mask'] for b in batches])
   ids = np.concatenate([b['id'] for b in batches])
@@ -94,13 +94,13 @@ def test_evaluation_sees_every_clip_once_and_always_its_middle(reader):
   assert not any(batches[2][k][4:].any() for k in batches[2])
 
 
-def test_captions_are_the_nearest_in_time():
+def test_candidates_are_the_captions_nearest_in_time():
   captions = [clip.Caption(t, t + 1, str(t)) for t in (0, 9, 4, 6, 2)]
   assert [c.text for c in pipeline.nearest(captions, 5.2, 3)] == ['4', '6', '2']
 
 
-def test_a_window_stays_within_the_clip(toy_world):
-  """A segment of one object never shows the next one's colour."""
+def test_window_stays_within_the_clip(toy_world):
+  """A segment of one object never shows the next one's color."""
   path = str(toy_world / 'clips' / 'train' / '0000.mp4')
   seen = set()
 
@@ -119,7 +119,7 @@ def test_a_window_stays_within_the_clip(toy_world):
   assert min(starts) >= 2.0 and max(ends) <= 4.5 and max(starts) - min(starts) > 1
 
 
-def test_a_clip_shorter_than_the_window_shows_nothing_of_what_follows(toy_world):
+def test_clip_shorter_than_the_window_shows_nothing_after_its_end(toy_world):
   rows = sources.open_source(str(toy_world / 'train_segments.csv'))
   whole = next(r for r in rows if r.labels['sound_event'] and r.start == 0)
   short = clip.Clip(whole.path, whole.end - 0.3, whole.end)
@@ -134,7 +134,7 @@ def _looping(window=WINDOW, **changes):
 
 
 def _numbered(count, rate_hz, **sound):
-  """A record whose frame i is of grey 10 * i."""
+  """Returns a record whose frame i has gray value 10 * i."""
   encoded = []
   for i in range(count):
     image = io.BytesIO()
@@ -144,13 +144,13 @@ def _numbered(count, rate_hz, **sound):
 
 
 def _order(reader, **kwargs):
-  """The numbers of the frames that a window shows."""
+  """Returns the numbers of the frames in a window."""
   return (reader.views(0, **kwargs)[0]['video'][:, 0, 0, 0] / 10).round().tolist()
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7, 10, 13, 24])
-def test_a_short_clip_repeats_from_its_start_in_the_order_of_dmvr(count):
-  """Every second frame of 25 Hz, from the repeated list of all frames."""
+def test_loop_repeats_frames_in_the_order_of_dmvr(count):
+  """DMVR takes every second frame of 25 Hz from the repeated list of all frames."""
   window = _looping(num_frames=16, frame_rate_hz=12.5, modalities=('video',))
   reader = dataclasses.replace(_reader([_numbered(count, 25.0)]), window=window)
   repeated = np.tile(np.arange(count), 32)[:32:2].tolist()
@@ -160,7 +160,7 @@ def test_a_short_clip_repeats_from_its_start_in_the_order_of_dmvr(count):
 
 
 @pytest.mark.parametrize('name', ['short.mp4', 'short.mkv', 'short.avi'])
-def test_a_short_file_repeats_exactly(name, tmp_path):
+def test_loop_repeats_a_short_file_exactly(name, tmp_path):
   frames = np.repeat(np.arange(6, dtype=np.uint8) * 40, 32 * 32 * 3)
   world.encode(tmp_path / name, frames.reshape(6, 32, 32, 3), 25)
   reader = dataclasses.replace(
@@ -170,15 +170,15 @@ def test_a_short_file_repeats_exactly(name, tmp_path):
   assert (video / 40).round().tolist() == [0, 2, 4] * 8
 
 
-def test_a_row_of_a_file_repeats_without_what_follows_it():
-  """From 0.2 s to 0.5 s of a record at 10 Hz: frames 2, 3 and 4."""
+def test_loop_repeats_only_the_clip_not_the_rest_of_its_file():
+  """The clip is 0.2 s to 0.5 s of a record at 10 Hz: frames 2, 3 and 4."""
   row = dataclasses.replace(_numbered(9, 10.0), start=0.2, end=0.5)
   reader = dataclasses.replace(_reader([row]), window=_looping(
       num_frames=8, frame_rate_hz=10.0, modalities=('video',)))
   assert _order(reader) == [2, 3, 4, 2, 3, 4, 2, 3]
 
 
-def test_audio_repeats_in_step_with_the_frames():
+def test_loop_repeats_audio_in_sync_with_frames():
   ramp = np.linspace(0.1, 0.9, 1200).astype(np.float32)    # 0.3 s
   short = _numbered(3, 10.0, waveform=ramp, audio_hz=4000)
   window = _looping(num_frames=10, frame_rate_hz=10.0)    # 1 s
@@ -193,7 +193,7 @@ def test_audio_repeats_in_step_with_the_frames():
   assert not held['audio'][1200:].any()
 
 
-def test_a_clip_of_the_window_s_length_does_not_repeat(toy_world):
+def test_clip_as_long_as_the_window_does_not_loop(toy_world):
   rows = sources.open_source(str(toy_world / 'train_segments.csv'))[:4]
   looped, held = (dataclasses.replace(_reader(rows), window=window)
                   for window in (_looping(), WINDOW))
@@ -201,12 +201,12 @@ def test_a_clip_of_the_window_s_length_does_not_repeat(toy_world):
                next(pipeline.eval_batches(held, 8, 2)))
 
 
-def test_another_way_to_fill_a_window_is_refused():
+def test_unknown_short_raises():
   with pytest.raises(ValueError, match="short='repeat': expected 'hold' or 'loop'"):
     dataclasses.replace(WINDOW, short='repeat')
 
 
-def test_a_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
+def test_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
   path = str(toy_world / 'clips' / 'train' / '0000.mp4')
   reader = _reader([clip.Clip(path, 50.0, 60.0)], 1.0)
   assert reader.views(0) is None
@@ -214,13 +214,13 @@ def test_a_clip_that_begins_after_its_file_ends_is_skipped(toy_world):
 
 
 @pytest.mark.parametrize('key', ['num_frames', 'frame_rate_hz', 'audio_hz'])
-def test_a_window_of_nothing_is_refused(key):
+def test_window_size_of_zero_raises(key):
   with pytest.raises(ValueError, match=f'{key}=0: expected more than 0'):
     dataclasses.replace(WINDOW, **{key: 0})
 
 
-def test_a_crop_is_a_part_of_the_picture_as_large_as_it_may_be():
-  """Section 4.3: area in [0.08, 1], aspect in [0.5, 2]."""
+def test_random_crops_lie_in_the_frame_within_area_and_aspect_bounds():
+  """VATT, section 4.3: area in [0.08, 1], aspect in [0.5, 2]."""
   assert pipeline.central_box((100, 60)) == (20, 0, 80, 60)
   areas, aspects, rng = [], [], np.random.default_rng(0)
   for _ in range(500):
@@ -232,7 +232,7 @@ def test_a_crop_is_a_part_of_the_picture_as_large_as_it_may_be():
   assert 0.5 <= min(aspects) < 0.6 and 1.8 < max(aspects) <= 2
 
 
-def test_a_crop_without_an_aspect_is_a_square():
+def test_crop_without_aspect_is_a_square():
   for seed in range(50):
     left, top, right, bottom = pipeline.random_box(
         (64, 64), 0.25, 1.0, np.random.default_rng(seed))
@@ -250,7 +250,7 @@ def _with_broken(toy_world, tmp_path, good, bad):
   return [clip.Clip(p) for p in paths]
 
 
-def test_a_broken_file_is_replaced_named_once_and_remembered(toy_world, tmp_path,
+def test_broken_file_is_replaced_logged_once_and_noted(toy_world, tmp_path,
                                                              caplog):
   log = tmp_path / 'skipped.jsonl'
   clips = _with_broken(toy_world, tmp_path, 12, 2)
@@ -269,7 +269,7 @@ def test_a_broken_file_is_replaced_named_once_and_remembered(toy_world, tmp_path
   _assert_same(_take(again, 1, first_step=4)[0], batches[4])
 
 
-def test_a_clip_without_sound_is_masked_and_noted(toy_world, tmp_path):
+def test_clip_without_audio_is_masked_and_noted(toy_world, tmp_path):
   video = np.zeros((20, 16, 16, 3), np.uint8)
   world.encode(tmp_path / 'quiet.mp4', video, 10)
   reader = _reader([clip.Clip(str(tmp_path / 'quiet.mp4'))])
@@ -279,39 +279,39 @@ def test_a_clip_without_sound_is_masked_and_noted(toy_world, tmp_path):
   assert not reader.notes.skipped
 
 
-def test_a_broken_file_is_masked_in_evaluation(toy_world, tmp_path):
+def test_broken_file_is_masked_in_evaluation(toy_world, tmp_path):
   reader = _reader(_with_broken(toy_world, tmp_path, 3, 1), 0.5)
   batch, = pipeline.eval_batches(reader, 4)
   assert batch['mask'].tolist() == [True, True, True, False]
 
 
-def test_too_many_broken_files_end_the_run(toy_world, tmp_path):
+def test_too_many_broken_files_raise(toy_world, tmp_path):
   reader = _reader(_with_broken(toy_world, tmp_path, 12, 6), 0.1)
   with pytest.raises(UserError, match=r'files read so far are broken.*bad\d\.mp4'):
     _take(reader, 20)
 
 
-def test_a_source_of_broken_files_ends_the_run(toy_world, tmp_path):
+def test_source_of_only_broken_files_raises(toy_world, tmp_path):
   reader = _reader(_with_broken(toy_world, tmp_path, 0, 2), 1.0)
   with pytest.raises(UserError, match='100 clips drawn in a row are broken'):
     _take(reader, 1)
 
 
 def _record(films, number, **replaced):
-  """A clip of one grey picture, or of sound alone, without a file."""
+  """Holds clips of one gray frame, or of audio alone, without a file."""
   content = images.Stills(f'{number}', films, 1.0, **replaced)
   return clip.Clip(f'{number}', content=content)
 
 
 def _grey(count, first=0):
-  """Silent pictures."""
+  """Gives frames without audio."""
   image = io.BytesIO()
   Image.new('RGB', (16, 16), (99, 99, 99)).save(image, 'PNG')
   return [_record([image.getvalue()], first + i) for i in range(count)]
 
 
 def _tones(count, first=0):
-  """Sound without a picture."""
+  """Gives audio without frames."""
   tone = np.sin(np.arange(4000) / 8).astype(np.float32)
   return [_record((), first + i, waveform=tone, audio_hz=4000)
           for i in range(count)]
@@ -323,7 +323,7 @@ def _mixed(*parts, weights=()):
 
 @pytest.mark.parametrize('weights, within', [
     ((1, 1), 1), ((3, 1), 1), ((0.2, 0.9), 1), ((1, 2, 5), 2), ((2, 4, 5, 7, 11), 2)])
-def test_a_batch_has_of_each_source_its_share(weights, within):
+def test_batch_has_the_share_of_each_source(weights, within):
   lengths = (7, 5, 11, 3, 6)[:len(weights)]
   reader = _mixed(*(_grey(n) for n in lengths), weights=weights)
   ends = np.cumsum(lengths)
@@ -334,7 +334,7 @@ def test_a_batch_has_of_each_source_its_share(weights, within):
   np.testing.assert_allclose(counts.mean(0), expected, atol=within / 30 + 1e-3)
 
 
-def test_every_epoch_of_each_source_has_every_clip_of_it_once():
+def test_every_epoch_of_each_source_has_every_clip_once():
   reader = _mixed(_grey(7), _grey(4), weights=(1, 3))
   ids = np.concatenate([b['id'] for b in _take(reader, 14)])
   for clips, of in ((range(7), ids[ids < 7]), (range(7, 11), ids[ids >= 7])):
@@ -344,7 +344,7 @@ def test_every_epoch_of_each_source_has_every_clip_of_it_once():
     assert len(np.unique(epochs, axis=0)) > 1
 
 
-def test_a_mixture_is_the_same_on_any_number_of_hosts_and_from_any_step():
+def test_mixture_is_equal_on_any_number_of_hosts_and_from_any_step():
   reader = _mixed(_grey(7), _tones(4), weights=(1, 3))
   whole = _take(reader, 4)
   for hosts in (2, 4):
@@ -353,21 +353,21 @@ def test_a_mixture_is_the_same_on_any_number_of_hosts_and_from_any_step():
                             for k in whole[3]})
 
 
-def test_without_weights_all_clips_are_drawn_alike():
+def test_without_weights_all_clips_are_equally_probable():
   reader = _mixed(_grey(5), _grey(11))
   ids = np.concatenate([b['id'] for b in _take(reader, 4)]).reshape(2, 16)
   np.testing.assert_array_equal(np.sort(ids), [range(16)] * 2)
   _assert_same(_take(reader, 3)[2], _take(_reader(_grey(16)), 3)[2])
 
 
-def test_a_broken_clip_of_a_mixture_is_replaced_by_one_of_its_own_source():
+def test_broken_clip_of_a_mixture_is_replaced_from_its_source():
   broken = clip.Clip('broken', content=images.Stills('broken', [b'no picture'], 1.0))
   reader = _mixed(_grey(3), [broken, *_tones(3)], weights=(1, 1))
   for batch in _take(reader, 6):
     assert batch['has_audio'].sum() == 4 and 3 not in batch['id']
 
 
-def test_what_a_source_lacks_is_masked():
+def test_missing_modalities_of_a_source_are_masked():
   batch, = _take(_mixed(_grey(4), _tones(4), weights=(1, 1)), 1)
   silent = batch['id'] < 4
   np.testing.assert_array_equal(batch['has_video'], silent)
@@ -380,18 +380,18 @@ def test_what_a_source_lacks_is_masked():
 
 @pytest.mark.parametrize('modalities', [
     ('audio',), ('video',), ('video', 'text'), ('audio', 'text'), ('video', 'audio')])
-def test_a_window_of_some_modalities_has_these_alone(reader, modalities):
+def test_example_has_only_the_modalities_of_the_window(reader, modalities):
   window = dataclasses.replace(WINDOW, modalities=modalities)
   some = dataclasses.replace(reader, window=window)
   batch, whole = _take(some, 2)[1], _take(reader, 2)[1]
   expected = {'id', 'mask', *modalities, *(f'has_{m}' for m in modalities)}
   assert batch.keys() == expected
-  if 'video' in modalities:    # or else a silent clip's place is another's
+  if 'video' in modalities:    # otherwise another clip replaces a silent one
     _assert_same(batch, {k: whole[k] for k in batch})
 
 
 @pytest.mark.parametrize('modalities', [(), ('text',), ('video', 'smell')])
-def test_a_window_without_picture_and_sound_is_refused(modalities):
+def test_window_without_video_and_audio_raises(modalities):
   with pytest.raises(ValueError, match='expected some of video, audio, text, not text'):
     dataclasses.replace(WINDOW, modalities=modalities)
 
@@ -399,13 +399,13 @@ def test_a_window_without_picture_and_sound_is_refused(modalities):
 @pytest.mark.parametrize('kind, codec', [
     ('wav', 'pcm_s16le'), ('flac', 'flac'), ('ogg', 'libopus'), ('mp3', 'mp3'),
     ('m4a', 'aac')])
-def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_path):
+def test_audio_files_have_audio_and_masked_video(kind, codec, tmp_path):
   path = tmp_path / f'tone.{kind}'
   tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)
   with av.open(str(path), 'w') as container:
     stream = container.add_stream(codec, rate=16_000, layout='mono')
     cover = container.add_stream('mjpeg') if kind == 'mp3' else None
-    if cover:    # which is no film
+    if cover:    # which is not a video
       cover.width, cover.height, cover.pix_fmt = 32, 32, 'yuvj420p'
       cover.disposition = av.stream.Disposition.attached_pic
       container.mux(cover.encode(av.VideoFrame(32, 32, 'yuvj420p'))
@@ -428,23 +428,23 @@ def test_sound_files_alone_are_heard_and_their_pictures_masked(kind, codec, tmp_
   pictures = dataclasses.replace(reader, window=dataclasses.replace(
       WINDOW, modalities=('video',)))
   assert not next(pipeline.eval_batches(pictures, 1))['mask'].any()
-  assert reader.notes.skipped[str(path)] == f'{path}: has no picture'
+  assert reader.notes.skipped[str(path)] == f'{path}: has no video stream'
 
 
 def _silence(count, first=0):
-  """Records of zeros."""
+  """Returns records of zeros."""
   return [_record((), first + i, waveform=np.zeros(4000, np.float32), audio_hz=4000)
           for i in range(count)]
 
 
 def _hears(clips, max_bad_fraction=0.1):
-  """A reader of audio alone."""
+  """Returns a reader of audio alone."""
   return dataclasses.replace(
       _reader(clips, max_bad_fraction),
       window=dataclasses.replace(WINDOW, modalities=('audio',)))
 
 
-def test_a_silent_file_is_read_as_zeros_and_not_noted(tmp_path):
+def test_silent_file_is_read_as_zeros_and_not_noted(tmp_path):
   world.encode(tmp_path / 'zero.mp4', np.zeros((20, 16, 16, 3), np.uint8), 10,
                np.zeros(32_000, np.float32))
   for reader in (_reader([clip.Clip(str(tmp_path / 'zero.mp4'))]),
@@ -456,8 +456,8 @@ def test_a_silent_file_is_read_as_zeros_and_not_noted(tmp_path):
     assert not reader.notes.skipped and not reader.notes.no_audio
 
 
-def test_silent_clips_neither_end_an_audio_run_nor_are_replaced():
-  """ESC-50 pads with zeros: three such clips are too many for a fraction of 0.1."""
+def test_silent_clips_do_not_count_as_broken():
+  """ESC-50 pads with zeros; three broken clips would exceed a fraction of 0.1."""
   reader = _hears(_silence(3) + _tones(17, 3))
   batches = _take(reader, 3, batch_size=20)
   for batch in batches:    # epochs
@@ -466,8 +466,8 @@ def test_silent_clips_neither_end_an_audio_run_nor_are_replaced():
   assert not reader.notes.skipped
 
 
-def test_a_class_of_silent_clips_is_scored():
-  """AudioSet has a class Silence."""
+def test_class_of_silent_clips_is_evaluated():
+  """AudioSet has a class "Silence"."""
   clips = [dataclasses.replace(c, labels={'label': name}) for c, name in zip(
       _silence(2) + _tones(2, 2), ['Silence', 'Silence', 'Tone', 'Tone'], strict=True)]
   reader = dataclasses.replace(
@@ -485,25 +485,25 @@ def test_audio_that_ends_before_the_video_is_zeros_and_present(tmp_path):
 
 
 def _striped(width, height):
-  """A film of 2 s, a picture each 0.2 s.
+  """Writes a video of 2 s, with a new image every 0.2 s.
 
   Red tells the third of the longer edge, green the time.
   """
   encoded = []
   for i in range(10):
-    picture = np.zeros((height, width, 3), np.uint8)
-    along = picture if width > height else picture.transpose(1, 0, 2)
+    frame = np.zeros((height, width, 3), np.uint8)
+    along = frame if width > height else frame.transpose(1, 0, 2)
     for third, red in enumerate((50, 150, 250)):
       along[:, third * 16:(third + 1) * 16, 0] = red
-    picture[..., 1] = 20 * i
+    frame[..., 1] = 20 * i
     image = io.BytesIO()
-    Image.fromarray(picture).save(image, 'PNG')
+    Image.fromarray(frame).save(image, 'PNG')
     encoded.append(image.getvalue())
   return clip.Clip('film', content=images.Stills('film', encoded, 5.0))
 
 
-def test_sound_is_as_long_and_as_fine_as_the_papers_take_it():
-  """48 kHz in pre-training; in AudioSet's fine-tuning 6.4 s at 24 kHz (section 4.2)."""
+def test_audio_has_the_length_and_rate_of_the_papers():
+  """Pre-training: 48 kHz; fine-tuning on AudioSet: 6.4 s at 24 kHz (section 4.2)."""
   fine_tuning = pipeline.Window(num_frames=64, frame_rate_hz=10.0, image_size=224,
                                 audio_hz=24_000, modalities=('audio',))
   assert fine_tuning.seconds == 6.4
@@ -515,7 +515,7 @@ def test_sound_is_as_long_and_as_fine_as_the_papers_take_it():
 
 
 def _ramp(seconds, audio_hz=1000):
-  """A clip whose frames and samples tell their time: 10 a second, and each sample."""
+  """Gives frames (10 per second) and samples with values that encode their time."""
   frames = []
   for i in range(10 * seconds):
     image = io.BytesIO()
@@ -528,8 +528,8 @@ def _ramp(seconds, audio_hz=1000):
 
 @pytest.mark.parametrize('place, frame, sample', [
     (0.0, 0, 0), (0.5, 15, 1000), (1.0, 30, 2000)])
-def test_audio_of_its_own_length_spans_the_clip_as_the_frames_do(place, frame, sample):
-  """Of 4 s: 1 s of frames and 2 s of audio, both from the begin to the end."""
+def test_audio_with_its_own_length_spans_the_clip_like_the_frames(place, frame, sample):
+  """The clip has 4 s, the window 1 s of frames and 2 s of audio; both span the clip."""
   window = pipeline.Window(num_frames=10, frame_rate_hz=10.0, image_size=8,
                            audio_hz=1000, audio_seconds=2.0,
                            modalities=('video', 'audio'))
@@ -556,7 +556,7 @@ def test_audio_longer_than_its_clip_ends_in_zeros():
 
 
 @pytest.mark.parametrize('size', [(48, 16), (16, 48)])
-def test_views_are_windows_from_begin_to_end_and_crops_from_side_to_side(size):
+def test_views_span_the_clip_in_time_and_along_its_longer_edge(size):
   reader = _reader([_striped(*size), _striped(*size)])
   batch, = pipeline.eval_batches(reader, 18, num_windows=3, num_crops=3)
   assert batch['id'].tolist() == [0] * 9 + [1] * 9 and batch['mask'].all()
@@ -570,11 +570,11 @@ def test_views_are_windows_from_begin_to_end_and_crops_from_side_to_side(size):
 
 
 @pytest.mark.parametrize('num_hosts', [1, 2, 3, 6])
-def test_hosts_together_see_every_view_exactly_once(num_hosts):
+def test_hosts_together_yield_every_view_once(num_hosts):
   clips = [_striped(48, 16) for _ in range(5)]
   hosts = [list(pipeline.eval_batches(_reader(clips), 12, 2, 3, host=h,
                                       num_hosts=num_hosts)) for h in range(num_hosts)]
-  assert {len(h) for h in hosts} == {3}    # all take the same steps
+  assert {len(h) for h in hosts} == {3}    # all have the same number of steps
   rows = {k: np.concatenate([batch[k] for h in hosts for batch in h])
           for k in hosts[0][0]}
   assert rows['mask'].sum() == 30
@@ -585,7 +585,7 @@ def test_hosts_together_see_every_view_exactly_once(num_hosts):
   assert not rows['has_video'][~rows['mask']].any()
 
 
-def test_sound_alone_has_as_many_views(toy_world):
+def test_audio_only_clips_have_the_same_number_of_views(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
   window = pipeline.Window(2, 5.0, 8, 2000, modalities=('audio',))
   reader = pipeline.Reader(clips, window, text.WordTokenizer(()),
@@ -593,7 +593,7 @@ def test_sound_alone_has_as_many_views(toy_world):
   assert len(reader.views(0, 0.5, num_crops=3)) == 3
 
 
-def test_a_window_is_decoded_once_for_all_its_crops(monkeypatch):
+def test_window_is_decoded_once_for_all_crops(monkeypatch):
   asked = []
   frames = images.Stills.frames
   monkeypatch.setattr(images.Stills, 'frames',
@@ -602,8 +602,8 @@ def test_a_window_is_decoded_once_for_all_its_crops(monkeypatch):
   assert sorted(asked) == pytest.approx([0.0, 1.2])
 
 
-def test_a_batch_that_hosts_cannot_share_is_refused(reader):
-  """Or else its last rows would be nobody's."""
+def test_batch_size_that_hosts_do_not_divide_raises(reader):
+  """Otherwise no host would read the last rows."""
   for batches, args in ((pipeline.eval_batches, ()), (pipeline.train_batches, (0, 0))):
     with pytest.raises(UserError, match='batch_size=10: expected a multiple of the 4'):
       batches(reader, 10, *args, host=0, num_hosts=4)

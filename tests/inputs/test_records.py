@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/records.py, through sources.open_source"""
+"""Tests of vatt_jax/inputs/records.py, through sources.open_source."""
 
 import csv
 import gzip
@@ -30,7 +30,7 @@ NUM_CLIPS = 6
 SOUND_HZ = 16_000
 KINDS = ('array_record of media', 'array_record of frames', 'tar', 'tfrecord',
          'tfds array_record', 'tfds tfrecord')
-# Two of these hold the files as they are, so that the batches are the same bits.
+# Two of these hold the files unchanged, so the batches have the same bits.
 AS_THEY_ARE = ('array_record of media', 'tar')
 
 
@@ -52,14 +52,14 @@ def _assert_same(a, b):
 
 @pytest.fixture(scope='module')
 def plain(toy_world):
-  """The clips as files, each with its sentences and a label."""
+  """Writes the clips as files, each with its captions and a label."""
   clips = sources.open_source(str(toy_world / 'train.csv'), 'train_captions.csv')
   return [clip_lib.Clip(c.path, 0.5, 7.0, c.captions, {'side': 'ab'[i % 2]})
           for i, c in enumerate(itertools.islice(clips, NUM_CLIPS))]
 
 
 def _frames(clip):
-  """The pictures of a clip as JPEG, ten a second."""
+  """Returns the frames of a clip as JPEG, ten per second."""
   encoded = []
   with media.MediaFile(clip.path) as file:
     for picture in file.frames(
@@ -72,7 +72,7 @@ def _frames(clip):
 
 
 def _sound(clip):
-  """float32 samples at SOUND_HZ; none where there is no sound."""
+  """Returns float32 samples at SOUND_HZ; empty without audio."""
   with media.MediaFile(clip.path) as file:
     samples = round((clip.end - clip.start) * SOUND_HZ)
     sound = file.sound(clip.start, samples, SOUND_HZ)
@@ -105,7 +105,7 @@ def _write_tfrecord(path, records):
 
 
 def _sequence_example(frames, sound, captions, context=()):
-  """As the script of DMVR writes it: lists of one feature an element, or one in all."""
+  """Writes like DMVR's script: lists with a feature per element, or a single one."""
   lists = tf.train.FeatureLists()
   for frame in frames:
     lists.feature_list['image/encoded'].feature.add().bytes_list.value.append(frame)
@@ -123,7 +123,7 @@ def _sequence_example(frames, sound, captions, context=()):
 
 
 def _prepare_tfds(folder, file_format, features, examples):
-  """A data set as TFDS prepares it; returns its folder."""
+  """Prepares a dataset like TFDS; returns its folder."""
 
   class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
@@ -143,7 +143,7 @@ def _prepare_tfds(folder, file_format, features, examples):
 
 @pytest.fixture(scope='module')
 def packs(plain, tmp_path_factory):
-  """The same clips in each kind of container: kind -> what `data.path` would be."""
+  """Writes the clips to each kind of container; returns kind -> `data.path`."""
   root = tmp_path_factory.mktemp('packs')
   half = NUM_CLIPS // 2
   contents = [pathlib.Path(c.path).read_bytes() for c in plain]
@@ -203,7 +203,7 @@ def packs(plain, tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_each_kind_gives_the_batches_of_the_contract(kind, packs):
+def test_each_container_gives_the_expected_batches(kind, packs):
   reader = _reader(sources.open_source(packs[kind]))
   batches = _take(reader, 6)
   assert {k: (v.shape, v.dtype.name) for k, v in batches[0].items()} == {
@@ -220,7 +220,7 @@ def test_each_kind_gives_the_batches_of_the_contract(kind, packs):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_each_kind_goes_on_where_it_was_on_any_number_of_hosts(kind, packs):
+def test_each_container_resumes_at_a_step_on_any_number_of_hosts(kind, packs):
   third = _take(_reader(sources.open_source(packs[kind])), 4)[3]
   parts = [_take(_reader(sources.open_source(packs[kind])), 1, 3, host=h, num_hosts=2)
            for h in (0, 1)]
@@ -228,7 +228,7 @@ def test_each_kind_goes_on_where_it_was_on_any_number_of_hosts(kind, packs):
 
 
 @pytest.mark.parametrize('kind', AS_THEY_ARE)
-def test_files_in_a_container_give_the_bits_of_the_files(kind, packs, plain):
+def test_files_in_a_container_give_the_same_bits_as_the_files(kind, packs, plain):
   clips = sources.open_source(packs[kind])
   for ours, theirs in zip(_take(_reader(clips), 3), _take(_reader(plain), 3),
                           strict=True):
@@ -242,8 +242,8 @@ def test_files_in_a_container_give_the_bits_of_the_files(kind, packs, plain):
 
 
 @pytest.mark.parametrize('kind', [k for k in KINDS if k not in AS_THEY_ARE])
-def test_frames_show_what_the_film_shows_and_sound_at_the_same_time(kind, packs, plain):
-  """Within what JPEG (twice, in TFDS) and another way to resize leave of its noise.
+def test_frames_and_audio_of_records_match_the_video(kind, packs, plain):
+  """Allows for the noise of JPEG (twice, in TFDS) and of another resizer.
 
   TFDS keeps no frame rate: it is as many pictures as there is sound.
   """
@@ -261,7 +261,7 @@ def test_frames_show_what_the_film_shows_and_sound_at_the_same_time(kind, packs,
     assert np.corrcoef(a, b)[0, 1] > 0.99
 
 
-def test_the_packed_form_keeps_times_labels_and_names(packs, plain):
+def test_packed_records_keep_times_labels_and_names(packs, plain):
   clips = sources.open_source(packs['array_record of frames'])
   assert [c.labels for c in clips] == [c.labels for c in plain]
   spoken = next(i for i, c in enumerate(plain) if c.captions)
@@ -274,7 +274,7 @@ def test_the_packed_form_keeps_times_labels_and_names(packs, plain):
   np.testing.assert_array_equal(ours['text'], theirs['text'])
 
 
-def test_the_release_s_records_give_their_captions_labels_and_name(packs, plain):
+def test_sequence_examples_give_captions_labels_and_name(packs, plain):
   clips = sources.open_source(packs['tfrecord'])
   assert len(clips) == NUM_CLIPS
   assert [c.labels for c in clips] == [
@@ -284,7 +284,7 @@ def test_the_release_s_records_give_their_captions_labels_and_name(packs, plain)
   assert clips[2].path.endswith('[2]/x2.mp4')
 
 
-def test_the_release_s_records_are_of_10_hz_and_48_khz_where_they_do_not_say():
+def test_sequence_examples_default_to_10_hz_and_48_khz():
   second = np.linspace(-1, 1, 48_000)
   record = _sequence_example([b'x'] * 15, second, [])
   content = records.from_sequence_example(record, 'r').content
@@ -299,7 +299,7 @@ def test_the_release_s_records_are_of_10_hz_and_48_khz_where_they_do_not_say():
                              atol=1e-6)
 
 
-def test_a_prepared_data_set_gives_class_names_and_text(packs, plain):
+def test_tfds_dataset_gives_class_names_and_text(packs, plain):
   for kind in ('tfds array_record', 'tfds tfrecord'):
     for clip in sources.open_source(packs[kind]):
       of = plain[int(clip.labels['source'])]
@@ -309,7 +309,7 @@ def test_a_prepared_data_set_gives_class_names_and_text(packs, plain):
           of.captions[0].text if of.captions else '']
 
 
-def test_a_prepared_data_set_of_images_without_labels_is_films_of_one_picture(tmp_path):
+def test_tfds_images_without_labels_are_videos_of_one_frame(tmp_path):
   pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
   features = tfds.features.FeaturesDict(dict(
       image=tfds.features.Image(shape=(32, 32, 3), encoding_format='png'),
@@ -324,7 +324,7 @@ def test_a_prepared_data_set_of_images_without_labels_is_films_of_one_picture(tm
   assert not batch['has_audio'].any() and batch['has_video'].all()
 
 
-def test_stereo_sound_of_a_prepared_data_set_is_mixed(tmp_path):
+def test_tfds_stereo_audio_is_mixed_to_mono(tmp_path):
   features = tfds.features.FeaturesDict(dict(audio=tfds.features.Audio(
       shape=(None, 2), sample_rate=4000, dtype=np.float32)))
   left = np.linspace(0, 0.8, 4000, dtype=np.float32)
@@ -334,7 +334,7 @@ def test_stereo_sound_of_a_prepared_data_set_is_mixed(tmp_path):
   np.testing.assert_allclose(clip.content.sound(0.0, 4000, 4000), left / 2, atol=1e-6)
 
 
-def test_a_tar_member_s_suffix_says_what_it_is(tmp_path):
+def test_tar_member_suffix_determines_its_meaning(tmp_path):
   image = io.BytesIO()
   Image.new('RGB', (32, 32), (255, 0, 0)).save(image, 'PNG')
   _write_tar(tmp_path / 'a.tar', [
@@ -349,7 +349,7 @@ def test_a_tar_member_s_suffix_says_what_it_is(tmp_path):
   assert (batch['video'] == [255, 0, 0]).all()
 
 
-def test_a_film_comes_before_its_thumbnail_and_its_sound_apart(packs, plain, tmp_path):
+def test_video_in_a_tar_precedes_thumbnail_and_separate_audio(packs, plain, tmp_path):
   film = pathlib.Path(plain[0].path).read_bytes()
   for names in itertools.permutations(('a.jpg', 'a.mp4', 'a.wav')):
     _write_tar(tmp_path / 'a.tar', [(n, film) for n in names])
@@ -358,7 +358,7 @@ def test_a_film_comes_before_its_thumbnail_and_its_sound_apart(packs, plain, tmp
 
 
 def _junk(kind, tmp_path, packs):
-  """A source of `kind` whose second of twelve rows is malformed."""
+  """Writes a source of `kind` whose second of twelve rows is malformed."""
   if kind == 'array_record':
     good = [records.to_example(clip_lib.Clip(''), f'{i}.mp4', media=_film(packs))
             for i in range(12)]
@@ -388,15 +388,15 @@ def _film(packs):
 
 
 @pytest.mark.parametrize('kind', ['array_record', 'tar', 'tfrecord', 'tfds'])
-def test_a_malformed_record_is_skipped_and_named(kind, tmp_path, packs):
+def test_malformed_record_is_skipped_and_noted(kind, tmp_path, packs):
   clips = sources.open_source(_junk(kind, tmp_path, packs))
   reader = _reader(clips)
   ids = np.concatenate([b['id'] for b in _take(reader, 6)])
   assert 1 not in ids and set(ids) == {0, *range(2, 12)}
   (path, reason), = reader.notes.skipped.items()
   assert ('01.mp4' if kind == 'tar' else '[1]') in path
-  assert 'soon' in reason if kind == 'tar' else 'no record of the expected' in reason
-  # Words and labels are looked for in all of them.
+  assert 'soon' in reason if kind == 'tar' else 'not a record of the expected' in reason
+  # The search for words and labels reads all of them.
   every = list(sources.each(clips))
   assert len(every) == 12 and every[1] == clip_lib.Clip(path)
 
@@ -414,11 +414,11 @@ def _text(content, tmp_path):
 
 
 @pytest.mark.parametrize('kind, name, message', [
-    ('tar', 'a.tar', 'expected a whole, uncompressed tar file'),
-    ('tfrecord', 'a.tfrecord', 'expected a whole, uncompressed TFRecord file'),
-    ('array_record of media', 'a.array_record', 'expected whole ArrayRecord files')])
+    ('tar', 'a.tar', 'expected a complete, uncompressed tar file'),
+    ('tfrecord', 'a.tfrecord', 'expected a complete, uncompressed TFRecord file'),
+    ('array_record of media', 'a.array_record', 'expected complete ArrayRecord files')])
 @pytest.mark.parametrize('harm', [_cut, _zip, _text])
-def test_a_container_that_is_not_whole_is_one_clear_line(kind, name, message, harm,
+def test_damaged_container_raises_with_file_and_reason(kind, name, message, harm,
                                                          packs, tmp_path):
   file = sorted(pathlib.Path(packs[kind]).iterdir())[0]
   path = tmp_path / (name + '.gz' if harm is _zip else name)
@@ -428,7 +428,7 @@ def test_a_container_that_is_not_whole_is_one_clear_line(kind, name, message, ha
   assert '\n' not in str(error.value)
 
 
-def test_records_of_another_kind_are_told_by_their_keys(tmp_path):
+def test_records_of_another_kind_raise_with_their_keys(tmp_path):
   other = tf.train.Example(features=tf.train.Features(feature={
       'pixels': tf.train.Feature(bytes_list=tf.train.BytesList(value=[b'x']))}))
   records = [other.SerializeToString()] * 3
@@ -440,14 +440,14 @@ def test_records_of_another_kind_are_told_by_their_keys(tmp_path):
       sources.open_source(str(tmp_path / name))
 
 
-def test_sound_that_dmvr_s_script_garbled_is_told():
-  """It takes FFmpeg's s32le for floats: a small negative sample is no number then."""
+def test_audio_that_dmvr_s_script_garbled_raises():
+  """The script stores FFmpeg's s32le as floats: small negative samples become NaN."""
   garbled = np.array([-3, 5, 1 << 20], '<i4').view('<f4')
-  with pytest.raises(ValueError, match=r'are no numbers; write them as .* f32le'):
+  with pytest.raises(ValueError, match=r'are not finite; write them as .* f32le'):
     records.from_sequence_example(_sequence_example([], garbled, []), 'r')
 
 
-def test_a_file_that_vanishes_is_skipped_and_named(packs, tmp_path):
+def test_file_that_vanishes_is_skipped_and_noted(packs, tmp_path):
   _write_tar(tmp_path / 'a.tar', [('a.mp4', _film(packs))])
   reader = _reader(sources.open_source(str(tmp_path / 'a.tar')), 1.0)
   (tmp_path / 'a.tar').unlink()
@@ -457,23 +457,23 @@ def test_a_file_that_vanishes_is_skipped_and_named(packs, tmp_path):
 
 
 @pytest.mark.parametrize('split, message', [
-    ('', 'say which split after a colon'),
+    ('', 'add a split after a colon'),
     (':test', "no split 'test'; expected one of train"),
 ])
-def test_a_prepared_data_set_needs_one_of_its_splits(split, message, packs):
+def test_tfds_dataset_needs_one_of_its_splits(split, message, packs):
   folder = packs['tfds tfrecord'].removesuffix(':train')
   with pytest.raises(UserError, match=message):
     sources.open_source(folder + split)
 
 
-def test_a_prepared_data_set_without_media_is_told_what_it_has(tmp_path):
+def test_tfds_dataset_without_media_raises_with_its_features(tmp_path):
   features = tfds.features.FeaturesDict(dict(words=tfds.features.Text()))
   folder = _prepare_tfds(tmp_path, 'tfrecord', features, [dict(words='a')])
   with pytest.raises(UserError, match='has the features words; expected video, image'):
     sources.open_source(f'{folder}:train')
 
 
-def test_a_folder_of_several_kinds_is_refused(packs, plain, tmp_path):
+def test_folder_with_files_of_several_kinds_raises(packs, plain, tmp_path):
   (tmp_path / 'a.tar').write_bytes(b'')
   (tmp_path / 'clips').mkdir()
   (tmp_path / 'clips' / 'a.mp4').write_bytes(b'')
@@ -488,26 +488,26 @@ def test_a_folder_of_several_kinds_is_refused(packs, plain, tmp_path):
 @pytest.mark.parametrize('name', [
     'train-00000-of-00001', 'train-00000-of-00001.tfrecord', 'train.tfrecords',
     'train.tfrecord-00000-of-00001'])
-def test_shards_are_known_by_any_of_their_names(name, tmp_path, packs):
+def test_shards_are_recognized_by_all_suffixes(name, tmp_path, packs):
   _write_tfrecord(tmp_path / name, [_sequence_example([b'x'], [], [])])
   assert len(sources.open_source(str(tmp_path))) == 1
   assert len(sources.open_source(f'{tmp_path}/train*')) == 1
 
 
-def test_shards_without_records_hold_no_clips(tmp_path):
+def test_shards_without_records_raise(tmp_path):
   _write_tfrecord(tmp_path / 'a.tfrecord', [])
   with pytest.raises(UserError, match='holds no clips'):
     sources.open_source(str(tmp_path))
 
 
-def test_records_bring_their_own_captions(packs, tmp_path):
+def test_captions_file_with_records_raises(packs, tmp_path):
   with (tmp_path / 'c.csv').open('w', newline='') as file:
     csv.writer(file).writerows([['path', 'text'], ['a.mp4', 'hi']])
-  with pytest.raises(UserError, match=r'have their own captions; leave out .*c\.csv'):
+  with pytest.raises(UserError, match=r'have their own captions; remove .*c\.csv'):
     sources.open_source(packs['tar'], str(tmp_path / 'c.csv'))
 
 
-def test_a_container_ends_where_it_ends(packs):
-  """Not with an error, as a record that does not read."""
+def test_iteration_over_a_container_ends(packs):
+  """The end of the iteration is not an unreadable record."""
   for kind in KINDS:
     assert len(list(sources.open_source(packs[kind]))) == NUM_CLIPS

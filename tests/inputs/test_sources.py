@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/sources.py"""
+"""Tests of vatt_jax/inputs/sources.py."""
 
 import math
 import tracemalloc
@@ -12,7 +12,7 @@ from vatt_jax.inputs.sources import Mixture
 from vatt_jax.inputs.sources import open_source
 
 
-def test_a_folder_gives_its_media_files_in_order(tmp_path):
+def test_folder_gives_its_media_files_in_order(tmp_path):
   for name in ('b.mp4', 'a/c.MKV', 'a/notes.txt', 'README.md', 'd.ogg'):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
@@ -20,7 +20,7 @@ def test_a_folder_gives_its_media_files_in_order(tmp_path):
       str(tmp_path / name) for name in ('a/c.MKV', 'b.mp4', 'd.ogg')]
 
 
-def test_csv_and_jsonl_say_the_same(tmp_path):
+def test_csv_and_jsonl_give_equal_clips(tmp_path):
   (tmp_path / 'm.csv').write_text(
       'path,start,end,text,colour\n"a, b.mp4",1.5,4,hello,red\n/x/c.mp4,,,,\n')
   (tmp_path / 'm.jsonl').write_text(
@@ -34,7 +34,7 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
   assert open_source(str(tmp_path / 'm.jsonl')) == expected
 
 
-def test_captions_come_from_a_jsonl_line_or_from_a_file_beside(tmp_path):
+def test_captions_come_from_a_jsonl_line_or_a_captions_file(tmp_path):
   (tmp_path / 'm.jsonl').write_text(
       '{"path": "a.mp4", "captions": [{"start": 1, "end": 2, "text": "one"}]}\n'
       '{"path": "b.mp4"}\n')
@@ -44,7 +44,7 @@ def test_captions_come_from_a_jsonl_line_or_from_a_file_beside(tmp_path):
   assert b.captions == ()
 
 
-def test_captions_match_however_a_path_is_written(tmp_path, caplog):
+def test_captions_match_paths_in_any_spelling(tmp_path, caplog):
   (tmp_path / 'lists').mkdir()
   (tmp_path / 'm.csv').write_text('path\n./a.mp4\n')
   (tmp_path / 'lists' / 'c.csv').write_text('path,text\n../a.mp4,one\n../b.mp4,two\n')
@@ -55,8 +55,8 @@ def test_captions_match_however_a_path_is_written(tmp_path, caplog):
 
 @pytest.mark.parametrize('start', ['', '\ufeff'])
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
-def test_captions_are_found_wherever_their_rows_stand(start, end, tmp_path):
-  """In pieces, over several lines, with characters of many bytes, at the file's end."""
+def test_captions_are_found_at_any_position_of_their_rows(start, end, tmp_path):
+  """Covers pieces, rows of several lines, multi-byte characters, the file's end."""
   (tmp_path / 'm.csv').write_text('path\na.mp4\nb.mp4\na.mp4\n')
   rows = ['path,start,end,text', 'a.mp4,0,1,één', 'a.mp4,1,2,"zwei,', 'drei"',
           'b.mp4,0,1,b\u2028', '', 'a.mp4,5,6,vier', './a.mp4,6,7,fünf', 'z.mp4,,,z',
@@ -68,7 +68,7 @@ def test_captions_are_found_wherever_their_rows_stand(start, end, tmp_path):
   assert [list(c.captions) for c in clips] == [said, [Caption(0, 1, 'b\u2028')], said]
 
 
-def test_captions_as_jsonl_are_those_as_csv(tmp_path):
+def test_jsonl_captions_equal_csv_captions(tmp_path):
   (tmp_path / 'm.csv').write_text('path\na.mp4\nb.mp4\n')
   (tmp_path / 'c.csv').write_text('path,start,end,text\nb.mp4,1,2,x\na.mp4,3,4,y\n')
   (tmp_path / 'c.jsonl').write_text(
@@ -79,7 +79,7 @@ def test_captions_as_jsonl_are_those_as_csv(tmp_path):
   assert one == other and one[0].captions == (Caption(3, 4, 'y'),)
 
 
-def test_captions_are_kept_as_places_not_as_sentences(tmp_path):
+def test_captions_stay_in_the_file_not_in_memory(tmp_path):
   """A hundred million of them must fit into memory."""
   (tmp_path / 'm.csv').write_text('path\n' + ''.join(f'{i}.mp4\n' for i in range(10)))
   with (tmp_path / 'c.csv').open('w') as file:
@@ -95,14 +95,14 @@ def test_captions_are_kept_as_places_not_as_sentences(tmp_path):
   assert clips[7].captions[3] == Caption(14_003, 14_004, 'so now we do this')
 
 
-def test_a_mistake_in_the_captions_is_told_at_the_start(tmp_path):
+def test_malformed_captions_raise_at_the_start(tmp_path):
   (tmp_path / 'm.csv').write_text('path\na.mp4\n')
   (tmp_path / 'c.csv').write_text('path,start,text\na.mp4,1,x\na.mp4,soon,y\n')
   with pytest.raises(UserError, match=r"c\.csv:3: start='soon': expected seconds"):
     open_source(str(tmp_path / 'm.csv'), 'c.csv')
 
 
-def test_captions_match_the_files_of_a_folder_however_it_is_written(tmp_path):
+def test_captions_match_a_folder_in_any_spelling(tmp_path):
   (tmp_path / 'x').mkdir()
   (tmp_path / 'x' / 'a.mp4').touch()
   (tmp_path / 'c.csv').write_text('path,text\nx/a.mp4,one\n')
@@ -110,7 +110,7 @@ def test_captions_match_the_files_of_a_folder_however_it_is_written(tmp_path):
   assert [c.text for c in clip.captions] == ['one']
 
 
-def test_a_mixture_is_its_sources_one_after_the_other():
+def test_mixture_concatenates_its_sources():
   a, b = [Clip('a'), Clip('b')], [Clip('c'), Clip('c', 2.0)]
   mixture = Mixture([a, b], (2, 3))
   assert list(mixture) == a + b and len(mixture) == 4
@@ -121,13 +121,13 @@ def test_a_mixture_is_its_sources_one_after_the_other():
 @pytest.mark.parametrize('weights, message', [
     ((1,), 'expected a positive number for each of the 2 sources'),
     ((1, 0), 'expected a positive number'), ((1, -2), 'expected a positive number'),
-    ((1, 1e-9), 'the least is too small beside the others')])
-def test_weights_that_cannot_be_are_named(weights, message):
+    ((1, 1e-9), 'the smallest is too small')])
+def test_invalid_weights_raise(weights, message):
   with pytest.raises(UserError, match=rf'data\.weights=.*{message}'):
     Mixture([[Clip('a')], [Clip('b')]], weights)
 
 
-def test_text_of_another_encoding_is_named(tmp_path):
+def test_manifest_in_another_encoding_raises(tmp_path):
   (tmp_path / 'm.csv').write_bytes('path,text\na.mp4,été\n'.encode('latin-1'))
   with pytest.raises(UserError, match=r'm\.csv: expected UTF-8 text'):
     open_source(str(tmp_path / 'm.csv'))
@@ -145,17 +145,17 @@ def test_text_of_another_encoding_is_named(tmp_path):
     ('m.jsonl', '{"path": 3}\n', r'm\.jsonl:1: path=3: expected text'),
     ('m.jsonl', '{"path": "a", "captions": ["x"]}\n', r'm\.jsonl:1: expected a cap'),
     ('m.jsonl', '{"path": "a", "captions": 5}\n', r'm\.jsonl:1: captions=5: expected'),
-    ('m.csv', f'path\n{"a" * 200_000}\n', r'm\.csv:2: no CSV \(field larger'),
+    ('m.csv', f'path\n{"a" * 200_000}\n', r'm\.csv:2: not CSV \(field larger'),
     ('m.txt', 'a.mp4\n', r'm\.txt: expected a folder, a \.csv or a \.jsonl'),
 ])
-def test_a_bad_manifest_is_one_clear_line(tmp_path, name, content, message):
+def test_invalid_manifest_raises_with_line_and_reason(tmp_path, name, content, message):
   (tmp_path / name).write_text(content)
   with pytest.raises(UserError, match=message) as error:
     open_source(str(tmp_path / name))
   assert '\n' not in str(error.value)
 
 
-def test_nothing_to_read_is_one_clear_line(tmp_path):
+def test_missing_or_empty_source_raises(tmp_path):
   with pytest.raises(UserError, match=r'\(data\.path, --source\) is empty'):
     open_source('')
   with pytest.raises(UserError, match='holds no clips'):
@@ -170,18 +170,18 @@ def test_nothing_to_read_is_one_clear_line(tmp_path):
     open_source(str(tmp_path), 'c.csv')
 
 
-def test_a_published_list_of_other_columns_is_told_which_it_has(shared):
+def test_published_list_without_path_raises_with_its_columns(shared):
   with pytest.raises(UserError, match=r"no column 'path'.*vid_key, video_id"):
     open_source(str(shared / 'captions' / 'msrvtt_test.csv'))
 
 
-def test_several_labels_of_json_are_one_text(tmp_path):
+def test_json_list_of_labels_becomes_one_text(tmp_path):
   (tmp_path / 'm.jsonl').write_text('{"path": "a.mp4", "label": ["dog", "bark"]}\n')
   clip, = open_source(str(tmp_path / 'm.jsonl'))
   assert clip.labels == {'label': 'dog|bark'}
 
 
-def test_a_comma_without_quotes_is_told(tmp_path):
+def test_unquoted_comma_raises(tmp_path):
   (tmp_path / 'm.csv').write_text('path,text\na.mp4,cut the onion, then fry\n')
   with pytest.raises(UserError, match=r'm\.csv:2: 3 values for 2 columns; put text'):
     open_source(str(tmp_path / 'm.csv'))

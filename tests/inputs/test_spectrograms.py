@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/spectrograms.py"""
+"""Tests of vatt_jax/inputs/spectrograms.py."""
 
 import dataclasses
 
@@ -27,8 +27,8 @@ def _mel(audio, window, step, fft, bins, hz, low, high, power, pad_end=False):
 
 
 @pytest.mark.parametrize('variant, windows', [('paper', 151), ('release', 153)])
-def test_vatt_s_is_tensorflow_s(variant, windows):
-  """80 bins, 42 ms every 21 ms; 3.2 s of 48 kHz; each clip stretched to [0, 1]."""
+def test_vatt_spectrogram_matches_tensorflow(variant, windows):
+  """VATT: 80 bins, 42 ms every 21 ms; 3.2 s of 48 kHz; clips stretched to [0, 1]."""
   audio = _noise(153_600) * np.array([[1.0], [0.01]], np.float32)
   mel = np.log(1 + 10_000 * _mel(audio, 2016, 1008, 2016, 80, 48_000, 80.0, 7600.0, 1,
                                  pad_end=variant == 'release'))
@@ -40,8 +40,8 @@ def test_vatt_s_is_tensorflow_s(variant, windows):
 
 @pytest.mark.parametrize('name', ['vatt', 'mmv'])
 @pytest.mark.parametrize('num_samples', [900, 4096, 5000, 10_080])
-def test_the_release_s_end_is_padded_as_tensorflow_pads_it(name, num_samples):
-  """A window at each step within the clip, also where the clip is shorter than one."""
+def test_release_variant_pads_the_end_like_tensorflow(name, num_samples):
+  """A window starts at each step, even if the clip is shorter than a window."""
   audio = _noise(num_samples)
   make = _make(name, variant='release', normalize='none')
   mel = _mel(audio, make.window, make.step, make.fft_length, 80, 48_000, 80.0, 7600.0,
@@ -56,7 +56,7 @@ def test_the_release_s_end_is_padded_as_tensorflow_pads_it(name, num_samples):
 @pytest.mark.parametrize('audio', [np.zeros((2, 48_000), np.float32),
                                    np.full((2, 48_000), 0.25, np.float32)],
                          ids=['silence', 'constant'])
-def test_a_clip_that_cannot_be_stretched_is_finite(audio):
+def test_constant_clip_gives_a_finite_spectrogram(audio):
   """Digital silence has one value everywhere, which becomes 0, never 0/0."""
   ours = np.asarray(jax.jit(_make('vatt').__call__)(audio))
   assert np.isfinite(ours).all() and ours.min() == 0 and ours.max() <= 1
@@ -70,8 +70,8 @@ def test_every_named_spectrogram_states_its_normalization():
       'mean' in row for name, row in spectrograms.SPECTROGRAMS.items() if name != 'gdt')
 
 
-def test_mmv_s_is_tensorflow_s():
-  """80 bins; 3.2 s of 48 kHz."""
+def test_mmv_spectrogram_matches_tensorflow():
+  """MMV: 80 bins; 3.2 s of 48 kHz."""
   audio = _noise(153_600)
   mel = _mel(audio, 2048, 1024, 2048, 80, 48_000, 80.0, 7600.0, 1)
   ours = jax.jit(_make('mmv').__call__)(audio)
@@ -79,8 +79,8 @@ def test_mmv_s_is_tensorflow_s():
   np.testing.assert_allclose(ours, np.log(mel + 1e-6), atol=1e-3)
 
 
-def test_gdt_s_is_tensorflow_s():
-  """40 bins and 99 windows of one second, zero mean and unit variance."""
+def test_gdt_spectrogram_matches_tensorflow():
+  """GDT: 40 bins, 99 windows of one second, zero mean and unit variance."""
   audio = _noise(24_000)
   power = _mel(32768 * audio, 480, 240, 1024, 40, 24_000, 0.0, 12_000.0, 2) / 1024
   ours = jax.jit(_make('gdt').__call__)(audio)
@@ -89,8 +89,8 @@ def test_gdt_s_is_tensorflow_s():
 
 
 @pytest.mark.parametrize('seconds, window, step', [(1, 0.01, 0.005), (2, 0.02, 0.01)])
-def test_stica_s_is_tensorflow_s(seconds, window, step):
-  """257 bins and 199 windows: the paper's of one second, its code's of two."""
+def test_stica_spectrogram_matches_tensorflow(seconds, window, step):
+  """STiCA: 257 bins, 199 windows of one second (paper) or two seconds (code)."""
   audio = _noise(24_000 * seconds)
   power = _mel(32768 * audio, round(24_000 * window), round(24_000 * step), 1024, 257,
                24_000, 0.0, 12_000.0, 2) / 1024
@@ -101,7 +101,7 @@ def test_stica_s_is_tensorflow_s(seconds, window, step):
 
 
 @pytest.mark.parametrize('name', spectrograms.SPECTROGRAMS)
-def test_silence_is_finite_and_lower_than_sound(name):
+def test_silence_is_finite_and_lower_than_noise(name):
   make = _make(name)
   silence, sound = make(np.zeros((2, 48_000), np.float32)), make(_noise(48_000))
   assert np.isfinite(silence).all()
@@ -110,7 +110,7 @@ def test_silence_is_finite_and_lower_than_sound(name):
   assert heard.all() if name != 'stica' else heard.mean() > 0.7
 
 
-def test_a_tone_is_loudest_in_its_own_bin():
+def test_tone_is_loudest_in_its_bin():
   time = np.arange(16_000) / 16_000
   make = _make('mmv', audio_hz=16_000, window_seconds=0.04, step_seconds=0.02,
                fft_length=640, mel_bins=40, low_hz=0.0, high_hz=8000.0)
@@ -122,13 +122,13 @@ def test_a_tone_is_loudest_in_its_own_bin():
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(audio_hz=8000), r'high_hz=7600\.0: expected one below the other, within'),
+    (dict(audio_hz=8000), r'high_hz=7600\.0: expected low_hz < high_hz, at most half'),
     (dict(low_hz=8000.0), r'low_hz=8000\.0, high_hz=7600\.0'),
     (dict(fft_length=1024), r'2016 samples, expected at most fft_length=1024'),
     (dict(normalize='minmax'), r"normalize='minmax': expected one of none, min_max"),
     (dict(mean=3.0), r"mean=3\.0, std=1\.0: unused with normalize='min_max'; set"),
     (dict(normalize='standardize', std=0.0), r'std=0\.0: expected more than 0')])
-def test_constants_that_do_not_fit_each_other_are_refused(changes, message):
+def test_inconsistent_constants_raise(changes, message):
   with pytest.raises(ValueError, match=message):
     _make('vatt', **changes)
 
@@ -137,7 +137,7 @@ NONE = spectrograms.SpecAugment(0, 0, 0, 0)
 
 
 def _masked(count, seed=0, t=9, f=7, **settings):
-  """Which places of `count` spectrograms are masked; checks what they hold."""
+  """Returns the masked places of `count` spectrograms; checks their values."""
   x = np.random.default_rng(seed).normal(2.0, 1.0, (count, t, f)).astype(np.float32)
   y = np.asarray(jax.jit(dataclasses.replace(NONE, **settings).__call__)(
       jax.random.split(jax.random.key(seed), count), x))
@@ -148,20 +148,20 @@ def _masked(count, seed=0, t=9, f=7, **settings):
 
 
 def _runs(row):
-  """(start, length) of each run of true."""
+  """Returns (start, length) of each run of true."""
   edges = np.flatnonzero(np.diff([0, *row.astype(int), 0]))
   return [(a, b - a) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def test_without_masks_a_spectrogram_stays():
+def test_no_masks_leave_the_spectrogram_unchanged():
   assert not _masked(5).any()
 
 
 @pytest.mark.parametrize('settings, axis, size', [
     (dict(time_masks=1, time_width=3), 2, 9),
     (dict(frequency_masks=1, frequency_width=3), 1, 7)])
-def test_a_mask_is_one_whole_block_of_any_width_at_any_place(settings, axis, size):
-  """As a plain loop would draw it: a width of 0 to 3, then a start that fits."""
+def test_mask_is_one_block_of_random_width_and_place(settings, axis, size):
+  """The width is uniform in 0 to 3, then the start among those that fit."""
   masked = _masked(4000, **settings)
   rows = masked.any(axis)
   np.testing.assert_array_equal(masked, np.broadcast_to(np.expand_dims(rows, axis),
@@ -177,7 +177,7 @@ def test_a_mask_is_one_whole_block_of_any_width_at_any_place(settings, axis, siz
   np.testing.assert_allclose(found, expected, atol=0.02)
 
 
-def test_several_masks_of_both_kinds_fall_independently():
+def test_masks_of_both_kinds_are_independent():
   masked = _masked(200, time_masks=2, time_width=2, frequency_masks=1,
                    frequency_width=2)
   times, bins = masked.all(2), masked.all(1)
@@ -187,6 +187,6 @@ def test_several_masks_of_both_kinds_fall_independently():
   assert abs(np.corrcoef(times.sum(1), bins.sum(1))[0, 1]) < 0.2
 
 
-def test_a_mask_may_be_wider_than_a_short_clip():
+def test_mask_width_is_limited_to_a_short_clip():
   assert {len(_runs(row)) for row in _masked(50, t=3, time_masks=1, time_width=100)
           .all(2)} == {0, 1}

@@ -1,4 +1,4 @@
-"""vatt_jax/inputs/text.py"""
+"""Tests of vatt_jax/inputs/text.py."""
 
 import io
 
@@ -9,8 +9,8 @@ import sentencepiece
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import text
 
-# Of FullTokenizerTest in tokenization_test.py of github.com/google-research/bert, with
-# padding in front.
+# From FullTokenizerTest in tokenization_test.py of github.com/google-research/bert,
+# with padding in front.
 BERT = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'want', '##want', '##ed', 'wa', 'un',
         'runn', '##ing', ',')
 CORPUS = [f'{a} {b} circle moves {c}' for a in ('a', 'one') for b in ('red', 'blue')
@@ -23,7 +23,7 @@ def pieces():
 
 
 def foreign_model(**settings):
-  """Of a model that somebody else trained."""
+  """Returns a model that another project might have trained."""
   file = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(CORPUS), model_writer=file, vocab_size=60,
@@ -36,7 +36,7 @@ def test_words_are_lower_case_without_punctuation():
       'dont', 'stop', 'now', 'its', '5oclock', 'été']
 
 
-def test_the_commonest_words_get_ids_and_the_alphabet_settles_ties():
+def test_most_frequent_words_get_ids_and_ties_are_alphabetical():
   tokenizer = text.WordTokenizer.build(['b a c', 'c a', 'd'], size=5)
   assert tokenizer.vocabulary == ('a', 'c', 'b') and tokenizer.size == 5
   assert tokenizer.encode('c b a d!', 6).tolist() == [3, 4, 2, 1, 0, 0]
@@ -44,7 +44,7 @@ def test_the_commonest_words_get_ids_and_the_alphabet_settles_ties():
   assert tokenizer.encode('', 2).tolist() == [0, 0]
 
 
-def test_sentences_are_clipped_and_padded_to_sixteen(pieces):
+def test_sentences_are_truncated_and_padded(pieces):
   wordpiece = text.WordPieceTokenizer(BERT)
   for tokenizer in (text.WordTokenizer(['red']), wordpiece, pieces):
     long, short = (tokenizer.encode(' '.join(['red'] * n), 16) for n in (40, 1))
@@ -54,7 +54,7 @@ def test_sentences_are_clipped_and_padded_to_sixteen(pieces):
     assert not tokenizer.encode(' \t ', 16).any()
 
 
-def test_dropped_stop_words_are_neither_in_sentences_nor_in_vocabularies():
+def test_drop_stop_words_removes_them_from_sentences_and_vocabularies():
   texts = ['The red circle', 'the red one']
   kept = text.WordTokenizer.build(texts, 9)
   dropped = text.WordTokenizer.build(texts, 9, drop_stop_words=True)
@@ -66,30 +66,30 @@ def test_dropped_stop_words_are_neither_in_sentences_nor_in_vocabularies():
   assert kept.count_unknown('the red square') == (1, 3)
 
 
-def test_wordpiece_agrees_with_bert_s_own_test():
+def test_wordpiece_matches_the_tests_of_bert():
   tokenizer = text.WordPieceTokenizer(BERT)
   assert tokenizer.ids('UNwant\u00E9d,running') == [8, 5, 6, 11, 9, 10]
   assert tokenizer.ids('wanted unwantedX running.') == [4, 6, 1, 9, 10, 1]
   assert tokenizer.count_unknown('wanted unwantedX running.') == (2, 6)
-  # What looks like BERT's marks in a sentence is no mark.
+  # Text that looks like a special token of BERT is plain text.
   assert tokenizer.ids('[PAD]') == [1, 1, 1]
 
 
-def test_a_wordpiece_vocabulary_with_capitals_keeps_them():
+def test_cased_wordpiece_vocabulary_keeps_case():
   cased = text.WordPieceTokenizer((*BERT, 'Want', 'é'))
   assert cased.ids('Want want é') == [12, 4, 13]
   assert text.WordPieceTokenizer((*BERT, 'e')).ids('Want É') == [4, 12]
 
 
 def test_wordpiece_ids_are_the_lines_of_the_file(tmp_path):
-  """As in the published vocabularies, where [UNK] is the hundredth."""
+  """Published vocabularies have [UNK] as the hundredth piece."""
   (tmp_path / 'vocab.txt').write_bytes(b'[PAD]\r\n[unused0]\r\nred\r\n[UNK]\r\n')
   tokenizer = text.load('wordpiece', tmp_path / 'vocab.txt', 4)
   assert tokenizer.encode('red blue', 3).tolist() == [2, 3, 0]
   assert tokenizer.count_unknown('red blue') == (1, 2)
 
 
-def test_sentencepiece_pads_with_0_and_what_it_lacks_is_1(pieces):
+def test_sentencepiece_pads_with_0_and_unknown_is_1(pieces):
   assert pieces.unknown == 1
   ids = pieces.encode('Red circle', 16)
   assert 1 not in ids and 0 not in ids[:2] and ids[-1] == 0
@@ -99,20 +99,20 @@ def test_sentencepiece_pads_with_0_and_what_it_lacks_is_1(pieces):
   assert unknown == 1 and total > 1
 
 
-def test_the_same_corpus_gives_the_same_model(pieces, monkeypatch):
+def test_training_is_deterministic(pieces, monkeypatch):
   again = text.SentencePieceTokenizer.train(iter(CORPUS), 60)
   assert again._content == pieces._content
   large = [f'{s} {chr(97 + i % 26)}{chr(97 + i // 26)}'
            for s in CORPUS for i in range(50)]
   every = text.SentencePieceTokenizer.train(large, 200)
-  monkeypatch.setattr(text, '_MAX_TRAINING_SENTENCES', 101)    # then it draws some
+  monkeypatch.setattr(text, '_MAX_TRAINING_SENTENCES', 101)    # so that it samples
   a, b = (text.SentencePieceTokenizer.train(large, 200) for _ in range(2))
   assert a._content == b._content != every._content
 
 
-def test_models_of_others_pad_with_0_too():
+def test_foreign_sentencepiece_models_pad_with_0():
   t5 = foreign_model(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
-  plain = foreign_model()    # 0 is unknown, and there is no padding
+  plain = foreign_model()    # 0 is unknown, without padding
   late = foreign_model(pad_id=3)
   for content, unknown, shift in ((t5, 2, 0), (plain, 1, 1), (late, 1, 1)):
     tokenizer = text.SentencePieceTokenizer(content)
@@ -125,7 +125,7 @@ def test_models_of_others_pad_with_0_too():
 
 
 @pytest.mark.parametrize('kind', text.TOKENIZERS)
-def test_what_is_saved_comes_back(kind, pieces, tmp_path):
+def test_saved_tokenizers_load_unchanged(kind, pieces, tmp_path):
   tokenizer = dict(
       words=text.WordTokenizer.build(['été zwei three'], size=9),
       wordpiece=text.WordPieceTokenizer(BERT), sentencepiece=pieces)[kind]
@@ -141,12 +141,12 @@ def test_what_is_saved_comes_back(kind, pieces, tmp_path):
     text.load(kind, path, 4)
 
 
-def test_kinds_keep_files_of_different_names():
+def test_tokenizers_have_different_file_names():
   names = {t.file_name for t in text.TOKENIZERS.values()}
   assert len(names) == len(text.TOKENIZERS)
 
 
-def test_dropping_stop_words_is_for_load_to_know(tmp_path):
+def test_load_sets_drop_stop_words(tmp_path):
   path = tmp_path / 'words.txt'
   path.write_text('red\n')
   assert text.load('words', path, 9).ids('the red') == [1, 2]
@@ -155,7 +155,7 @@ def test_dropping_stop_words_is_for_load_to_know(tmp_path):
 
 @pytest.mark.parametrize('content', [
     '<pad>\n<bos>\n<eos>\n<unk>\ncat\n', '4 cat\n1 <bos>\n2 <eos>\n3 <unk>\n0 <pad>\n'])
-def test_lists_of_the_release_s_code_keep_their_ids(content, tmp_path):
+def test_release_vocabularies_keep_their_ids(content, tmp_path):
   path = tmp_path / 'words.txt'
   path.write_text(content)
   tokenizer = text.load('words', path, 5)
@@ -173,17 +173,18 @@ def test_lists_of_the_release_s_code_keep_their_ids(content, tmp_path):
     ('words', b'0 <pad>\n2 <unk>\n', r'expected the ids 0 \.\.\. 1, each once'),
     ('words', b'0 red\n1 <unk>\n', '0 for <pad>'),
     ('wordpiece', b'red\ngreen\n', r"expected a BERT vocabulary.*'\[PAD\]' first"),
-    ('wordpiece', b'[PAD]\nred\n', r"'\[UNK\]' among them"),
+    ('wordpiece', b'[PAD]\nred\n', r"with '\[UNK\]'"),
     ('wordpiece', b'', 'expected a BERT vocabulary'),
     ('sentencepiece', b'red\ngreen\n', 'expected a SentencePiece model'),
     ('sentencepiece', b'', 'expected a SentencePiece model')])
-def test_a_file_of_another_kind_is_one_clear_line(kind, content, message, tmp_path):
+def test_vocabulary_of_another_kind_raises_with_reason(
+    kind, content, message, tmp_path):
   (tmp_path / 'file').write_bytes(content)
   where = rf"file: as data\.tokenizer='{kind}': "
   with pytest.raises(UserError, match=f'{where}.*{message}'):
     text.load(kind, tmp_path / 'file', 100)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_vocabulary_raises_with_its_path(tmp_path):
   with pytest.raises(UserError, match='none: no such vocabulary file'):
     text.load('words', tmp_path / 'none', 9)

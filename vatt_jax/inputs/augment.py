@@ -1,4 +1,4 @@
-"""What the device does to a batch before the model sees it."""
+"""Normalizes and augments batches on the device, before the model."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from vatt_jax.inputs import clip_keys
 
 
 def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """Video uint8 -> float32 in [-1, 1]; audio int16 -> float32 in [-1, 1]."""
+  """Returns the batch with video and audio as float32 in [-1, 1].
+
+  Video is uint8 before, audio int16.
+  """
   batch = dict(batch)
   if 'video' in batch:
     batch['video'] = batch['video'].astype(jnp.float32) / 127.5 - 1
@@ -23,43 +26,45 @@ def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   return batch
 
 
-# What a clip draws, uniformly in [0, 1).
+# The random numbers of a clip, each uniform in [0, 1).
 _DRAWS = ('reverse', 'flip', 'color', 'brightness', 'saturation', 'contrast', 'hue',
           'color_drop', 'blur', 'blur_sigma', 'volume')
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """What training changes at random, by default nothing; in this order.
+  """Augments training batches; every augmentation is off by default.
 
-  Each clip draws its own, all its frames alike. VATT (section 4.3) flips and changes
-  colours; its released code, as MMV (section 4.2), adds noise to the sound.
+  The augmentations run in the order of the attributes. Each clip has its own random
+  numbers, and all frames of a clip change alike. VATT (section 4.3) flips and changes
+  colors. Its released code adds noise to the audio, as MMV does (section 4.2).
 
   Attributes:
-    reverse_rate: the share of clips that run backwards, pictures and sound together
-      (GDT, section 3.3; its code reverses both); text stays.
-    flip_rate: the share of clips that are mirrored, left and right.
-    color_rate: the share of clips whose colours change: brightness, saturation,
-      contrast and hue, in this order; then they are clipped to [0, 1] (MMV, by its
-      authors' library DMVR).
-    brightness: most that is added to values in [0, 1].
-    saturation: most by which the factor differs from 1.
-    contrast: likewise.
-    hue: most that is added to an angle in [0, 1).
-    color_drop_rate: the share of clips that turn grey, whether their colours have
-      changed or not (DMVR: 0; SimCLR, which STiCA follows: 0.2).
-    blur_rate: the share of clips that a Gaussian blurs (STiCA, appendix 6.1, which
-      follows SimCLR, arXiv 2002.05709, appendix A: 0.5).
-    blur_sigma: least and most standard deviation, in pixels.
-    blur_size: of the kernel, a share of the height; at the edges pictures are
-      continued by reflection, as in STiCA's code (SimCLR's darkens them).
-    volume: most by which the factor of the sound differs from 1 (GDT, appendix
-      A.3.3, and STiCA: 0.1).
-    noise: standard deviation of what is added to the sound, a share of its largest
-      sample (VATT's code: 0.01).
-    mixup: both parameters of the Beta distribution from which a labelled clip draws
-      its share in a mixture with another of the batch, labels likewise (VATT,
-      section 4.3: 5 for sound events; arXiv 1710.09412); 0 for none. After all else.
+    reverse_rate: share of clips that run backwards, video and audio together (GDT,
+      section 3.3; its code reverses both); the text stays.
+    flip_rate: share of clips that are mirrored, left and right.
+    color_rate: share of clips whose colors change: brightness, saturation, contrast
+      and hue, in this order. The result is clipped to [0, 1] (MMV, by its authors'
+      library DMVR).
+    brightness: largest offset of values in [0, 1].
+    saturation: largest difference of the factor from 1.
+    contrast: largest difference of the factor from 1.
+    hue: largest offset of an angle in [0, 1).
+    color_drop_rate: share of clips that become gray, whether or not their colors
+      have changed (DMVR: 0; SimCLR, which STiCA follows: 0.2).
+    blur_rate: share of clips with a Gaussian blur (STiCA, appendix 6.1, which follows
+      SimCLR, arXiv 2002.05709, appendix A: 0.5).
+    blur_sigma: smallest and largest standard deviation, in pixels.
+    blur_size: size of the kernel as a share of the height. Frames are padded by
+      reflection, as in STiCA's code (SimCLR's darkens the edges).
+    volume: largest difference of the audio's factor from 1 (GDT, appendix A.3.3, and
+      STiCA: 0.1).
+    noise: standard deviation of the noise that is added to the audio, as a share of
+      the largest sample (VATT's code: 0.01).
+    mixup: both parameters of the Beta distribution from which a labeled clip draws
+      its share in a mixture with another clip of the batch. Labels are mixed alike
+      (VATT, section 4.3: 5 for sound events; arXiv 1710.09412). 0 for none. Mixup
+      runs last.
   """
   reverse_rate: float = 0.0
   flip_rate: float = 0.0
@@ -80,21 +85,22 @@ class Augment:
     low, high = self.blur_sigma
     if not 0 < low <= high:
       raise ValueError(f'blur_sigma={self.blur_sigma}: expected two numbers above 0, '
-                       'the least and the most')
+                       'the smallest and the largest')
     if self.mixup < 0:
       raise ValueError(f'mixup={self.mixup}: expected 0 or more')
 
   def pair(self, key: jax.Array, batch: Mapping[str, jax.Array]
            ) -> dict[str, jax.Array]:
-    """Adds to each clip its partner for mixup, from anywhere in the batch.
+    """Adds each clip's mixup partner, another row of the batch.
 
     Args:
-      key: of the step.
+      key: the random key of the step.
       batch: the whole batch, with `key` [B].
 
     Returns:
-      The batch, with the partners' arrays under `partner` if there is a mixup. Every
-      row is now complete: augmenting some of the rows gives those rows of the whole.
+      The batch, with the partners' arrays under `partner` if mixup is on. Every row
+      is now complete: some rows augmented alone equal the same rows of the whole
+      batch augmented.
     """
     if not self.mixup or 'label' not in batch:
       return dict(batch)
@@ -102,13 +108,14 @@ class Augment:
     return dict(batch, partner={k: x[order] for k, x in batch.items()})
 
   def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Normalises (`normalize`) and changes a batch, or some rows of one.
+    """Normalizes (`normalize`) and augments a batch, or some rows of one.
 
     Args:
-      batch: with `key` [B], from which each clip draws; of `pair` if there is a mixup.
+      batch: with `key` [B], the clips' random keys. With mixup, the output of `pair`.
 
     Returns:
-      The batch, and under `draws` what each clip drew: name -> [B], uniform in [0, 1).
+      The batch, with each clip's random numbers under `draws`: name -> [B], uniform
+      in [0, 1).
     """
     batch = dict(batch)
     partner = batch.pop('partner', None)
@@ -120,7 +127,7 @@ class Augment:
     return _mix(changed, self._augment_rows(partner), share)
 
   def _augment_rows(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """Changes the rows as they are, without mixup."""
+    """Augments the rows, without mixup."""
     keys = clip_keys.derive(batch['key'], 'augment')
     draws = jax.vmap(_draw)(keys)
     changed = normalize(batch) | dict(draws=draws)
@@ -132,7 +139,7 @@ class Augment:
 
   def _change_video(self, draw: Mapping[str, jax.Array], video: jax.Array
                     ) -> jax.Array:
-    """Changes one clip, [T, H, W, C] in [-1, 1]."""
+    """Augments the video of one clip, [T, H, W, C] in [-1, 1]."""
     if self.reverse_rate:
       video = jnp.where(draw['reverse'] < self.reverse_rate, video[::-1], video)
     if self.flip_rate:
@@ -163,7 +170,7 @@ class Augment:
 
   def _change_audio(self, key: jax.Array, draw: Mapping[str, jax.Array],
                     audio: jax.Array) -> jax.Array:
-    """Changes the audio of one clip, [S] in [-1, 1]; silence stays silent."""
+    """Augments the audio of one clip, [S] in [-1, 1]; silence stays silent."""
     if self.reverse_rate:
       audio = jnp.where(draw['reverse'] < self.reverse_rate, audio[::-1], audio)
     if self.volume:
@@ -174,43 +181,43 @@ class Augment:
     return audio
 
 
-def _mix(ours: dict[str, jax.Array], theirs: Mapping[str, jax.Array], share: jax.Array
-         ) -> dict[str, jax.Array]:
-  """Every clip with a partner, the same for pictures, sound and label.
+def _mix(clips: dict[str, jax.Array], partners: Mapping[str, jax.Array],
+         share: jax.Array) -> dict[str, jax.Array]:
+  """Mixes each clip with its partner: video, audio and label by the same share.
 
-  A clip stays as it is where one of the two lacks what the other has.
+  A clip stays unchanged if only one of the two has video, audio or a label.
 
   Args:
-    ours: of clips.
-    theirs: of their partners.
-    share: [B], of the clip in the mixture.
+    clips: arrays of the clips.
+    partners: arrays of their partners.
+    share: [B], the clip's share in the mixture.
   """
-  media = [m for m in ('video', 'audio') if m in ours]
+  media = [m for m in ('video', 'audio') if m in clips]
 
-  def has(clips):
-    return jnp.stack([jnp.any(clips['label'].astype(jnp.float32) > 0, axis=-1),
-                      *(clips[f'has_{m}'] for m in media)])
+  def has(batch):
+    return jnp.stack([jnp.any(batch['label'].astype(jnp.float32) > 0, axis=-1),
+                      *(batch[f'has_{m}'] for m in media)])
 
-  share = jnp.where(jnp.all(has(ours) == has(theirs), axis=0), share, 1.0)
+  share = jnp.where(jnp.all(has(clips) == has(partners), axis=0), share, 1.0)
 
   def mix(name):
-    x, y = (clips[name].astype(jnp.float32) for clips in (ours, theirs))
+    x, y = (batch[name].astype(jnp.float32) for batch in (clips, partners))
     by_row = share.reshape(-1, *[1] * (x.ndim - 1))
     return by_row * x + (1 - by_row) * y
 
-  return ours | {name: mix(name) for name in (*media, 'label')}
+  return clips | {name: mix(name) for name in (*media, 'label')}
 
 
 def _draw(key: jax.Array) -> dict[str, jax.Array]:
-  """Returns a clip's draws, the same for its video and its audio."""
+  """Returns a clip's random numbers, the same for its video and its audio."""
   return dict(zip(_DRAWS, jax.random.uniform(key, (len(_DRAWS),)), strict=True))
 
 
 def _blur(video: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
-  """Gaussian blur of every frame, [T, H, W, C].
+  """Blurs every frame, [T, H, W, C], with a Gaussian kernel.
 
-  A sum of shifted pictures: where each clip has its own kernel, a convolution has a
-  group for each clip and channel, which is some 30 times slower on a CPU.
+  Computes a sum of shifted frames. Each clip has its own kernel, and a convolution
+  with a group for each clip and channel is some 30 times slower on a CPU.
   """
   offset = np.arange(-radius, radius + 1, dtype=np.float32)
   kernel = jax.nn.softmax(-0.5 * (offset / sigma) ** 2)

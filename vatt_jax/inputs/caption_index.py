@@ -1,7 +1,7 @@
-"""Where each path's rows stand in a captions file, kept beside it between runs.
+"""Indexes the rows of a captions file by path, and caches the index beside the file.
 
-HowTo100M's captions take minutes to go through. The index is a few numbers for each
-path, in one NumPy file that is mapped into memory, so that it opens at once.
+A pass over HowTo100M's captions takes minutes. The index holds a few numbers for each
+path in one NumPy file. The file is mapped into memory, so it opens at once.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ import zlib
 from absl import logging
 import numpy as np
 
-# Smaller captions files are gone through in a second at each start, and get no index.
+# Smaller captions files take under a second to scan, so their index is not cached.
 MIN_BYTES = 2 ** 24
 _FORMAT = 1
-# The first numbers of an index: format, checksum of the table, and the captions file's
-# size and time of change. The table follows.
+# An index begins with its format, the checksum of the table, and the captions file's
+# size and modification time. The table follows.
 _NUM_HEADER = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionIndex:
-  """Pieces of a captions file: rows of one path that follow each other.
+  """Holds the pieces of a captions file; a piece is adjacent rows of one path.
 
   Attributes:
-    table: int64 [3, N]; each piece's path as a hash, and the bytes where it begins and
-      ends; sorted by these.
-    is_new: whether it was built now, not read.
+    table: int64 [3, N]; for each piece the hash of its path and the byte offsets of
+      its begin and end; sorted by these.
+    is_new: whether the index was built now rather than read.
   """
   table: np.ndarray
   is_new: bool
 
   def find(self, keys: Iterable[str]) -> list[tuple[int, int]]:
-    """Returns begin and end of the pieces of some keys, in the order of the file."""
+    """Returns begin and end of the keys' pieces, in the order of the file."""
     pieces = []
     for key in keys:
       number = _hash(key)
@@ -50,11 +50,11 @@ class CaptionIndex:
     return sorted(pieces)
 
   def unknown(self, keys: Iterable[str]) -> tuple[int, int, tuple[int, int]]:
-    """Compares the paths with all keys that will be asked for.
+    """Compares the paths of the file with all keys of a source.
 
     Returns:
-      How many paths are not among the keys, how many there are, and begin and end of
-      the first piece that nobody asks for.
+      The number of paths that are not among the keys, the number of all paths, and
+      begin and end of the first piece whose path is not among the keys.
     """
     paths, places = np.unique(self.table[0], return_inverse=True)
     asked = np.isin(paths, np.fromiter(map(_hash, keys), np.int64))
@@ -65,23 +65,23 @@ class CaptionIndex:
 
 def open_index(captions: pathlib.Path, pieces: Iterable[tuple[str, int, int]]
                ) -> CaptionIndex:
-  """Opens the index of a captions file; builds it if there is none or it is stale.
+  """Opens the index of a captions file; builds it if it is missing or stale.
 
-  It stands beside the file, or in the user's cache where that folder takes no file.
-  Several processes may build it at once.
+  The index is stored beside the file, or in the user's cache if that folder is not
+  writable. Several processes may build it at once.
 
   Args:
-    captions: the file.
-    pieces: key, begin and end of each piece, in the order of the file; read only if
-      the index is built.
+    captions: the captions file.
+    pieces: key, begin and end of each piece, in the order of the file. They are read
+      only if the index is built.
   """
   table = _read(captions)
   if table is not None:
     return CaptionIndex(table, is_new=False)
-  state = _state(captions)    # from before it is read, should it change meanwhile
+  state = _state(captions)    # before the file is read: it may change meanwhile
   large = state[0] >= MIN_BYTES
   if large:
-    logging.info('Building the index of %s, %d MB, which later starts find',
+    logging.info('Building the index of %s (%d MB); later starts reuse it',
                  captions, state[0] >> 20)
   numbers = array.array('q')
   for key, begin, end in pieces:
@@ -94,7 +94,7 @@ def open_index(captions: pathlib.Path, pieces: Iterable[tuple[str, int, int]]
 
 
 def is_ready(captions: pathlib.Path) -> bool:
-  """Returns whether a captions file needs no index to be built, or a small one."""
+  """Returns whether the index of a captions file is cached or quick to build."""
   try:
     return _state(captions)[0] < MIN_BYTES or _read(captions) is not None
   except OSError:
@@ -102,19 +102,19 @@ def is_ready(captions: pathlib.Path) -> bool:
 
 
 def _hash(key: str) -> int:
-  """Returns 64 bits, the same on every machine: two of millions do not meet."""
+  """Returns a 64-bit hash, equal on all machines; millions of keys do not collide."""
   digest = hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
   return int.from_bytes(digest, 'little', signed=True)
 
 
 def _state(captions: pathlib.Path) -> tuple[int, int]:
-  """Returns size and time of change."""
+  """Returns the file's size in bytes and its modification time in nanoseconds."""
   stat = captions.stat()
   return stat.st_size, stat.st_mtime_ns
 
 
 def _places(captions: pathlib.Path) -> list[pathlib.Path]:
-  """Returns where its index may be, the preferred place first."""
+  """Returns the possible paths of the file's index, the preferred one first."""
   caches = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   name = hashlib.sha256(os.fsencode(captions.absolute())).hexdigest()
   return [captions.with_name(f'{captions.name}.index.npy'),
@@ -122,12 +122,12 @@ def _places(captions: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read(captions: pathlib.Path) -> np.ndarray | None:
-  """Returns the table of an index that is whole and of this very file, or None."""
+  """Returns the table of a complete, current index of the file, or None."""
   state = _state(captions)
   for path in _places(captions):
     try:
       numbers = np.load(path, mmap_mode='r', allow_pickle=False)
-    except (OSError, EOFError, ValueError):    # none, no array, or cut short
+    except (OSError, EOFError, ValueError):    # missing, not an array, or truncated
       continue
     if numbers.dtype != np.int64 or numbers.ndim != 1 or (
         len(numbers) % 3 != _NUM_HEADER % 3 or len(numbers) < _NUM_HEADER):
@@ -139,10 +139,10 @@ def _read(captions: pathlib.Path) -> np.ndarray | None:
 
 
 def _write(captions: pathlib.Path, state: tuple[int, int], table: np.ndarray) -> None:
-  """Writes an index, whole or not at all; where it cannot, the next start builds it."""
+  """Writes an index atomically; if no path is writable, the next start rebuilds it."""
   numbers = np.concatenate([[_FORMAT, zlib.crc32(table), *state], table.ravel()])
   for path in _places(captions):
-    # A name of its own, for other processes may be at it too.
+    # A unique name, because other processes may write the same index.
     partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def _write(captions: pathlib.Path, state: tuple[int, int], table: np.ndarray) ->
       partial.replace(path)
       return
     except OSError as e:
-      logging.warning('%s: the index of %s cannot be kept here (%s)', path, captions,
+      logging.warning('%s: cannot write the index of %s here (%s)', path, captions,
                       e.strerror)
       with contextlib.suppress(OSError):
         partial.unlink()

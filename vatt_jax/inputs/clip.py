@@ -1,4 +1,4 @@
-"""A clip: where its pictures and sound are, and what is said of it."""
+"""A clip: the location of its video and audio, its captions and its labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEDIA_SUFFIXES = IMAGE_SUFFIXES | SOUND_SUFFIXES | {
 
 
 class Media(contextlib.AbstractContextManager, Protocol):
-  """Pictures and sound by time; see `media.MediaFile`, the chief one."""
+  """Gives frames and audio by time; `media.MediaFile` is the main implementation."""
   has_video: bool
   has_audio: bool
   audio_hz: int
@@ -31,15 +31,15 @@ class Media(contextlib.AbstractContextManager, Protocol):
   duration_seconds: float
 
   def frames(self, times: Sequence[float]) -> list[media.Picture]:
-    """The pictures on screen at given times (seconds, increasing)."""
+    """Returns the frames on screen at given times (seconds, increasing)."""
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
-    """Mono float32 [num_samples] in [-1, 1]; None if the file has no audio."""
+    """Returns mono float32 [num_samples] in [-1, 1]; None if the file has no audio."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-  """A sentence said, or true, from `start` to `end` (seconds of the file)."""
+  """Holds a sentence spoken, or true, from `start` to `end` (seconds of the file)."""
   start: float
   end: float
   text: str
@@ -47,15 +47,16 @@ class Caption:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A stretch of a media file, not read yet.
+  """Describes a segment of a media file, which is not read yet.
 
   Attributes:
-    path: the file, or the name of a record and where it stands.
+    path: the path of the file, or the name of a record with its shard.
     start: seconds.
     end: seconds; infinite for the end of the file.
     captions: sentences with their times.
     labels: the manifest's other columns, by name.
-    content: of a record: the file's bytes, or pictures one by one; None reads the file.
+    content: for a record, the bytes of its media file or its encoded frames; None to
+      read the file at `path`.
   """
   path: str
   start: float = 0.0
@@ -65,10 +66,10 @@ class Clip:
   content: bytes | images.Stills | None = dataclasses.field(default=None, repr=False)
 
   def open(self) -> Media:
-    """Its pictures and sound.
+    """Opens the clip's media.
 
     Raises:
-      media.MediaError: they are not there, or no media.
+      media.MediaError: the file is missing or is not a media file.
     """
     if isinstance(self.content, images.Stills):
       return self.content
@@ -77,7 +78,7 @@ class Clip:
     return media.MediaFile(self.path, self.content)
 
   def end_in(self, file: Media) -> float:
-    """Where it ends in its file at the latest, seconds.
+    """Returns the clip's end in its file in seconds, at most the file's duration.
 
     Raises:
       media.MediaError: the file ends before the clip begins.

@@ -1,9 +1,9 @@
-"""Random keys that belong to clips, so that a clip draws the same in any microbatch."""
+"""Random keys of clips, so that a clip's draws are the same in any microbatch."""
 
 import jax
 import jax.numpy as jnp
 
-# Each use of a clip's key has a number of its own, so that draws are independent.
+# Each use of a clip's key has its own number, so that the draws are independent.
 _USES = ('augment', 'mixup', 'drop_token_video', 'drop_token_audio', 'spec_augment',
          'dropout')
 
@@ -20,7 +20,7 @@ def derive(keys: jax.Array, use: str) -> jax.Array:
 
 
 def numbers(keys: jax.Array) -> jax.Array:
-  """Returns a number for each clip, to tell its dropout from that of others.
+  """Returns a number for each clip, which seeds the dropout of that clip.
 
   key [B] -> uint32 [B].
   """

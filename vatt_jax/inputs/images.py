@@ -1,7 +1,7 @@
-"""Pictures that are encoded one by one: of prepared data sets, and images.
+"""Decodes frames that are encoded one by one: of prepared datasets, and images.
 
-Only the part of a JPEG that is asked for is decoded, at the scale that is asked for
-as near as its blocks allow.
+Only the requested part of a JPEG is decoded, at a scale as near to the requested one
+as its blocks allow.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ import tensorflow as tf
 
 from vatt_jax.inputs import media
 
-# Many clips are read side by side: threads within one are in the way.
+# Many clips are read in parallel, so threads within one clip only slow down.
 cv2.setNumThreads(1)
 
 _ORIENTATION = 0x0112    # in EXIF; 1 is upright
-# Pillow raises whatever it stumbles over in a damaged file.
+# Pillow raises many kinds of errors for a damaged file.
 _DAMAGED = (ArithmeticError, AssertionError, AttributeError, EOFError,
             Image.DecompressionBombError, LookupError, MemoryError, OSError,
             RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
             tf.errors.OpError)
-# So much sound on both sides of a window lets a resampler ring out.
+# Extra audio on both sides of a window, longer than the resampler's filter rings.
 _MARGIN_SECONDS = 0.05
 
 
 class Stills(contextlib.AbstractContextManager):
-  """Pictures at a steady rate from time 0 on, and perhaps sound.
+  """Holds encoded frames at a constant rate from time 0 on, and optionally audio.
 
   Attributes:
-    pictures: each an encoded image.
-    frame_rate_hz: of these.
-    waveform: int16, or float32 in [-1, 1]; [S], mono; None for no sound.
-    audio_hz: its sample rate; 0 for no sound.
-    has_video: there are any pictures.
-    has_audio: there is sound.
-    duration_seconds: of the pictures; of the sound where there are none.
+    pictures: frames, each an encoded image.
+    frame_rate_hz: rate of the frames.
+    waveform: int16, or float32 in [-1, 1]; [S], mono; None for no audio.
+    audio_hz: sample rate of the waveform; 0 for no audio.
+    has_video: whether the clip has frames.
+    has_audio: whether the clip has audio.
+    duration_seconds: duration of the frames; of the audio if it has no frames.
   """
 
   def __init__(self, path: str, pictures: Sequence[bytes], frame_rate_hz: float,
                waveform: np.ndarray | None = None, audio_hz: int = 0):
-    """Takes what a record holds.
+    """Takes the content of a record.
 
     Args:
-      path: for messages.
-      pictures: JPEG, PNG, WebP, BMP or GIF.
-      frame_rate_hz: of these.
+      path: a name for messages.
+      pictures: frames as JPEG, PNG, WebP, BMP or GIF.
+      frame_rate_hz: rate of the frames.
       waveform: int16, or float32 in [-1, 1]; [S], mono.
-      audio_hz: its sample rate.
+      audio_hz: sample rate of the waveform.
 
     Raises:
       MediaError: a rate is not positive.
@@ -80,26 +80,26 @@ class Stills(contextlib.AbstractContextManager):
                              len(waveform) / audio_hz if self.has_audio else 0.0)
 
   def __exit__(self, *_) -> None:
-    """Nothing is open."""
+    """Closes nothing, because everything is in memory."""
 
   def frames(self, times: Sequence[float]) -> list[media.Picture]:
-    """The pictures on screen at given times (seconds).
+    """Returns the frames on screen at given times (seconds).
 
     Raises:
-      MediaError: there is none, or one is no image.
+      MediaError: the clip has no frames, or one is not an image.
     """
     if not self.has_video:
-      raise media.MediaError(self._path, 'has no picture')
+      raise media.MediaError(self._path, 'has no frames')
     shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), len(self.pictures) - 1)
              for t in times]
-    together = _Together()
-    pictures = {i: _Still(self._path, self.pictures[i], together)
-                for i in sorted(set(shown))}
-    together.stills = list(pictures.values())
-    return [pictures[i] for i in shown]
+    batch = _JpegBatch()
+    frames = {i: _EncodedFrame(self._path, self.pictures[i], batch)
+              for i in sorted(set(shown))}
+    batch.stills = list(frames.values())
+    return [frames[i] for i in shown]
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
-    """As `media.MediaFile.sound`."""
+    """Returns a window of the audio, like `media.MediaFile.sound`."""
     if not self.has_audio:
       return None
     native_hz = self.audio_hz
@@ -114,10 +114,10 @@ class Stills(contextlib.AbstractContextManager):
 
 
 def image(path: str, content: bytes | None = None) -> Stills:
-  """An image as a film of one picture and one second.
+  """Returns an image as a video of one frame and one second.
 
   Raises:
-    MediaError: there is no such file.
+    MediaError: the file does not exist.
   """
   if content is None:
     try:
@@ -128,15 +128,15 @@ def image(path: str, content: bytes | None = None) -> Stills:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Still:
-  """An encoded image, one of those of a window."""
+class _EncodedFrame:
+  """Holds an encoded frame of a window."""
   path: str
   content: bytes
-  together: _Together
+  batch: _JpegBatch
 
   @functools.cached_property
   def header(self) -> Image.Image:
-    """Format, size and orientation; the pixels are not decoded."""
+    """Reads format, size and orientation; the pixels are not decoded."""
     with self._naming():
       header = Image.open(io.BytesIO(self.content))
     if math.prod(header.size) > media.MAX_PIXELS:
@@ -153,7 +153,7 @@ class _Still:
 
   @functools.cached_property
   def plain(self) -> bool:
-    """A JPEG that need not be turned or converted."""
+    """Tells whether it is a JPEG that needs no rotation and no conversion."""
     return (self.header.format == 'JPEG' and self.header.mode in ('RGB', 'L')
             and self._orientation == 1)
 
@@ -173,18 +173,19 @@ class _Still:
 
   @contextlib.contextmanager
   def _naming(self) -> Iterator[None]:
-    """Errors within, with the file's name before them."""
+    """Turns errors of decoders into MediaErrors that name the file."""
     try:
       yield
     except _DAMAGED as e:
       reason = (str(e) or type(e).__name__).splitlines()[0]
-      reason = re.sub(r'{{.*}} | \[Op:.*', '', reason)    # TensorFlow's own affairs
+      reason = re.sub(r'{{.*}} | \[Op:.*', '', reason)    # TensorFlow's node and op
       raise media.MediaError(self.path,
-                             f'Invalid data: no image decodes ({reason})') from e
+                             f'Invalid data: the image does not decode ({reason})'
+                             ) from e
 
   def _cut_jpeg(self, box: media.Box, size: tuple[int, int]) -> np.ndarray:
     left, top, right, bottom = box
-    # Halved as long as it is not smaller than what is asked for.
+    # Decode at the largest reduction that is not below the requested size.
     shrink = max(r for r in (1, 2, 4, 8) if r == 1 or (
         right - left >= r * size[0] and bottom - top >= r * size[1]))
     whole = [-(-n // shrink) for n in self.header.size]
@@ -192,26 +193,29 @@ class _Still:
                                                          strict=True))
     w = min(max(round((right - left) / shrink), 1), whole[0] - x)
     h = min(max(round((bottom - top) / shrink), 1), whole[1] - y)
-    part = self.together.parts(self.header.size, (y, x, h, w), shrink)[self]
+    part = self.batch.parts(self.header.size, (y, x, h, w), shrink)[self]
     return part if (w, h) == size else cv2.resize(part, size,
                                                   interpolation=cv2.INTER_LINEAR)
 
 
-class _Together:
-  """The pictures of a window: parts of plain JPEGs of one size, decoded in one call.
+class _JpegBatch:
+  """Decodes the same part of all plain JPEGs of a window in one call.
 
   Attributes:
-    stills: all of them.
+    stills: all frames of the window.
   """
 
   def __init__(self):
-    self.stills: list[_Still] = []
+    self.stills: list[_EncodedFrame] = []
     self._key: Any = None
-    self._parts: dict[_Still, np.ndarray] = {}
+    self._parts: dict[_EncodedFrame, np.ndarray] = {}
 
   def parts(self, size: tuple[int, int], window: tuple[int, int, int, int],
-            shrink: int) -> dict[_Still, np.ndarray]:
-    """The same part (top, left, height, width) of all of a size, shrunk before."""
+            shrink: int) -> dict[_EncodedFrame, np.ndarray]:
+    """Returns a part (top, left, height, width) of all JPEGs of one size.
+
+    The JPEGs are reduced by the factor `shrink` before they are cropped.
+    """
     key = size, window, shrink
     if key != self._key:
       stills = [s for s in self.stills if s.plain and s.header.size == size]
@@ -223,20 +227,20 @@ class _Together:
 
 @functools.cache
 def _decoder(shrink: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-  """Decodes parts of JPEGs, while others may use Python."""
+  """Returns a function that decodes parts of JPEGs without holding Python's GIL."""
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string),
                                 tf.TensorSpec([4], tf.int32)])
   def decode(contents, window):
     part = functools.partial(tf.io.decode_and_crop_jpeg, crop_window=window, channels=3,
                              ratio=shrink)
     return tf.map_fn(part, contents, fn_output_signature=tf.uint8,
-                     parallel_iterations=1)    # the other cores have other clips
+                     parallel_iterations=1)    # other cores decode other clips
 
   return decode
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-  """What lies under any transparency; of 16 bits the upper eight."""
+  """Converts to RGB without the transparency; keeps the upper eight of 16 bits."""
   if image.mode.startswith('I'):
     return image.point(lambda value: value / 256).convert('L').convert('RGB')
   if 'transparency' in image.info:

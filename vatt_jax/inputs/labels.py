@@ -1,4 +1,4 @@
-"""The classes that a classifier tells apart: which a clip has, and their order."""
+"""Label maps: the classes of a classifier, their order, and the classes of a clip."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import numpy as np
 from vatt_jax.errors import UserError
 from vatt_jax.inputs.clip import Clip
 
-FILE_NAME = 'labels.csv'    # of a workdir, and of what the builders of data/ write
+FILE_NAME = 'labels.csv'    # in a workdir and in the datasets that data/ builds
 _SEPARATOR = '|'
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-  """A label map.
+  """Maps the labels of clips to class numbers.
 
   Attributes:
-    column: of a manifest, that holds a clip's label.
-    names: of the C classes, in the order of a classifier's scores.
-    several: a clip may have several at once, joined by `|`.
-    source: where the names come from, for messages.
+    column: the column of a manifest that holds a clip's label.
+    names: the names of the C classes, in the order of a classifier's scores.
+    several: whether a clip may have several labels, joined by `|`.
+    source: the origin of the names, for messages.
   """
   column: str
   names: tuple[str, ...]
@@ -35,18 +35,18 @@ class Labels:
   source: str
 
   def encode(self, clip: Clip) -> np.ndarray:
-    """Which classes a clip has.  -> bool [C], all False for a clip without a label.
+    """Returns a clip's classes as bool [C]; all False for a clip without a label.
 
     Raises:
-      UserError: a label that is not among the names.
+      UserError: a label is not among the names.
     """
     present = np.zeros(len(self.names), bool)
     for name in _split(clip, self.column, self.several):
       if name not in self._places:
         raise UserError(
             f'{clip.path}: {self.column}={name!r} is none of the {len(self.names)} '
-            f'classes of {self.source}, such as {self.names[0]!r}; correct it, or set '
-            'config.data.label_map to the list of all classes')
+            f'classes of {self.source}, such as {self.names[0]!r}; correct the label, '
+            'or set config.data.label_map to a list of all classes')
       present[self._places[name]] = True
     return present
 
@@ -62,15 +62,15 @@ class Labels:
 
 
 def read(path: str | os.PathLike[str], column: str, several: bool) -> Labels:
-  """A label map: a CSV file with a column `label`, the classes in order.
+  """Reads a label map: a CSV file with a column `label`, the classes in order.
 
   Raises:
-    UserError: no such file, no such column, a class that is empty or comes twice, or
-      an `index` that is not the row's.
+    UserError: the file or the column is missing, a class is empty or occurs twice, or
+      an `index` is not the number of its row.
   """
   if not pathlib.Path(path).is_file():
-    raise UserError(f'{path}: no such label map; expected a CSV file with a column '
-                    "'label', the classes in order")
+    raise UserError(f'{path}: no such label map; expected a CSV file with the classes '
+                    "in order in a column 'label'")
   try:
     with open(path, encoding='utf-8-sig', newline='') as file:
       table = csv.DictReader(file)
@@ -91,24 +91,24 @@ def read(path: str | os.PathLike[str], column: str, several: bool) -> Labels:
                       'rows in the order of their index, from 0')
     names[name] = None
   if not names:
-    raise UserError(f'{path}: holds no label')
+    raise UserError(f'{path}: holds no labels')
   return Labels(column, tuple(names), several, str(path))
 
 
 def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labels:
-  """The labels that some clips have, in alphabetical order.
+  """Collects the labels of clips, in alphabetical order.
 
   Args:
-    clips: all of a source.
-    column: of their labels.
-    several: whether `|` joins several.
-    source: its name, for messages.
+    clips: all clips of a source.
+    column: the column of the labels.
+    several: whether `|` joins several labels.
+    source: the name of the source, for messages.
 
   Raises:
     UserError: no clip has a label.
   """
   names, columns = set(), set()
-  for clip in clips:    # one by one: a record is as large as its film
+  for clip in clips:    # one by one: a record is as large as its video
     names.update(_split(clip, column, several))
     columns.update(clip.labels)
   if not names:
@@ -118,15 +118,15 @@ def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labe
 
 
 def check_column(columns: Collection[str], column: str, source: str) -> None:
-  """Raises UserError unless the column is one of those of the labels; names these."""
+  """Raises UserError, which lists the label columns, unless the column is one."""
   if column not in columns:
     raise UserError(f'{source}: no column {column!r}; found '
-                    f'{", ".join(sorted(columns)) or "no label"} (a folder has labels '
-                    "as the names of its subfolders, in the column 'label')")
+                    f'{", ".join(sorted(columns)) or "no labels"} (in a folder, the '
+                    "names of the subfolders are the column 'label')")
 
 
 def separate(text: str) -> list[str]:
-  """The labels that `|` joins."""
+  """Splits a text into the labels that `|` joins."""
   return [name for name in text.split(_SEPARATOR) if name]
 
 

@@ -1,8 +1,8 @@
-"""Decoding a window of a media file: pictures and sound by presentation time.
+"""Decodes a window of a media file: frames and audio by presentation time.
 
-Time 0 of a file is the start time of its container; pictures and sound are
-placed by their time stamps relative to it, so the two stay in step whatever
-their rates, and whether or not their streams begin together.
+Time 0 of a file is the start time of its container. Frames and audio are placed by
+their time stamps relative to it. Both stay in sync for all rates, even if their
+streams do not begin together.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ import soxr
 # A frame is on screen from its own time stamp. Containers round these to as
 # coarse as a millisecond, so a frame may be this late (seconds) and still count.
 _TIME_SLACK = 2e-3
-# Decoders of sound need some packets before their output is right (Opus: 80 ms).
+# Audio decoders need some packets before their output is right (Opus: 80 ms).
 _PRE_ROLL_SECONDS = 0.25
-# Time stamps of consecutive sound frames that differ from the sample count by
-# less than this are rounding, by more a gap.
+# If the time stamps of consecutive audio frames differ from the sample count by less
+# than this, the cause is rounding; otherwise it is a gap.
 _GAP_SECONDS = 0.01
-# What a file may ask for. A damaged or hostile one claims more than it holds.
+# Limits of a file. A damaged or hostile one claims more than it holds.
 MAX_PIXELS = 2 ** 26
 _MAX_FRAMES = 5_000_000
-_MAX_SOUND_HZ = 768_000
+_MAX_AUDIO_HZ = 768_000
 _MAX_PACKET_BYTES = 2 ** 29    # from a keyframe to the end of a window
-_PACKET_BYTES = 512    # of memory, beside its content
+_PACKET_BYTES = 512    # memory of a packet beyond its content
 _MAX_OPEN_SECONDS = 10.0
-# How many keyframes, one further back than the other, a window is decoded from.
+# The number of keyframes, each further back, from which decoding a window is tried.
 _MAX_TRIES = 5
-# The decoders that heed packet by packet which pictures may be left out.
+# The decoders that respect `skip_frame` for each packet.
 _SKIPPING = frozenset({'h264', 'hevc', 'mpeg4', 'mpeg2video'})
-# Of FFmpeg's transpose filter, by the quarter turns that a picture still needs.
+# Arguments of FFmpeg's transpose filter for each rotation (degrees) of a frame.
 _TURNS = {90: ['cclock'], 180: ['clock', 'clock'], 270: ['clock']}
 
-# In MP4: the size of all samples, and how many there are.
+# MP4's sample size box: the size of all samples, and their number.
 _TABLE = re.compile(rb'stsz.{4}(.{8})', re.DOTALL)
 
 Box = tuple[float, float, float, float]
 
 
 class MediaError(Exception):
-  """A file that does not give what it should; the message names it and says why."""
+  """Reports a file that cannot be read; the message gives its path and the reason."""
 
   def __init__(self, path: str, reason: str):
     super().__init__(f'{path}: {reason}')
@@ -62,59 +62,63 @@ class MediaError(Exception):
 
 
 class Picture(Protocol):
-  """A picture that is not in memory as pixels yet, or not as the asked-for ones.
+  """Gives the pixels of a frame, which is not yet decoded, cropped or scaled.
 
   Attributes:
-    size: width and height as it is meant to be seen, pixels.
+    size: width and height in pixels, after rotation.
   """
   size: tuple[int, int]
 
   def cut(self, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """A part of it (left, top, right, bottom; pixels), scaled to a width and height.
+    """Crops a box (left, top, right, bottom; pixels) and scales it to a size.
+
+    Args:
+      box: the part of the frame.
+      size: width and height of the result.
 
     Returns:
       RGB, uint8 [height, width, 3].
 
     Raises:
-      MediaError: it does not decode.
+      MediaError: the frame does not decode.
     """
 
 
 class MediaFile:
-  """An open media file; use it as a context manager.
+  """Reads an open media file; use it as a context manager.
 
   Attributes:
-    has_video: there is a picture stream.
-    has_audio: there is a sound stream.
-    duration_seconds: of the picture stream; of the sound where there is none.
+    has_video: whether the file has a video stream.
+    has_audio: whether the file has an audio stream.
+    duration_seconds: duration of the video stream; of the audio if it has no video.
   """
 
   def __init__(self, path: str | os.PathLike[str], content: bytes | None = None):
     """Opens a file.
 
     Args:
-      path: of the file.
-      content: its bytes, where it stands in another one; the path is then a name.
+      path: path of the file.
+      content: the file's bytes if it is part of another file; `path` is then a name.
 
     Raises:
-      MediaError: it is not there, is no media file, or claims an absurd size.
+      MediaError: the file is missing, is not a media file, or claims an absurd size.
     """
     self._path = os.fspath(path)
     with self._naming():
       self._refuse_long_table(content)
-      # A title in some old encoding is no reason not to read the film.
+      # A title in an old encoding must not make the file unreadable.
       self._container = av.open(
           self._path if content is None else io.BytesIO(content),
           metadata_errors='replace', timeout=_MAX_OPEN_SECONDS)
     with contextlib.ExitStack() as on_failure:
       on_failure.callback(self._container.close)
       self._zero = (self._container.start_time or 0) / av.time_base
-      self._tick_seconds: dict[int, float] = {}    # of each stream; fractions are slow
+      self._tick_seconds: dict[int, float] = {}    # by stream; fractions are slow
       self._video, self._audio = map(self._best_stream, ('video', 'audio'))
       self.has_video = self._video is not None
       self.has_audio = self._audio is not None
-      # AVI knows the order of its packets and no more; FFmpeg then guesses the times
-      # of pictures, wrongly where the codec is younger than the container.
+      # AVI stores only the order of its packets. FFmpeg guesses the times of frames,
+      # wrongly if the codec is younger than the container.
       self._stampless = self._container.format.name == 'avi' and self.has_video and (
           self._video.codec_context.name in ('h264', 'hevc'))
       self._refuse_absurd()
@@ -129,35 +133,34 @@ class MediaFile:
 
   @property
   def frame_rate_hz(self) -> float | None:
-    """Pictures a second on average, where the file says so."""
+    """Returns the average frames per second; None if the file does not tell."""
     rate = self._video.average_rate if self.has_video else None
     return float(rate) if rate else None
 
   @property
   def audio_hz(self) -> int:
-    """The sample rate of the sound; 0 if there is none."""
+    """Returns the sample rate of the audio; 0 without audio."""
     return self._audio.codec_context.sample_rate if self.has_audio else 0
 
   def frames(self, times: Sequence[float]) -> list[Picture]:
-    """The pictures on screen at given times.
+    """Returns the frames on screen at given times.
 
-    Decodes from the last keyframe before the first time, and no further than
-    the last time. Before the first picture the first is shown, after the last
-    the last.
+    Decodes from the last keyframe before the first time, up to the last time. Times
+    before the first frame give the first, times after the last frame the last.
 
     Args:
       times: seconds, increasing.
 
     Raises:
-      MediaError: there is no picture, or one of these does not decode.
+      MediaError: the file has no video, or one of these frames does not decode.
     """
     if self._video is None:
-      raise MediaError(self._path, 'has no picture')
+      raise MediaError(self._path, 'has no video stream')
     with self._naming():
       for packets in itertools.islice(
           self._packets(self._video, times[0], times[-1]), _MAX_TRIES):
         shown, frames = self._show(packets, times)
-        # What calls itself a keyframe need not be one that shows at once.
+        # A packet marked as a keyframe need not give a frame at once.
         late = not shown or (
             self._seconds(self._video, shown[0]) > times[0] + _TIME_SLACK)
         if not late:
@@ -171,17 +174,17 @@ class MediaFile:
     if not shown or lost:
       at = self._seconds(self._video, lost[0]) if lost else times[0]
       raise MediaError(self._path,
-                       f'Invalid data: no whole picture decodes at {at:.1f} s')
+                       f'Invalid data: no complete frame decodes at {at:.1f} s')
     cutter = _Cutter(self._path)
-    pictures = {stamp: _Frame(frame, cutter) for stamp, frame in frames.items()}
-    return [pictures[stamp] for stamp in shown]
+    wrapped = {stamp: _Frame(frame, cutter) for stamp, frame in frames.items()}
+    return [wrapped[stamp] for stamp in shown]
 
   def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
-    """The sound from a time on, mono.
+    """Returns a window of the audio, mono.
 
     Args:
       start: seconds.
-      num_samples: how many samples at `rate_hz`.
+      num_samples: number of samples at `rate_hz`.
       rate_hz: the rate to resample to.
 
     Returns:
@@ -189,7 +192,7 @@ class MediaFile:
       begun or has ended; None if the file has no audio stream.
 
     Raises:
-      MediaError: the sound does not decode.
+      MediaError: the audio does not decode.
     """
     if self._audio is None:
       return None
@@ -197,25 +200,25 @@ class MediaFile:
     begin = round((start - _PRE_ROLL_SECONDS) * native_hz)
     length = round((num_samples / rate_hz + 2 * _PRE_ROLL_SECONDS) * native_hz)
     with self._naming():
-      buffer = self._native_sound(begin, length, native_hz)
+      buffer = self._native_audio(begin, length, native_hz)
     return resample(buffer, begin, native_hz, start, num_samples, rate_hz)
 
   def _show(self, packets: list[av.Packet], times: Sequence[float]
             ) -> tuple[list[int], dict[int, av.VideoFrame]]:
-    """Time stamps of what is on screen at times, and the frames that decode."""
+    """Returns the time stamps on screen at each time, and the frames that decode."""
     stamps = [p.pts for p in packets if not p.is_discard]
     if stamps and None not in stamps and not self._stampless:
       shown = self._on_screen(stamps, times)
-      frames = self._decode_pictures(packets, set(shown))
+      frames = self._decode_frames(packets, set(shown))
       if all(stamp in frames for stamp in shown):
         return shown, frames
-    # Not every packet shows a picture (a field, a hidden reference, a broken one),
-    # or has a time stamp: only decoding tells.
+    # Some packets give no frame (a field, a hidden reference, a broken packet) or
+    # have no time stamp: only decoding tells.
     shown = self._on_screen(self._stamps(packets), times)
-    return shown, self._decode_pictures(packets, set(shown))
+    return shown, self._decode_frames(packets, set(shown))
 
   def _on_screen(self, stamps: list[int], times: Sequence[float]) -> list[int]:
-    """Which of the frames' time stamps is on screen at each time."""
+    """Returns the time stamp of the frame on screen at each time."""
     stamps = sorted(stamps)
     if not stamps:
       return []
@@ -223,23 +226,23 @@ class MediaFile:
     return [stamps[max(bisect.bisect_right(seconds, t + _TIME_SLACK) - 1, 0)]
             for t in times]
 
-  def _decode_pictures(self, packets: list[av.Packet], wanted: set[int]
+  def _decode_frames(self, packets: list[av.Packet], wanted: set[int]
                        ) -> dict[int, av.VideoFrame]:
-    """Time stamp -> frame, of those wanted that decode."""
+    """Decodes the wanted frames; returns time stamp -> frame of those that decode."""
     return {frame.pts: frame
             for frame in self._decode(self._video, packets, wanted)
             if isinstance(frame, av.VideoFrame) and frame.pts in wanted}
 
   def _stamps(self, packets: list[av.Packet]) -> list[int]:
-    """The time stamps of all frames, and of packets that do not decode."""
+    """Returns the time stamps of all frames, and of packets that do not decode."""
     frames = self._decode(self._video, packets)
     return [frame.pts for frame in frames if frame.pts is not None]
 
   def _decode(self, stream: Any, packets: list[av.Packet],
               wanted: set[int] | None = None) -> Iterator[av.frame.Frame | av.Packet]:
-    """The frames of packets, and the packets that do not decode.
+    """Yields the frames of packets, and the packets that do not decode.
 
-    Of the frames that are not `wanted`, those that no other needs are left out.
+    Skips frames that are neither `wanted` nor needed to decode another.
     """
     context = stream.codec_context
     context.flush_buffers()
@@ -248,7 +251,7 @@ class MediaFile:
       last = max((i for i, p in enumerate(packets) if p.pts in wanted), default=-1)
       packets = packets[:last + 1]
     for packet in [*packets, None]:
-      if context.name in _SKIPPING and not ordered:    # all count there
+      if context.name in _SKIPPING and not ordered:    # the order counts all frames
         needed = wanted is None or packet is None or packet.pts in wanted
         context.skip_frame = 'DEFAULT' if needed else 'NONREF'
       try:
@@ -257,20 +260,20 @@ class MediaFile:
         if packet is not None:
           yield packet
         continue
-      if ordered:    # one packet in, one picture out; the last come without one
+      if ordered:    # one frame per packet; the last frames come after all packets
         for i, frame in enumerate(frames, 1):
           frame.pts = packets[-1].dts + i if packet is None else packet.dts
       yield from frames
 
-  def _native_sound(self, begin: int, length: int, native_hz: int) -> np.ndarray:
-    """Mono samples begin .. begin + length at the file's own rate."""
+  def _native_audio(self, begin: int, length: int, native_hz: int) -> np.ndarray:
+    """Returns mono samples begin .. begin + length at the file's own rate."""
     for packets in itertools.islice(
         self._packets(self._audio, begin / native_hz, (begin + length) / native_hz),
         _MAX_TRIES):
       frames = [f for f in self._decode(self._audio, packets) if f.pts is not None]
       positions = [round(self._seconds(self._audio, f.pts) * native_hz) - begin
                    for f in frames]
-      # A seek may end within a packet, and its rest not decode.
+      # A seek may end within a packet, the rest of which does not decode.
       margin = _PRE_ROLL_SECONDS * native_hz
       broken = [p for f, p in zip(frames, positions, strict=True)
                 if isinstance(f, av.Packet) and margin <= p < length - margin]
@@ -278,14 +281,14 @@ class MediaFile:
         break
     else:
       at = (begin + broken[0]) / native_hz
-      raise MediaError(self._path, f'Invalid data: no sound decodes at {at:.1f} s')
+      raise MediaError(self._path, f'Invalid data: no audio decodes at {at:.1f} s')
     placed = [(p, f) for p, f in zip(positions, frames, strict=True)
               if isinstance(f, av.AudioFrame)]
     runs, expected, last_kind = [], 0, None    # position, frames without a gap
     for i, (position, frame) in enumerate(placed):
       kind = frame.format.name, frame.layout.nb_channels, frame.sample_rate
       num_samples = round(frame.samples * native_hz / frame.sample_rate)
-      # Where Vorbis' blocks change their length, a single time stamp is off.
+      # A single time stamp is off when Vorbis' blocks change their length.
       by_next = placed[i + 1][0] - num_samples if i + 1 < len(placed) else position
       off = min(abs(position - expected), abs(by_next - expected))
       if kind != last_kind or off >= _GAP_SECONDS * native_hz:
@@ -296,7 +299,7 @@ class MediaFile:
     buffer = np.zeros(length, np.float32)
     for position, frames in runs:
       samples = _mono(frames)
-      if frames[0].sample_rate != native_hz:    # some films change theirs
+      if frames[0].sample_rate != native_hz:    # a stream may change its rate
         samples = soxr.resample(samples, frames[0].sample_rate, native_hz)
       low, high = max(position, 0), min(position + len(samples), length)
       if high > low:
@@ -305,12 +308,13 @@ class MediaFile:
 
   def _packets(self, stream: Any, first: float, last: float
                ) -> Iterator[list[av.Packet]]:
-    """What must be decoded to show a stream from one time to another (seconds).
+    """Yields the packets to decode for a stream from one time to another (seconds).
 
-    From one keyframe, then from ones further back, to the start of the stream.
+    Begins at the last keyframe, then at keyframes further back, down to the start of
+    the stream.
     """
     begin = self._seconds(stream, stream.start_time or 0)
-    # A second before the start, for packets that only prime a decoder stand there.
+    # A second before the start, because packets that prime a decoder precede it.
     earliest, back = begin - 1, 0.0
     while True:
       target = max(first - back, earliest) if first > begin else earliest
@@ -319,7 +323,7 @@ class MediaFile:
       if target == earliest:
         yield packets
         return
-      # A file's index may lead astray, and some containers have none.
+      # A file's index may be wrong, and some containers have none.
       keys = (i for i, p in enumerate(packets) if p.is_keyframe)
       key = next(keys, None)
       if key is not None and (
@@ -328,7 +332,7 @@ class MediaFile:
       back = 2 * back + 1
 
   def _first_keyframe(self, default: float) -> float:
-    """Returns the time of the first one, seconds; `default` where none is marked."""
+    """Returns the time of the first keyframe, seconds; `default` if none is marked."""
     start = self._seconds(self._video, self._video.start_time or 0)
     self._seek(self._video, start - 1)
     stamps = (_stamp(p) for p in self._demux(self._video)
@@ -337,7 +341,7 @@ class MediaFile:
     return default if stamp is None else self._seconds(self._video, stamp)
 
   def _seek(self, stream: Any, seconds: float) -> None:
-    """To the last keyframe at or before a time, as far as the file's index knows."""
+    """Seeks to the last keyframe at or before a time, according to the index."""
     offset = int((seconds + self._zero) / self._tick_seconds[stream.index])
     try:
       self._container.seek(offset, stream=stream, backward=True)
@@ -345,11 +349,11 @@ class MediaFile:
       self._container.seek(stream.start_time or 0, stream=stream, backward=True)
 
   def _read(self, stream: Any, last: float) -> list[av.Packet]:
-    """Packets from here until none can be shown at or before `last` (seconds)."""
+    """Reads packets from here until none can be shown at or before `last` (seconds)."""
     packets, num_bytes = [], 0
     for packet in self._demux(stream):
-      # Nothing is shown before it is decoded. What an edit list cuts out may be
-      # followed by what is earlier.
+      # No frame is shown before it is decoded. Packets that an edit list cuts out
+      # may be followed by earlier ones.
       if packet.dts is not None and not packet.is_discard and (
           self._seconds(stream, packet.dts) > last + _TIME_SLACK):
         break
@@ -358,25 +362,26 @@ class MediaFile:
         num_bytes += packet.size + _PACKET_BYTES
       if num_bytes > _MAX_PACKET_BYTES:
         raise MediaError(self._path, f'more than {_MAX_PACKET_BYTES >> 20} MiB to '
-                         f'decode for the pictures until {last:.1f} s; re-encode it '
-                         'with keyframes nearer to each other')
+                         f'decode for the frames until {last:.1f} s; re-encode it '
+                         'with more keyframes')
     return packets
 
   def _demux(self, stream: Any) -> Iterator[av.Packet]:
-    """Packets from here to the end of the file."""
+    """Yields packets from here to the end of the file."""
     try:
       yield from self._container.demux(stream)
-    except IndexError:    # PyAV's, at the end, if another stream appeared on the way
+    except IndexError:    # PyAV raises it at the end if a stream appeared meanwhile
       return
 
   def _seconds(self, stream: Any, stamp: int | None) -> float:
-    """Of a stream's time stamp; one that is missing is taken for zero."""
+    """Converts a stream's time stamp to seconds; None counts as zero."""
     return (stamp or 0) * self._tick_seconds[stream.index] - self._zero
 
   def _refuse_long_table(self, content: bytes | None) -> None:
-    """MP4's claim of many samples of one size, for which FFmpeg takes memory at once.
+    """Raises MediaError if an MP4 claims absurdly many samples of one size.
 
-    Others it believes only as far as the file reaches.
+    FFmpeg allocates memory for this claim at once. It checks other claims against the
+    size of the file.
     """
     with (open(self._path, 'rb') if content is None else io.BytesIO(content)) as file:
       end, at = file.seek(0, os.SEEK_END), 0
@@ -385,37 +390,38 @@ class MediaFile:
         head = file.read(16).ljust(16, b'\0')
         length, kind, long_length = struct.unpack('>I4sQ', head)
         length = long_length if length == 1 else length or end - at
-        if length < 8 or not kind.isalnum():    # no MP4
+        if length < 8 or not kind.isalnum():    # not an MP4
           return
         if kind == b'moov':
           for table in _TABLE.finditer(file.read(min(length, _MAX_PACKET_BYTES))):
             size, count = struct.unpack('>II', table[1])
-            if count > _MAX_FRAMES and size * count > 8 * end:    # old sound: 6 to 1
-              raise MediaError(self._path, f'claims {count} pictures or sounds of '
-                               f'{size} bytes in a file of {end}')
+            # Old audio codecs give up to 6 times the size of the file.
+            if count > _MAX_FRAMES and size * count > 8 * end:
+              raise MediaError(self._path, f'claims {count} samples of {size} bytes '
+                               f'in a file of {end} bytes')
         at += length
 
   def _refuse_absurd(self) -> None:
-    """Claims that would take all memory or time."""
+    """Raises MediaError for claims that would take all memory or time."""
     if self._video is not None:
       context = self._video.codec_context
       if context.width * context.height > MAX_PIXELS:
         raise MediaError(self._path, f'claims {context.width} x {context.height} '
                          f'pixels; at most {MAX_PIXELS} are read')
       if self._video.frames > _MAX_FRAMES:
-        raise MediaError(self._path, f'claims {self._video.frames} pictures; at most '
+        raise MediaError(self._path, f'claims {self._video.frames} frames; at most '
                          f'{_MAX_FRAMES} are read')
     if self._audio is not None:
       rate = self._audio.codec_context.sample_rate
-      if not 0 < rate <= _MAX_SOUND_HZ:
-        raise MediaError(self._path, f'claims sound at {rate} Hz; at most '
-                         f'{_MAX_SOUND_HZ} is read')
+      if not 0 < rate <= _MAX_AUDIO_HZ:
+        raise MediaError(self._path, f'claims audio at {rate} Hz; at most '
+                         f'{_MAX_AUDIO_HZ} is read')
 
   def _duration(self) -> float:
     stream = self._video or self._audio
     if stream is None:
-      raise MediaError(self._path, 'has neither picture nor sound')
-    if stream.duration:    # it may begin later than the other one
+      raise MediaError(self._path, 'has neither video nor audio')
+    if stream.duration:    # it may begin later than the other stream
       return self._seconds(stream, (stream.start_time or 0) + stream.duration)
     if self._container.duration:
       return self._container.duration / av.time_base
@@ -425,23 +431,23 @@ class MediaFile:
     return self._seconds(stream, last)
 
   def _best_stream(self, kind: str) -> Any:
-    """The stream that `ffmpeg` chooses, or None if there is none with a decoder."""
+    """Returns the stream that `ffmpeg` chooses; None if none has a decoder."""
     streams = [s for s in getattr(self._container.streams, kind) if s.codec_context]
     if not streams:
       return None
     stream = max(streams, key=_merit)
-    if stream.disposition & Disposition.attached_pic:    # a record's cover
+    if stream.disposition & Disposition.attached_pic:    # the cover of an album
       return None
-    # Many files are read side by side: threads within one are in the way.
+    # Many files are read in parallel, so threads within one file only slow down.
     stream.codec_context.thread_count = 1
-    # Pictures may grow on the way, too.
+    # Frames may grow later in the stream, too.
     stream.codec_context.options = {'max_pixels': f'{MAX_PIXELS}'}
     self._tick_seconds[stream.index] = float(stream.time_base)
     return stream
 
   @contextlib.contextmanager
   def _naming(self) -> Iterator[None]:
-    """FFmpeg's errors within, with the file's name before them."""
+    """Turns FFmpeg's errors into MediaErrors that name the file."""
     try:
       yield
     except (OSError, av.FFmpegError, OverflowError, ValueError) as e:
@@ -450,33 +456,33 @@ class MediaFile:
 
 
 def to_int16(sound: np.ndarray) -> np.ndarray:
-  """Samples in [-1, 1] (what is beyond is clipped) as whole numbers of 16 bits."""
+  """Converts samples in [-1, 1] (others are clipped) to int16."""
   return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
 
 
 def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
              num_samples: int, rate_hz: int) -> np.ndarray:
-  """A window out of more of a sound, at another rate.
+  """Returns a window of a longer audio buffer, at another sample rate.
 
   Args:
-    buffer: float32; mono, with some sound to spare on both sides of the window.
-    begin: the first sample's number.
+    buffer: float32; mono, with a margin on both sides of the window.
+    begin: position of the buffer's first sample in the file.
     native_hz: sample rate of the buffer.
-    start: of the window, seconds.
-    num_samples: of the window, at `rate_hz`.
+    start: start of the window, seconds.
+    num_samples: length of the window at `rate_hz`.
     rate_hz: sample rate of the window.
 
   Returns:
     float32 [num_samples].
   """
-  sound = soxr.resample(buffer, native_hz, rate_hz)
+  audio = soxr.resample(buffer, native_hz, rate_hz)
   first = round((start - begin / native_hz) * rate_hz)
-  window = sound[first:first + num_samples]
+  window = audio[first:first + num_samples]
   return np.pad(window, (0, num_samples - len(window)))
 
 
 def _merit(stream: Any) -> int:
-  """As `ffmpeg` weighs it: by pixels or channels, most by being called the default."""
+  """Ranks a stream like `ffmpeg`: first the default stream, then pixels or channels."""
   context, disposition = stream.codec_context, stream.disposition
   if disposition & Disposition.attached_pic:    # a cover
     return 1
@@ -490,7 +496,7 @@ def _stamp(packet: av.Packet) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-  """A decoded picture, in the file's own pixel format."""
+  """Holds a decoded frame, in the file's own pixel format."""
   frame: av.VideoFrame
   cutter: _Cutter
 
@@ -504,9 +510,9 @@ class _Frame:
 
 
 class _Cutter:
-  """Turns, cuts, scales and colours pictures, in one pass of FFmpeg's filters.
+  """Rotates, crops, scales and converts frames in one pass of FFmpeg's filters.
 
-  One for all pictures of a window: filters are dear to set up.
+  One instance serves all frames of a window, because filters are slow to set up.
   """
 
   def __init__(self, path: str):
@@ -516,7 +522,7 @@ class _Cutter:
 
   def __call__(self, frame: av.VideoFrame, box: Box, size: tuple[int, int]
                ) -> np.ndarray:
-    """RGB, uint8 [height, width, 3]."""
+    """Returns RGB, uint8 [height, width, 3]."""
     key = (frame.width, frame.height, frame.format.name, frame.colorspace,
            frame.color_range, frame.rotation % 360, box, size)
     try:
@@ -540,7 +546,7 @@ def _filters(width: int, height: int, pixels: str, space: int, color_range: int,
       *(graph.add('transpose', turn) for turn in _TURNS.get(rotation, ())),
       graph.add('crop', f'{max(right - left, 1)}:{max(bottom - top, 1)}:{left}:{top}:'
                         'exact=1'),
-      # First the size, then the colours: both at once takes three times as long.
+      # First the size, then the colors: both at once takes three times as long.
       graph.add('scale', f'{size[0]}:{size[1]}:flags=bilinear'),
       graph.add('format', pixels), graph.add('scale'),
       graph.add('format', 'rgb24'), graph.add('buffersink')).configure()
@@ -548,7 +554,7 @@ def _filters(width: int, height: int, pixels: str, space: int, color_range: int,
 
 
 def _mono(frames: Sequence[av.AudioFrame]) -> np.ndarray:
-  """The mean of the channels, of frames of one kind.  -> float32 [S] in [-1, 1]."""
+  """Returns the mean of the channels as float32 [S] in [-1, 1]; frames of one kind."""
   # [channels, S], or packed [1, S * channels]
   samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
   if not frames[0].format.is_planar:

@@ -1,4 +1,4 @@
-"""From clips to batches, through tf.data: which clip, which window, which words.
+"""Makes batches from clips with tf.data: chooses clips, windows and captions.
 
 The batch of step s is a pure function of (clips, seed, s): see
 docs/decisions/0001-batches-are-functions-of-the-step.md.
@@ -29,19 +29,19 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text as text_lib
 
-# A clip that repeats begins anew when so little of it is left: containers round its
+# A looped clip restarts when less than this is left, because containers round its
 # length, at worst to a millisecond.
 _LOOP_SLACK_SECONDS = 1e-3
 
-# The accelerator is JAX's.
+# Only JAX may use the accelerator.
 for _kind in ('GPU', 'TPU'):
   tf.config.set_visible_devices([], _kind)
 
-# With the default of four, neighbours of the shuffle correlate.
+# With the default of four rounds, neighbors in the shuffle correlate.
 _SHUFFLE_ROUNDS = 16
-# How many clips may be broken in a row before the source itself is.
+# After this many broken clips in a row the source itself counts as broken.
 _MAX_DRAWS = 100
-# How often a part of a picture is drawn that doesn't fit.
+# The number of random crops that are tried until one fits into the frame.
 _MAX_CROP_DRAWS = 100
 
 MODALITIES = ('video', 'audio', 'text')
@@ -52,30 +52,30 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """What is read of a clip: every length, size and rate of an example.
+  """Holds the lengths, sizes and rates of an example.
 
   Attributes:
-    num_frames: pictures.
-    frame_rate_hz: of these, whatever the file's own rate.
-    image_size: pixels, height and width.
-    audio_hz: sample rate.
-    audio_seconds: length of the audio; 0 for that of the frames. A longer or shorter
-      one spans the clip as the frames do: at the clip's begin, middle and end, both
-      begin, have their middle, and end together.
-    num_candidates: sentences, the nearest in time (MIL-NCE's positives).
-    max_tokens: of a sentence.
-    min_crop_area: in training, the least area of a random crop, as a share of the
-      picture's.
-    max_crop_aspect: in training, the most that a crop is wider than high, or higher
-      than wide; crops are squeezed into the square.
-    scale_jitter: in training, instead of these two: pictures are stretched by up to so
-      much, more or less, in width and height apart, before a square as large as the
-      unstretched picture allows is cut out (the released code's way, with 0.2).
-    scale_jitter_rate: the share of clips that are stretched.
-    modalities: what is read; the rest is not in the example.
-    short: how a clip shorter than the window fills it: 'hold' shows its last frame for
-      the rest, without audio; 'loop' repeats the clip from its start (MMV's evaluation
-      of action recognition).
+    num_frames: number of frames.
+    frame_rate_hz: rate of these frames, for any frame rate of the file.
+    image_size: height and width of a frame, pixels.
+    audio_hz: sample rate of the audio.
+    audio_seconds: length of the audio; 0 for the length of the frames. Other lengths
+      span the clip as the frames do: at the clip's begin both begin together, at its
+      middle both have the same middle, and at its end both end together.
+    num_candidates: number of captions, the nearest in time (MIL-NCE's positives).
+    max_tokens: number of tokens of a caption.
+    min_crop_area: in training, the smallest area of a random crop, as a share of the
+      frame's area.
+    max_crop_aspect: in training, the largest ratio of a crop's width and height, or of
+      height and width. Crops are scaled to a square.
+    scale_jitter: in training, an alternative to these two: the largest relative change
+      of the frame's width and height, drawn separately. The crop is a square as large
+      as the unchanged frame allows (the released code, with 0.2).
+    scale_jitter_rate: the share of clips whose scale changes.
+    modalities: the modalities to read; the others are not in the example.
+    short: how to fill the window if the clip is shorter: 'hold' repeats the last frame,
+      without audio; 'loop' repeats the clip from its start (MMV's evaluation of action
+      recognition).
 
   Raises:
     ValueError: a size or rate is not positive, or a modality or `short` unknown.
@@ -101,12 +101,12 @@ class Window:
         raise ValueError(f'{field.name}={value}: expected more than 0')
     if self.audio_seconds < 0:
       raise ValueError(f'audio_seconds={self.audio_seconds}: expected a length, or 0 '
-                       'for that of the frames')
+                       'for the length of the frames')
     if not 0 <= self.scale_jitter < 1:
       raise ValueError(f'scale_jitter={self.scale_jitter}: expected 0 to 1')
     if self.scale_jitter and (self.min_crop_area < 1 or self.max_crop_aspect > 1):
-      raise ValueError(f'scale_jitter={self.scale_jitter}: is another way to cut than '
-                       'min_crop_area and max_crop_aspect; leave those at 1')
+      raise ValueError(f'scale_jitter={self.scale_jitter}: is an alternative to '
+                       'min_crop_area and max_crop_aspect; set both to 1')
     if not set(self.modalities) <= set(MODALITIES) or not (
         {'video', 'audio'} & set(self.modalities)):
       raise ValueError(f'modalities={self.modalities}: expected some of '
@@ -123,7 +123,7 @@ class Window:
     return round((self.audio_seconds or self.seconds) * self.audio_hz)
 
   def empty(self) -> Example:
-    """An example of zeros: the shapes and types of every other."""
+    """Returns an example of zeros, with the shapes and types of all examples."""
     size = self.image_size
     arrays = dict(video=np.zeros((self.num_frames, size, size, 3), np.uint8),
                   audio=np.zeros(self.num_samples, np.int16),
@@ -134,35 +134,35 @@ class Window:
     return example
 
   def random_box(self, size: tuple[int, int], rng: np.random.Generator) -> media.Box:
-    """The part of a picture (width, height) that training shows."""
+    """Returns a random crop of a frame (width, height) for training."""
     if self.scale_jitter:
       return jittered_box(size, self.scale_jitter, self.scale_jitter_rate, rng)
     return random_box(size, self.min_crop_area, self.max_crop_aspect, rng)
 
   def batch(self, size: int) -> Example:
-    """So many of them."""
+    """Returns a batch of zeros of this size."""
     return {k: np.zeros((size, *v.shape), v.dtype) for k, v in self.empty().items()}
 
 
 class FileNotes:
-  """Which files were skipped or lack something, in a file that survives the run.
+  """Records files that were skipped or lack a modality, in a JSONL file.
 
   Attributes:
     skipped: path -> why it could not be read.
-    no_video: path -> why its pictures are masked.
-    no_audio: path -> why its audio is masked; a silent file's is not.
+    no_video: path -> why its video is masked.
+    no_audio: path -> why its audio is masked; the audio of a silent file is not.
   """
 
   def __init__(self, max_bad_fraction: float, num_files: int | None,
                path: pathlib.Path | None = None):
-    """Starts, or goes on with what an earlier process noted.
+    """Starts empty, or with the notes that an earlier process wrote.
 
     Args:
-      max_bad_fraction: of the files read; beyond it the run stops. A handful says
-        little about a large source, so fewer than twenty are taken for twenty, or
-        for all there are.
-      num_files: how many there are, if that is known.
-      path: a JSONL file; None notes nothing.
+      max_bad_fraction: largest fraction of broken files among those read; above it
+        the run stops. A few files tell little about a large source, so the fraction
+        is of at least twenty files, or of all files if the source has fewer.
+      num_files: number of all files, if it is known.
+      path: a JSONL file; None writes nothing.
     """
     self._max_bad_fraction = max_bad_fraction
     self._least_read = min(20, num_files or 20)
@@ -176,24 +176,25 @@ class FileNotes:
       self.read(path)
 
   def read(self, path: pathlib.Path) -> None:
-    """Takes over what another process noted in a file."""
+    """Adds the notes that another process wrote to a file."""
     text = path.read_text(encoding='utf-8')
-    for line in text[:text.rfind('\n') + 1].splitlines():    # a kill may cut the last
+    # A killed process may leave its last line incomplete.
+    for line in text[:text.rfind('\n') + 1].splitlines():
       row = json.loads(line)
       getattr(self, row['note'])[row['path']] = row['reason']
 
   def add_good(self, path: str, lacks: Mapping[str, str]) -> None:
-    """Counts a file that was read; `no_video` or `no_audio` -> why it is masked."""
+    """Counts a file that was read; `lacks`: `no_video` or `no_audio` -> reason."""
     with self._lock:
       self._read.add(path)
       for note, reason in lacks.items():
         self._note(note, path, reason)
 
   def add_bad(self, path: str, reason: str) -> None:
-    """Names a file, and stops the run if too many are like it.
+    """Counts a broken file, and stops the run if too many files are broken.
 
     Raises:
-      UserError: more than `max_bad_fraction` of what was read is broken.
+      UserError: more than `max_bad_fraction` of the files read are broken.
     """
     with self._lock:
       self._read.add(path)
@@ -206,7 +207,7 @@ class FileNotes:
             f'max_bad_fraction={self._max_bad_fraction}; the last: {reason}')
 
   def _note(self, note: str, path: str, reason: str) -> bool:
-    """True if it is news."""
+    """Writes a note; returns False if the path has one already."""
     notes = getattr(self, note)
     if path in notes:
       return False
@@ -223,10 +224,10 @@ class Reader:
 
   Attributes:
     clips: the source.
-    window: what to read of each.
-    tokenizer: words to ids.
-    notes: where broken files are counted.
-    labels: which classes there are; None where nothing is classified.
+    window: lengths, sizes and rates of an example.
+    tokenizer: maps captions to ids.
+    notes: counts broken files.
+    labels: the label map; None without classification.
   """
   clips: Sequence[clip_lib.Clip]
   window: Window
@@ -235,13 +236,13 @@ class Reader:
   labels: labels_lib.Labels | None = None
 
   def empty(self) -> Example:
-    """An example of zeros, such as `read` returns: with a label, if there are any."""
+    """Returns an example of zeros like those of `read`, with a label if it has them."""
     if self.labels is None:
       return self.window.empty()
     return self.window.empty() | dict(label=np.zeros(len(self.labels.names), bool))
 
   def read(self, index: int, rng: np.random.Generator) -> Example | None:
-    """A random window and crop of a clip, or None if it is broken (and noted as such).
+    """Reads a random window and crop of a clip; None, with a note, if it is broken.
 
     Raises:
       UserError: too many files are broken.
@@ -254,13 +255,13 @@ class Reader:
 
   def views(self, index: int, place: float = 0.5, num_crops: int = 1
             ) -> list[Example] | None:
-    """A window of a clip, cut in several ways, or None if it is broken (and noted).
+    """Reads several crops of a window of a clip; None, with a note, if it is broken.
 
     Args:
-      index: of the clip.
-      place: where in the clip the window lies, 0 for its begin, 1 for its end.
-      num_crops: squares as large as the picture allows, evenly from one end of its
-        longer edge to the other; a single one is in the middle.
+      index: number of the clip.
+      place: position of the window in the clip, 0 for its begin, 1 for its end.
+      num_crops: number of squares as large as the frame allows, evenly spaced from one
+        end of its longer edge to the other; a single one is in the middle.
 
     Raises:
       UserError: too many files are broken.
@@ -270,11 +271,11 @@ class Reader:
                       lambda size: [central_box(size, side) for side in sides])
 
   def augmented(self, index: int, rng: np.random.Generator) -> Example | None:
-    """Returns a random window of a clip, cropped at random, mirrored or not.
+    """Reads a random window of a clip with a random crop and a random flip.
 
-    The augmentation of MMV's linear evaluation (arXiv 2006.16228, released code): a
-    square as large as the frame allows, anywhere along its longer edge; half of the
-    clips are mirrored. Returns None if the clip is broken (and noted as such).
+    Follows the augmentation of MMV's linear evaluation (arXiv 2006.16228, released
+    code): a square as large as the frame allows, anywhere along its longer edge. Half
+    of the clips are mirrored. Returns None, with a note, if the clip is broken.
 
     Raises:
       UserError: too many files are broken.
@@ -306,7 +307,7 @@ class Reader:
   def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media, place: float,
               choose: Callable[..., list[media.Box]]
               ) -> tuple[list[Example], dict[str, str]]:
-    """An example for each crop, and what they lack, for `FileNotes.add_good`."""
+    """Returns an example for each crop, and the `lacks` of `FileNotes.add_good`."""
     window = self.window
     end = clip.end_in(file)
     begin = lambda seconds: clip.start + max(end - clip.start - seconds, 0.0) * place
@@ -315,65 +316,65 @@ class Reader:
     if 'video' not in window.modalities:
       crops = [{} for _ in choose((1, 1))]
     else:
-      crops = self._pictures(file, start, end, choose)
+      crops = self._read_video(file, start, end, choose)
       if not crops[0]['has_video']:
-        lacks['no_video'] = f'{clip.path}: has no picture'
+        lacks['no_video'] = f'{clip.path}: has no video stream'
     if 'audio' in window.modalities:
-      common, no_audio = self._sound(
+      common, no_audio = self._read_audio(
           clip, file, begin(window.audio_seconds or window.seconds), end)
       if no_audio:
         lacks['no_audio'] = no_audio
     if 'text' in window.modalities:
       text = self._candidates(clip, start + window.seconds / 2)
       common |= dict(text=text, has_text=np.any(text != 0))
-    # A clip of which nothing is there says so, rather than being all zeros.
+    # A clip without video and audio is broken; an example of zeros would hide it.
     if not (crops[0].get('has_video') or common.get('has_audio')):
-      reason = ''.join(list(lacks.values())[-1:]) or 'has no picture'
+      reason = ''.join(list(lacks.values())[-1:]) or 'has no video stream'
       raise media.MediaError(clip.path, reason.removeprefix(f'{clip.path}: '))
     return [crop | common for crop in crops], lacks
 
-  def _pictures(self, file: clip_lib.Media, start: float, end: float,
-                choose: Callable[..., list[media.Box]]) -> list[Example]:
-    """video and has_video of each crop; zeros where a file has sound alone."""
+  def _read_video(self, file: clip_lib.Media, start: float, end: float,
+                  choose: Callable[..., list[media.Box]]) -> list[Example]:
+    """Returns `video` and `has_video` of each crop; zeros for a file of audio only."""
     window = self.window
     if not file.has_video and 'audio' in window.modalities:
       empty = window.empty()
       return [{k: empty[k] for k in ('video', 'has_video')} for _ in choose((1, 1))]
     times, places = np.unique(self._times(start, end), return_inverse=True)
-    pictures = file.frames(times)
-    pictures = [pictures[place] for place in places]
-    whole = pictures[0].size
-    return [dict(video=self._cut(pictures, box), has_video=np.bool_(True))
+    frames = file.frames(times)
+    frames = [frames[place] for place in places]
+    whole = frames[0].size
+    return [dict(video=self._cut(frames, box), has_video=np.bool_(True))
             for box in choose(whole)]
 
   def _times(self, start: float, end: float) -> np.ndarray:
-    """When each frame of a window is on screen, in a clip that ends at `end`."""
+    """Returns the times of a window's frames, in a clip that ends at `end`."""
     window, length = self.window, end - start
     times = np.arange(window.num_frames) / window.frame_rate_hz
     if window.short == 'loop':
       times %= length
       times[length - times < _LOOP_SLACK_SECONDS] = 0
-    # What follows a short clip in its file is not the clip's.
+    # The file may go on after the end of a short clip.
     return np.minimum(start + times, max(end - 1e-3, start))
 
-  def _cut(self, pictures: Sequence[media.Picture], box: media.Box) -> np.ndarray:
-    """The same part of all pictures; `box` is of the first.  -> [T, H, W, 3]."""
+  def _cut(self, frames: Sequence[media.Picture], box: media.Box) -> np.ndarray:
+    """Crops all frames alike; `box` refers to the first.  -> [T, H, W, 3]."""
     video = self.window.empty()['video']
-    for i, picture in enumerate(pictures):
-      if i and picture is pictures[i - 1]:    # the same for longer than a frame
+    for i, frame in enumerate(frames):
+      if i and frame is frames[i - 1]:    # still on screen
         video[i] = video[i - 1]
       else:
-        video[i] = picture.cut(_rescale(box, pictures[0].size, picture.size),
-                               video.shape[1:3])
+        video[i] = frame.cut(_rescale(box, frames[0].size, frame.size),
+                             video.shape[1:3])
     return video
 
-  def _sound(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float, end: float
-             ) -> tuple[Example, str]:
-    """audio and has_audio, and why there is none, if so."""
+  def _read_audio(self, clip: clip_lib.Clip, file: clip_lib.Media, start: float,
+                  end: float) -> tuple[Example, str]:
+    """Returns `audio` and `has_audio`, and the reason if the audio is masked."""
     window = self.window
     try:
       audio, no_audio = file.sound(start, window.num_samples, window.audio_hz), ''
-    except media.MediaError as e:    # the picture may be good: only the sound is masked
+    except media.MediaError as e:    # the video may be good: mask only the audio
       audio, no_audio = None, str(e)
     if audio is None:
       no_audio = no_audio or f'{clip.path}: has no audio stream'
@@ -387,7 +388,7 @@ class Reader:
     return example, no_audio
 
   def _candidates(self, clip: clip_lib.Clip, middle: float) -> np.ndarray:
-    """The sentences nearest in time.  -> int32 [K, N]."""
+    """Returns the ids of the captions nearest in time.  -> int32 [K, N]."""
     window = self.window
     text = np.zeros((window.num_candidates, window.max_tokens), np.int32)
     for i, caption in enumerate(nearest(clip.captions, middle, window.num_candidates)):
@@ -397,14 +398,19 @@ class Reader:
 
 def nearest(captions: Sequence[clip_lib.Caption], time: float, count: int
             ) -> list[clip_lib.Caption]:
-  """The `count` captions whose middle is nearest to `time`, nearest first."""
+  """Returns the `count` captions whose middle is nearest to `time`, nearest first."""
   return sorted(captions, key=lambda c: abs((c.start + c.end) / 2 - time))[:count]
 
 
 def central_box(size: tuple[int, int], side: float = 0.5) -> media.Box:
-  """The largest square, in the middle, or nearer to one side (0, 1) of the longer edge.
+  """Returns the largest square of a frame, by default in the middle.
 
-  width, height -> left, top, right, bottom.
+  Args:
+    size: width and height, pixels.
+    side: position along the longer edge, from 0 to 1.
+
+  Returns:
+    left, top, right, bottom.
   """
   edge = min(size)
   return _box(size, edge, edge, side, side)
@@ -412,17 +418,17 @@ def central_box(size: tuple[int, int], side: float = 0.5) -> media.Box:
 
 def jittered_box(size: tuple[int, int], jitter: float, rate: float,
                  rng: np.random.Generator) -> media.Box:
-  """What a random square shows of a picture that was stretched before.
+  """Returns the part of a frame that a random square of the rescaled frame shows.
 
-  Stretching a picture by f before a square is cut out is cutting out 1/f of the
-  square's width (DMVR's `scale_jitter_augm`); what would reach over the edge, and is
-  zero there, is squeezed in instead.
+  Rescaling a frame by f before cropping a square equals cropping 1/f of the square's
+  width (DMVR's `scale_jitter_augm`). DMVR pads with zeros if the crop exceeds the
+  frame; here the crop is limited to the frame.
 
   Args:
     size: width and height, pixels.
-    jitter: the most by which the factors differ from 1; drawn evenly.
-    rate: the share of pictures that are stretched at all.
-    rng: draws.
+    jitter: the largest difference of the factors from 1; they are uniform.
+    rate: the share of frames that are rescaled at all.
+    rng: the source of random numbers.
   """
   stretched, wide, high, across, down = rng.random(5)
   factor = lambda u: 1 + jitter * (2 * u - 1) if stretched < rate else 1.0
@@ -433,17 +439,17 @@ def jittered_box(size: tuple[int, int], jitter: float, rate: float,
 
 def random_box(size: tuple[int, int], min_area: float, max_aspect: float,
                rng: np.random.Generator) -> media.Box:
-  """A random part of a picture (VATT, section 4.3).
+  """Returns a random crop of a frame (VATT, section 4.3).
 
   Args:
     size: width and height, pixels.
-    min_area: the least area, as a share of the picture's.
-    max_aspect: the most that width and height differ by, as a factor; the aspect
-      is drawn evenly by its logarithm.
-    rng: draws until a part fits into the picture.
+    min_area: the smallest area, as a share of the frame's area.
+    max_aspect: the largest ratio of width and height; the logarithm of the ratio is
+      uniform.
+    rng: the source of random numbers; it draws until a crop fits into the frame.
 
   Returns:
-    left, top, right, bottom; after many vain draws the central square.
+    left, top, right, bottom; the central square if no crop of many fits.
   """
   width, height = size
   for _ in range(_MAX_CROP_DRAWS):
@@ -457,39 +463,39 @@ def random_box(size: tuple[int, int], min_area: float, max_aspect: float,
 
 
 def _box(size, w, h, across, down):
-  """A part w x h, whose free room is shared out as `across` and `down` say."""
+  """Returns a box w x h at the relative position `across`, `down` (0 to 1)."""
   left, top = (size[0] - w) * across, (size[1] - h) * down
   return left, top, left + w, top + h
 
 
 def _rescale(box: media.Box, whole: tuple[int, int], size: tuple[int, int]
              ) -> media.Box:
-  """The same part of a picture of another size, as some films change theirs."""
+  """Returns the same part of a frame of another size; some videos change theirs."""
   if whole == size:
     return box
   return tuple(v * size[i % 2] / whole[i % 2] for i, v in enumerate(box))
 
 
 def spread(count: int) -> np.ndarray:
-  """Places evenly from one end, 0, to the other, 1; a single one is in the middle."""
+  """Returns evenly spaced places from 0 to 1; a single one is in the middle."""
   return np.linspace(0, 1, count) if count > 1 else np.array([0.5])
 
 
 def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
                   host: int = 0, num_hosts: int = 1) -> Iterator[dict[str, Any]]:
-  """Endless batches; that of step s depends on (clips, seed, s) alone.
+  """Yields endless batches; the batch of step s depends only on (clips, seed, s).
 
-  Every epoch has an order of its own; of a mixture with weights, every epoch of each
-  source. A broken file's place is taken by another clip of its source, again by
-  (seed, epoch, index) alone.
+  Every epoch has its own order. In a mixture with weights every epoch of each source
+  has its own order. Another clip of its source, chosen by (seed, epoch, index) alone,
+  replaces a broken file.
 
   Args:
     reader: the source.
-    batch_size: of all hosts together.
-    seed: of order, windows and crops.
-    first_step: where to begin; nothing before it is computed.
+    batch_size: rows of a batch, of all hosts together.
+    seed: seed of order, windows and crops.
+    first_step: the first step to yield; earlier steps are not computed.
     host: this host's number.
-    num_hosts: each gives its share of every batch.
+    num_hosts: number of hosts; each reads its share of every batch.
 
   Raises:
     UserError: the batch does not split among the hosts; from the iterator: too many
@@ -521,7 +527,7 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
 
 
 def _host_share(batch_size: int, num_hosts: int) -> int:
-  """How many rows of a batch each host reads."""
+  """Returns the number of rows of a batch that each host reads."""
   if batch_size % num_hosts:
     raise UserError(f'batch_size={batch_size}: expected a multiple of the {num_hosts} '
                     'hosts')
@@ -529,30 +535,30 @@ def _host_share(batch_size: int, num_hosts: int) -> int:
 
 
 def _place(i: tf.Tensor, share: int, batch_size: int, host: int) -> tf.Tensor:
-  """Where in the stream of all hosts the i-th row of a host stands."""
+  """Returns the place of a host's i-th row in the stream of all hosts."""
   return i // share * batch_size + host * share + i % share
 
 
 def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
           ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Which clip comes at a place of the stream, in which epoch of its part.
+  """Returns the clip at a place of the stream, and the epoch of its part.
 
-  The parts take turns as evenly as their shares allow: of two, a batch has what it
-  should but for less than one clip of each, of more but for less than two.
+  The parts take turns as evenly as their shares allow. With two parts, the number of a
+  part's clips in a batch is off by less than one; with more parts, by less than two.
 
   Args:
     place: [], int64.
-    parts: (first clip, number of clips, share) of each.
-    seed: of the order.
+    parts: (first clip, number of clips, share) of each part.
+    seed: seed of the order.
 
   Returns:
     Epoch, part and clip.
   """
   drawn, left = None, sum(share for *_, share in parts)
-  # The largest first: each part's rounding is handed on, in proportion, to the next.
+  # The largest first: each part passes its rounding, in proportion, to the next.
   for number, (first, length, share) in sorted(
       enumerate(parts), key=lambda part: -part[1][2]):
-    before = place * share // left    # so many of the places before are this part's
+    before = place * share // left    # the number of earlier places of this part
     epoch, position = before // length, before % length
     clip = first + tf.raw_ops.RandomIndexShuffle(
         index=position, seed=tf.stack([seed, epoch, number]), max_index=length - 1,
@@ -570,22 +576,23 @@ def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
 def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
                  num_crops: int = 1, host: int = 0, num_hosts: int = 1,
                  augment_seed: int | None = None) -> Iterator[dict[str, Any]]:
-  """Every clip once, in order; the last batch is filled up with masked zeros.
+  """Yields every clip once, in order; the last batch is padded with masked zeros.
 
-  A broken file's place is masked too. A clip's views are rows that follow each
-  other: of the first window all crops, then of the second. Hosts take turns, window
-  by window.
+  The row of a broken file is masked too. A clip's views are adjacent rows: all crops
+  of the first window, then of the second. Hosts take turns, window by window.
 
   Args:
     reader: the source.
     batch_size: rows of a batch, of all hosts together.
-    num_windows: of each clip, evenly from its begin to its end; one is in its middle.
-    num_crops: of each window, which is decoded once (`Reader.views`); three are the
-      papers' (VATT, 4.2).
+    num_windows: number of windows of each clip, evenly spaced from its begin to its
+      end; a single one is in the middle.
+    num_crops: number of crops of each window, which is decoded once (`Reader.views`).
+      The papers use three (VATT, 4.2).
     host: this host's number.
-    num_hosts: each gives its share of every batch.
-    augment_seed: if given, the windows are random and augmented instead, one crop of
-      each (`Reader.augmented`): the e-th of clip i by (augment_seed, e, i) alone.
+    num_hosts: number of hosts; each reads its share of every batch.
+    augment_seed: if given, the windows are random and augmented instead, with one crop
+      each (`Reader.augmented`). The e-th window of clip i depends only on
+      (augment_seed, e, i).
 
   Raises:
     UserError: the batch does not split among the hosts; from the iterator: too many
@@ -623,19 +630,19 @@ def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
   """Maps `read` over a dataset of its arguments, in parallel and in order.
 
   Args:
-    dataset: of tuples.
-    like: the shapes and types of what comes.
+    dataset: tuples of arguments.
+    like: an example with the shapes and types of the results.
     read: arguments -> arrays.
 
   Returns:
-    What is read; and a list, to which an error that ends it is added.
+    The dataset of results, and a list that receives the error that ends it.
   """
   keys, failure = sorted(like), []
 
   def read_flat(*args):
     try:
       example = read(*args)
-    except UserError as e:    # TensorFlow would bury it in a trace of its own
+    except UserError as e:    # TensorFlow would hide it in its own trace
       failure.append(e)
       raise
     return [np.asarray(example[k], like[k].dtype) for k in keys]
@@ -652,7 +659,7 @@ def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
 
 def _batches(dataset: tf.data.Dataset, failure: list[UserError], batch_size: int
              ) -> Iterator[dict[str, Any]]:
-  """Batches as arrays; raises the `failure` of `_map` if there is one."""
+  """Yields batches as arrays; raises the `failure` of `_map` if it has one."""
   dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
   try:
     yield from dataset.as_numpy_iterator()

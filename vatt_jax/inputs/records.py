@@ -1,7 +1,7 @@
-"""Clips out of large files that hold many: shards of records, and tar files.
+"""Reads clips from files that hold many: shards of records, and tar files.
 
-All are read at random: an ArrayRecord file knows where its records are, of the
-others one pass over the headers tells (docs/decisions/0004-one-way-to-read.md).
+All support random access. An ArrayRecord file has an index of its records; the others
+are indexed by one pass over the headers (docs/decisions/0004-one-way-to-read.md).
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from vatt_jax.inputs.clip import MEDIA_SUFFIXES
 from vatt_jax.inputs.clip import SOUND_SUFFIXES
 from vatt_jax.inputs.media import MediaError
 
-# What the release's SequenceExamples are taken to be where they don't say.
+# Defaults for the release's SequenceExamples that do not give their rates.
 _DMVR_FRAME_RATE_HZ = 10.0
-_DMVR_SOUND_HZ = 48_000
-# TFDS keeps no rate with a video; with sound, they are taken to last alike.
+_DMVR_AUDIO_HZ = 48_000
+# TFDS stores no frame rate. With audio, both are assumed to have the same duration.
 _TFDS_FRAME_RATE_HZ = 25.0
-# What readers and parsers make of a damaged record.
+# Errors that readers and parsers raise for a damaged record.
 _MALFORMED = (DecodeError, KeyError, IndexError, ValueError, RuntimeError, OSError,
               tf.errors.OpError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Records(Sequence[Clip]):
-  """The clips of shards: one record each, read when it is asked for.
+  """Gives the clips of shards; each is one record, read on access.
 
   Attributes:
-    records: their bytes.
-    names: of the files they stand in, for messages.
+    records: the bytes of the records.
+    names: the name of their files, for messages.
     parse: a record and its name -> clip.
   """
   records: Sequence[bytes]
@@ -63,7 +63,7 @@ class Records(Sequence[Clip]):
     return len(self.records)
 
   def __getitem__(self, index: int) -> Clip:
-    """Raises MediaError: the record does not read, or is not of this kind."""
+    """Reads a clip; raises MediaError if its record is damaged or of another kind."""
     if not 0 <= index < len(self):    # ends an iteration
       raise IndexError(index)
     name = f'{self.names}[{index}]'
@@ -71,25 +71,25 @@ class Records(Sequence[Clip]):
       return self.parse(self.records[index], name)
     except _MALFORMED as e:
       reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-      raise MediaError(name, f'is no record of the expected kind ({reason}); '
+      raise MediaError(name, f'is not a record of the expected kind ({reason}); '
                              'docs/data.md describes the kinds') from e
 
 
 def open_array_records(paths: Sequence[pathlib.Path]) -> Records:
-  """Shards that `vatt_jax prepare` wrote."""
+  """Opens shards that `vatt_jax prepare` wrote."""
   return Records(_array_records(paths), _common_name(paths), from_example)
 
 
 def open_sequence_examples(paths: Sequence[pathlib.Path]) -> Records:
-  """TFRecord files of SequenceExamples: the layout of DMVR and the released code."""
+  """Opens TFRecord files of SequenceExamples, as of DMVR and the released code."""
   return Records(TFRecords(paths), _common_name(paths), from_sequence_example)
 
 
 def open_tfds(folder: pathlib.Path, split: str) -> Records:
-  """A split of a data set that TFDS prepared.
+  """Opens a split of a dataset that TFDS prepared.
 
   Raises:
-    UserError: there is no such split, or its features are of no use here.
+    UserError: the split does not exist, or it has neither video, image nor audio.
   """
   builder = tfds.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
@@ -107,17 +107,17 @@ def open_tfds(folder: pathlib.Path, split: str) -> Records:
 
 
 def to_example(clip: Clip, name: str, **content: Any) -> bytes:
-  """A clip as a record of the packed form (docs/data.md).
+  """Serializes a clip as a packed record (docs/data.md).
 
   Args:
-    clip: for its captions and labels.
-    name: of the record; its suffix tells an image from a film.
-    **content: `media`, a file's bytes, with `start` and `end` of the clip in it; or
-      `frames`, a list of JPEGs, with `frame_rate_hz`; and `sound`, the bytes of
+    clip: the clip, for its captions and labels.
+    name: name of the record; its suffix tells an image from a video.
+    **content: either `media`, a file's bytes, with `start` and `end` of the clip in
+      it; or `frames`, a list of JPEGs, with `frame_rate_hz`, and `sound`, the bytes of
       little-endian int16 samples, with `sound_hz`.
 
   Returns:
-    A serialised tf.train.Example.
+    A serialized tf.train.Example.
   """
   example = tf.train.Example()
   add = example.features.feature
@@ -140,7 +140,7 @@ def to_example(clip: Clip, name: str, **content: Any) -> bytes:
 
 
 def from_example(record: bytes, name: str) -> Clip:
-  """The way back: a record of the packed form -> clip."""
+  """Parses a packed record, as `to_example` writes it, to a clip."""
   feature = tf.train.Example.FromString(record).features.feature
   text = lambda key: [v.decode() for v in feature[key].bytes_list.value]
   times = lambda key: feature[key].float_list.value
@@ -165,7 +165,7 @@ def from_example(record: bytes, name: str) -> Clip:
 
 
 def from_sequence_example(record: bytes, name: str) -> Clip:
-  """A SequenceExample with the keys that DMVR gives it (docs/data.md) -> clip."""
+  """Parses a SequenceExample with DMVR's keys (docs/data.md) to a clip."""
   example = tf.train.SequenceExample.FromString(record)
   context, lists = example.context.feature, example.feature_lists.feature_list
   number = lambda key, default: (*context[key].float_list.value,
@@ -179,13 +179,13 @@ def from_sequence_example(record: bytes, name: str) -> Clip:
       np.asarray(f.float_list.value, np.float32)
       for f in lists['WAVEFORM/feature/floats'].feature)])
   if not np.isfinite(waveform).all():
-    # DMVR's example script asks FFmpeg for s32le, and takes that for floats.
-    raise ValueError('WAVEFORM/feature/floats are no numbers; write them as FFmpeg\'s '
+    # DMVR's example script asks FFmpeg for s32le, and stores it as floats.
+    raise ValueError('WAVEFORM/feature/floats are not finite; write them as FFmpeg\'s '
                      'f32le')
   path = name + ''.join(f'/{v.decode()}' for v in both('video/filename'))
   content = images.Stills(
       path, both('image/encoded'), number('image/frame_rate', _DMVR_FRAME_RATE_HZ),
-      waveform, int(number('WAVEFORM/feature/sample_rate', _DMVR_SOUND_HZ)))
+      waveform, int(number('WAVEFORM/feature/sample_rate', _DMVR_AUDIO_HZ)))
   captions = tuple(Caption(0.0, content.duration_seconds, v.decode())
                    for v in both('caption/string'))
   indices = context['clip/label/index'].int64_list.value
@@ -199,25 +199,25 @@ def from_sequence_example(record: bytes, name: str) -> Clip:
 
 
 def _from_tfds(record: bytes, name: str, features: tfds.features.FeaturesDict) -> Clip:
-  """What TFDS wrote for an example: a tf.train.Example, pictures still encoded."""
+  """Parses TFDS's tf.train.Example to a clip; its frames stay encoded."""
   example = tf.train.Example.FromString(record).features.feature
-  pictures = example['video' if 'video' in features else 'image'].bytes_list.value
+  frames = example['video' if 'video' in features else 'image'].bytes_list.value
   waveform, rate_hz = np.zeros(0, np.float32), 1
   if 'audio' in features:
-    waveform, rate_hz = _tfds_sound(example['audio'], features['audio'])
-  if not len(pictures) and not len(waveform):
+    waveform, rate_hz = _tfds_audio(example['audio'], features['audio'])
+  if not len(frames) and not len(waveform):
     raise ValueError(f'has the keys {_names(example)}; expected video, image or audio')
   frame_rate_hz = 1.0
   if 'video' in features:
-    frame_rate_hz = (len(pictures) * rate_hz / len(waveform) if len(waveform) else
+    frame_rate_hz = (len(frames) * rate_hz / len(waveform) if len(waveform) else
                      _TFDS_FRAME_RATE_HZ)
-  content = images.Stills(name, pictures, frame_rate_hz, waveform, rate_hz)
+  content = images.Stills(name, frames, frame_rate_hz, waveform, rate_hz)
   captions, labels = [], {}
   for key, feature in features.items():
-    kind = getattr(feature, 'feature', feature)    # of a sequence: its elements'
+    kind = getattr(feature, 'feature', feature)    # a sequence: its elements' feature
     if isinstance(kind, tfds.features.ClassLabel):
       labels[key] = '|'.join(kind.int2str(i) for i in example[key].int64_list.value
-                             if i >= 0)    # -1: kept secret, in tests of some
+                             if i >= 0)    # -1: not published, in some test splits
     elif isinstance(kind, tfds.features.Text):
       texts = [v.decode() for v in example[key].bytes_list.value]
       if key in ('text', 'caption', 'captions'):
@@ -227,33 +227,33 @@ def _from_tfds(record: bytes, name: str, features: tfds.features.FeaturesDict) -
   return Clip(name, captions=tuple(captions), labels=labels, content=content)
 
 
-def _tfds_sound(values: tf.train.Feature, feature: Any) -> tuple[np.ndarray, int]:
-  """Mono samples of a feature of sound, and their rate in Hz."""
+def _tfds_audio(values: tf.train.Feature, feature: Any) -> tuple[np.ndarray, int]:
+  """Returns the mono samples of an audio feature, and their rate in Hz."""
   if values.bytes_list.value:
-    raise ValueError('its audio is kept encoded; prepare it with Audio(lazy_decode='
+    raise ValueError('its audio is stored encoded; prepare it with Audio(lazy_decode='
                      'False, encoding=None)')
   rate_hz = getattr(feature, 'sample_rate', None)
   if not rate_hz:
-    raise ValueError('its feature "audio" says no sample_rate')
+    raise ValueError('its feature "audio" has no sample_rate')
   whole = values.int64_list.value
   samples = np.asarray(whole or values.float_list.value, np.float32)
   if len(feature.shape) == 2:    # time, channels
     samples = samples.reshape(-1, feature.shape[1]).mean(axis=1)
   if whole:
     if np.abs(samples).max() > 32768:
-      raise ValueError('its audio has whole numbers of more than 16 bits')
+      raise ValueError('its audio has integers of more than 16 bits')
     samples = np.clip(np.round(samples), -32768, 32767).astype(np.int16)
   return samples, int(rate_hz)
 
 
 class TFRecords(Sequence[bytes]):
-  """Records of TFRecord files, at random, by an index made at the start."""
+  """Gives random access to the records of TFRecord files by an index in memory."""
 
   def __init__(self, paths: Sequence[pathlib.Path]):
-    """Reads the length that stands before each record.
+    """Builds the index from the length before each record.
 
     Raises:
-      UserError: a file is compressed, cut short, or no TFRecord file.
+      UserError: a file is compressed, truncated, or not a TFRecord file.
     """
     self._paths = list(paths)
     self._places = [_tfrecord_places(path) for path in self._paths]
@@ -269,38 +269,38 @@ class TFRecords(Sequence[bytes]):
 
 
 def _tfrecord_places(path: pathlib.Path) -> np.ndarray:
-  """Offset and length of every record.  -> [N, 2]."""
+  """Returns offset and length of every record.  -> [N, 2]."""
   places, size, offset = [], path.stat().st_size, 0
   with path.open('rb', buffering=0) as file:
     while offset < size:
       header = file.read(12)    # length, and a checksum of it
       length = struct.unpack('<Q', header[:8])[0] if len(header) == 12 else size
       if offset + 16 + length > size:
-        raise UserError(f'{path}: no whole record at byte {offset}; expected a whole, '
-                        'uncompressed TFRecord file')
+        raise UserError(f'{path}: no complete record at byte {offset}; expected a '
+                        'complete, uncompressed TFRecord file')
       places.append((offset + 12, length))
       offset = file.seek(length + 4, os.SEEK_CUR)
   return np.asarray(places, np.int64).reshape(-1, 2)
 
 
 class TarClips(Sequence[Clip]):
-  """The clips of tar files in the layout of WebDataset.
+  """Gives the clips of tar files in the layout of WebDataset.
 
-  Files of one name but for what follows the first dot are one clip: a media file;
-  `.txt`, a sentence; `.cls`, a label; `.json`, an object like a line of a JSONL
-  manifest, without the path.
+  Files with the same name up to the first dot are one clip: a media file; `.txt`, a
+  sentence; `.cls`, a label; `.json`, an object like a line of a JSONL manifest,
+  without the path.
   """
 
   def __init__(self, paths: Sequence[pathlib.Path],
                parse: Callable[[str, str, dict[str, Any]], Clip]):
-    """Reads the headers.
+    """Reads the headers of the tar files.
 
     Args:
-      paths: of the tar files.
-      parse: where, path, other columns -> clip.
+      paths: paths of the tar files.
+      parse: location for messages, path, other columns -> clip.
 
     Raises:
-      UserError: a file is compressed or no tar file, or holds no media.
+      UserError: a file is compressed or is not a tar file.
     """
     self._parse = parse
     self._clips = [c for path in paths for c in _tar_members(path)]
@@ -309,9 +309,9 @@ class TarClips(Sequence[Clip]):
     return len(self._clips)
 
   def __getitem__(self, index: int) -> Clip:
-    """Raises MediaError: the clip's text is not what its suffix says."""
+    """Reads a clip; raises MediaError if a text does not have its suffix's format."""
     shard, name, members = self._clips[index]
-    # A film rather than its thumbnail, or its sound apart.
+    # A video takes precedence over its thumbnail and over a separate audio file.
     media = min(filter(_is_media, members), key=lambda s: (
         f'.{s}' in IMAGE_SUFFIXES, f'.{s}' in SOUND_SUFFIXES))
     path = f'{shard}/{name}.{media}'
@@ -327,7 +327,7 @@ class TarClips(Sequence[Clip]):
     except UserError as e:
       raise MediaError(path, str(e)) from e
     except (ValueError, TypeError) as e:
-      raise MediaError(path, f'beside it, {name}.{suffix} is not '
+      raise MediaError(path, f'the file {name}.{suffix} beside it is not '
                              f'{"a JSON object" if suffix == "json" else "UTF-8 text"} '
                              f'({e})') from e
     except OSError as e:
@@ -335,7 +335,7 @@ class TarClips(Sequence[Clip]):
 
 
 def _tar_members(path: pathlib.Path) -> list[tuple[pathlib.Path, str, dict]]:
-  """(shard, name, suffix -> offset and size) of each clip."""
+  """Returns (shard, name, suffix -> offset and size) of each clip."""
   clips: dict[str, dict[str, tuple[int, int]]] = {}
   dotted = []
   try:
@@ -348,12 +348,12 @@ def _tar_members(path: pathlib.Path) -> list[tuple[pathlib.Path, str, dict]]:
           clips.setdefault(name, {})[suffix.lower()] = member.offset_data, member.size
           if '.' in suffix and _is_media(suffix.rpartition('.')[2].lower()):
             dotted.append(file)
-        archive.members.clear()    # or it keeps them all
+        archive.members.clear()    # otherwise tarfile keeps all in memory
   except tarfile.TarError as e:
-    raise UserError(f'{path}: expected a whole, uncompressed tar file ({e})') from e
+    raise UserError(f'{path}: expected a complete, uncompressed tar file ({e})') from e
   if dotted:
-    logging.warning('%s: %d media files have dots in their names, and are left out; '
-                    'the first is %s', path, len(dotted), dotted[0])
+    logging.warning('%s: skipped %d media files with dots in their names; the first '
+                    'is %s', path, len(dotted), dotted[0])
   return [(path, name, members) for name, members in clips.items()
           if any(map(_is_media, members))]
 
@@ -363,16 +363,16 @@ def _is_media(suffix: str) -> bool:
 
 
 def _array_records(paths: Sequence[pathlib.Path]) -> Sequence[bytes]:
-  try:    # where it does not run, nothing else should miss it
+  try:    # imported here, because it is not available on all platforms
     from array_record.python import array_record_data_source
   except ImportError as e:
-    raise UserError(f'{_common_name(paths)}: the package array_record, which reads it, '
-                    'is not here; it runs on Linux') from e
+    raise UserError(f'{_common_name(paths)}: reading it needs the package '
+                    'array_record, which is not installed; it runs on Linux') from e
   try:
     return array_record_data_source.ArrayRecordDataSource([os.fspath(p) for p in paths])
   except (RuntimeError, ValueError) as e:
     reason = (str(e).splitlines() or ['no index at its end'])[0]
-    raise UserError(f'{_common_name(paths)}: expected whole ArrayRecord files '
+    raise UserError(f'{_common_name(paths)}: expected complete ArrayRecord files '
                     f'({reason})') from e
 
 
@@ -381,7 +381,7 @@ def _names(keys: Iterable[str]) -> str:
 
 
 def _common_name(paths: Sequence[pathlib.Path]) -> str:
-  """One path, or where many are."""
+  """Returns a single path, or the folder of many."""
   return os.fspath(paths[0] if len(paths) == 1 else paths[0].parent)
 
 

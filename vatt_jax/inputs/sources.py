@@ -1,4 +1,4 @@
-"""What there is to read: a folder, a manifest, or files that hold many clips."""
+"""Sources of clips: folders, manifests, and files that hold many clips."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from vatt_jax.inputs.clip import Caption
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.clip import MEDIA_SUFFIXES
 
-# Weights are kept as whole numbers, for exact arithmetic: parts of this.
+# Weights become integer parts of this number, for exact arithmetic.
 _SHARE_STEPS = 10_000
 
 
 def open_source(path: str, captions: str = '') -> Sequence[Clip]:
-  """The clips of a source.
+  """Opens the clips of a source.
 
-  A folder gives every media file below it, in order of name; the name of its first
-  subfolder is the `label` of what is in it. A manifest is a
-  CSV file, or a JSONL file of objects, with `path` (relative to the manifest)
-  and, each optional, `start` and `end` in seconds and `text`, one sentence
-  about all of the clip; all other columns are labels. A JSONL line may also
+  A folder gives every media file below it, in order of name. The name of its first
+  subfolder is the `label` of the files in it.
+
+  A manifest is a CSV file, or a JSONL file of objects. It has the column `path`
+  (relative to the manifest) and optionally `start` and `end` in seconds and `text`, a
+  sentence about the whole clip. All other columns are labels. A JSONL line may also
   have `captions`, a list of {start, end, text}.
 
   Files that hold many clips are given by a pattern (`shards/train-*.tar`), or by
@@ -51,12 +52,13 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
   is given with a split, `tensorflow_datasets/ucf101/ucf101_1/2.0.0:train`.
 
   Args:
-    path: of the folder, manifest or files.
-    captions: a CSV or JSONL file of `path,start,end,text`, many rows a file, with
-      paths relative to it; its own is relative to the folder or the manifest's.
+    path: path of the folder, manifest or files.
+    captions: a CSV or JSONL file of `path,start,end,text`, with many rows per media
+      file and paths relative to the captions file. Its own path is relative to the
+      folder, or to the folder of the manifest.
 
   Raises:
-    UserError: names the file, and the line or column that is wrong.
+    UserError: the source is invalid; names the file and its wrong line or column.
   """
   if not path:
     raise UserError(f'the path of a source (data.path, --source) is empty; expected '
@@ -81,31 +83,31 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
                     '(.mp4, .mkv, .webm, ...) or rows with a path')
   if captions:
     if not isinstance(clips, list):
-      raise UserError(f'{path}: its records have their own captions; leave out the '
-                      f'captions file, {captions!r}')
+      raise UserError(f'{path}: its records have their own captions; remove the '
+                      f'captions file {captions!r}')
     clips = Captioned(clips, folder / captions)
   return clips
 
 
 def is_indexed(path: str, captions: str) -> bool:
-  """Returns whether `open_source` finds the index of the captions, and builds none."""
+  """Returns whether `open_source` need not build an index of the captions."""
   root = pathlib.Path(path)
   return not captions or caption_index.is_ready(
       (root if root.is_dir() else root.parent) / captions)
 
 
 def _how_to_build(path: pathlib.Path) -> str:
-  """Returns the command that makes a dataset of `data/`, for an error message."""
+  """Returns the command that builds a dataset of `data/`, for an error message."""
   folder = path if path.parent.name == 'data' else path.parent
   if folder.parent.name != 'data' or not folder.with_suffix('.py').is_file():
     return ''
-  return (f'make it with `python -m data.{folder.name} --out={folder}` (--help lists '
+  return (f'build it with `python -m data.{folder.name} --out={folder}` (--help lists '
           'its flags); ')
 
 
 def each(clips: Sequence[Clip], indices: Iterable[int] | None = None
          ) -> Iterator[Clip]:
-  """Yields clips, by default all; one that does not read is its name alone."""
+  """Yields clips, by default all; a clip that cannot be read has only its name."""
   for index in range(len(clips)) if indices is None else indices:
     try:
       clip = clips[index]
@@ -115,20 +117,20 @@ def each(clips: Sequence[Clip], indices: Iterable[int] | None = None
 
 
 def _open_many(path: str) -> Sequence[Clip] | None:
-  """The clips of files that hold many; None if it is a plain folder or a manifest."""
+  """Opens files that hold many clips; returns None for a plain folder or manifest."""
   folder, _, split = path.rpartition(':')
   if folder and (pathlib.Path(folder) / 'dataset_info.json').is_file():
     return records.open_tfds(pathlib.Path(folder), split)
   root = pathlib.Path(path)
   if (root / 'dataset_info.json').is_file():
-    raise UserError(f'{path}: was prepared by TFDS; say which split after a colon, '
+    raise UserError(f'{path}: was prepared by TFDS; add a split after a colon, such as '
                     f'{path}:train')
   files = [root] if root.is_file() else sorted(
       root.iterdir() if root.is_dir() else map(pathlib.Path, glob.glob(path)))
   by_kind: dict[str, list[pathlib.Path]] = {}
   for file in files:
     if kind := _MANY_SUFFIX.search(file.name):
-      # The script of DMVR gives its TFRecord files no suffix.
+      # DMVR's script writes TFRecord files without a suffix.
       by_kind.setdefault(kind[1] or 'tfrecord', []).append(file)
   if not by_kind:
     return None
@@ -136,8 +138,8 @@ def _open_many(path: str) -> Sequence[Clip] | None:
   if root.is_dir() and any(map(_is_media, root.rglob('*'))):
     kinds.append('media')
   if len(kinds) > 1:
-    raise UserError(f'{path}: holds files of several kinds, {", ".join(kinds)}; give '
-                    f'those of one, such as {path}/*.{kinds[0]}*')
+    raise UserError(f'{path}: holds files of several kinds, {", ".join(kinds)}; give a '
+                    f'pattern for one kind, such as {path}/*.{kinds[0]}*')
   if root.is_dir():
     _check_complete(path, by_kind[kinds[0]])
   clips = _MANY[kinds[0]](by_kind[kinds[0]])
@@ -146,20 +148,20 @@ def _open_many(path: str) -> Sequence[Clip] | None:
 
 
 def _check_complete(path: str, files: Sequence[pathlib.Path]) -> None:
-  """Raises UserError if of `NAME-00000-of-00010` and so on some are not there."""
-  found: dict[str, set[int]] = {}
+  """Raises UserError if some of the shards `NAME-00000-of-00010` etc. are missing."""
+  shards: dict[str, set[int]] = {}
   for file in files:
     if part := re.search(r'^(.*)-(\d+)-of-(\d+)', file.name):
-      found.setdefault(f'{part[1]}-*-of-{part[3]}', set()).add(int(part[2]))
-  for name, numbers in found.items():
+      shards.setdefault(f'{part[1]}-*-of-{part[3]}', set()).add(int(part[2]))
+  for name, numbers in shards.items():
     count = int(name.rpartition('-')[2])
     if len(numbers) < count:
       raise UserError(f'{path}: holds {len(numbers)} of the {count} shards {name}; '
-                      'finish them, or give those you want by a pattern')
+                      'add the others, or choose shards by a pattern')
 
 
 def _check_readable(path: str, clips: Sequence[Clip]) -> None:
-  """Raises UserError if the first clips are all malformed: then so is the source."""
+  """Raises UserError if all of the first clips are malformed."""
   for index in range(min(len(clips), _NUM_TRIED)):
     try:
       clips[index]
@@ -167,7 +169,8 @@ def _check_readable(path: str, clips: Sequence[Clip]) -> None:
     except media.MediaError as e:
       reason = e
   if len(clips):
-    raise UserError(f'{path}: none of its first clips reads: {reason}') from reason
+    raise UserError(f'{path}: none of its first clips can be read: {reason}'
+                    ) from reason
 
 
 def _folder_label(path: pathlib.Path) -> dict[str, str]:
@@ -184,39 +187,39 @@ def _open_tar(paths: Sequence[pathlib.Path]) -> Sequence[Clip]:
 
 _MANY = {'array_record': records.open_array_records, 'tar': _open_tar,
          'tfrecord': records.open_sequence_examples}
-# Compressed ones are taken too, so that their reader refuses them by name.
+# Compressed files match too, so that their reader refuses them by name.
 _MANY_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
                           r'(?:\.(?:gz|bz2|xz|zst))?|-\d{5}-of-\d{5})$')
-# How many clips of a source must be malformed for it to be of another kind.
+# If this many first clips are malformed, the source is of another kind.
 _NUM_TRIED = 10
 _EXPECTED = ('a folder of media files, a CSV or JSONL manifest, or shards '
              '(docs/data.md)')
 
 
 class Mixture(Sequence[Clip]):
-  """Several sources as one: the clips of the first, then of the second, and so on.
+  """Concatenates several sources: the clips of the first, then of the second, etc.
 
   Attributes:
     parts: the sources.
-    shares: how much of every batch each source gives, as whole numbers that are
-      compared with each other; empty: all clips are drawn alike.
-    num_files: how many files there are.
+    shares: the relative share of every batch for each source, as integers; empty if
+      all clips are equally probable.
+    num_files: number of files.
   """
 
   def __init__(self, parts: Sequence[Sequence[Clip]], weights: Sequence[float] = ()):
-    """Takes the sources, and a weight for each or none at all.
+    """Takes the sources, and a weight for each source or no weights.
 
     Raises:
-      UserError: there are not as many weights, or one is not positive.
+      UserError: the number of weights is wrong, or a weight is not positive.
     """
     if weights and (len(weights) != len(parts) or min(weights) <= 0):
       raise UserError(f'data.weights={tuple(weights)}: expected a positive number for '
-                      f'each of the {len(parts)} sources, or none at all')
+                      f'each of the {len(parts)} sources, or no weights')
     self.parts = tuple(parts)
     self.shares = tuple(round(w / sum(weights) * _SHARE_STEPS) for w in weights)
     if 0 in self.shares:
-      raise UserError(f'data.weights={tuple(weights)}: the least is too small beside '
-                      f'the others, below one in {_SHARE_STEPS}')
+      raise UserError(f'data.weights={tuple(weights)}: the smallest is too small; '
+                      f'expected at least 1/{_SHARE_STEPS} of the sum')
     self._ends = list(itertools.accumulate(map(len, self.parts)))
     self.num_files = sum(map(_num_files, self.parts))
 
@@ -230,20 +233,21 @@ class Mixture(Sequence[Clip]):
 
 
 class Captioned(Sequence[Clip]):
-  """Clips with captions that a file beside them has, many rows a clip.
+  """Adds captions from a captions file, with many rows per clip, to clips.
 
-  Where each file's rows stand is in a `caption_index`: a hundred million sentences do
-  not fit into memory, and take minutes to go through. They are read with their clip.
+  A `caption_index` gives the position of each media file's rows, because a hundred
+  million sentences do not fit into memory and take minutes to scan. The rows are read
+  with their clip.
 
   Attributes:
-    plain: the clips as they are without the file.
+    plain: the clips without the captions file.
   """
 
   def __init__(self, clips: Sequence[Clip], path: pathlib.Path):
-    """Opens the index of the captions file, which reads the file if there is none.
+    """Opens the index of the captions file; reads the file if it has no index.
 
     Raises:
-      UserError: it is not there, a row is malformed, or none is of a clip.
+      UserError: the file is missing, a row is malformed, or no row belongs to a clip.
     """
     if not path.is_file():
       raise UserError(f'{path}: no such captions file; expected a CSV or JSONL file of '
@@ -252,8 +256,8 @@ class Captioned(Sequence[Clip]):
     self._table = _Table(path, ('path', 'text'))
     self._folder = os.path.normpath(path.parent)
     self._index = caption_index.open_index(path, self._pieces())
-    next(iter(self._table), None)    # the table learns the names of its columns
-    # The paths are compared once, when the index is built: it takes seconds.
+    next(iter(self._table), None)    # reads the names of the table's columns
+    # The paths are compared only when the index is built, because it takes seconds.
     if self._index.is_new or not any(self._index.find(self._keys(c.path))
                                      for c in clips):
       self._name_unknown()
@@ -269,11 +273,11 @@ class Captioned(Sequence[Clip]):
     return dataclasses.replace(clip, captions=clip.captions + tuple(more))
 
   def _pieces(self) -> Iterator[tuple[str, int, int]]:
-    """Yields key, begin and end of rows of one file that follow each other."""
+    """Yields key, begin and end of adjacent rows of one media file."""
     last, key, piece = object(), '', None
     for number, row, begin, end in self._table:
       where = f'{self._table.path}:{number}'
-      _caption(where, row)    # a mistake is told now, not in the middle of a run
+      _caption(where, row)    # reports an error now, not in the middle of a run
       if row['path'] != last:
         last = row['path']
         file = _beside(self._table.path, _path(where, row))
@@ -288,9 +292,9 @@ class Captioned(Sequence[Clip]):
       yield piece
 
   def _keys(self, path: str) -> list[str]:
-    """Returns how the index may name a clip's file.
+    """Returns the possible keys of a clip's file in the index.
 
-    It names a file as the captions file does, so that both may be moved together.
+    Keys follow the paths in the captions file, so that both may be moved together.
     """
     keys = [path] if os.path.isabs(path) else []
     if os.path.isabs(path) == os.path.isabs(self._folder):
@@ -298,7 +302,7 @@ class Captioned(Sequence[Clip]):
     return keys
 
   def _name_unknown(self) -> None:
-    """Warns of files that are no clip's; raises UserError if all are."""
+    """Warns of paths that belong to no clip; raises UserError if all do not."""
     path = self._table.path
     unknown, count, first = self._index.unknown(
         key for clip in self.plain for key in self._keys(clip.path))
@@ -319,21 +323,21 @@ def _num_files(clips: Sequence[Clip]) -> int:
 
 
 class _Table:
-  """The rows of a CSV or JSONL file."""
+  """Reads the rows of a CSV or JSONL file."""
 
   def __init__(self, path: pathlib.Path, columns: tuple[str, ...]):
     """Takes a file, and the columns that it must have."""
     self.path = path
     self._columns = columns
-    self._names: list[str] | None = None    # of a CSV file's columns
+    self._names: list[str] | None = None    # the columns of a CSV file
     if path.suffix not in ('.csv', '.jsonl'):
       raise UserError(f'{path}: expected a folder, a .csv or a .jsonl file, or shards')
 
   def __iter__(self) -> Iterator[tuple[int, dict[str, Any], int, int]]:
-    """Line number, row, and the bytes from which to which it stands.
+    """Yields line number, row, and the byte offsets of its begin and end.
 
     Raises:
-      UserError: the file is not of its kind, or a column is missing.
+      UserError: the file is not valid CSV or JSONL, or a column is missing.
     """
     self._names = None
     with self.path.open('rb') as file:
@@ -345,7 +349,7 @@ class _Table:
         begin = end
 
   def read(self, begin: int, end: int) -> list[dict[str, Any]]:
-    """The rows that stand there, once all have been gone through."""
+    """Returns the rows between two offsets, after a first iteration."""
     with self.path.open('rb') as file:
       file.seek(begin)
       text = file.read(end - begin).decode()
@@ -361,7 +365,7 @@ class _Table:
 
   def _parse(self, lines: Iterable[str]
              ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Line number and row; None for a header."""
+    """Yields line number and row; the row of a header is None."""
     return (self._json_rows if self.path.suffix == '.jsonl' else self._csv_rows)(lines)
 
   def _csv_rows(self, lines):
@@ -378,7 +382,7 @@ class _Table:
         if values:
           yield reader.line_num, dict(itertools.zip_longest(self._names, values))
     except csv.Error as e:
-      raise UserError(f'{self.path}:{reader.line_num}: no CSV ({e})') from e
+      raise UserError(f'{self.path}:{reader.line_num}: not CSV ({e})') from e
 
   def _json_rows(self, lines):
     for number, line in enumerate(lines, 1):
@@ -388,17 +392,17 @@ class _Table:
       try:
         row = json.loads(line)
       except json.JSONDecodeError as e:
-        raise UserError(f'{where}: not JSON ({e.msg}); expected one object a '
+        raise UserError(f'{where}: not JSON ({e.msg}); expected one object per '
                         'line') from e
       if not isinstance(row, dict):
         raise UserError(f'{where}: expected a JSON object, found {line[:40]!r}')
       self._check(f'{where}: no key', '', row)
       yield number, row
 
-  def _check(self, message: str, place: str, found: Iterable[str]) -> None:
+  def _check(self, message: str, place: str, names: Iterable[str]) -> None:
     for column in self._columns:
-      if column not in found:
-        raise UserError(f'{message} {column!r}{place}; found {_list(found)}')
+      if column not in names:
+        raise UserError(f'{message} {column!r}{place}; found {_list(names)}')
 
 
 def _list(names) -> str:
@@ -426,27 +430,28 @@ def _clip(where: str, path: str, row: Mapping[str, Any]) -> Clip:
 
 
 def _label(value: Any) -> str:
-  """Of several labels, as JSON has them, one text."""
+  """Joins a JSON list of labels to one text."""
   if isinstance(value, list):
     return '|'.join(map(str, value))
   return '' if value is None else str(value)
 
 
 def _relative(path: str, folder: str) -> str:
-  """Returns a path as seen from a folder; both are normalised."""
+  """Returns a path relative to a folder; both are normalized."""
   if path.startswith(f'{folder}/'):    # much faster
     return path[len(folder) + 1:]
   return os.path.relpath(path, folder)
 
 
 def _beside(manifest: pathlib.Path, path: str) -> str:
-  """A path that is relative to the manifest's folder, written in one way."""
+  """Returns a path of a manifest, relative to its folder, as a normalized path."""
   return os.path.normpath(manifest.parent / path)
 
 
 def _caption(where: str, row: Any) -> Caption:
   if not isinstance(row, dict) or 'text' not in row:
-    raise UserError(f'{where}: expected a caption of start, end, text; found {row!r}')
+    raise UserError(f'{where}: expected a caption of start, end and text; found {row!r}'
+                    )
   start = _seconds(where, 'start', row.get('start'), 0.0)
   return Caption(start, _seconds(where, 'end', row.get('end'), start),
                  _text(where, 'text', row['text']))

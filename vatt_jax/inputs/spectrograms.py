@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of waveforms, and the masks of SpecAugment."""
+"""Computes log-mel spectrograms of waveforms and the masks of SpecAugment."""
 
 import dataclasses
 
@@ -6,39 +6,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# How a spectrogram enters a tower.
+# Normalizations of a spectrogram before a tower.
 NORMALIZATIONS = ('none', 'min_max', 'standardize')
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrogram:
-  """The constants of a log-mel spectrogram, of periodic Hann windows.
+  """Computes log-mel spectrograms with periodic Hann windows.
 
   Bin f of window t is log(log_scale * sum_k w[k, f] |X[t, k]|^power + log_offset),
   normalized, where X is the short-time Fourier transform of the waveform in [-1, 1]
   and w are TensorFlow's triangles on the (HTK) mel scale.
 
   Attributes:
-    audio_hz: of the waveform.
-    window_seconds: of the short-time Fourier transform.
-    step_seconds: between the starts of windows.
-    fft_length: samples, of the window with zeros behind it.
+    audio_hz: sample rate of the waveform.
+    window_seconds: length of a window of the short-time Fourier transform.
+    step_seconds: time between the starts of windows.
+    fft_length: samples; the window is zero-padded to this length.
     mel_bins: F.
-    low_hz: where the first triangle starts.
-    high_hz: where the last triangle ends.
+    low_hz: lower edge of the first triangle.
+    high_hz: upper edge of the last triangle.
     power: 1 for magnitudes, 2 for power.
-    log_scale: times the mel-weighted sum.
-    log_offset: added to it, so that silence has a logarithm.
-    normalize: 'none'; 'min_max' stretches each clip to [0, 1], a constant one becomes
-      zeros; 'standardize' subtracts `mean` and divides by `std`.
-    mean: of all bins over a dataset, for 'standardize'.
-    std: likewise.
-    pad_end: a window starts at every step within the clip, with zeros behind the
-      clip's end; otherwise only windows that lie within the clip count.
+    log_scale: factor of the mel-weighted sum.
+    log_offset: offset of the scaled sum, so that silence has a logarithm.
+    normalize: 'none'; 'min_max' stretches each clip to [0, 1], and a constant clip
+      becomes zeros; 'standardize' subtracts `mean` and divides by `std`.
+    mean: mean of all bins over a dataset, for 'standardize'.
+    std: standard deviation of all bins over a dataset, for 'standardize'.
+    pad_end: whether a window starts at every step within the clip, with zeros after
+      the clip's end; otherwise only windows within the clip count.
 
   Raises:
     ValueError: the window does not fit the FFT, the edges do not fit the sample rate,
-      or the normalization is unknown or has no use for `mean` and `std`.
+      the normalization is unknown, or it does not use `mean` and `std`.
   """
   audio_hz: int
   window_seconds: float
@@ -60,8 +60,8 @@ class Spectrogram:
       raise ValueError(f'window_seconds={self.window_seconds}: {self.window} samples, '
                        f'expected at most fft_length={self.fft_length}')
     if not 0 <= self.low_hz < self.high_hz <= self.audio_hz / 2:
-      raise ValueError(f'low_hz={self.low_hz}, high_hz={self.high_hz}: expected one '
-                       f'below the other, within half of audio_hz={self.audio_hz}')
+      raise ValueError(f'low_hz={self.low_hz}, high_hz={self.high_hz}: expected '
+                       f'low_hz < high_hz, at most half of audio_hz={self.audio_hz}')
     if self.normalize not in NORMALIZATIONS:
       raise ValueError(f'normalize={self.normalize!r}: expected one of '
                        f'{", ".join(NORMALIZATIONS)}')
@@ -73,22 +73,22 @@ class Spectrogram:
 
   @property
   def window(self) -> int:
-    """Samples."""
+    """Returns the length of a window in samples."""
     return round(self.window_seconds * self.audio_hz)
 
   @property
   def step(self) -> int:
-    """Samples."""
+    """Returns the step between windows in samples."""
     return round(self.step_seconds * self.audio_hz)
 
   def num_windows(self, num_samples: int) -> int:
-    """Returns T for a clip of so many samples."""
+    """Returns T, the number of windows, for a clip of `num_samples` samples."""
     if self.pad_end:
       return -(-num_samples // self.step)
     return max((num_samples - self.window) // self.step + 1, 0)
 
   def __call__(self, audio: jax.Array) -> jax.Array:
-    """The spectrogram.  float [B, S] in [-1, 1] -> [B, T, F]."""
+    """Computes the spectrogram.  float [B, S] in [-1, 1] -> [B, T, F]."""
     n, num_samples = self.window, audio.shape[-1]
     starts = np.arange(self.num_windows(num_samples)) * self.step
     if self.pad_end:
@@ -102,7 +102,7 @@ class Spectrogram:
     return self._normalized(jnp.log(self.log_scale * mel + self.log_offset))
 
   def _normalized(self, x: jax.Array) -> jax.Array:
-    """[B, T, F] -> [B, T, F]."""
+    """Normalizes spectrograms.  [B, T, F] -> [B, T, F]."""
     if self.normalize == 'min_max':
       low = x.min((1, 2), keepdims=True)
       spread = x.max((1, 2), keepdims=True) - low
@@ -114,14 +114,15 @@ class Spectrogram:
 
 def mel_weights(mel_bins: int, num_frequencies: int, audio_hz: int, low_hz: float,
                 high_hz: float) -> np.ndarray:
-  """Returns triangles on the HTK mel scale, as TensorFlow's, whose heights are 1.
+  """Returns triangles of height 1 on the HTK mel scale, like TensorFlow.
 
   Args:
-    mel_bins: F, triangles that are evenly spaced and overlap by half.
-    num_frequencies: of the Fourier transform, evenly from 0 to audio_hz / 2.
-    audio_hz: of the waveform.
-    low_hz: where the first triangle starts.
-    high_hz: where the last triangle ends.
+    mel_bins: F, number of triangles, which are evenly spaced and overlap by half.
+    num_frequencies: number of frequencies of the Fourier transform, evenly spaced
+      from 0 to audio_hz / 2.
+    audio_hz: sample rate of the waveform.
+    low_hz: lower edge of the first triangle.
+    high_hz: upper edge of the last triangle.
 
   Returns:
     float32 [num_frequencies, F]; the constant part has no weight.
@@ -135,53 +136,54 @@ def mel_weights(mel_bins: int, num_frequencies: int, audio_hz: int, low_hz: floa
   return np.maximum(triangles, 0).astype(np.float32)
 
 
-# What a paper does not say is taken from code: VATT's and GDT's own (STiCA's is the
-# same as GDT's), for MMV that of its authors' library DMVR. Of no paper are what all
-# share: Hann windows (GDT's code has flat ones behind a pre-emphasis), whole (VATT's
-# and MMV's code pads the end: `RELEASED`).
+# Constants that a paper does not give come from code: VATT's and GDT's own (STiCA's is
+# the same as GDT's), and for MMV its authors' library DMVR. All rows share two choices
+# that no paper states: Hann windows (GDT's code has flat ones after a pre-emphasis),
+# and complete windows (VATT's and MMV's code pads the end: `RELEASED`).
 SPECTROGRAMS = {
-    # Section 4.5.1: 80 bins, 42 ms every 21 ms. Code: all else. Both readings stretch
+    # Section 4.5.1: 80 bins, 42 ms every 21 ms. Code: all else. Both variants stretch
     # each clip: without it a tower hardly learns (docs/decisions/0008).
     'vatt': dict(audio_hz=48_000, window_seconds=0.042, step_seconds=0.021,
                  fft_length=2016, mel_bins=80, low_hz=80.0, high_hz=7600.0, power=1,
                  log_scale=1e4, log_offset=1.0, normalize='min_max'),
     # Section 4.1: 80 bins. VATT says that its windows follow MMV's. Neither paper nor
-    # code normalizes: it is made for a CNN, whose batch norm does.
+    # code normalizes: the input goes to a CNN, whose batch norm normalizes it.
     'mmv': dict(audio_hz=48_000, window_seconds=2048 / 48_000,
                 step_seconds=1024 / 48_000, fft_length=2048, mel_bins=80, low_hz=80.0,
                 high_hz=7600.0, power=1, log_scale=1.0, log_offset=1e-6,
                 normalize='none'),
     # Appendix A.3.3: 40 bins, 99 windows a second, zero mean and unit variance. Code:
-    # all else; 2 ** 20 makes power in [-1, 1] theirs, which is of 16-bit samples and
-    # divided by the FFT's length.
+    # all else. Its power is computed from 16-bit samples and divided by the FFT's
+    # length; the factor 2 ** 20 gives the same from samples in [-1, 1].
     'gdt': dict(audio_hz=24_000, window_seconds=0.02, step_seconds=0.01,
                 fft_length=1024, mel_bins=40, low_hz=0.0, high_hz=12_000.0, power=2,
                 log_scale=2.0 ** 20, log_offset=2.0 ** -52, normalize='standardize',
                 mean=1.93, std=17.89),
     # Appendix 6.1: 257 bins, 199 windows a second: 10 ms every 5 ms. The code gets 199
-    # out of two seconds, by GDT's windows; all else is the code's. It does not
-    # normalize: as MMV's, it is made for a CNN with batch norm.
+    # from two seconds, with GDT's windows. Code: all else. It does not normalize: like
+    # MMV's, the input goes to a CNN with batch norm.
     'stica': dict(audio_hz=24_000, window_seconds=0.01, step_seconds=0.005,
                   fft_length=1024, mel_bins=257, low_hz=0.0, high_hz=12_000.0, power=2,
                   log_scale=2.0 ** 20, log_offset=2.0 ** -52, normalize='none')}
 
-# What the released code of a row does otherwise, for `variant='release'`.
+# Differences of the released code from a row above, for `variant='release'`.
 RELEASED = {'vatt': dict(pad_end=True), 'mmv': dict(pad_end=True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecAugment:
-  """Masks of time and frequency (arXiv 1904.08779, section 2, without the warp).
+  """Masks time and frequency (arXiv 1904.08779, section 2, without the warp).
 
-  Each clip draws its own. What is masked becomes the clip's mean, for the zero of
-  the paper is the mean of its spectrograms. GDT (appendix A.3.3) has one mask of up
-  to 6 windows and one of up to 3 bins; VATT and STiCA have none, MMV found none good.
+  Each clip has its own random masks. Masked values become the clip's mean, because the
+  zero of the paper is the mean of its spectrograms. GDT (appendix A.3.3) has one mask
+  of up to 6 windows and one of up to 3 bins. VATT and STiCA have no masks, and MMV
+  found none that helped.
 
   Attributes:
-    time_masks: how many.
-    time_width: most windows of one; 0 to that many are equally probable.
-    frequency_masks: how many.
-    frequency_width: most bins of one, likewise.
+    time_masks: number of masks in time.
+    time_width: largest width of a mask in windows; 0 to this are equally probable.
+    frequency_masks: number of masks in frequency.
+    frequency_width: largest width of a mask in bins; 0 to this are equally probable.
   """
   time_masks: int
   time_width: int
@@ -200,7 +202,7 @@ class SpecAugment:
 
 
 def _masked(key: jax.Array, size: int, masks: int, width: int) -> jax.Array:
-  """Which places some of the masks cover.  -> bool [size]."""
+  """Returns the places that at least one mask covers.  -> bool [size]."""
   widths, starts = jax.random.uniform(key, (2, masks, 1))
   widths = jnp.floor(widths * (min(width, size) + 1))
   starts = jnp.floor(starts * (size - widths + 1))

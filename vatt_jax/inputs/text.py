@@ -1,7 +1,7 @@
-"""Sentences to ids: whole words, BERT's pieces of words, or SentencePiece's.
+"""Tokenizers: whole words, BERT's WordPiece, or SentencePiece.
 
-Whatever the kind, 0 pads, and no token marks where a sentence begins or ends, as
-BERT's [CLS] and [SEP] do: VATT's text tower has an aggregation token of its own.
+All pad with 0. None adds tokens at the begin or end of a sentence, like BERT's [CLS]
+and [SEP], because VATT's text tower has its own aggregation token.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from vatt_jax.errors import UserError
 PAD, UNKNOWN = '<pad>', '<unk>'  # ids 0 and 1 of the vocabularies built here
 _NOT_WORD = re.compile(r"[^\w\s]|_")
 
-# More say little, and the trainer would hold them all in memory.
+# The trainer holds all sentences in memory, and more of them change little.
 _MAX_TRAINING_SENTENCES = 1_000_000
 
 
 def words(text: str) -> list[str]:
-  """Lower case, punctuation removed, split on white space."""
+  """Splits a text into words: lower case, no punctuation, split at white space."""
   return _NOT_WORD.sub('', text.lower()).split()
 
 
 class Tokenizer(abc.ABC):
-  """Maps sentences to ids; 0 pads.
+  """Maps sentences to ids; 0 is the id of padding.
 
   Attributes:
-    file_name: under which a workdir keeps it.
-    size: how many ids there are, with that of padding.
-    unknown: the id of what the vocabulary lacks.
+    file_name: name of its file in a workdir.
+    size: number of ids, including padding.
+    unknown: id of tokens that are not in the vocabulary.
   """
   file_name: ClassVar[str]
   size: int
@@ -50,44 +50,44 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def ids(self, text: str) -> list[int]:
-    """Of all words, or pieces, of a sentence."""
+    """Returns the ids of all tokens of a sentence."""
 
   @abc.abstractmethod
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a file that `load` reads."""
 
   def encode(self, text: str, max_tokens: int) -> np.ndarray:
-    """Clipped or padded to `max_tokens`.  -> int32 [max_tokens]."""
+    """Returns ids, truncated or padded to `max_tokens`.  -> int32 [max_tokens]."""
     ids = self.ids(text)[:max_tokens]
     return np.pad(np.asarray(ids, np.int32), (0, max_tokens - len(ids)))
 
   def count_unknown(self, text: str) -> tuple[int, int]:
-    """How many words, or pieces, the vocabulary lacks, and of how many."""
+    """Returns the number of unknown tokens and the number of all tokens."""
     ids = self.ids(text)
     return ids.count(self.unknown), len(ids)
 
 
 class WordTokenizer(Tokenizer):
-  """Whole words.
+  """Splits sentences into whole words.
 
-  The stop words are the Glasgow Information Retrieval Group's, as scikit-learn has
-  them. The list that HowTo100M's narrations were cleaned with (`stop_words.py` of
-  github.com/antoine77340/howto100m) is one made from it.
+  The stop words are the Glasgow Information Retrieval Group's, from scikit-learn. The
+  list that cleaned HowTo100M's narrations (`stop_words.py` of
+  github.com/antoine77340/howto100m) is derived from it.
 
   Attributes:
-    vocabulary: the words as they were given.
-    names: the words in the order of ids, padding and unknown among them.
+    vocabulary: the words as given to the constructor.
+    names: the words in the order of ids, including padding and unknown.
   """
   file_name = 'vocabulary.txt'
 
   def __init__(self, vocabulary: Sequence[str], drop_stop_words: bool = False):
-    """Makes a tokenizer of a list of words.
+    """Creates a tokenizer from a list of words.
 
     Args:
-      vocabulary: the words of ids 2, 3, ..., for 0 pads and 1 is unknown; or, begun
-        by '<pad>', of 0, 1, ..., with '<unk>' wherever it is (the release's code reads
-        such lists).
-      drop_stop_words: leave them out of sentences, which may leave nothing.
+      vocabulary: the words of ids 2, 3, ..., where 0 pads and 1 is unknown. If the list
+        begins with '<pad>', the words of ids 0, 1, ..., with '<unk>' at any place (the
+        release's code reads such lists).
+      drop_stop_words: whether to remove stop words; a sentence may become empty.
 
     Raises:
       ValueError: a list that begins with '<pad>' lacks '<unk>'.
@@ -97,8 +97,8 @@ class WordTokenizer(Tokenizer):
     if names[:1] != (PAD,):
       names = (PAD, UNKNOWN, *names)
     if UNKNOWN not in names:
-      raise ValueError(f'begins with {PAD}, but has no {UNKNOWN}; add it, or leave '
-                       'both out')
+      raise ValueError(f'begins with {PAD}, but has no {UNKNOWN}; add it, or remove '
+                       'both')
     self.names = tuple(names)
     self._ids = {word: i for i, word in enumerate(names)}
     self._dropped = ENGLISH_STOP_WORDS if drop_stop_words else frozenset()
@@ -114,20 +114,21 @@ class WordTokenizer(Tokenizer):
 
   @classmethod
   def parse(cls, content: bytes, drop_stop_words: bool = False) -> WordTokenizer:
-    """Of a file of one word a line, or of `ID WORD`, as the release's code takes too.
+    """Parses a file of one word per line, or of lines `ID WORD` like the release's.
 
     Raises:
-      ValueError: it is no such file.
+      ValueError: the file has another format.
     """
     rows = [(number, line.split()) for number, line in enumerate(_lines(content), 1)]
     rows = [(number, row) for number, row in rows if row]
     if rows and rows[0][1] == ['[PAD]']:
-      raise ValueError("a WordPiece vocabulary; set config.data.tokenizer='wordpiece'")
+      raise ValueError("is a WordPiece vocabulary; set config.data.tokenizer="
+                       "'wordpiece'")
     if rows and all(len(row) == 2 and row[0].isdecimal() for _, row in rows):
       by_id = sorted((int(i), word) for _, (i, word) in rows)
       if [i for i, _ in by_id] != list(range(len(by_id))) or by_id[0][1] != PAD:
-        raise ValueError(f'expected the ids 0 ... {len(by_id) - 1}, each once, 0 for '
-                         f'{PAD}')
+        raise ValueError(f'expected the ids 0 ... {len(by_id) - 1}, each once, and 0 '
+                         f'for {PAD}')
       return cls([word for _, word in by_id], drop_stop_words)
     for number, row in rows:
       if len(row) != 1:
@@ -137,24 +138,26 @@ class WordTokenizer(Tokenizer):
   @classmethod
   def build(cls, texts: Iterable[str], size: int, drop_stop_words: bool = False
             ) -> WordTokenizer:
-    """The `size` - 2 commonest words of the texts; of equals, the alphabet's first."""
+    """Builds a vocabulary of the `size` - 2 most frequent words of the texts.
+
+    Words of equal frequency are in alphabetical order.
+    """
     return cls.rank(collections.Counter(w for text in texts for w in words(text)), size,
                     drop_stop_words)
 
   @classmethod
   def rank(cls, counts: Mapping[str, int], size: int, drop_stop_words: bool = False
            ) -> WordTokenizer:
-    """As `build`, of words counted already."""
+    """Builds a vocabulary like `build`, from counts of words."""
     wanted = counts.keys() - (ENGLISH_STOP_WORDS if drop_stop_words else ())
     ranked = sorted(wanted, key=lambda w: (-counts[w], w))
     return cls(ranked[:size - 2], drop_stop_words)
 
 
 class WordPieceTokenizer(Tokenizer):
-  """Pieces of words by a vocabulary of BERT's; an id is a line of that file, from 0.
+  """Splits words into pieces with BERT's vocabulary; an id is its line, from 0.
 
-  Sentences are put in lower case and stripped of accents unless the vocabulary has
-  capitals.
+  Sentences become lower case without accents unless the vocabulary has capitals.
   """
   file_name = 'wordpiece.txt'
 
@@ -162,11 +165,11 @@ class WordPieceTokenizer(Tokenizer):
     """Takes the pieces of ids 0, 1, ...
 
     Raises:
-      ValueError: not such as BERT's.
+      ValueError: the pieces are not a vocabulary like BERT's.
     """
     if not pieces or pieces[0] != '[PAD]' or '[UNK]' not in pieces:
-      raise ValueError("expected a BERT vocabulary, one piece a line, '[PAD]' first "
-                       "and '[UNK]' among them")
+      raise ValueError("expected a BERT vocabulary, one piece per line, with '[PAD]' "
+                       "first and with '[UNK]'")
     self._pieces = tuple(pieces)
     self.size, self.unknown = len(pieces), pieces.index('[UNK]')
     cased = any(p != p.lower() for p in pieces if not re.fullmatch(r'\[\w+\]', p))
@@ -185,20 +188,20 @@ class WordPieceTokenizer(Tokenizer):
 
   @classmethod
   def parse(cls, content: bytes) -> WordPieceTokenizer:
-    """Of a BERT `vocab.txt`.
+    """Parses a BERT `vocab.txt`.
 
     Raises:
-      ValueError: it is no such file.
+      ValueError: the file has another format.
     """
     return cls([line.strip() for line in _lines(content)])
 
 
 class SentencePieceTokenizer(Tokenizer):
-  """Pieces of sentences by a SentencePiece model.
+  """Splits sentences into pieces with a SentencePiece model.
 
-  The ids are the model's if its 0 pads, as those of `train` and T5's do; all others
-  (by default SentencePiece has no padding, and 0 for unknown characters) are the
-  model's plus 1.
+  The ids are the model's if its id 0 pads, as in models of `train` and T5's. Otherwise
+  the ids are the model's plus 1. (By default SentencePiece has no padding, and 0 is
+  unknown.)
   """
   file_name = 'sentencepiece.model'
 
@@ -206,7 +209,7 @@ class SentencePieceTokenizer(Tokenizer):
     """Takes the bytes of a model file.
 
     Raises:
-      ValueError: they are none.
+      ValueError: the bytes are not a SentencePiece model.
     """
     self._content = content
     try:
@@ -226,23 +229,23 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def parse(cls, content: bytes) -> SentencePieceTokenizer:
-    """Of a model file.
+    """Parses a model file.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the file is not a SentencePiece model.
     """
     return cls(content)
 
   @classmethod
   def train(cls, texts: Iterable[str], size: int) -> SentencePieceTokenizer:
-    """A unigram model, without regard to case; the same texts give the same bytes.
+    """Trains a case-insensitive unigram model; the same texts give the same bytes.
 
     Args:
-      texts: sentences; of more than a million, a million drawn at random.
-      size: the most ids; a small corpus gives fewer.
+      texts: sentences; if more than a million, a random million is used.
+      size: the largest number of ids; a small corpus gives fewer.
 
     Raises:
-      ValueError: SentencePiece cannot make such a model; its own words say why.
+      ValueError: SentencePiece cannot train the model; includes its own message.
     """
     sentencepiece.set_random_generator_seed(0)
     file = io.BytesIO()
@@ -267,14 +270,14 @@ def load(kind: str, path: str | os.PathLike[str], max_size: int,
   """Reads a tokenizer's file.
 
   Args:
-    kind: of `TOKENIZERS`.
-    path: of its file.
+    kind: a key of `TOKENIZERS`.
+    path: path of the tokenizer's file.
     max_size: the model's `vocabulary_size`.
-    drop_stop_words: of `WordTokenizer`; of no other kind.
+    drop_stop_words: argument of `WordTokenizer`; other kinds do not take it.
 
   Raises:
-    UserError: there is no such file, it is of another kind, or it has more ids than
-      the model has vectors.
+    UserError: the file does not exist, it is of another kind, or it has more ids than
+      the model has embeddings.
   """
   try:
     content = pathlib.Path(path).read_bytes()
@@ -287,18 +290,17 @@ def load(kind: str, path: str | os.PathLike[str], max_size: int,
     raise UserError(f'{path}: as data.tokenizer={kind!r}: {e}') from e
   if tokenizer.size > max_size:
     raise UserError(
-        f'{path}: {tokenizer.size} ids, padding and unknown words among them, do not '
+        f'{path}: {tokenizer.size} ids, including padding and unknown words, do not '
         f'fit model.text.vocabulary_size={max_size}; raise it to {tokenizer.size} or '
-        'take a smaller vocabulary')
+        'use a smaller vocabulary')
   return tokenizer
 
 
 def _lines(content: bytes) -> list[str]:
-  """Without the last line's end. Raises ValueError unless it is text."""
+  """Returns the lines of a text file; raises ValueError if it is not UTF-8."""
   try:
     text = content.decode('utf-8-sig')
   except UnicodeDecodeError as e:
-    raise ValueError(f'expected UTF-8 text ({e.reason} at byte {e.start}); a '
-                     "SentencePiece model goes with data.tokenizer='sentencepiece'"
-                     ) from e
+    raise ValueError(f'expected UTF-8 text ({e.reason} at byte {e.start}); for a '
+                     "SentencePiece model set data.tokenizer='sentencepiece'") from e
   return text.removesuffix('\n').split('\n') if text else []

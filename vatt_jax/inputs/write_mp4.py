@@ -1,4 +1,4 @@
-"""Writing films: the way back from pictures and sound to a file."""
+"""Writes MP4 files from frames and audio."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ def film(out: str | os.PathLike[str] | BinaryIO, pictures: Iterable[np.ndarray],
   """Writes an MP4 of H.264 and AAC.
 
   Args:
-    out: path, or a file open for writing that can seek.
-    pictures: uint8 [H, W, 3], RGB, of even height and width.
-    frame_rate_hz: of these.
-    sound: float32 [S] in [-1, 1], mono; None for none.
-    audio_hz: its sample rate.
-    audio_bit_rate: bits a second.
-    options: of x264.
+    out: path, or a seekable file open for writing.
+    pictures: frames, uint8 [H, W, 3], RGB, of even height and width.
+    frame_rate_hz: rate of the frames.
+    sound: audio, float32 [S] in [-1, 1], mono; None for no audio stream.
+    audio_hz: sample rate of the audio.
+    audio_bit_rate: bits per second.
+    options: options of x264.
   """
   pictures = iter(pictures)
   first = next(pictures)
   with av.open(out if hasattr(out, 'write') else os.fspath(out), 'w',
                format='mp4') as container:
-    picture = container.add_stream('h264', rate=frame_rate_hz)
-    picture.height, picture.width = first.shape[:2]
-    picture.pix_fmt = 'yuv420p'
-    # With one thread the same pictures make the same bytes.
-    picture.codec_context.thread_count = 1
-    picture.options = dict(options)
+    video_stream = container.add_stream('h264', rate=frame_rate_hz)
+    video_stream.height, video_stream.width = first.shape[:2]
+    video_stream.pix_fmt = 'yuv420p'
+    # With one thread the same frames give the same bytes.
+    video_stream.codec_context.thread_count = 1
+    video_stream.options = dict(options)
     packets = []
     if sound is not None:
-      voice = container.add_stream('aac', rate=audio_hz, layout='mono')
-      voice.bit_rate = audio_bit_rate
+      audio_stream = container.add_stream('aac', rate=audio_hz, layout='mono')
+      audio_stream.bit_rate = audio_bit_rate
     for image in itertools.chain([first], pictures):
-      packets += picture.encode(av.VideoFrame.from_ndarray(image, format='rgb24'))
-    packets += picture.encode(None)
+      packets += video_stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24'))
+    packets += video_stream.encode(None)
     if sound is not None:
       frame = av.AudioFrame.from_ndarray(sound[None], format='fltp', layout='mono')
       frame.sample_rate = audio_hz
       frame.pts = 0
-      packets += voice.encode(frame) + voice.encode(None)
+      packets += audio_stream.encode(frame) + audio_stream.encode(None)
     container.mux(packets)
