@@ -253,7 +253,7 @@ def packed_contenders(videos: Sequence[str], scratch: pathlib.Path
                            pipeline.FileNotes(1.0, len(clips)))
 
   def take(make: Callable[[], Any], number: int) -> float:
-    """Times 60 batches after 10; the iterator lives only in its turn: it reads ahead."""
+    """Times 60 batches after 10; closes the iterator, which would read ahead."""
     del number
     with contextlib.closing(make()) as batches:
       for _ in itertools.islice(batches, 10):
