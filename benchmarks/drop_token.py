@@ -1,10 +1,10 @@
-"""Does DropToken save the time that it saves operations?
+"""Compares the time that DropToken saves with the operations that it saves.
 
     python benchmarks/drop_token.py [--json]
 
 Times whole training steps of two Small towers, video and audio, 196 tokens each, at
-four drop rates, one after the other in every round, and prints their time and their
-counted operations (`vatt_jax cost`) as shares of those without dropping.
+four drop rates, one after the other in every round. Prints time and counted operations
+(`vatt_jax cost`) as shares of their values without dropping.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ RATES = (0.0, 0.25, 0.5, 0.75)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """Of one drop rate; shares are of no dropping."""
+  """Holds the result of one drop rate; shares are relative to no dropping."""
   drop_token_rate: float
   seconds: float
   counted_gflops: float
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('batch_size', 8, 'Clips.')
-  flags.DEFINE_integer('rounds', 7, 'Of which the median is taken.')
-  flags.DEFINE_bool('json', False, 'For a machine.')
+  flags.DEFINE_integer('batch_size', 8, 'Number of clips.')
+  flags.DEFINE_integer('rounds', 7, 'Number of rounds; results are medians.')
+  flags.DEFINE_bool('json', False, 'Print JSON.')
   cli.run(main)

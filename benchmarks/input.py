@@ -1,21 +1,21 @@
-"""How fast are clips read, beside FFmpeg's own decoder and beside the ordinary way?
+"""Times the reading of clips beside FFmpeg's decoder and beside plain tf.data.
 
     python benchmarks/input.py --media=FOLDER [--json]
 
-Two comparisons, on as many threads as the machine has cores, every contender once in
-every round, one after the other; a figure is the median of the rounds' ratios.
+Makes two comparisons, on as many threads as the machine has cores. Every contender runs
+once in every round, one after the other. A speed is the median of the rounds' ratios.
 
-- `mp4`: random clips of 32 pictures at 10 Hz, short side 224, with their sound at
-  48 kHz, out of the films of a folder that are long enough. 1 is FFmpeg's decoder
-  (through PyAV), which decodes the same spans of pictures and sound, from the keyframe
-  before to the end, and throws the frames away. Where decord or torchcodec is
-  installed, the same once more on those films that it can read; they too give pictures
-  of that size, and the sound.
-- `packed`: the same films packed as JPEGs at 10 Hz, random clips of 32 pictures, cut by
-  area [0.08, 1] and aspect [0.5, 2] to 224 x 224, with their sound. 1 is the ordinary
-  way: TFRecord files of SequenceExamples with the sound as a list of floats, through
-  tf.data, whole pictures decoded, then cut, resized, mirrored and coloured as floats;
-  ours leaves the last two to the accelerator.
+- `mp4`: random clips of 32 frames at 10 Hz, short side 224, with their audio at 48 kHz,
+  from all videos of a folder that are long enough. 1 is FFmpeg's decoder (through
+  PyAV): it decodes the same spans of video and audio, from the keyframe before to the
+  end, and discards the frames. If decord or torchcodec is installed, the comparison is
+  repeated on the videos that it can read; both also return frames of that size and the
+  audio.
+- `packed`: the same videos packed as JPEGs at 10 Hz, random clips of 32 frames, cropped
+  by area [0.08, 1] and aspect [0.5, 2] to 224 x 224, with their audio. 1 is the
+  ordinary way: TFRecord files of SequenceExamples with the audio as a list of floats,
+  through tf.data. It decodes whole frames, then crops, resizes, flips and changes
+  colors in float. vatt_jax leaves flips and colors to the accelerator.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Job = tuple[str, float]    # path, start (seconds)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """How fast a contender is; 1 is the first of its group."""
+  """Holds the speed of a contender; 1 is the first of its group."""
   group: str
   name: str
   clips_per_second: float
@@ -68,14 +68,14 @@ class Row:
 def main() -> None:
   """Measures and prints."""
   folder = pathlib.Path(flags.FLAGS.media)
-  films = [c.path for c in sources.open_source(str(folder)) if _is_long(c)]
-  if not films:
-    raise UserError(f'--media={folder}: holds no film of {WINDOW.seconds} s or more')
+  videos = [c.path for c in sources.open_source(str(folder)) if _is_long(c)]
+  if not videos:
+    raise UserError(f'--media={folder}: holds no video of {WINDOW.seconds} s or more')
   rows = []
-  for group, contenders in mp4_groups(films):
+  for group, contenders in mp4_groups(videos):
     rows += measure(group, contenders, flags.FLAGS.rounds)
   with tempfile.TemporaryDirectory() as scratch:
-    contenders = packed_contenders(films, pathlib.Path(scratch))
+    contenders = packed_contenders(videos, pathlib.Path(scratch))
     rows += measure('packed', contenders, flags.FLAGS.rounds)
   if flags.FLAGS.json:
     print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2))
@@ -87,7 +87,7 @@ def main() -> None:
 
 def measure(group: str, contenders: dict[str, Callable[[int], float]], rounds: int
             ) -> list[Row]:
-  """Runs them in turn; each takes a round's number and tells its clips a second."""
+  """Runs contenders in turn; each maps a round's number to its clips per second."""
   speeds: dict[str, list[float]] = {name: [] for name in contenders}
   for number in range(-1, rounds):    # the first warms up
     for name, run in contenders.items():
@@ -99,25 +99,25 @@ def measure(group: str, contenders: dict[str, Callable[[int], float]], rounds: i
       a / b for a, b in zip(s, first, strict=True))) for name, s in speeds.items()]
 
 
-def _is_long(film: clip.Clip) -> bool:
-  """A film of a window or more, all of which decodes."""
+def _is_long(source: clip.Clip) -> bool:
+  """Returns whether a video decodes whole and is longer than a window."""
   try:
-    with film.open() as file:
+    with source.open() as file:
       file.frames(np.arange(0, file.duration_seconds, 0.02))
       return file.duration_seconds > WINDOW.seconds
   except media.MediaError:
     return False
 
 
-def mp4_groups(films: Sequence[str]
+def mp4_groups(videos: Sequence[str]
                ) -> Iterator[tuple[str, dict[str, Callable[[int], float]]]]:
-  """FFmpeg and we; then the same and each other that is installed."""
+  """Yields FFmpeg with vatt_jax, then the same with each installed peer."""
   readers = {'FFmpeg, decoding alone': decode_alone, 'vatt_jax': read_window}
-  yield 'mp4', _contenders(films, readers)
+  yield 'mp4', _contenders(videos, readers)
   for name, read in PEERS.items():
     if importlib.util.find_spec(name):
-      able = [path for path in films if _reads(read, path)]
-      yield f'mp4, {name}', _contenders(able, readers | {name: read})
+      readable = [path for path in videos if _reads(read, path)]
+      yield f'mp4, {name}', _contenders(readable, readers | {name: read})
 
 
 def _reads(read: Callable[[str, float], Any], path: str) -> bool:
@@ -128,16 +128,16 @@ def _reads(read: Callable[[str, float], Any], path: str) -> bool:
   return True
 
 
-def _contenders(films: Sequence[str], readers: dict[str, Callable[[str, float], Any]]
+def _contenders(videos: Sequence[str], readers: dict[str, Callable[[str, float], Any]]
                 ) -> dict[str, Callable[[int], float]]:
   lengths = {}
-  for path in films:
+  for path in videos:
     with media.MediaFile(path) as file:
       lengths[path] = file.duration_seconds - WINDOW.seconds
 
   def jobs(number: int) -> list[Job]:
     rng = np.random.default_rng(number + 1)
-    return [(p, rng.random() * lengths[p]) for p in films for _ in range(2)]
+    return [(p, rng.random() * lengths[p]) for p in videos for _ in range(2)]
 
   def contender(read: Callable[[str, float], Any]) -> Callable[[int], float]:
     def run(number: int) -> float:
@@ -151,7 +151,7 @@ def _contenders(films: Sequence[str], readers: dict[str, Callable[[str, float], 
 
 
 def decode_alone(path: str, start: float) -> None:
-  """FFmpeg's decoders over the pictures and sound of a window."""
+  """Runs FFmpeg's decoders over the video and audio of a window."""
   with av.open(path, metadata_errors='replace') as container:
     zero = (container.start_time or 0) / av.time_base
     streams = [s for s in map(container.streams.best, ('video', 'audio')) if s]
@@ -173,13 +173,13 @@ def decode_alone(path: str, start: float) -> None:
 
 
 def read_window(path: str, start: float) -> tuple[np.ndarray, np.ndarray | None]:
-  """A window as a whole, by our own reader."""
+  """Reads a whole window with vatt_jax's reader."""
   with media.MediaFile(path) as file:
-    pictures = file.frames(start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz)
-    size = _short_side(*pictures[0].size)
-    video = np.empty((len(pictures), size[1], size[0], 3), np.uint8)
-    for i, picture in enumerate(pictures):
-      video[i] = picture.cut((0, 0, *picture.size), size)
+    frames = file.frames(start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz)
+    size = _short_side(*frames[0].size)
+    video = np.empty((len(frames), size[1], size[0], 3), np.uint8)
+    for i, frame in enumerate(frames):
+      video[i] = frame.cut((0, 0, *frame.size), size)
     return video, file.sound(start, WINDOW.num_samples, WINDOW.audio_hz)
 
 
@@ -189,29 +189,29 @@ def _short_side(width: int, height: int) -> tuple[int, int]:
 
 
 def read_by_decord(path: str, start: float) -> Any:
-  """decord chooses pictures by number, and scales; its sound is read whole."""
+  """Reads with decord, which picks frames by number and reads the audio whole."""
   import decord
   with av.open(path) as container:
     stream = container.streams.best('video')
     size = _short_side(stream.width, stream.height)
-    has_sound = container.streams.best('audio') is not None
+    has_audio = container.streams.best('audio') is not None
   try:
     video = decord.VideoReader(path, width=size[0], height=size[1], num_threads=1)
   except decord.DECORDError as e:
     raise media.MediaError(path, str(e)) from e
   numbers = (start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz
              ) * video.get_avg_fps()
-  pictures = video.get_batch(np.minimum(numbers, len(video) - 1).astype(int)).asnumpy()
-  sound = None
-  if has_sound:
-    sound = decord.AudioReader(path, sample_rate=WINDOW.audio_hz, mono=True)
+  frames = video.get_batch(np.minimum(numbers, len(video) - 1).astype(int)).asnumpy()
+  audio = None
+  if has_audio:
+    audio = decord.AudioReader(path, sample_rate=WINDOW.audio_hz, mono=True)
     first = round(start * WINDOW.audio_hz)
-    sound = sound[first:first + WINDOW.num_samples].asnumpy()
-  return pictures, sound
+    audio = audio[first:first + WINDOW.num_samples].asnumpy()
+  return frames, audio
 
 
 def read_by_torchcodec(path: str, start: float) -> Any:
-  """torchcodec chooses pictures by time."""
+  """Reads with torchcodec, which picks frames by time."""
   from torchcodec import decoders
   from torchcodec import transforms
   try:
@@ -224,25 +224,25 @@ def read_by_torchcodec(path: str, start: float) -> Any:
   times = start + np.arange(WINDOW.num_frames) / WINDOW.frame_rate_hz
   times = np.clip(times, video.metadata.begin_stream_seconds,
                   video.metadata.end_stream_seconds - 1e-3)
-  pictures = video.get_frames_played_at(times.tolist()).data
+  frames = video.get_frames_played_at(times.tolist()).data
   try:
-    sound = decoders.AudioDecoder(path, sample_rate=WINDOW.audio_hz, num_channels=1)
-  except ValueError:    # there is none
-    return pictures, None
-  return pictures, sound.get_samples_played_in_range(start, start + WINDOW.seconds)
+    audio = decoders.AudioDecoder(path, sample_rate=WINDOW.audio_hz, num_channels=1)
+  except ValueError:    # no audio stream
+    return frames, None
+  return frames, audio.get_samples_played_in_range(start, start + WINDOW.seconds)
 
 
 PEERS = {'decord': read_by_decord, 'torchcodec': read_by_torchcodec}
 
 
-def packed_contenders(films: Sequence[str], scratch: pathlib.Path
+def packed_contenders(videos: Sequence[str], scratch: pathlib.Path
                       ) -> dict[str, Callable[[int], float]]:
-  """The ordinary way, and ours, over the same pictures."""
-  (scratch / 'films').mkdir()
-  for i, path in enumerate(films * 4):
-    (scratch / 'films' / f'{i:02d}{pathlib.Path(path).suffix}').symlink_to(
+  """Returns the ordinary way and vatt_jax, over the same frames."""
+  (scratch / 'videos').mkdir()
+  for i, path in enumerate(videos * 4):
+    (scratch / 'videos' / f'{i:02d}{pathlib.Path(path).suffix}').symlink_to(
         pathlib.Path(path).resolve())
-  plan = prepare.Plan(str(scratch / 'films'), '', 'frames', clips_per_shard=10_000)
+  plan = prepare.Plan(str(scratch / 'videos'), '', 'frames', clips_per_shard=10_000)
   (scratch / 'packed').mkdir()
   prepare.make_shard(plan, scratch / 'packed', 1, 0)
   clips = sources.open_source(str(scratch / 'packed'))
@@ -253,7 +253,7 @@ def packed_contenders(films: Sequence[str], scratch: pathlib.Path
                            pipeline.FileNotes(1.0, len(clips)))
 
   def take(make: Callable[[], Any], number: int) -> float:
-    """Made and closed within its turn, for it reads ahead; started before it counts."""
+    """Times 60 batches after 10; closes the iterator, which would read ahead."""
     del number
     with contextlib.closing(make()) as batches:
       for _ in itertools.islice(batches, 10):
@@ -269,21 +269,21 @@ def packed_contenders(films: Sequence[str], scratch: pathlib.Path
 
 
 def as_sequence_example(source: clip.Clip) -> bytes:
-  """A packed clip in the layout of DMVR, its sound at 48 kHz as floats."""
+  """Serializes a packed clip in DMVR's layout, its audio at 48 kHz as floats."""
   example = tf.train.SequenceExample()
-  for picture in source.content.pictures:
+  for jpeg in source.content.pictures:
     example.feature_lists.feature_list['image/encoded'].feature.add(
-        ).bytes_list.value.append(picture)
+        ).bytes_list.value.append(jpeg)
   num_samples = round(source.content.duration_seconds * WINDOW.audio_hz)
-  sound = source.content.sound(0.0, num_samples, WINDOW.audio_hz)
-  sound = np.zeros(num_samples, np.float32) if sound is None else sound
+  audio = source.content.sound(0.0, num_samples, WINDOW.audio_hz)
+  audio = np.zeros(num_samples, np.float32) if audio is None else audio
   example.feature_lists.feature_list['WAVEFORM/feature/floats'].feature.add(
-      ).float_list.value.extend(sound)
+      ).float_list.value.extend(audio)
   return example.SerializeToString()
 
 
 def ordinary_batches(path: str, batch_size: int) -> Iterator[Any]:
-  """tf.data as DMVR and the released code use it (random crop, flip and colours)."""
+  """Yields batches by tf.data as in DMVR and the released code (crop, flip, colors)."""
   size, num_frames = WINDOW.image_size, WINDOW.num_frames
   samples_per_frame = WINDOW.audio_hz // int(WINDOW.frame_rate_hz)
 
@@ -291,15 +291,15 @@ def ordinary_batches(path: str, batch_size: int) -> Iterator[Any]:
     _, lists = tf.io.parse_single_sequence_example(record, sequence_features={
         'image/encoded': tf.io.FixedLenSequenceFeature([], tf.string),
         'WAVEFORM/feature/floats': tf.io.VarLenFeature(tf.float32)})
-    pictures = lists['image/encoded']
-    sound = tf.sparse.to_dense(lists['WAVEFORM/feature/floats'])[0]
-    first = tf.random.uniform([], 0, tf.shape(pictures)[0] - num_frames + 1, tf.int32)
-    sound = sound[first * samples_per_frame:][:num_frames * samples_per_frame]
-    sound = tf.pad(sound, [[0, num_frames * samples_per_frame - tf.shape(sound)[0]]])
-    return pictures[first:first + num_frames], sound
+    jpegs = lists['image/encoded']
+    audio = tf.sparse.to_dense(lists['WAVEFORM/feature/floats'])[0]
+    first = tf.random.uniform([], 0, tf.shape(jpegs)[0] - num_frames + 1, tf.int32)
+    audio = audio[first * samples_per_frame:][:num_frames * samples_per_frame]
+    audio = tf.pad(audio, [[0, num_frames * samples_per_frame - tf.shape(audio)[0]]])
+    return jpegs[first:first + num_frames], audio
 
-  def process(pictures, sound):
-    video = tf.map_fn(functools.partial(tf.io.decode_jpeg, channels=3), pictures,
+  def process(jpegs, audio):
+    video = tf.map_fn(functools.partial(tf.io.decode_jpeg, channels=3), jpegs,
                       fn_output_signature=tf.uint8)
     begin, extent, _ = tf.image.sample_distorted_bounding_box(
         tf.shape(video)[1:], tf.zeros([1, 1, 4]) + [0.0, 0.0, 1.0, 1.0],
@@ -316,7 +316,7 @@ def ordinary_batches(path: str, batch_size: int) -> Iterator[Any]:
     video = tf.image.random_contrast(video, 0.6, 1.4)
     video = tf.clip_by_value(tf.image.random_hue(video, 0.2), 0, 1)
     return {'video': tf.ensure_shape(video, (num_frames, size, size, 3)),
-            'audio': tf.ensure_shape(sound, (num_frames * samples_per_frame,))}
+            'audio': tf.ensure_shape(audio, (num_frames * samples_per_frame,))}
 
   dataset = tf.data.TFRecordDataset(path).repeat()
   dataset = dataset.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
@@ -325,7 +325,7 @@ def ordinary_batches(path: str, batch_size: int) -> Iterator[Any]:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('media', '', 'A folder with films.')
-  flags.DEFINE_integer('rounds', 5, 'How often every contender runs.')
+  flags.DEFINE_string('media', '', 'A folder with videos.')
+  flags.DEFINE_integer('rounds', 5, 'Number of rounds.')
   flags.DEFINE_bool('json', False, 'Print JSON, not a table.')
   cli.run(main)

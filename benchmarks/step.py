@@ -1,22 +1,22 @@
-"""How fast is a training step on the CPU, beside PyTorch and beside matrix products?
+"""Times training steps on the CPU beside PyTorch and beside matrix products.
 
     pip install -e '.[bench]'
     python benchmarks/step.py [--json]
 
-Both use all cores, in float32, PyTorch eagerly as its users would write it. Every
-contender runs once in every round, one after the other; a figure is the median, a
-ratio the median of the rounds' ratios.
+Both libraries use all cores, in float32; PyTorch runs eagerly, as its users would write
+it. Every contender runs once in every round, one after the other. A time is the median;
+a ratio is the median of the rounds' ratios.
 
 - `encoder`: Small's Transformer (6 layers, width 512, 8 heads, MLP 2048) on 4 rows of
   393 tokens, forward alone and with the gradients of parameters and tokens, beside
-  `nn.TransformerEncoder` and timm's `Block`. Its share of the machine's rate is that of
-  its multiply-adds, times 3 with the gradients, of a product of 2048 x 2048 matrices
-  through JAX in the same round.
+  `nn.TransformerEncoder` and timm's `Block`. The share of the machine's rate divides
+  the rate of its multiply-adds (times 3 with the gradients) by the rate of a product of
+  2048 x 2048 matrices through JAX in the same round.
 - `contrastive`: a whole step (`Task.train_step`; Adam) of three towers, each of 2
   layers, width 128, 4 heads, MLP 256, with the patches, the head and the losses of
-  configs/quickstart.py: video of 8 x 64 x 64 in patches of (4, 8, 8), 0.8 s of sound at
-  16 kHz in patches of 128, one sentence of 16 words. No DropToken and no augmentation.
-  PyTorch's text has positions in place of the relative bias.
+  configs/quickstart.py: video of 8 x 64 x 64 in patches of (4, 8, 8), 0.8 s of audio at
+  16 kHz in patches of 128, one caption of 16 tokens. No DropToken and no augmentation.
+  PyTorch's text tower has positions in place of the relative bias.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from vatt_jax.tools import cost
 try:
   from timm.models import vision_transformer
   import torch
-except ImportError:    # `main` says what is missing
+except ImportError:    # `main` reports the missing package
   torch = None
 
 _ENCODER = dict(depth=6, num_heads=8, mlp_dim=2048)
@@ -65,14 +65,14 @@ Contenders = dict[str, Callable[[], Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """Of one contender.
+  """Holds the result of one contender.
 
   Attributes:
-    group: what was computed.
-    name: by whom.
-    seconds: of a call.
-    ours: how many times as long as ours it takes.
-    share: of the machine's rate of matrix products; None if not counted.
+    group: the computation.
+    name: the contender.
+    seconds: time of a call.
+    ours: its time as a multiple of vatt_jax's.
+    share: share of the machine's rate of matrix products; None if not counted.
   """
   group: str
   name: str
@@ -105,12 +105,12 @@ def main() -> None:
 
 def measure(groups: dict[str, Contenders], flops: dict[str, float], rounds: int
             ) -> list[Row]:
-  """Runs all in turn; the first of a group is ours.
+  """Runs all contenders in turn; the first of a group is vatt_jax.
 
   Args:
-    groups: group -> contender -> what it does.
-    flops: group -> floating-point operations, where they are counted.
-    rounds: that count; one more warms up.
+    groups: group -> contender -> function to time.
+    flops: group -> floating-point operations, for groups where they are counted.
+    rounds: number of timed rounds; one more warms up.
   """
   product = matrix_product()
   seconds = {group: {name: [] for name in contenders}
@@ -150,9 +150,9 @@ def matrix_product() -> Callable[[], Any]:
 
 
 def encoder_groups() -> tuple[dict[str, Contenders], dict[str, float]]:
-  """The encoder forward, and with its gradients; and their operations."""
+  """Returns the encoder forward and with gradients, and their operations."""
   x = np.random.default_rng(0).normal(size=_TOKENS).astype(np.float32)
-  form = attention.choose_form(jax.devices()[0])    # as a recipe gets it
+  form = attention.choose_form(jax.devices()[0])    # the default of a config
   model = layers.Transformer(
       **_ENCODER, attention=functools.partial(layers.Attention, form=form))
   params = model.init(jax.random.key(0), x)
@@ -172,7 +172,7 @@ def encoder_groups() -> tuple[dict[str, Contenders], dict[str, float]]:
 
 
 def torch_encoders() -> dict[str, torch.nn.Module]:
-  """The same, of PyTorch's parts."""
+  """Builds the same encoder from PyTorch's and timm's modules."""
   width, heads, mlp_dim = _TOKENS[-1], _ENCODER['num_heads'], _ENCODER['mlp_dim']
   blocks = [vision_transformer.Block(width, heads, mlp_dim / width, qkv_bias=True)
             for _ in range(_ENCODER['depth'])]
@@ -182,7 +182,7 @@ def torch_encoders() -> dict[str, torch.nn.Module]:
 
 def torch_tower(width: int, depth: int, num_heads: int, mlp_dim: int
                 ) -> torch.nn.Module:
-  """[B, N, D] -> [B, N, D]."""
+  """Builds a Transformer in PyTorch.  [B, N, D] -> [B, N, D]."""
   layer = torch.nn.TransformerEncoderLayer(
       width, num_heads, mlp_dim, dropout=0.0, activation='gelu', batch_first=True,
       norm_first=True)
@@ -212,7 +212,7 @@ def torch_gradients(model: torch.nn.Module, x: np.ndarray) -> Callable[[], Any]:
 
 
 def contrastive_contenders(size: int) -> Contenders:
-  """A training step, of a state that goes on from round to round."""
+  """Returns training steps whose state continues from round to round."""
   batch = make_batch(size)
   task = make_task()
   state = task.init(batch)
@@ -257,7 +257,7 @@ def make_task() -> train_step.Task:
 if torch is not None:
 
   class TorchVatt(torch.nn.Module):
-    """The same model in PyTorch.  batch -> loss."""
+    """Computes the loss of the same model in PyTorch.  batch -> loss."""
 
     def __init__(self):
       super().__init__()
@@ -275,16 +275,16 @@ if torch is not None:
           {m: table(1, 1) for m in ('video', 'audio', 'text')})
       self.towers = torch.nn.ModuleDict({m: torch_tower(**_TOWER) for m in self.agg})
       self.hidden = torch.nn.Sequential(linear(), torch.nn.ReLU(), linear())
-      self.sound, self.coarser, self.words = linear(), linear(), linear()
+      self.audio_head, self.coarser, self.text_head = linear(), linear(), linear()
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
       video, audio, text = self.pooled(batch)
       video = self.hidden(video)
-      return (self.nce(video, self.sound(audio))
-              + self.nce(self.coarser(video), self.words(text)))
+      return (self.nce(video, self.audio_head(audio))
+              + self.nce(self.coarser(video), self.text_head(text)))
 
     def pooled(self, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-      """Of each modality [B, D]."""
+      """Returns the pooled features of each modality, [B, D]."""
       video = self.video((batch['video'].float() / 127.5 - 1).permute(0, 4, 1, 2, 3))
       place = sum(self.places[side] for side in ('time', 'vertical', 'horizontal'))
       video = (video.permute(0, 2, 3, 4, 1) + place).flatten(1, 3)   # [B, N, D]
@@ -308,6 +308,6 @@ if torch is not None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('rounds', 15, 'Of which medians are taken.')
-  flags.DEFINE_bool('json', False, 'For a machine.')
+  flags.DEFINE_integer('rounds', 15, 'Number of rounds; results are medians.')
+  flags.DEFINE_bool('json', False, 'Print JSON.')
   cli.run(main)

@@ -1,4 +1,4 @@
-"""vatt_jax/tools/check_data.py"""
+"""Tests vatt_jax/tools/check_data.py."""
 
 import json
 import pathlib
@@ -24,15 +24,15 @@ def folder(tmp_path_factory):
   """A manifest of one good clip and one for each fault."""
   folder = tmp_path_factory.mktemp('faults')
   rng = np.random.default_rng(0)
-  film = rng.integers(0, 255, (50, 32, 32, 3), np.uint8)
+  frames = rng.integers(0, 255, (50, 32, 32, 3), np.uint8)
   tone = 0.3 * np.sin(np.arange(5 * 16_000) * 0.1).astype(np.float32)
-  world.encode(folder / 'good.mp4', film, 10, tone)
-  world.encode(folder / 'mute.mp4', film, 10)
-  world.encode(folder / 'silent.mp4', film, 10, 0 * tone)
-  world.encode(folder / 'slides.mp4', film[:10], 2, tone)
+  world.encode(folder / 'good.mp4', frames, 10, tone)
+  world.encode(folder / 'no_audio.mp4', frames, 10)
+  world.encode(folder / 'silent.mp4', frames, 10, 0 * tone)
+  world.encode(folder / 'slides.mp4', frames[:10], 2, tone)
   whole = (folder / 'good.mp4').read_bytes()
   (folder / 'cut.mp4').write_bytes(whole[:len(whole) // 2])
-  # Its second half is overwritten, but its index, which stands at the end, is whole.
+  # The second half of the data is overwritten; the index at the file's end is intact.
   hole = bytearray(whole)
   index = whole.index(b'moov')
   hole[index // 2:index - 100] = bytes(index - 100 - index // 2)
@@ -40,24 +40,24 @@ def folder(tmp_path_factory):
   (folder / 'all.csv').write_text(
       'path,start,end,text\n'
       'good.mp4,,,a red cross\n' 'good.mp4,1,2,a blue star\n' 'good.mp4,,,\n'
-      'mute.mp4,,,a star\n' 'silent.mp4,,,a star\n' 'slides.mp4,,,a star\n'
+      'no_audio.mp4,,,a star\n' 'silent.mp4,,,a star\n' 'slides.mp4,,,a star\n'
       'cut.mp4,,,a star\n' 'hole.mp4,,,a star\n' 'absent.mp4,,,a star\n')
   return folder
 
 
-def test_every_fault_is_found_and_told_apart(folder):
+def test_each_fault_is_detected_and_distinguished(folder):
   clips = sources.open_source(str(folder / 'all.csv'))
   findings = check_data.check_source(clips, min_seconds=3.2)
   assert [sorted(f.faults) for f in findings] == [
       [], ['short'], ['no_text'], ['no_audio'], ['silent'], ['odd_frame_rate'],
       ['broken'], ['broken'], ['broken']]
   assert findings[1].faults['short'] == 'is 1.00 s long, less than 3.2 s'
-  assert findings[5].faults['odd_frame_rate'] == 'has 2 pictures a second'
+  assert findings[5].faults['odd_frame_rate'] == 'has 2 frames per second'
   assert 'Invalid data' in findings[7].faults['broken']
   assert 'No such file' in findings[8].faults['broken']
 
 
-def test_the_numbers_are_those_of_the_source(folder):
+def test_summary_matches_the_source(folder):
   clips = sources.open_source(str(folder / 'all.csv'))
   words = text.WordTokenizer(['a', 'star'])
   summary = check_data.summarize(
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_source(folder):
   assert summary['unknown_words'] == pytest.approx(3 / 18)    # red, cross, blue
 
 
-def test_a_short_clip_is_one_shorter_than_the_window_of_the_config():
+def test_least_duration_is_the_window_of_the_config():
   assert check_data.least_seconds(None) == check_data.least_seconds(
       pretrain_folder.get_config().to_dict()) == 1.6
   assert check_data.least_seconds(pretrain_mbs.get_config().to_dict()) == 3.2
@@ -85,35 +85,35 @@ def _run(*args):
                         cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_table_names_each_clip_with_something_amiss(folder):
+def test_table_names_each_clip_with_a_fault(folder):
   findings = check_data.check_source(sources.open_source(str(folder / 'all.csv')), 3.2)
   table = check_data.as_text(check_data.summarize(findings, 1.0, False), findings)
-  assert f'{folder}/mute.mp4: has no sound' in table.splitlines()
-  assert 'good.mp4: has no sentence' in table
+  assert f'{folder}/no_audio.mp4: has no audio' in table.splitlines()
+  assert 'good.mp4: has no caption' in table
 
 
-def test_the_command_prints_json(folder):
+def test_command_prints_json(folder):
   done = _run(f'--source={folder / "all.csv"}', '--json',
               '--config=configs/linear_esc50.py:mbs', '--config.window.num_frames=49')
   assert done.returncode == 0, done.stderr
-  told = json.loads(done.stdout)
-  assert told['clips'] == 9 and told['no_audio'] == 1
-  assert {x['short'] for x in told['amiss'] if 'short' in x} == {
+  summary = json.loads(done.stdout)
+  assert summary['clips'] == 9 and summary['no_audio'] == 1
+  assert {x['short'] for x in summary['amiss'] if 'short' in x} == {
       'is 1.00 s long, less than 4.9 s'}
-  assert [pathlib.Path(x['path']).name for x in told['amiss'] if 'broken' in x] == [
+  assert [pathlib.Path(x['path']).name for x in summary['amiss'] if 'broken' in x] == [
       'cut.mp4', 'hole.mp4', 'absent.mp4']
 
 
 @pytest.mark.slow
-def test_without_a_source_it_asks_for_one():
+def test_missing_source_flag_is_an_error():
   done = _run()
   assert done.returncode == 2 and '--source: missing' in done.stderr
 
 
-def test_a_broken_clip_is_named_whatever_the_others_are(folder):
+def test_broken_clip_is_named_when_all_others_share_a_fault(folder):
   clips = [c for c in sources.open_source(str(folder / 'all.csv'))
            if c.path.endswith(('silent.mp4', 'cut.mp4'))]
   findings = check_data.check_source(clips, 3.2)
   table = check_data.as_text(check_data.summarize(findings, 1.0, False), findings)
-  assert 'silent.mp4: has sound that is zero throughout' in table
+  assert 'silent.mp4: has audio that is zero throughout' in table
   assert 'cut.mp4: Invalid data' in table

@@ -1,4 +1,4 @@
-"""vatt_jax/tools/tpu_plan/chips.py"""
+"""Tests vatt_jax/tools/tpu_plan/chips.py."""
 
 import pytest
 
@@ -10,7 +10,7 @@ V3 = chips.Slice(chips.CHIPS['v3'], (8, 16), 256)    # 82 GB/s a link, no rings
 V5E = chips.Slice(chips.CHIPS['v5e'], (16, 16), 256)    # 50 GB/s a link, two rings
 
 
-def test_collectives_take_their_bytes_over_the_links():
+def test_collective_time_is_bytes_over_link_bandwidth():
   share, hops = 255 / 256, 22e-6
   size = 82_000_000_000
   assert V3.collective_seconds('all-reduce', size, 256) == pytest.approx(
@@ -25,41 +25,41 @@ def test_collectives_take_their_bytes_over_the_links():
 
 
 def cost(text, times=1, kernels=(), **operands):
-  """Kind and seconds of the instruction x; operands: name -> shape."""
+  """Returns kind and seconds of the instruction x; operands: name -> shape."""
   parameters = ''.join(f'  %{name} = {shape} parameter(0)\n'
                        for name, shape in operands.items())
   program = hlo.parse(f'ENTRY %main () -> f32[] {{\n{parameters}  {text}\n}}\n')
   computation = program.computations['main']
   run = hlo.Run(computation['x'], times, computation)
-  found = chips.costs([run], V3, dict(kernels))
-  return (found[0].kind, found[0].seconds) if found else None
+  costs = chips.costs([run], V3, dict(kernels))
+  return (costs[0].kind, costs[0].seconds) if costs else None
 
 
-def test_what_the_compiler_estimates_takes_its_cycles():
+def test_estimated_instruction_takes_its_cycles():
   fusion = ('%x = f32[4] fusion(%y), kind=kLoop, calls=%f, backend_config={'
             '"window_config":{"estimated_cycles":"470"}}')
   assert cost(fusion, times=2_000_000, y='f32[4]') == ('estimated', pytest.approx(1))
 
 
-def test_a_kernel_takes_the_longer_of_its_operations_and_its_bytes():
+def test_kernel_takes_the_longer_of_its_operations_and_its_bytes():
   text = ('%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call", '
           'backend_config={"custom_call_config":{"cost_estimate":{"flops":"%s",'
           '"bytes_accessed":"900000000"}}}')
   assert cost(text.replace('%s', '1'), y='f32[1]') == ('kernel', pytest.approx(2e-3))
   assert cost(text.replace('%s', '61500000000000'), y='f32[1]') == (
       'kernel', pytest.approx(1))
-  silent = ('%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call", '
-            'metadata={op_name="jit(f)/mine/pallas_call"}')
-  assert cost(silent, y='f32[450000000]') == (
+  unstated = ('%x = f32[1] custom-call(%y), custom_call_target="tpu_custom_call", '
+              'metadata={op_name="jit(f)/dot/pallas_call"}')
+  assert cost(unstated, y='f32[450000000]') == (
       'kernel', pytest.approx(4e-3, rel=1e-6))
-  counted = {('mine', ((1,),)): 61_500_000_000_000}
-  assert cost(silent, kernels=counted, y='f32[450000000]') == (
+  counted = {('dot', ((1,),)): 61_500_000_000_000}
+  assert cost(unstated, kernels=counted, y='f32[450000000]') == (
       'kernel', pytest.approx(1))
-  assert cost(silent, kernels={('mine', ((2,),)): 10 ** 18}, y='f32[450000000]') == (
+  assert cost(unstated, kernels={('dot', ((2,),)): 10 ** 18}, y='f32[450000000]') == (
       'kernel', pytest.approx(4e-3, rel=1e-6))
 
 
-def test_what_has_no_estimate_takes_its_bytes():
+def test_instruction_without_estimate_takes_its_bytes():
   gib = 'f32[268435456]'
   second = 450e9 / 2 ** 30
   assert cost(f'%x = {gib} reverse(%y), dimensions={{0}}', y=gib) == (
@@ -74,7 +74,7 @@ def test_what_has_no_estimate_takes_its_bytes():
     assert cost(free, y=gib) is None
 
 
-def test_names_of_slices():
+def test_slice_names_are_parsed_or_refused():
   assert chips.split_name('v3:8x16') == (chips.CHIPS['v3'], (8, 16))
   assert chips.split_name('v4:4x8x8')[1] == (4, 8, 8)
   for wrong in ('v3', 'v3-256', 'v9:2x2', 'v3:8', 'v3:8x16x', 'v3:2x2x2x2'):
@@ -87,7 +87,7 @@ def test_names_of_slices():
     'temporaries (17.50G) exceeds available HBM (15.48G).',
     'XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used '
     '17.50G of 15.48G hbm. Exceeded hbm capacity by 2.02G.\n\nTotal hbm usage >= 18G:'])
-def test_the_compiler_s_word_on_memory(message):
+def test_out_of_memory_error_is_parsed(message):
   needed, limit = chips.read_out_of_memory(message)
   assert needed == pytest.approx(17.5 * 2 ** 30)
   assert limit == pytest.approx(15.48 * 2 ** 30)

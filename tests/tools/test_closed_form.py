@@ -1,4 +1,4 @@
-"""vatt_jax/tools/closed_form.py: formula and traced program agree exactly"""
+"""Tests vatt_jax/tools/closed_form.py: formula and traced program agree exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +51,12 @@ def check(model, clip, modes=(True, False)):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_the_formula_is_what_is_counted(name):
+def test_formula_equals_the_traced_count(name):
   model = build.build_model(**MODELS[name])
   check(model, {m: CLIP[m] for m in model.tokenizers})
 
 
-def test_every_part_of_the_table_agrees():
+def test_every_row_of_the_table_agrees_with_the_formula():
   model = build.build_model(
       video=dict(drop_token_rate=0.5), text=dict(TEXT, max_tokens=7), shared=SMALL,
       head={})
@@ -70,7 +70,7 @@ def test_every_part_of_the_table_agrees():
   assert rows[-1].train.true < rows[-1].evaluate.true
 
 
-def test_an_image_is_a_clip_of_one_patch():
+def test_image_costs_as_a_clip_of_one_patch():
   clip = dict(video=jax.ShapeDtypeStruct((1, 1, 32, 32, 3), jnp.float32))
   check(build.build_model(video=SMALL), clip)
 
@@ -81,5 +81,5 @@ def test_an_image_is_a_clip_of_one_patch():
     pytest.param(pretrain_lbs.get_config(), marks=pytest.mark.slow),
     pytest.param(pretrain_ma.get_config(), marks=pytest.mark.slow)],
     ids=['MBS', 'MBS, as released', 'LBS', 'MA'])
-def test_the_paper_s_models(config):
+def test_formula_holds_for_the_models_of_the_paper(config):
   check(*recipe.model_and_clip(config.to_dict()), modes=(True,))

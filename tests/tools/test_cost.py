@@ -1,4 +1,4 @@
-"""vatt_jax/tools/cost.py"""
+"""Tests vatt_jax/tools/cost.py."""
 
 import json
 import subprocess
@@ -19,13 +19,13 @@ F32 = jnp.float32
 
 
 def _tower(layers, d, d_ff, n):
-  """Multiply-adds of a Transformer on N tokens, by hand; scores apart."""
+  """Counts a Transformer's multiply-adds on N tokens by hand.  -> all, scores."""
   linear = layers * n * (4 * d * d + 2 * d * d_ff)
   products = layers * n * n * d
   return linear + products, products
 
 
-def test_a_video_tower_costs_what_one_counts_by_hand():
+def test_video_tower_cost_equals_the_count_by_hand():
   model = build.build_model(video=dict(size='base'))
   clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
   count = cost.forward(model, clip)
@@ -47,7 +47,7 @@ def test_dropped_tokens_cost_nothing():
     assert count.true == 2 * (rest + scores + n * 128 * 512)
 
 
-def test_a_classifier_s_dropout_is_no_cost():
+def test_classifier_dropout_costs_nothing():
   clip = dict(video=jax.ShapeDtypeStruct((1, 4, 32, 32, 3), F32))
   counts = [cost.forward(build.build_model(
       video=dict(size='small'), head=dict(name='classifier', num_classes=9,
@@ -56,33 +56,33 @@ def test_a_classifier_s_dropout_is_no_cost():
   assert counts[0] == counts[1]
 
 
-def test_a_kernel_costs_a_matrix_unit_what_fills_it():
-  """2 x 3 steps; 64 numbers are summed over, and 40 wide is the right operand."""
+def test_kernel_operations_are_padded_to_the_matrix_unit():
+  """Counts 2 x 3 steps, a sum over 64 numbers and a right operand of width 40."""
   def kernel(x, y, z):
     z[...] = jnp.dot(x[...], y[...])
 
   @jax.jit
   def run(x, y):
     return pl.pallas_call(
-        kernel, grid=(2, 3), name='mine', out_shape=jax.ShapeDtypeStruct((16, 40), F32),
+        kernel, grid=(2, 3), name='dot', out_shape=jax.ShapeDtypeStruct((16, 40), F32),
         in_specs=[pl.BlockSpec((8, 64), lambda i, j: (i, 0)),
                   pl.BlockSpec((64, 40), lambda i, j: (0, 0))],
         out_specs=pl.BlockSpec((8, 40), lambda i, j: (i, 0)))(x, y)
   jaxpr = jax.make_jaxpr(run)(jnp.ones((16, 64)), jnp.ones((64, 40))).jaxpr
   for side, each in ((1, 64 * 40), (32, 64 * 64), (128, 128 * 128)):
-    assert cost.kernels(jaxpr, side) == {('mine', ((16, 40),)): 2 * 3 * 2 * 8 * each}
+    assert cost.kernels(jaxpr, side) == {('dot', ((16, 40),)): 2 * 3 * 2 * 8 * each}
 
 
 @pytest.mark.parametrize('form', attention.FORMS)
-def test_every_form_of_attention_counts_as_the_plain_one(form):
+def test_every_form_of_attention_costs_the_same(form):
   clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
   tower = dict(width=64, depth=1, num_heads=1, mlp_dim=64)
   forms = (build.build_model(video=tower, attention=name) for name in (form, 'plain'))
-  ours, plain = (cost.forward(model, clip) for model in forms)
-  assert ours == plain
+  count, plain = (cost.forward(model, clip) for model in forms)
+  assert count == plain
 
 
-def test_loops_count_as_often_as_they_run():
+def test_loop_body_counts_once_per_iteration():
   w = jnp.ones((4, 4))
   loop = lambda x: jax.lax.scan(lambda c, _: (c @ w, None), x, length=7)[0]
   assert cost.operations(loop, jnp.ones((3, 4))).true == 7 * 2 * 3 * 4 * 4
@@ -94,10 +94,10 @@ def test_loops_count_as_often_as_they_run():
 
 
 @pytest.mark.slow
-def test_the_paper_s_tables():
-  """Every cell of Tables 2, 13 and 14 within 1 %; Table 1 as printed.
+def test_counts_match_the_tables_of_the_paper():
+  """Compares Tables 2, 13 and 14 within 1 %, and Table 1 as printed.
 
-  But for Small: see `cost.paper_cells`.
+  Small is an exception: see `cost.paper_cells`.
   """
   cells = list(cost.paper_cells())
   assert len(cells) == 4 + 4 + 4 + 6
@@ -110,7 +110,7 @@ def test_the_paper_s_tables():
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_json():
+def test_command_prints_a_table_and_json():
   run = lambda *args: subprocess.run(
       [sys.executable, '-m', 'vatt_jax', 'cost', *args], capture_output=True, text=True)
   config = '--config=configs/pretrain_mbs.py:toy'
@@ -128,4 +128,4 @@ def test_the_command_prints_a_table_and_json():
   assert 'GFLOPs' in text and f'{rows["total"]["parameters"]:,}' in text
   wrong = run()
   assert wrong.returncode == 2
-  assert wrong.stderr == 'vatt_jax: expected --config=RECIPE or --paper\n'
+  assert wrong.stderr == 'vatt_jax: expected --config=FILE or --paper\n'

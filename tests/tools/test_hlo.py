@@ -1,4 +1,4 @@
-"""vatt_jax/tools/tpu_plan/hlo.py"""
+"""Tests vatt_jax/tools/tpu_plan/hlo.py."""
 
 import pytest
 
@@ -93,15 +93,16 @@ def cycles(text):
              for run in hlo.executed(hlo.parse(text)))
 
 
-def test_what_stands_in_loops_counts_as_often_as_they_run():
-  """The inner one from 2 to 5 in each of 7; the dear branch; what is started, once.
+def test_instructions_in_loops_count_once_per_iteration():
+  """Runs the inner loop from 2 to 5 in each of 7 iterations of the outer.
 
-  What is within a fusion is part of its own estimate.
+  The expensive branch and the asynchronous call count once. The instructions within a
+  fusion are part of the fusion's own estimate.
   """
   assert cycles(LOOPS) == 7 * (100 + 3 * 10) + 4000 + 20_000
 
 
-def test_a_loop_of_unknown_length_is_an_error():
+def test_loop_of_unknown_length_is_an_error():
   endless = LOOPS.replace('direction=LT', 'direction=EQ')
   with pytest.raises(ValueError, match=r'w\.3: a loop of unknown length'):
     hlo.executed(hlo.parse(endless))
@@ -109,7 +110,7 @@ def test_a_loop_of_unknown_length_is_an_error():
     hlo.parse('nothing of the kind')
 
 
-def test_bytes_of_a_shape():
+def test_shape_bytes_sums_all_arrays():
   assert hlo.shape_bytes('(bf16[8,128]{1,0:T(8,128)(2,1)}, u32[], /*index=2*/pred[3])'
                          ) == 8 * 128 * 2 + 4 + 3
   assert hlo.shape_bytes('f8e4m3fn[10]') == 10
@@ -123,41 +124,41 @@ def line(text, name='x'):
   return program.computations['main'][name], program
 
 
-def test_an_instruction_is_read_to_its_last_bracket():
-  found, _ = line('%x = (bf16[4,8]{1,0:T(8,128)(2,1)}, /*index=1*/f32[]) '
-                  'all-reduce(%fusion.5, %a-b.1), channel_id=1, to_apply=%add, '
-                  'metadata={op_name="jit(f)/a/reduce_sum"}')
-  assert found.opcode == 'all-reduce'
-  assert found.operands == ('fusion.5', 'a-b.1')
-  assert found.bytes == 4 * 8 * 2 + 4
-  assert found.called('to_apply') == 'add'
-  assert found.op_name == 'jit(f)/a/reduce_sum'
-  assert found.cycles is None and found.kernel is None
+def test_instruction_with_nested_brackets_is_parsed_whole():
+  instruction, _ = line('%x = (bf16[4,8]{1,0:T(8,128)(2,1)}, /*index=1*/f32[]) '
+                        'all-reduce(%fusion.5, %a-b.1), channel_id=1, to_apply=%add, '
+                        'metadata={op_name="jit(f)/a/reduce_sum"}')
+  assert instruction.opcode == 'all-reduce'
+  assert instruction.operands == ('fusion.5', 'a-b.1')
+  assert instruction.bytes == 4 * 8 * 2 + 4
+  assert instruction.called('to_apply') == 'add'
+  assert instruction.op_name == 'jit(f)/a/reduce_sum'
+  assert instruction.cycles is None and instruction.kernel is None
 
 
-def test_the_source_is_the_innermost_line_of_ours():
-  found, program = line('%x = f32[4] negate(%y), metadata={stack_frame_id=3}')
-  assert program.source(found, '/home/vatt_jax') == 'models/layers.py:126'
-  assert program.source(found, '/elsewhere') == 'linear.py:7'
-  found, program = line('%x = f32[4] negate(%y)')
-  assert program.source(found, '/home/vatt_jax') == ''
+def test_source_is_the_innermost_line_in_the_folder():
+  instruction, program = line('%x = f32[4] negate(%y), metadata={stack_frame_id=3}')
+  assert program.source(instruction, '/home/vatt_jax') == 'models/layers.py:126'
+  assert program.source(instruction, '/elsewhere') == 'linear.py:7'
+  instruction, program = line('%x = f32[4] negate(%y)')
+  assert program.source(instruction, '/home/vatt_jax') == ''
 
 
-def test_a_pallas_kernel_states_its_cost():
+def test_stated_cost_of_a_pallas_kernel_is_parsed():
   stated = ('%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call", '
             'backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":'
             '{"flops":"2155872256","transcendentals":"4","bytes_accessed":"8388608"}}}')
   assert line(stated)[0].kernel == (2155872256, 8388608)
-  silent = '%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call"'
-  assert line(silent)[0].kernel == (0, 0)
+  unstated = '%x = bf16[4] custom-call(%q), custom_call_target="tpu_custom_call"'
+  assert line(unstated)[0].kernel == (0, 0)
   named, _ = line('%x = (f32[256,64]{1,0:T(8,128)}, bf16[]) custom-call(%q), '
-                  'metadata={op_name="jit(f)/transpose(jvp(mine))/pallas_call"}')
-  assert named.kernel_name == 'mine'
+                  'metadata={op_name="jit(f)/transpose(jvp(dot))/pallas_call"}')
+  assert named.kernel_name == 'dot'
   assert named.shapes == ((256, 64), ())
   several_lines = ('%x = bf16[4] custom-call(%q), '
                    'frontend_attributes={kernel_metadata={\n"block":"{\\"q\\": 1}"\n}}'
-                   ', metadata={op_name="jit(f)/mine"}')
-  assert line(several_lines)[0].op_name == 'jit(f)/mine'
+                   ', metadata={op_name="jit(f)/dot"}')
+  assert line(several_lines)[0].op_name == 'jit(f)/dot'
   other = '%x = bf16[4] custom-call(), custom_call_target="AllocateBuffer"'
   assert line(other)[0].kernel is None
 
@@ -172,13 +173,13 @@ def test_a_pallas_kernel_states_its_cost():
     ("replica_groups=mesh['axis_0'=16] {'axis_0':(1)4}", 4),
     ('replica_groups={}', 256),
     ('source_target_pairs={{0,1},{1,0}}', 256)])
-def test_the_size_of_a_collective_s_groups(groups, size):
-  found, _ = line(f'%x = f32[4] all-reduce(%y), channel_id=1, {groups}, '
-                  'use_global_device_ids=true, to_apply=%add')
-  assert hlo.group_size(found, 256) == size
+def test_group_size_of_a_collective(groups, size):
+  instruction, _ = line(f'%x = f32[4] all-reduce(%y), channel_id=1, {groups}, '
+                        'use_global_device_ids=true, to_apply=%add')
+  assert hlo.group_size(instruction, 256) == size
 
 
-def test_collectives_within_fusions_count_and_what_is_done_does_not():
+def test_collectives_in_fusions_count_once_where_they_start():
   text = HEAD + '''%all-reduce-scatter (p.1: f32[64]) -> f32[16] {
   %p.1 = f32[64] parameter(0)
   %r.1 = f32[64] all-reduce(%p.1), replica_groups=[1,4]<=[4], to_apply=%add
@@ -207,13 +208,14 @@ ENTRY %main (x: f32[64]) -> f32[16] {
   ROOT %g = f32[64] all-gather-done(%s)
 }
 '''
-  found = [(hlo.collective_kind(run.instruction), run.operand_bytes)
-           for run in hlo.executed(hlo.parse(text))
-           if hlo.collective_kind(run.instruction)]
-  assert found == [('all-gather', 32), ('reduce-scatter', 256), ('all-gather', 64)]
+  collectives = [(hlo.collective_kind(run.instruction), run.operand_bytes)
+                 for run in hlo.executed(hlo.parse(text))
+                 if hlo.collective_kind(run.instruction)]
+  assert collectives == [
+      ('all-gather', 32), ('reduce-scatter', 256), ('all-gather', 64)]
 
 
-def test_names_for_readers_merge_blocks_and_tell_the_pass():
+def test_readable_names_merge_blocks_and_state_the_pass():
   assert hlo.readable(
       'jit(train_step)/jvp(Vatt)/Vatt.encode/backbones_video/block_11/mlp_1/dot_general'
   ) == 'backbones_video/block/mlp_1/dot_general'

@@ -1,4 +1,4 @@
-"""vatt_jax/tools/tpu_plan/plan.py"""
+"""Tests vatt_jax/tools/tpu_plan/plan.py."""
 
 import dataclasses
 import importlib.util
@@ -47,20 +47,19 @@ ENTRY %main (x: f32[4]) -> f32[4] {{
 '''    # noqa: E501 (instructions are lines)
 
 
-def test_a_step_takes_what_its_parts_take():
-  found = plan.predict(hlo.parse(PROGRAM), V3)
-  assert found.kernel_cycles == 940_000    # a thousandth of what a core does a second
-  assert found.estimated_cycles == 2 * 940_000 + 940_000
+def test_step_time_is_the_sum_of_its_parts():
+  step = plan.predict(hlo.parse(PROGRAM), V3)
+  assert step.kernel_cycles == 940_000    # a millisecond of a core
+  assert step.estimated_cycles == 2 * 940_000 + 940_000
   moved = 2 * 2 ** 18 / 450e9
   collective = 2 * (2 ** 18 * 7 / 8 / (2 * 82e9) + 2e-6)
-  assert found.unestimated_seconds == pytest.approx(moved)
-  assert found.collective_seconds == pytest.approx(collective)
-  assert found.predicted_step_seconds == pytest.approx(3e-3 + moved + collective)
+  assert step.unestimated_seconds == pytest.approx(moved)
+  assert step.collective_seconds == pytest.approx(collective)
+  assert step.predicted_step_seconds == pytest.approx(3e-3 + moved + collective)
 
 
-def test_blocks_are_one_in_the_list_of_the_costliest():
-  found = plan.predict(hlo.parse(PROGRAM), V3)
-  first, rest = found.costliest
+def test_costliest_lines_merge_all_blocks():
+  first, rest = plan.predict(hlo.parse(PROGRAM), V3).costliest
   assert (first.source, first.operation) == ('models/layers.py:129',
                                              'tower/block/out/dot')
   assert first.seconds == pytest.approx(2e-3)
@@ -68,12 +67,12 @@ def test_blocks_are_one_in_the_list_of_the_costliest():
   assert first.share + rest.share == pytest.approx(1)
 
 
-def test_topologies_and_batch_sizes_go_in_pairs():
+def test_topologies_and_batch_sizes_are_paired():
   assert plan.pair(['a'], [1]) == [('a', 1)]
   assert plan.pair(['a', 'b'], [1]) == [('a', 1), ('b', 1)]
   assert plan.pair(['a'], [1, 2]) == [('a', 1), ('a', 2)]
   assert plan.pair(['a', 'b'], [1, 2]) == [('a', 1), ('b', 2)]
-  with pytest.raises(UserError, match=r'--batch_size: 2 of them; .* --topology, 3'):
+  with pytest.raises(UserError, match=r'--batch_size: given 2 times; .* --topology, 3'):
     plan.pair(['a', 'b', 'c'], [1, 2])
 
 
@@ -82,7 +81,7 @@ SHORT = plan.Plan('v3:2x2', 2048, 8, 1000, fits=False, hbm_bytes_per_core=3 * 2 
 
 
 def fitting(needed, refused=()):
-  """Makes plans that need this many bytes, by the number of settings changed."""
+  """Returns a maker of plans; bytes needed depend on the number of changed settings."""
   def make(config, topology):
     if refused and config.get(refused) is not None:
       raise UserError(f'config.{refused}: unknown key')
@@ -94,33 +93,33 @@ def fitting(needed, refused=()):
   return make
 
 
-def test_settings_are_added_until_a_step_fits():
+def test_remedies_are_added_until_a_step_fits():
   config = dict(model=dict(), optim=dict(), batch_size=2048)
   g = 2 ** 30
-  found = plan.try_to_fit(config, SHORT, fitting([48 * g, 20 * g, 15 * g]))
-  assert [t.settings for t in found.tries] == [
+  result = plan.try_to_fit(config, SHORT, fitting([48 * g, 20 * g, 15 * g]))
+  assert [t.settings for t in result.tries] == [
       {'model.remat': 'dots'}, {'model.remat': 'dots', 'num_microbatches': 2}]
-  assert [t.fits for t in found.tries] == [False, True]
-  found = plan.try_to_fit(config, SHORT,
-                          fitting([48 * g, 20 * g, 15 * g], 'num_microbatches'))
-  assert found.tries[-1].settings == {'model.remat': 'dots', 'mesh.fsdp': 8}
+  assert [t.fits for t in result.tries] == [False, True]
+  result = plan.try_to_fit(config, SHORT,
+                           fitting([48 * g, 20 * g, 15 * g], 'num_microbatches'))
+  assert result.tries[-1].settings == {'model.remat': 'dots', 'mesh.fsdp': 8}
   nothing = plan.try_to_fit(config, SHORT, fitting([48 * g] * 4))
   assert nothing.tries == []
   assert 'model.remat' not in str(config)
 
 
-def test_what_a_recipe_has_is_no_remedy():
-  known = pretrain_mbs.get_config().to_dict()
-  keys = [key for key, _ in plan.remedies(known)]
+def test_settings_of_the_config_are_no_remedies():
+  config = pretrain_mbs.get_config().to_dict()
+  keys = [key for key, _ in plan.remedies(config)]
   assert list(dict.fromkeys(keys)) == [
       'model.remat', 'num_microbatches', 'mesh.fsdp', 'optim.state_dtype', 'batch_size']
-  assert dict(plan.remedies(known))['mesh.fsdp'] == 64    # 'auto' is at most 8
-  known['model']['remat'] = 'blocks'
-  assert 'model.remat' not in dict(plan.remedies(known))
+  assert dict(plan.remedies(config))['mesh.fsdp'] == 64    # 'auto' is at most 8
+  config['model']['remat'] = 'blocks'
+  assert 'model.remat' not in dict(plan.remedies(config))
   assert plan.set_key(dict(a=dict(b=1), c=2), 'a.d', 3) == dict(a=dict(b=1, d=3), c=2)
 
 
-def test_plans_stand_side_by_side():
+def test_plans_are_printed_side_by_side():
   good = dataclasses.replace(
       SHORT, fits=True, hbm_bytes_per_core=2 ** 33, memory_bytes=dict(
           arguments=2 ** 32, outputs=0, temporaries=2 ** 31, program=2 ** 31),
@@ -131,7 +130,7 @@ def test_plans_stand_side_by_side():
   text = plan.as_text([good, tried])
   memory = next(line for line in text.splitlines() if line.startswith('memory'))
   assert memory.split()[-2:] == ['8.00', '48.00']
-  assert 'needs 48.00 GiB a core of 16.00, 32.00 too many' in text
+  assert 'needs 48.00 GiB per core of 16.00, 32.00 too many' in text
   assert 'fits with config.num_microbatches=2: 8.00 GiB' in text
   assert 'models/layers.py:129' in text and '50.0%' in text
   names = good.as_json()
@@ -142,7 +141,7 @@ def test_plans_stand_side_by_side():
   json.dumps(names)
 
 
-def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+def test_missing_libtpu_error_names_the_package(monkeypatch):
   monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match=r"pip install 'vatt_jax\[plan\]'"):
@@ -154,8 +153,8 @@ def _crash(config, topology, dump_hlo):
   os.abort()
 
 
-def test_a_compiler_that_crashes_is_told_in_one_line(monkeypatch):
-  monkeypatch.setenv('TPU_LIBRARY_PATH', 'taken as there')
+def test_compiler_crash_is_reported_in_one_line(monkeypatch):
+  monkeypatch.setenv('TPU_LIBRARY_PATH', 'assumed to exist')
   monkeypatch.setattr(plan, 'make', _crash)
   with pytest.raises(UserError, match=r'v3:2x2: the compiler crashed: last word of'):
     plan.make_apart(dict(batch_size=8), 'v3:2x2')
@@ -175,65 +174,66 @@ def run(*args):
 
 
 @needs_libtpu
-def test_the_command_agrees_with_a_count_of_the_kept_program(tmp_path):
+def test_command_agrees_with_a_count_of_the_dumped_program(tmp_path):
   kept = tmp_path / 'step.hlo'
   code, out, err = run('--topology=v3:2x2', '--batch_size=64', '--json',
                        f'--dump_hlo={kept}')
   assert code == 0, err
   assert len(err.splitlines()) == 1 and 'compiling for v3:2x2' in err
-  found = json.loads(out)
+  result = json.loads(out)
   text = kept.read_text()
-  assert ' while(' not in text    # so that there is nothing to multiply
+  assert ' while(' not in text    # a loop would multiply its cycles
   counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
-  assert found['estimated_cycles'] == counted > 100_000
-  assert found['cores'] == 8 and found['fits']
-  assert found['hbm_bytes_per_core'] == sum(found['memory_bytes'].values())
-  assert found['predicted_step_seconds'] > counted / 940e6
-  assert found['mfu'] == pytest.approx(
-      found['model_flops_per_step'] / found['predicted_step_seconds'] / (8 * 61.5e12))
-  assert any(line['source'].startswith('models/') for line in found['costliest'])
+  assert result['estimated_cycles'] == counted > 100_000
+  assert result['cores'] == 8 and result['fits']
+  assert result['hbm_bytes_per_core'] == sum(result['memory_bytes'].values())
+  assert result['predicted_step_seconds'] > counted / 940e6
+  assert result['mfu'] == pytest.approx(
+      result['model_flops_per_step'] / result['predicted_step_seconds']
+      / (8 * 61.5e12))
+  assert any(line['source'].startswith('models/') for line in result['costliest'])
 
 
 @needs_libtpu
-def test_a_kernel_takes_the_place_of_estimates(tmp_path):
-  """Of 801 tokens of sound: on a TPU v5e attention is one."""
+def test_kernel_time_replaces_estimates(tmp_path):
+  """Uses 801 audio tokens, for which attention on a TPU v5e is a kernel."""
   kept = tmp_path / 'step.hlo'
   code, out, err = run('--topology=v5e:2x2', '--batch_size=64', '--json',
                        '--config.model.audio.patch=(16,)', f'--dump_hlo={kept}',
                        '--config.model.audio.drop_token_rate=0.0',
                        '--config.model.audio.width=128')
   assert code == 0, err
-  found, text = json.loads(out), kept.read_text()
-  assert text.count('custom_call_target="tpu_custom_call"') == 2    # there and back
+  result, text = json.loads(out), kept.read_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 2    # both passes
   counted = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
-  assert found['estimated_cycles'] == counted + found['kernel_cycles']
-  # 16 clips of 2 heads a core, 801 tokens: as queries two blocks of 416, as keys 896,
-  # full tiles; so are the 512 queries that two of the seven products sum over.
+  assert result['estimated_cycles'] == counted + result['kernel_cycles']
+  # 16 clips of 2 heads a core, 801 tokens: queries are two blocks of 416, keys fill
+  # tiles up to 896. Two of the seven products sum over queries, padded to 512.
   products = 16 * 2 * 2 * 2 * 128 * (5 * 416 * 896 + 2 * 801 * 512)
-  assert found['kernel_cycles'] == pytest.approx(products / 197e12 * 1500e6, rel=1e-3)
-  assert any('attend' in line['operation'] for line in found['costliest'])
+  assert result['kernel_cycles'] == pytest.approx(products / 197e12 * 1500e6, rel=1e-3)
+  assert any('attend' in line['operation'] for line in result['costliest'])
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_the_command_says_what_would_make_a_step_fit():
-  """A table of words that is too large whole, with Adam's moments, but not in parts."""
+def test_command_suggests_settings_with_which_a_step_fits():
+  """Uses a word table that, with Adam's moments, fits only if it is sharded."""
   code, out, err = run('--topology=v3:2x2', '--batch_size=64', '--json',
                        '--config.model.text.vocabulary_size=33554432')
   assert code == 0, err
-  found = json.loads(out)
-  assert not found['fits'] and found['predicted_step_seconds'] is None
-  assert found['hbm_bytes_per_core'] > found['hbm_limit_bytes'] > 15 * 2 ** 30
-  last = found['tries'][-1]
+  result = json.loads(out)
+  assert not result['fits'] and result['predicted_step_seconds'] is None
+  assert result['hbm_bytes_per_core'] > result['hbm_limit_bytes'] > 15 * 2 ** 30
+  last = result['tries'][-1]
   assert last['fits'] and last['settings']['mesh.fsdp'] == 8
-  assert last['hbm_bytes_per_core'] < found['hbm_limit_bytes']
+  assert last['hbm_bytes_per_core'] < result['hbm_limit_bytes']
 
 
-@pytest.mark.parametrize(('flag', 'said'), [
+@pytest.mark.parametrize(('flag', 'message'), [
     ('--topology=v3-256', "--topology=v3-256: expected v3, v4, v5e, v5p, v6e, a colon"),
     pytest.param('--topology=v3:3x5', '--topology=v3:3x5: INVALID_ARGUMENT',
                  marks=needs_libtpu)])
-def test_what_is_no_slice_is_told_in_one_line(flag, said):
+def test_unknown_slice_is_reported_in_one_line(flag, message):
   code, out, err = run(flag)
   assert code == 2 and not out
-  assert err.splitlines()[-1].startswith(f'vatt_jax: {said}'), err
+  assert err.splitlines()[-1].startswith(f'vatt_jax: {message}'), err

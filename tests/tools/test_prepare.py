@@ -1,4 +1,4 @@
-"""vatt_jax/tools/prepare.py"""
+"""Tests vatt_jax/tools/prepare.py."""
 
 import json
 import os
@@ -24,7 +24,7 @@ WINDOW = pipeline.Window(num_frames=8, frame_rate_hz=5.0, image_size=64, audio_h
 
 
 def _make(plan, out):
-  """All shards, without Beam.  -> the clips."""
+  """Writes all shards without Beam.  -> the clips."""
   out.mkdir()
   count = plan.num_shards()
   for number in range(count):
@@ -43,17 +43,17 @@ def _correlation(a, b):
 
 
 @pytest.mark.parametrize('form', prepare.FORMS)
-def test_packed_clips_show_say_and_sound_as_the_files_do(toy_world, tmp_path, form):
+def test_packed_clips_equal_the_source(toy_world, tmp_path, form):
   source = str(toy_world / 'train.csv')
   clips = sources.open_source(source, 'train_captions.csv')
   packed = _make(prepare.Plan(source, 'train_captions.csv', form, clips_per_shard=10),
                  tmp_path / form)
   assert len(packed) == len(clips) == 24
   for i in range(0, 24, 5):
-    ours, theirs = packed[i], clips[i]
-    assert [c.text for c in ours.captions] == [c.text for c in theirs.captions]
-    np.testing.assert_allclose([c.start for c in ours.captions],
-                               [c.start for c in theirs.captions], rtol=1e-6)
+    captions, expected = packed[i].captions, clips[i].captions
+    assert [c.text for c in captions] == [c.text for c in expected]
+    np.testing.assert_allclose([c.start for c in captions],
+                               [c.start for c in expected], rtol=1e-6)
     a, b = _read(packed, i), _read(clips, i)
     assert a['has_audio'] == b['has_audio'] and a['has_video']
     if form == 'untouched':
@@ -66,8 +66,8 @@ def test_packed_clips_show_say_and_sound_as_the_files_do(toy_world, tmp_path, fo
 
 
 @pytest.mark.parametrize('form', ['video', 'frames'])
-def test_a_row_s_stretch_becomes_the_whole_record_with_its_labels(toy_world, tmp_path,
-                                                                  form):
+def test_manifest_segment_becomes_a_whole_record_with_labels(toy_world, tmp_path,
+                                                             form):
   source = str(toy_world / 'test_segments.csv')
   packed = _make(prepare.Plan(source, '', form), tmp_path / form)
   clips = sources.open_source(source)
@@ -81,7 +81,7 @@ def test_a_row_s_stretch_becomes_the_whole_record_with_its_labels(toy_world, tmp
     assert _correlation(_read(packed, i)['video'], _read(clips, i)['video']) > 0.98
 
 
-def test_long_clips_become_segments_that_keep_their_own_sentences(toy_world, tmp_path):
+def test_long_clips_become_segments_with_their_own_captions(toy_world, tmp_path):
   source = str(toy_world / 'train.csv')
   plan = prepare.Plan(source, 'train_captions.csv', 'frames', segment_seconds=3.0)
   packed = _make(plan, tmp_path / 'out')
@@ -89,21 +89,21 @@ def test_long_clips_become_segments_that_keep_their_own_sentences(toy_world, tmp
   with whole[0].open() as file:
     pieces = round(file.duration_seconds / 3)
     later = file.frames([3.0 + 1.0])[0].cut((0, 0, 64, 64), (64, 64))
-  parts = [packed[i] for i in range(pieces)]
-  assert all('0000.mp4' in part.path for part in parts)
+  segments = [packed[i] for i in range(pieces)]
+  assert all('0000.mp4' in segment.path for segment in segments)
   assert '0000.mp4' not in packed[pieces].path
-  shown = parts[1].content.frames([1.0])[0].cut((0, 0, 64, 64), (64, 64))
-  assert _correlation(shown, later) > 0.98
-  for number, part in enumerate(parts):
+  frame = segments[1].content.frames([1.0])[0].cut((0, 0, 64, 64), (64, 64))
+  assert _correlation(frame, later) > 0.98
+  for number, segment in enumerate(segments):
     expected = [c for c in whole[0].captions
                 if c.end > 3 * number and (number == pieces - 1 or
                                            c.start < 3 * number + 3)]
-    assert [c.text for c in part.captions] == [c.text for c in expected]
-    np.testing.assert_allclose([c.start for c in part.captions],
+    assert [c.text for c in segment.captions] == [c.text for c in expected]
+    np.testing.assert_allclose([c.start for c in segment.captions],
                                [c.start - 3 * number for c in expected], atol=1e-5)
 
 
-def test_a_broken_clip_is_left_out_and_named(toy_world, tmp_path):
+def test_broken_clip_is_skipped_and_named(toy_world, tmp_path):
   (tmp_path / 'in').mkdir()
   (tmp_path / 'in' / 'bad.mp4').write_text('nothing')
   (tmp_path / 'in' / 'good.mp4').symlink_to(toy_world / 'clips' / 'train' / '0000.mp4')
@@ -118,44 +118,45 @@ def test_a_broken_clip_is_left_out_and_named(toy_world, tmp_path):
 @pytest.mark.parametrize('form', prepare.FORMS)
 def test_silence_is_packed_as_audio_and_missing_audio_is_not(form, tmp_path):
   (tmp_path / 'in').mkdir()
-  world.encode(tmp_path / 'in' / 'mute.mp4', np.zeros((10, 16, 16, 3), np.uint8), 10)
+  frames = np.zeros((10, 16, 16, 3), np.uint8)
+  world.encode(tmp_path / 'in' / 'no_audio.mp4', frames, 10)
   with av.open(tmp_path / 'in' / 'silent.wav', 'w') as container:
     stream = container.add_stream('pcm_s16le', rate=11_127, layout='mono')
     frame = av.AudioFrame.from_ndarray(np.zeros((1, 20_000), np.int16), layout='mono')
     frame.sample_rate = 11_127
     container.mux(stream.encode(frame) + stream.encode(None))
   packed = _make(prepare.Plan(str(tmp_path / 'in'), '', form), tmp_path / 'out')
-  assert [pathlib.Path(c.path).name for c in packed] == ['mute.mp4', 'silent.wav']
-  mute, silent = (clip.open() for clip in packed)
-  assert mute.has_video and not mute.has_audio
+  assert [pathlib.Path(c.path).name for c in packed] == ['no_audio.mp4', 'silent.wav']
+  no_audio, silent = (clip.open() for clip in packed)
+  assert no_audio.has_video and not no_audio.has_audio
   assert silent.sound(0.5, 100, 8000).tolist() == [0] * 100
 
 
-def test_sound_of_an_odd_rate_is_packed_with_its_film(tmp_path):
+def test_audio_of_an_unusual_rate_is_packed_with_its_video(tmp_path):
   (tmp_path / 'in').mkdir()
-  film = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
+  frames = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
   tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * 11_127) / 11_127)
   with av.open(tmp_path / 'in' / 'old.avi', 'w') as container:
-    picture = container.add_stream('mpeg4', rate=10)
-    picture.width = picture.height = 32
-    picture.pix_fmt = 'yuv420p'
-    voice = container.add_stream('pcm_s16le', rate=11_127, layout='mono')
-    packets = [p for image in film for p in picture.encode(
+    video = container.add_stream('mpeg4', rate=10)
+    video.width = video.height = 32
+    video.pix_fmt = 'yuv420p'
+    audio = container.add_stream('pcm_s16le', rate=11_127, layout='mono')
+    packets = [p for image in frames for p in video.encode(
         av.VideoFrame.from_ndarray(image, format='rgb24'))]
     frame = av.AudioFrame.from_ndarray((tone[None] * 32767).astype(np.int16),
                                        layout='mono')
     frame.sample_rate, frame.pts = 11_127, 0
-    container.mux(packets + picture.encode(None) + voice.encode(frame)
-                  + voice.encode(None))
+    container.mux(packets + video.encode(None) + audio.encode(frame)
+                  + audio.encode(None))
   packed = _make(prepare.Plan(str(tmp_path / 'in'), '', 'video'), tmp_path / 'out')
   with packed[0].open() as file:
-    sound = file.sound(0.5, 8000, 8000)
-  spectrum = np.abs(np.fft.rfft(sound))
+    samples = file.sound(0.5, 8000, 8000)
+  spectrum = np.abs(np.fft.rfft(samples))
   assert np.argmax(spectrum) == pytest.approx(440, abs=2)
 
 
 @pytest.mark.slow
-def test_a_source_that_changed_is_no_way_to_go_on(toy_world, tmp_path):
+def test_resuming_with_a_changed_source_is_refused(toy_world, tmp_path):
   folder = tmp_path / 'in'
   folder.mkdir()
   clips = toy_world / 'clips' / 'train'
@@ -169,7 +170,7 @@ def test_a_source_that_changed_is_no_way_to_go_on(toy_world, tmp_path):
     prepare.prepare(prepare.Plan(str(folder), '', 'untouched'), out)
 
 
-def test_a_folder_that_lacks_shards_is_no_source(toy_world, tmp_path):
+def test_folder_with_missing_shards_is_refused_as_source(toy_world, tmp_path):
   plan = prepare.Plan(str(toy_world / 'train.csv'), '', 'untouched', clips_per_shard=8)
   _make(plan, tmp_path / 'out')
   (tmp_path / 'out' / 'clips-00001-of-00003.array_record').unlink()
@@ -184,24 +185,24 @@ def _command(source, out, *args):
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_nothing_is_made_twice(toy_world, tmp_path):
+def test_resumed_run_writes_no_shard_twice(toy_world, tmp_path):
   out = tmp_path / 'out'
   command = _command(toy_world / 'train.csv', out, '--captions=train_captions.csv',
                      '--form=frames', '--clips_per_shard=1')
   process = subprocess.Popen(command, cwd=ROOT, start_new_session=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   deadline = time.monotonic() + 120
-  while len(made := list(out.glob('*.array_record'))) < 3:
+  while len(list(out.glob('*.array_record'))) < 3:
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.01)
   os.killpg(process.pid, signal.SIGKILL)
   process.wait()
-  made = {path: path.stat().st_mtime_ns for path in out.glob('*.array_record')}
-  assert 3 <= len(made) < 24
+  shards = {path: path.stat().st_mtime_ns for path in out.glob('*.array_record')}
+  assert 3 <= len(shards) < 24
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert '24 records in 24 shards' in done.stdout and '0 clips skipped' in done.stdout
-  assert {path: path.stat().st_mtime_ns for path in made} == made
+  assert {path: path.stat().st_mtime_ns for path in shards} == shards
   assert not list(out.glob('*.partial'))
   packed = sources.open_source(str(out))
   names = [packed[i].path.rpartition('/')[2] for i in range(len(packed))]
@@ -217,20 +218,20 @@ def test_killed_and_started_again_nothing_is_made_twice(toy_world, tmp_path):
     (dict(form='gif'), '--form=gif: expected one of video, frames, untouched'),
     (dict(form='untouched', segment_seconds=3.0), 'cannot cut files'),
     (dict(form='video', clips_per_shard=0), 'expected 0 or more, and 1 or more')])
-def test_a_plan_that_cannot_be_is_refused(settings, message):
+def test_invalid_plan_is_refused(settings, message):
   with pytest.raises(UserError, match=message):
     prepare.Plan('somewhere', '', **settings)
 
 
-def test_a_folder_of_something_else_is_left_alone(toy_world, tmp_path):
+def test_folder_of_other_files_is_refused_and_unchanged(toy_world, tmp_path):
   (tmp_path / 'mine.txt').write_text('mine')
   plan = prepare.Plan(str(toy_world / 'train.csv'), '', 'video')
-  with pytest.raises(UserError, match='is not empty, and not begun by this command'):
+  with pytest.raises(UserError, match='is not empty, and was not begun by this'):
     prepare.prepare(plan, tmp_path)
   assert os.listdir(tmp_path) == ['mine.txt']
 
 
-def test_without_beam_it_says_what_to_install(monkeypatch, toy_world, tmp_path):
+def test_missing_beam_error_names_the_extra(monkeypatch, toy_world, tmp_path):
   monkeypatch.setitem(sys.modules, 'apache_beam', None)
   plan = prepare.Plan(str(toy_world / 'train.csv'), '', 'video')
   with pytest.raises(UserError, match=r"pip install -e '\.\[prep\]'"):

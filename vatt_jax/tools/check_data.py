@@ -1,10 +1,10 @@
-"""Reads a source from end to end and says what is wrong with it.
+"""Reads a source from end to end and reports faulty clips.
 
     python -m vatt_jax check_data --source=FOLDER_OR_MANIFEST --captions=FILE \
         --vocabulary=FILE --config=configs/pretrain_folder.py
 
-Every picture and every sample of every clip is decoded. Prints a table, and below it
-each clip that has something amiss; `--json` prints all of it for a machine.
+Decodes every frame and every audio sample of every clip. Prints a table, and below it
+each clip that has a fault; `--json` prints all of it as JSON.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.recipe import inherit
 
-# What may be amiss with a clip, in the order of the table.
+# Faults of a clip, in the order of the table.
 FAULTS = {
     'broken': 'does not decode',
-    'no_video': 'has no pictures',
-    'no_audio': 'has no sound',
-    'bad_audio': 'has sound that does not decode',
-    'silent': 'has sound that is zero throughout',
-    'no_text': 'has no sentence',
+    'no_video': 'has no video',
+    'no_audio': 'has no audio',
+    'bad_audio': 'has audio that does not decode',
+    'silent': 'has audio that is zero throughout',
+    'no_text': 'has no caption',
     'short': 'is shorter than the window',
     'odd_frame_rate': 'has an odd frame rate'}
-# Outside of these it is a slide show, or high speed.
+# A rate outside of this range is a slide show, or high speed.
 _FRAME_RATES_HZ = (10.0, 120.0)
 _AUDIO_HZ = 16_000
-# Seconds of a window of configs/pretrain_folder.py, which is not installed.
+# Window length of configs/pretrain_folder.py, which is not part of the package.
 WINDOW_SECONDS = 1.6
-# So much of a film is in memory at a time.
+# A longer stretch of a video would not fit into memory.
 _CHUNK_SECONDS = 5.0
 _CHUNK_PIXELS = 2 ** 27
 _THUMBNAIL = (32, 32)
@@ -57,15 +57,15 @@ _THUMBNAIL = (32, 32)
 
 @dataclasses.dataclass
 class Finding:
-  """What one clip holds.
+  """Holds the contents and the faults of one clip.
 
   Attributes:
-    path: of its file, or the name of its record.
-    faults: of `FAULTS` -> in words.
-    duration_seconds: of the clip; 0 if it is broken.
-    num_captions: sentences.
-    num_words: in all of them.
-    num_unknown: of these, outside the vocabulary.
+    path: path of its file, or name of its record.
+    faults: key of `FAULTS` -> text.
+    duration_seconds: duration of the clip; 0 if it is broken.
+    num_captions: number of captions.
+    num_words: number of words in all captions.
+    num_unknown: number of these words outside the vocabulary.
   """
   path: str
   faults: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -77,10 +77,10 @@ class Finding:
 
 def check(clip: clip_lib.Clip, min_seconds: float,
           tokenizer: text.Tokenizer | None = None) -> Finding:
-  """Decodes all of a clip.
+  """Decodes a whole clip and returns its faults.
 
   Args:
-    clip: what to read.
+    clip: the clip to read.
     min_seconds: a shorter clip is `short`.
     tokenizer: counts unknown words; None counts none.
   """
@@ -103,7 +103,11 @@ def check(clip: clip_lib.Clip, min_seconds: float,
 
 def _check_media(clip: clip_lib.Clip, file: clip_lib.Media, finding: Finding,
                  min_seconds: float) -> None:
-  """Raises MediaError: something does not decode."""
+  """Adds the faults of the media to a finding.
+
+  Raises:
+    MediaError: the video, or the only stream, does not decode.
+  """
   end = clip.end_in(file)
   finding.duration_seconds = end - clip.start
   if finding.duration_seconds < min_seconds:
@@ -113,49 +117,51 @@ def _check_media(clip: clip_lib.Clip, file: clip_lib.Media, finding: Finding,
   if not file.has_video:
     finding.faults['no_video'] = FAULTS['no_video']
   elif not rate or not _FRAME_RATES_HZ[0] <= rate <= _FRAME_RATES_HZ[1]:
-    finding.faults['odd_frame_rate'] = (f'has {rate:g} pictures a second' if rate else
-                                        'does not say its frame rate')
+    finding.faults['odd_frame_rate'] = (f'has {rate:g} frames per second' if rate else
+                                        'does not state its frame rate')
   if not file.has_audio:
     finding.faults['no_audio'] = FAULTS['no_audio']
   if file.has_video:
-    _see(file, clip.start, end, min(rate or _FRAME_RATES_HZ[0], _FRAME_RATES_HZ[1]))
+    _decode_video(file, clip.start, end,
+                  min(rate or _FRAME_RATES_HZ[0], _FRAME_RATES_HZ[1]))
   try:
-    if file.has_audio and not _hear(file, clip.start, end):
+    if file.has_audio and not _decode_audio(file, clip.start, end):
       finding.faults['silent'] = FAULTS['silent']
-  except media.MediaError as e:    # training masks it, and uses the pictures
+  except media.MediaError as e:    # training masks the audio and uses the video
     if not file.has_video:
       raise
     finding.faults['bad_audio'] = str(e).removeprefix(f'{clip.path}: ')
 
 
-def _see(file: clip_lib.Media, start: float, end: float, rate_hz: float) -> None:
-  """Decodes the pictures of a stretch."""
+def _decode_video(file: clip_lib.Media, start: float, end: float, rate_hz: float
+                  ) -> None:
+  """Decodes the frames between two times."""
   times = np.arange(start, end, 1 / rate_hz)
   while len(times):
     width, height = file.frames(times[:1])[0].size
     count = max(min(_CHUNK_PIXELS // (width * height),
                     round(_CHUNK_SECONDS * rate_hz)), 1)
-    for picture in file.frames(times[:count]):
-      picture.cut((0, 0, *picture.size), _THUMBNAIL)
+    for frame in file.frames(times[:count]):
+      frame.cut((0, 0, *frame.size), _THUMBNAIL)
     times = times[count:]
 
 
-def _hear(file: clip_lib.Media, start: float, end: float) -> bool:
-  """Decodes the sound of a stretch; False if all of it is zero."""
-  heard = False
+def _decode_audio(file: clip_lib.Media, start: float, end: float) -> bool:
+  """Decodes the audio between two times; returns False if all of it is zero."""
+  nonzero = False
   for now in np.arange(start, end, _CHUNK_SECONDS):
     num_samples = max(round(min(_CHUNK_SECONDS, end - now) * _AUDIO_HZ), 1)
-    heard |= bool(np.any(file.sound(now, num_samples, _AUDIO_HZ)))
-  return heard
+    nonzero |= bool(np.any(file.sound(now, num_samples, _AUDIO_HZ)))
+  return nonzero
 
 
 def check_source(clips: Sequence[clip_lib.Clip], min_seconds: float,
                  tokenizer: text.Tokenizer | None = None) -> list[Finding]:
-  """Checks every clip of a source, several at a time."""
+  """Checks every clip of a source in parallel threads."""
   def read(index):
     try:
       clip = clips[index]
-    except media.MediaError as e:    # a record that is none
+    except media.MediaError as e:    # a malformed record
       return Finding(e.path, {'broken': str(e).removeprefix(f'{e.path}: ')})
     return check(clip, min_seconds, tokenizer)
 
@@ -170,12 +176,12 @@ def check_source(clips: Sequence[clip_lib.Clip], min_seconds: float,
 
 def summarize(findings: list[Finding], seconds: float, knows_words: bool
               ) -> dict[str, Any]:
-  """The numbers of the table.
+  """Computes the numbers of the table.
 
   Args:
-    findings: of all clips.
-    seconds: how long all of it took.
-    knows_words: there was a vocabulary to compare with.
+    findings: the findings of all clips.
+    seconds: the time that the check took.
+    knows_words: whether words were compared with a vocabulary.
   """
   good = [f for f in findings if 'broken' not in f.faults]
   num_words = sum(f.num_words for f in findings)
@@ -190,7 +196,7 @@ def summarize(findings: list[Finding], seconds: float, knows_words: bool
   if knows_words:
     unknown = sum(f.num_unknown for f in findings)
     summary['unknown_words'] = unknown / num_words if num_words else 0.0
-  # How many seconds of film all threads together decode in a second.
+  # Seconds of video that all threads together decode in a second.
   summary['decode_speed'] = sum(f.duration_seconds for f in good) / max(seconds, 1e-9)
   summary['clips_per_second'] = len(findings) / max(seconds, 1e-9)
   return summary
@@ -205,13 +211,13 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def as_text(summary: dict[str, Any], findings: list[Finding]) -> str:
-  """The table, and the clips with something amiss."""
+  """Formats the table and the list of clips with faults."""
   width = max(map(len, summary))
   lines = []
   for key, value in summary.items():
     number = f'{value:.3f}' if isinstance(value, float) else str(value)
     lines.append(f'{key:{width}}  {number:>10}  {FAULTS.get(key, "")}'.rstrip())
-  # Where no clip at all has text, or sound, that is how the source is.
+  # A lack of text, audio or video in every clip is a property of the source.
   common = {k for k in ('no_video', 'no_audio', 'no_text')
             if summary[k] == summary['clips'] - summary['broken']}
   rows = [f'{f.path}: {"; ".join(v for k, v in f.faults.items() if k not in common)}'
@@ -220,10 +226,10 @@ def as_text(summary: dict[str, Any], findings: list[Finding]) -> str:
 
 
 def least_seconds(config: Settings | None) -> float:
-  """Returns the length of a window of a config; None is `pretrain_folder`'s.
+  """Returns the length of a config's window; None stands for `pretrain_folder`.
 
   Raises:
-    UserError: the config has no window, or one that cannot be.
+    UserError: the config has no window, or an invalid one.
   """
   if config is None:
     return WINDOW_SECONDS
@@ -238,7 +244,7 @@ def main() -> None:
   f = flags.FLAGS
   if not f.source:
     raise UserError('--source: missing; give a folder of media files, a manifest, or '
-                    'files of many clips')
+                    'shards')
   min_seconds = f.min_seconds
   if min_seconds is None:
     min_seconds = least_seconds(f.config and f.config.to_dict())
@@ -257,13 +263,14 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('source', '', 'A folder, a manifest, or files of many clips.')
-  flags.DEFINE_string('captions', '', 'Timed sentences beside it.')
-  flags.DEFINE_string('vocabulary', '', 'Counts the words outside this file.')
-  flags.DEFINE_enum('tokenizer', 'words', list(text.TOKENIZERS), 'Its kind.')
+  flags.DEFINE_string('source', '', 'A folder, a manifest, or shards.')
+  flags.DEFINE_string('captions', '', 'A file of timed captions beside the source.')
+  flags.DEFINE_string('vocabulary', '', 'Vocabulary file; counts unknown words.')
+  flags.DEFINE_enum('tokenizer', 'words', list(text.TOKENIZERS),
+                    'Kind of the vocabulary.')
   config_flags.DEFINE_config_file(
-      'config', None, 'The config that will read the clips: those shorter than its '
-      'window are short; by default that of configs/pretrain_folder.py.')
-  flags.DEFINE_float('min_seconds', None, 'Of a clip, in place of the window.')
+      'config', None, 'The config that will read the clips: clips shorter than its '
+      'window count as short. Default: the window of configs/pretrain_folder.py.')
+  flags.DEFINE_float('min_seconds', None, 'Least duration, in place of the window.')
   flags.DEFINE_bool('json', False, 'Print JSON, not a table.')
   cli.run(main)

@@ -1,15 +1,16 @@
-"""VATT's cost by formula, beside what `vatt_jax cost` counts in the traced program.
+"""Computes VATT's cost by formula, to compare with the counts of `vatt_jax cost`.
 
-A Transformer of L layers, width D and hidden width M on n tokens (AGG among them) has
+A Transformer of L layers, width D and hidden width M on n tokens (including AGG) has
 
     parameters  L (4 D^2 + 2 D M + 9 D + M) + 2 D
     operations  L (8 n D^2 + 4 n D M + 4 n^2 D)
 
-of which 8 n D^2 are the projections of queries, keys, values and outputs, 4 n^2 D the
-two products of attention (for any number of heads: A heads of D/A), and 4 n D M the
-two layers of the MLP. Before it come the projection of N patches of P numbers, with
-P D + D parameters and 2 N P D operations, D parameters for each position along each
-side, and D of AGG. Operations are two for every multiply-add, nothing else counts.
+The term 8 n D^2 stands for the projections of queries, keys, values and outputs,
+4 n^2 D for the two products of attention (for any number of heads: A heads of D/A),
+and 4 n D M for the two layers of the MLP. The tokenizer adds the projection of N
+patches of P numbers, with P D + D parameters and 2 N P D operations, D parameters for
+each position along each side, and D for AGG. Every multiply-add counts as two
+operations; nothing else counts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vatt_jax.models import vatt
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Parameters that are trained, and operations of a forward call on one clip."""
+  """Holds the trained parameters and the operations of a forward call on one clip."""
   parameters: int = 0
   operations: int = 0
 
@@ -35,17 +36,17 @@ class Cost:
     return Cost(self.parameters + other.parameters, self.operations + other.operations)
 
   def __mul__(self, times: int) -> Cost:
-    """The operations as often, by the same parameters."""
+    """Multiplies the operations; the parameters stay the same."""
     return Cost(self.parameters, self.operations * times)
 
 
 def linear(inputs: int, outputs: int, rows: int, bias: bool = True) -> Cost:
-  """A linear layer."""
+  """Returns the cost of a linear layer."""
   return Cost(inputs * outputs + bias * outputs, 2 * rows * inputs * outputs)
 
 
 def transformer(tower: layers.Transformer, width: int, n: int) -> Cost:
-  """`width` is that of its tokens, of which there are n."""
+  """Returns the cost of a Transformer on n tokens of this width."""
   before, biases = Cost(), 5 * width + tower.mlp_dim
   norms, last_norm = 4 * width, 2 * width
   if tower.t5_style:
@@ -61,15 +62,15 @@ def transformer(tower: layers.Transformer, width: int, n: int) -> Cost:
 
 def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
              ) -> Cost:
-  """All that runs for a modality up to the head.
+  """Returns the cost of a modality, from the tokenizer up to the head.
 
-  The parameters are its own; those of a Transformer for all are `shared`'s.
+  The parameters are the modality's own; `shared` counts a shared Transformer's.
 
   Args:
-    model: which.
-    name: of the modality.
-    shape: of a batch of one clip.
-    num_tokens: that enter the Transformer, without AGG.
+    model: the model.
+    name: the modality.
+    shape: shape of a batch of one clip.
+    num_tokens: number of tokens that enter the Transformer, without AGG.
   """
   tokenizer = model.tokenizers[name]
   times = shape[1] if name == 'text' else 1
@@ -90,7 +91,7 @@ def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
     cost += linear(width, model.projectors[name].width, num_tokens + 1)
   cost *= times
   if name == 'text' and tokenizer.release and num_tokens != tokenizer.max_tokens:
-    # The table of positions is stretched, once for all sentences.
+    # The table of positions is resized once for all captions.
     cost += Cost(0, 2 * num_tokens * tokenizer.max_tokens * tokenizer.width)
   return cost
 
@@ -116,7 +117,7 @@ def _raw(tokenizer: vatt.RawTokenizer, shape: Sequence[int], n: int) -> Cost:
 
 
 def _spectrogram(constants: Any, samples: int) -> tuple[list[int], Cost]:
-  """Its sides, and the product that makes it of frequencies."""
+  """Returns a spectrogram's sides and the cost of the mel product."""
   windows, bins = constants.num_windows(samples), constants.mel_bins
   return [windows, bins], Cost(0, 2 * windows * (constants.fft_length // 2 + 1) * bins)
 
@@ -132,13 +133,13 @@ def _text(tokenizer: vatt.TextTokenizer, n: int) -> Cost:
 
 
 def shared(model: vatt.Vatt) -> Cost:
-  """The parameters of a Transformer for all."""
+  """Returns the parameters of a Transformer shared by all modalities."""
   width = next(iter(model.tokenizers.values())).width
   return Cost(transformer(model.backbones['shared'], width, 0).parameters)
 
 
 def head(model: vatt.Vatt, widths: Mapping[str, int], num_sentences: int) -> Cost:
-  """The head, of pooled features of these widths."""
+  """Returns the cost of the head, for pooled features of these widths."""
   if isinstance(model.head, heads.Classifier):
     (width,) = widths.values()
     return linear(width, model.head.num_classes, 1)

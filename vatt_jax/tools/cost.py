@@ -1,24 +1,24 @@
-"""What a model costs: parameters, and operations of a forward call on one clip.
+"""Counts a model's parameters and the operations of a forward call on one clip.
 
     python -m vatt_jax cost --config=configs/pretrain_mbs.py
     python -m vatt_jax cost --paper
 
 Operations are counted in the program that JAX traces, in two ways:
 
-- `true`: two for every multiply-add of a matrix product or convolution. Nothing
-  else counts; this is what "FLOPs" means where hardware utilisation is meant.
-- `paper`: as the paper's tables count. Its figures are those of TensorFlow's
-  graph profiler on the released code. That profiler knows no `Einsum`, which is
-  how the released attention multiplies queries with keys: of attention's two
-  products the scores are left out, half of its multiply-adds. The product of
-  weights and values is a `MatMul`, and counts. On the other hand elementwise
-  operations and reductions count, one for each element; most of them are the
-  softmax over the scores. Which ones count is the profiler's own list as far as
-  JAX has the like (`_ELEMENTWISE`, `_REDUCTIONS`; not erf, for one).
+- `true`: two for every multiply-add of a matrix product or convolution, nothing
+  else. This is the meaning of "FLOPs" in hardware utilisation.
+- `paper`: the way of the paper's tables. Their figures come from TensorFlow's graph
+  profiler on the released code. That profiler does not count `Einsum`, with which
+  the released attention multiplies queries with keys. It therefore leaves out the
+  scores, half of attention's multiply-adds. The product of weights and values is a
+  `MatMul` and counts. Elementwise operations and reductions also count, one for each
+  element; most of them belong to the softmax over the scores. The list of counted
+  operations is the profiler's own as far as JAX has the same operation
+  (`_ELEMENTWISE`, `_REDUCTIONS`; erf, for example, is missing).
 
-Beside them stand the closed form (`vatt_jax.closed_form`), which must be the true
-count, and XLA's own analysis of the program before it is optimised, which counts
-elementwise operations and reductions besides (but not exp, erf and the like).
+The table also has the closed form (`vatt_jax.tools.closed_form`), which must equal
+the true count, and XLA's own analysis of the program before optimisation. XLA adds
+elementwise operations and reductions (but not exp, erf and similar ones).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _REDUCTIONS = frozenset(('reduce_sum', 'reduce_max', 'reduce_min'))
 
 @dataclasses.dataclass(frozen=True)
 class Operations:
-  """Counted in two ways (see the module)."""
+  """Holds operations counted in two ways (see the module)."""
   true: int = 0
   paper: int = 0
 
@@ -72,35 +72,35 @@ class Operations:
 
 
 def operations(function: Callable[..., Any], *args: Any) -> Operations:
-  """Counts the operations of a function; of the arguments only shapes matter.
+  """Counts the operations of a function; only the arguments' shapes matter.
 
   Raises:
-    ValueError: a loop whose length the program doesn't tell.
+    ValueError: the program has a loop of unknown length.
   """
   return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def kernels(jaxpr: Any, side: int) -> dict[tuple[str, hlo.Shapes], int]:
-  """The Pallas kernels of a traced program, and the operations of a call of each.
+  """Counts the operations of one call of each Pallas kernel of a traced program.
 
-  They are those of matrix products alone, as a matrix unit of `side` x `side` does
-  them: of the right operand, which stands in the unit, both sizes count up to
-  multiples of its side.
+  Only matrix products count, as a matrix unit of `side` x `side` computes them. The
+  right operand stands in the unit, and both of its sizes are rounded up to multiples
+  of the unit's side.
 
   Returns:
-    The name of a kernel and the shapes of all that it writes -> operations.
+    (name of a kernel, shapes of its outputs) -> operations.
   """
-  found = {}
+  kernel_operations = {}
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'pallas_call':
       shapes = tuple(tuple(x.aval.shape) for x in equation.outvars)
       steps = math.prod(equation.params['grid_mapping'].grid)
-      found[equation.params['name'], shapes] = steps * _count(
+      kernel_operations[equation.params['name'], shapes] = steps * _count(
           equation.params['jaxpr'], side).true
     else:
       for inner in _within(equation):
-        found |= kernels(inner, side)
-  return found
+        kernel_operations |= kernels(inner, side)
+  return kernel_operations
 
 
 def _count(jaxpr: Any, side: int = 1) -> Operations:
@@ -113,11 +113,12 @@ def _count(jaxpr: Any, side: int = 1) -> Operations:
 def _count_one(equation: Any, side: int) -> Operations:
   name = equation.primitive.name
   if name == 'dot_general':
-    (contracted, theirs), (_, batch) = equation.params['dimension_numbers']
+    (left_summed, right_summed), (_, batch) = equation.params['dimension_numbers']
     left, right = (x.aval.shape for x in equation.invars)
-    width = math.prod(n for i, n in enumerate(right) if i not in (*theirs, *batch))
+    width = math.prod(n for i, n in enumerate(right)
+                      if i not in (*right_summed, *batch))
     rows = equation.outvars[0].aval.size // width
-    each = _up(math.prod(left[i] for i in contracted), side)
+    each = _up(math.prod(left[i] for i in left_summed), side)
     flops = 2 * rows * _up(width, side) * each
   elif name == 'conv_general_dilated':
     kernel = equation.invars[1].aval.shape
@@ -150,7 +151,7 @@ def _count_other(equation: Any, side: int) -> Operations:
 
 
 def _within(equation: Any) -> list[Any]:
-  """The programs that an equation runs."""
+  """Returns the inner programs of an equation."""
   inner = [getattr(x, 'jaxpr', x) for x in jax.tree.leaves(
       tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns'))]
   return [jaxpr for jaxpr in inner if hasattr(jaxpr, 'eqns')]
@@ -158,23 +159,23 @@ def _within(equation: Any) -> list[Any]:
 
 def forward(model: vatt.Vatt, batch: Mapping[str, Any], train: bool = False
             ) -> Operations:
-  """Of one forward call; with `train`, on the tokens that DropToken keeps."""
+  """Counts one forward call; with `train`, on the tokens that DropToken keeps."""
   return operations(*_call(_as_counted(model), batch, train))
 
 
 def training_flops(config: Settings) -> int:
-  """Of one training step of a recipe, by the true count.
+  """Returns the operations of one training step of a config, by the true count.
 
-  Three times those of the forward call, on the tokens that DropToken keeps, of all
-  clips of the batch: the backward pass takes twice as many. What is computed again to
-  save memory, losses and the optimiser do not count.
+  They are three times the forward call's, on the tokens that DropToken keeps, for all
+  clips of the batch: the backward pass takes twice as many. Recomputation that saves
+  memory, losses and the optimizer do not count.
   """
   model, clip = recipe.model_and_clip(config)
   return 3 * forward(model, clip, train=True).true * config['batch_size']
 
 
 def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
-  """A function, and its arguments, of which only shapes are known."""
+  """Returns a function and its arguments, the variables as shapes only."""
   rows = jax.tree.leaves(x)[0].shape[0]
 
   def apply(variables, x):
@@ -190,10 +191,11 @@ def _call(module: nn.Module, x: Any, train: bool) -> tuple[Any, ...]:
 
 
 def _as_counted(model):
-  """What random masks, or another form of attention, add is no part of the model."""
-  calm = lambda parts: {k: m.clone(dropout_rate=0.0) for k, m in parts.items()
-                        if not isinstance(m, layers.WordMean)}
-  backbones = dict(model.backbones) | calm(model.backbones)
+  """Returns the model without dropout and with plain attention, as it is counted."""
+  without_dropout = lambda modules: {
+      k: m.clone(dropout_rate=0.0) for k, m in modules.items()
+      if not isinstance(m, layers.WordMean)}
+  backbones = dict(model.backbones) | without_dropout(model.backbones)
   for name, backbone in backbones.items():
     if 'form' in getattr(getattr(backbone, 'attention', None), 'keywords', ()):
       plain = functools.partial(backbone.attention, form='plain')
@@ -201,12 +203,13 @@ def _as_counted(model):
   head = model.head
   if isinstance(head, heads.Classifier):
     head = head.clone(dropout_rate=0.0)
-  return model.clone(tokenizers=calm(model.tokenizers), backbones=backbones, head=head)
+  return model.clone(tokenizers=without_dropout(model.tokenizers),
+                     backbones=backbones, head=head)
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-  """Operations of a forward call, by four accounts (see the module)."""
+  """Holds the operations of a forward call, counted in four ways (see the module)."""
   true: int
   closed_form: int
   xla: int
@@ -215,15 +218,15 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """Of a table of costs.
+  """Holds one row of the table of costs.
 
   Attributes:
     part: a modality, `shared`, `head` or `total`.
-    parameters: that are trained.
-    closed_form: the same by formula.
-    frozen: parameters that are not trained, batch statistics among them.
-    tokens: in training, after DropToken, without AGG.
-    train: operations of a forward call on what DropToken keeps.
+    parameters: number of trained parameters.
+    closed_form: the same number by formula.
+    frozen: number of parameters that are not trained, including batch statistics.
+    tokens: number of tokens in training, after DropToken, without AGG.
+    train: operations of a forward call on the tokens that DropToken keeps.
     evaluate: operations of a forward call on all tokens.
   """
   part: str
@@ -236,7 +239,7 @@ class Row:
 
 
 def table(model: vatt.Vatt, batch: Mapping[str, Any]) -> list[Row]:
-  """The cost of each part of a model and of it all, for the clips of a batch."""
+  """Returns the cost of each part of a model and the total, for a batch of clips."""
   trained, frozen = _parameters(model, batch)
   train, evaluate = (closed(model, batch, mode) for mode in (True, False))
   rows, bare = [], model.clone(head=None)
@@ -257,7 +260,7 @@ def table(model: vatt.Vatt, batch: Mapping[str, Any]) -> list[Row]:
 
 def closed(model: vatt.Vatt, batch: Mapping[str, Any], train: bool
            ) -> dict[str, closed_form.Cost]:
-  """The cost of each part by formula, of a forward call on the clips of a batch."""
+  """Returns each part's cost by formula, for a forward call on a batch of clips."""
   features = _features(model, batch, train)
   parts = {m: closed_form.modality(model, m, batch[m].shape,
                                    features['tokens'][m].shape[-2])
@@ -285,7 +288,7 @@ def _figures(model, batch, train, parts):
 
 
 def _parameters(model, batch):
-  """Part -> number of parameters, of the trained and of the others."""
+  """Counts trained and other parameters.  -> two dicts, part -> number."""
   variables = jax.eval_shape(model.init, jax.random.key(0), batch)
   counts = {}, {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -297,13 +300,13 @@ def _parameters(model, batch):
 
 
 def parameters(model: vatt.Vatt, batch: Mapping[str, Any]) -> int:
-  """How many a model trains."""
+  """Counts the trained parameters of a model."""
   trained, _ = _parameters(model, batch)
   return sum(trained.values())
 
 
 def _video(size, shape, drop_token_rate=0.0, num_classes=600):
-  """A video tower with a classifier, and a clip of shape [T, H, W]."""
+  """Builds a video tower with a classifier, and a clip of shape [T, H, W]."""
   model = build.build_model(
       video=dict(size=size, drop_token_rate=drop_token_rate),
       head=dict(name='classifier', num_classes=num_classes))
@@ -311,7 +314,7 @@ def _video(size, shape, drop_token_rate=0.0, num_classes=600):
 
 
 def _mbs(drop_token_rate):
-  """VATT-MBS, and a clip with its five candidate sentences."""
+  """Builds VATT-MBS, and a clip with its five candidate captions."""
   model = build.build_model(
       video=dict(size='medium', drop_token_rate=drop_token_rate),
       audio=dict(size='base', drop_token_rate=drop_token_rate),
@@ -323,21 +326,21 @@ def _mbs(drop_token_rate):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One figure of the paper beside ours."""
+  """Holds one figure of the paper beside ours."""
   table: str
   cell: str
   unit: str
   paper: float
   ours: float
-  true: float | None = None    # of operations: the other way to count
+  true: float | None = None    # operations by the true count
 
 
 def paper_cells() -> Iterator[Cell]:
-  """Tables 1, 13, 14 and the TFLOPs of Table 2, all by the paper's reading.
+  """Yields Tables 1, 13, 14 and the TFLOPs of Table 2, by the paper's reading.
 
   Table 1's figures are those of a video tower for 32 x 320 x 320 with a classifier
-  of 600 classes (Kinetics-600). By that count Small, which the paper uses for text
-  only, has 20.8 M; with 700 classes (Kinetics-700) it has the paper's 20.9 M.
+  of 600 classes (Kinetics-600). By that count Small has 20.8 M; the paper uses Small
+  for text only. With 700 classes (Kinetics-700) it has the paper's 20.9 M.
   """
   for size, figure in (('small', 20.9), ('base', 87.9), ('medium', 155.0),
                        ('large', 306.1)):
@@ -362,7 +365,10 @@ def paper_cells() -> Iterator[Cell]:
 
 
 def _dropped(table_name, name, figure, model, batch):
-  """The release drops tokens after their projection, so the paper counts them all."""
+  """Returns a cell that counts the projection of all tokens, as the paper does.
+
+  The released code drops tokens after their projection.
+  """
   count = forward(model, batch, train=True)
   paper = count.paper
   for modality in ('video', 'audio'):
@@ -375,7 +381,7 @@ def _dropped(table_name, name, figure, model, batch):
 
 
 def as_text(rows: list[Row]) -> str:
-  """The table of a model, for reading; operations in GFLOPs."""
+  """Formats the table of a model; operations in GFLOPs."""
   head = ('', 'parameters', 'closed form', 'frozen', 'tokens')
   names = ('closed form', 'XLA', 'paper')
   lines = [(*head, 'train, true', *names, 'evaluate, true', *names)]
@@ -390,7 +396,7 @@ def as_text(rows: list[Row]) -> str:
 
 
 def paper_as_text(cells: list[Cell]) -> str:
-  """The paper's figures beside ours, for reading."""
+  """Formats the paper's figures beside ours."""
   lines = [('table', '', '', 'paper', 'ours', 'ours/paper', 'true')]
   for c in cells:
     digits = 2 if c.unit == 'TFLOPs' else 1
@@ -400,11 +406,11 @@ def paper_as_text(cells: list[Cell]) -> str:
   return align(lines) + (
       '\n\nours: counted as the paper counts. true: two operations for each '
       'multiply-add,\nwhere tokens are dropped before their projection. Small has '
-      "the paper's 20.9 M\nwith a classifier of 700 classes, not of 600 as the others.")
+      "the paper's 20.9 M\nwith a classifier of 700 classes, not 600 like the others.")
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:
-  """Lines of a table, the first column to the left and the others to the right."""
+  """Aligns the lines of a table, the first column left and the others right."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return '\n'.join(
       '  '.join(x.ljust(w) if i < 1 else x.rjust(w)
@@ -419,13 +425,13 @@ def main() -> None:
     model, batch = recipe.model_and_clip(flags.FLAGS.config.to_dict())
     rows, text = table(model, batch), as_text
   else:
-    raise UserError('expected --config=RECIPE or --paper')
+    raise UserError('expected --config=FILE or --paper')
   print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2)
         if flags.FLAGS.json else text(rows))
 
 
 if __name__ == '__main__':
-  config_flags.DEFINE_config_file('config', None, 'The recipe, a file of configs/.')
-  flags.DEFINE_bool('paper', False, "The paper's tables beside ours.")
-  flags.DEFINE_bool('json', False, 'For a machine.')
+  config_flags.DEFINE_config_file('config', None, 'The config, a file in configs/.')
+  flags.DEFINE_bool('paper', False, "Print the paper's tables beside ours.")
+  flags.DEFINE_bool('json', False, 'Print JSON.')
   cli.run(main)

@@ -1,19 +1,20 @@
-"""Packs a source into ArrayRecord shards, which train faster and move more easily.
+"""Packs a source into ArrayRecord shards, which are faster to read and easier to move.
 
     python -m vatt_jax prepare --source=FOLDER_OR_MANIFEST --captions=FILE \
         --out=DIR --form=video --beam=--direct_num_workers=8
 
-A source is what `--config.data.path` takes; `--out`, once made, is one too. Forms:
+A source is any value of `--config.data.path`; the finished `--out` is a source too.
+Forms:
 
     video       H.264 of short side 256, a keyframe a second, and AAC
-    frames      JPEGs of short side 256 at 10 Hz, and samples of the sound: the fastest
-                to read at random, and the largest
-    untouched   the files' own bytes, or a record's own pictures
+    frames      JPEGs of short side 256 at 10 Hz, and audio samples: the fastest form
+                for random access, and the largest
+    untouched   the files' own bytes, or a record's own frames
 
-Runs on Apache Beam (`pip install -e '.[prep]'`): as many processes here as the
-machine has cores, or a cluster by --beam=--runner=... (one --beam for each of Beam's
-own flags). Killed and started again, it goes on: a shard appears whole, and is not
-made twice. Clips that don't decode are left out, and named in `skipped.jsonl`.
+Runs on Apache Beam (`pip install -e '.[prep]'`): with one process per core of this
+machine, or on a cluster by --beam=--runner=... (one --beam for each of Beam's own
+flags). After a kill the same command resumes: a shard appears whole, and is not
+written twice. Clips that do not decode are left out and named in `skipped.jsonl`.
 """
 
 from __future__ import annotations
@@ -53,24 +54,24 @@ FORMS = ('video', 'frames', 'untouched')
 SHORT_SIDE_PIXELS = 256
 FRAME_RATE_HZ = 10.0
 _JPEG_QUALITY = 90
-# Of AAC.
+# Sample rates of AAC.
 _AUDIO_RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 _AUDIO_BIT_RATE = 96_000
 _MAX_VIDEO_HZ = 30
-# So much of a film is decoded at a time: all of it would not fit into memory.
+# A longer stretch of decoded video would not fit into memory.
 _CHUNK_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What to pack, and how.
+  """Describes a packing job: the source and the form of the records.
 
   Attributes:
-    source: what `sources.open_source` takes; absolute.
-    captions: timed sentences beside it; empty for none.
-    form: of `FORMS`.
-    segment_seconds: longer clips become several; 0 leaves them whole.
-    clips_per_shard: of the source, before they are cut into segments.
+    source: any source of `sources.open_source`; absolute.
+    captions: file of timed captions beside the source; empty for none.
+    form: one of `FORMS`.
+    segment_seconds: longer clips are cut into segments; 0 leaves them whole.
+    clips_per_shard: number of the source's clips, before they are cut into segments.
   """
   source: str
   captions: str
@@ -93,15 +94,15 @@ class Plan:
 
 
 def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> str:
-  """Makes the shards that are not there yet.
+  """Writes the shards that are missing.
 
   Args:
-    plan: what to do; a folder that was begun with another one is refused.
+    plan: the job; a folder that was begun with another plan is refused.
     out: the folder.
     beam_options: Beam's own flags.
 
   Returns:
-    A line that says what is there.
+    A line that describes the contents of the folder.
 
   Raises:
     UserError: the plan is wrong, or Beam is not installed.
@@ -116,7 +117,7 @@ def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> 
   _claim(plan, out)
   missing = [i for i in range(count) if not _shard(out, i, count).exists()]
   logging.info('%s: %d of %d shards to make', out, len(missing), count)
-  for partial in out.glob('*.partial'):    # of a run that was killed
+  for partial in out.glob('*.partial'):    # left by a run that was killed
     partial.unlink()
   options = pipeline_options.PipelineOptions([
       '--runner=DirectRunner', '--direct_running_mode=multi_processing',
@@ -127,9 +128,9 @@ def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> 
       with beam.Pipeline(options=options) as pipeline:
         _ = (pipeline | beam.Create(missing) | beam.Reshuffle()
              | beam.Map(functools.partial(make_shard, plan, out, count)))
-    except RuntimeError as e:    # what a worker met, at the end of its own trace
-      raise UserError(f'{out}: a worker failed, {str(e).strip().splitlines()[-1]}; '
-                      'the same command goes on from here') from e
+    except RuntimeError as e:    # ends with the last line of the worker's own trace
+      raise UserError(f'{out}: a worker failed: {str(e).strip().splitlines()[-1]}; '
+                      'run the same command again to resume') from e
   notes = [json.loads((_shard(out, i, count).with_suffix('.json')).read_text('utf-8'))
            for i in range(count)]
   skipped = [row for note in notes for row in note['skipped']]
@@ -141,15 +142,15 @@ def prepare(plan: Plan, out: pathlib.Path, beam_options: Sequence[str] = ()) -> 
 
 
 def make_shard(plan: Plan, out: pathlib.Path, count: int, number: int) -> None:
-  """Writes one shard, and beside it what it holds and lacks; it appears whole."""
+  """Writes one shard, which appears whole, and a note of its contents beside it."""
   from array_record.python import array_record_module
   clips = _open(plan.source, plan.captions)
   path = _shard(out, number, count)
-  # A name of its own, for Beam may start a slow shard a second time.
+  # The name is unique because Beam may start a slow shard a second time.
   partial = path.with_suffix(f'.{uuid.uuid4().hex}.partial')
   first = number * plan.clips_per_shard
   note: dict[str, Any] = dict(records=0, bytes=0, skipped=[])
-  # Films and JPEGs are compressed already.
+  # Videos and JPEGs are compressed already.
   writer = array_record_module.ArrayRecordWriter(
       os.fspath(partial), 'group_size:1,uncompressed')
   with contextlib.closing(writer) as file:
@@ -168,26 +169,27 @@ def make_shard(plan: Plan, out: pathlib.Path, count: int, number: int) -> None:
 
 
 def _claim(plan: Plan, out: pathlib.Path) -> None:
-  """Notes plan and source in the folder; whoever goes on must have the same."""
+  """Writes plan and source into the folder; a resumed run must have the same."""
   settings = dataclasses.asdict(plan) | _fingerprint(
       _open(plan.source, plan.captions))
   path = out / checkpoint.CONFIG_FILE
   if path.exists():
-    theirs = json.loads(path.read_text(encoding='utf-8'))
+    previous = json.loads(path.read_text(encoding='utf-8'))
     for key, value in settings.items():
-      if theirs.get(key) != value:
-        raise UserError(f'{out}: was begun with {key}={theirs.get(key)!r}, now it is '
-                        f'{value!r}; choose another --out, or the same to go on')
+      if previous.get(key) != value:
+        raise UserError(f'{out}: was begun with {key}={previous.get(key)!r}, now it is '
+                        f'{value!r}; choose another --out, or resume with the same '
+                        f'{key}')
     return
   out.mkdir(parents=True, exist_ok=True)
   if any(out.iterdir()):
-    raise UserError(f'{out}: is not empty, and not begun by this command; choose '
+    raise UserError(f'{out}: is not empty, and was not begun by this command; choose '
                     'another --out')
   checkpoint.write_config(out, settings)
 
 
 def _fingerprint(clips: Sequence[clip_lib.Clip]) -> dict[str, Any]:
-  """What tells a source from what it was: of records, how many, of files also which."""
+  """Identifies a source: by the number of its clips, for files also by their names."""
   digest = hashlib.sha256()
   if not isinstance(clips, records.Records | records.TarClips):
     for clip in getattr(clips, 'plain', clips):
@@ -205,7 +207,7 @@ def _open(source: str, captions: str) -> Sequence[clip_lib.Clip]:
 
 
 def _records(plan: Plan, clip: clip_lib.Clip, index: int) -> Iterator[bytes]:
-  """The records that a clip becomes."""
+  """Yields the records of a clip."""
   name = f'{index:08d}/{pathlib.Path(clip.path).name}'
   if plan.form == 'untouched':
     yield records.to_example(clip, name, **_untouched(clip))
@@ -213,7 +215,7 @@ def _records(plan: Plan, clip: clip_lib.Clip, index: int) -> Iterator[bytes]:
   with clip.open() as file:
     end = clip.end_in(file)
     length = plan.segment_seconds or end - clip.start
-    # A last piece of less than half is left to the one before it.
+    # A remainder of less than half a segment belongs to the segment before it.
     num_segments = max(round((end - clip.start) / length), 1)
     for i in range(num_segments):
       start = clip.start + i * length
@@ -230,9 +232,9 @@ def _records(plan: Plan, clip: clip_lib.Clip, index: int) -> Iterator[bytes]:
 
 
 def _shift(clip: clip_lib.Clip, whole: bool) -> clip_lib.Clip:
-  """A stretch as a clip of its own: its captions' times from its begin on.
+  """Returns a segment as a clip of its own, with times relative to its start.
 
-  Of the captions of a clip that is cut, each keeps those that touch it.
+  A segment of a longer clip keeps the captions that overlap it.
   """
   captions = tuple(
       clip_lib.Caption(c.start - clip.start, c.end - clip.start, c.text)
@@ -242,22 +244,22 @@ def _shift(clip: clip_lib.Clip, whole: bool) -> clip_lib.Clip:
 
 def _untouched(clip: clip_lib.Clip) -> dict[str, Any]:
   if isinstance(clip.content, images.Stills):
-    return _as_they_are(clip.content)
+    return _own_content(clip.content)
   content = clip.content
   if content is None:
     try:
       content = pathlib.Path(clip.path).read_bytes()
     except OSError as e:
-      raise media.MediaError(clip.path, e.strerror or 'does not read') from e
-  with dataclasses.replace(clip, content=content).open():    # no media, no record
+      raise media.MediaError(clip.path, e.strerror or 'cannot be read') from e
+  with dataclasses.replace(clip, content=content).open():    # raises for other files
     times = dict(start=clip.start)
     if math.isfinite(clip.end):
       times['end'] = clip.end
     return dict(media=content, **times)
 
 
-def _as_they_are(content: images.Stills) -> dict[str, Any]:
-  """A record's own pictures and sound."""
+def _own_content(content: images.Stills) -> dict[str, Any]:
+  """Returns a record's own frames and audio, unchanged."""
   record: dict[str, Any] = {}
   if content.has_video:
     record |= dict(frames=content.pictures, frame_rate_hz=content.frame_rate_hz)
@@ -270,46 +272,50 @@ def _as_they_are(content: images.Stills) -> dict[str, Any]:
 
 
 def _frames(file: clip_lib.Media, start: float, end: float) -> dict[str, Any]:
-  """JPEGs and samples of a stretch."""
+  """Returns JPEGs and audio samples of a segment."""
   record: dict[str, Any] = {}
   if file.has_video:
     rate = file.frame_rate_hz if isinstance(file, images.Stills) else FRAME_RATE_HZ
     encoded = []
-    for image in _pictures(file, start, end, rate):
+    for image in _video_frames(file, start, end, rate):
       _, jpeg = cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
                              [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
       encoded.append(jpeg.tobytes())
     record |= dict(frames=encoded, frame_rate_hz=rate)
-  sound = _sound(file, start, end)
-  if sound is not None:
-    record |= dict(sound=media.to_int16(sound).astype('<i2').tobytes(),
+  audio = _audio(file, start, end)
+  if audio is not None:
+    record |= dict(sound=media.to_int16(audio).astype('<i2').tobytes(),
                    sound_hz=_audio_hz(file))
   return record
 
 
 def _video(file: clip_lib.Media, start: float, end: float) -> dict[str, Any]:
-  """A stretch as a film of its own; of sound alone, or a single picture, samples."""
+  """Encodes a segment as MP4; audio files and single images become `_frames`."""
   if not file.has_video or isinstance(file, images.Stills):
     return _frames(file, start, end)
   rate = fractions.Fraction(min(file.frame_rate_hz or _MAX_VIDEO_HZ, _MAX_VIDEO_HZ)
                             ).limit_denominator(1001)
   out = io.BytesIO()
-  write_mp4.film(out, _pictures(file, start, end, float(rate)), rate,
-              _sound(file, start, end), _audio_hz(file),
-              # As good for little as for much: 8 kHz take no more than so many bits.
+  write_mp4.film(out, _video_frames(file, start, end, float(rate)), rate,
+              _audio(file, start, end), _audio_hz(file),
+              # The bit rate follows the sample rate: AAC at 8 kHz takes no more.
               min(_AUDIO_BIT_RATE, 2 * _audio_hz(file)), {
                   'preset': 'veryfast', 'crf': '23', 'g': str(math.ceil(rate))})
   return dict(media=out.getvalue())
 
 
 def _audio_hz(file: clip_lib.Media) -> int:
-  """The file's own rate, or the next higher one that there is."""
+  """Returns the file's own sample rate, or the next higher rate of AAC."""
   return next((rate for rate in _AUDIO_RATES_HZ if rate >= file.audio_hz),
               _AUDIO_RATES_HZ[-1])
 
 
-def _sound(file: clip_lib.Media, start: float, end: float) -> np.ndarray | None:
-  """None if there is none, or, beside pictures, none that decodes: as in training."""
+def _audio(file: clip_lib.Media, start: float, end: float) -> np.ndarray | None:
+  """Decodes the audio of a segment.
+
+  Returns None without an audio stream, and, as in training, for audio beside video
+  that does not decode.
+  """
   rate = _audio_hz(file)
   try:
     return file.sound(start, max(round((end - start) * rate), 1), rate)
@@ -319,20 +325,20 @@ def _sound(file: clip_lib.Media, start: float, end: float) -> np.ndarray | None:
     return None
 
 
-def _pictures(file: clip_lib.Media, start: float, end: float, rate_hz: float
-              ) -> Iterator[np.ndarray]:
-  """The pictures of a stretch at a steady rate, of short side 256 or as they are."""
+def _video_frames(file: clip_lib.Media, start: float, end: float, rate_hz: float
+                  ) -> Iterator[np.ndarray]:
+  """Yields the frames of a segment at a steady rate, of short side 256 at most."""
   count = max(math.ceil((end - start) * rate_hz - 1e-6), 1)
   at_once = max(round(_CHUNK_SECONDS * rate_hz), 1)
   size = None
   for first in range(0, count, at_once):
     numbers = np.arange(first, min(first + at_once, count))
-    for picture in file.frames(start + numbers / rate_hz):
-      width, height = picture.size
-      if size is None:    # all of a film are of one size, and even
+    for frame in file.frames(start + numbers / rate_hz):
+      width, height = frame.size
+      if size is None:    # the encoder needs one even size for all frames
         scale = min(SHORT_SIDE_PIXELS / min(width, height), 1)
         size = tuple(max(round(v * scale / 2) * 2, 2) for v in (width, height))
-      yield picture.cut((0, 0, width, height), size)
+      yield frame.cut((0, 0, width, height), size)
 
 
 def main() -> None:
@@ -340,7 +346,7 @@ def main() -> None:
   for name in ('source', 'out'):
     if not f[name].value:
       raise UserError(f'--{name}: missing')
-  # By its own name, for that is how Beam's workers import it.
+  # Beam's workers import the module by its own name, not as __main__.
   from vatt_jax.tools import prepare as importable
   plan = importable.Plan(os.path.abspath(f.source), f.captions, f.form,
                          f.segment_seconds, f.clips_per_shard)
@@ -348,11 +354,12 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('source', '', 'A folder, a manifest, or files of many clips.')
-  flags.DEFINE_string('captions', '', 'Timed sentences beside it.')
+  flags.DEFINE_string('source', '', 'A folder, a manifest, or shards.')
+  flags.DEFINE_string('captions', '', 'A file of timed captions beside the source.')
   flags.DEFINE_string('out', '', 'The folder to write.')
   flags.DEFINE_string('form', 'video', f'One of {", ".join(FORMS)}.')
-  flags.DEFINE_float('segment_seconds', 0.0, 'Longer clips become several; 0: none.')
-  flags.DEFINE_integer('clips_per_shard', 64, "Of the source's clips.")
+  flags.DEFINE_float('segment_seconds', 0.0,
+                     'Cuts longer clips into segments of this length; 0: no cuts.')
+  flags.DEFINE_integer('clips_per_shard', 64, "Number of the source's clips a shard.")
   flags.DEFINE_multi_string('beam', [], "One of Beam's own flags.")
   cli.run(main)

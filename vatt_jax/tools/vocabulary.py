@@ -1,10 +1,10 @@
-"""Builds what `--config.data.vocabulary` takes, from the sentences of a source.
+"""Builds a vocabulary for `--config.data.vocabulary` from a source's captions.
 
     python -m vatt_jax vocabulary --source=FOLDER_OR_MANIFEST_OR_TXT --captions=FILE \
         --kind=words --size=65536 --out=FILE
 
-A source is what `--config.data.path` takes, or a `.txt` file of one sentence a line.
-Prints how many sentences and words there were, and how many of the words the
+A source is any value of `--config.data.path`, or a `.txt` file of one sentence a line.
+Prints the numbers of sentences and of words, and the share of the words that the
 vocabulary covers.
 """
 
@@ -28,34 +28,35 @@ def build(source: str, captions: str, kind: str, size: int, out: pathlib.Path,
   """Builds a vocabulary and writes it.
 
   Args:
-    source: what `sources.open_source` takes, or a `.txt` file.
-    captions: timed sentences beside it; empty for none.
+    source: any source of `sources.open_source`, or a `.txt` file.
+    captions: file of timed captions beside the source; empty for none.
     kind: 'words' or 'sentencepiece'.
-    size: the most ids, with those of padding and of unknown words.
-    out: the file to write; new.
-    drop_stop_words: of 'words'.
+    size: the largest number of ids, including padding and unknown words.
+    out: the file to write; must not exist.
+    drop_stop_words: leave stop words out; only with 'words'.
 
   Returns:
-    A line that says what came of it. The coverage is the share of the words said
-    (without the stop words, if they are dropped) that the vocabulary knows all of.
+    A line that describes the result. The coverage is the share of spoken words
+    (without the stop words, if they are dropped) whose parts are all known.
 
   Raises:
-    UserError: the source is wrong or has no sentences, the file is there, or no such
-      vocabulary can be made.
+    UserError: the source is wrong or has no sentences, the file exists already, or no
+      such vocabulary can be built.
   """
   if out.exists():
-    raise UserError(f'--out={out}: is there already; choose another file')
+    raise UserError(f'--out={out}: exists already; choose another file')
   if not out.parent.is_dir():
-    raise UserError(f'--out={out}: no such folder as {out.parent}; make it first')
+    raise UserError(f'--out={out}: the folder {out.parent} does not exist; make it '
+                    'first')
   if drop_stop_words and kind != 'words':
     raise UserError(f'--drop_stop_words: only --kind=words has stop words, not {kind}')
   sentences = _open(source, captions)
   counts: collections.Counter[str] = collections.Counter()
   num_sentences = 0
   for sentence in sentences():
-    found = text.words(sentence)
-    counts.update(found)
-    num_sentences += bool(found)
+    words = text.words(sentence)
+    counts.update(words)
+    num_sentences += bool(words)
   if not counts:
     raise UserError(f'{source}: has no sentences; give --captions=FILE, a manifest '
                     'with a text column, or a .txt file')
@@ -67,24 +68,26 @@ def build(source: str, captions: str, kind: str, size: int, out: pathlib.Path,
     except ValueError as e:
       raise UserError(f'--size={size}: {e}') from e
   tokenizer.save(out)
-  said = known = 0
+  num_words = num_covered = 0
   for word, count in counts.items():
     unknown, total = tokenizer.count_unknown(word)
-    said += count if total else 0    # none of a stop word that is dropped
-    known += count if total and not unknown else 0
+    num_words += count if total else 0    # a dropped stop word has a total of 0
+    num_covered += count if total and not unknown else 0
   return (f'Wrote {out}: {num_sentences} sentences, {len(counts)} distinct words; '
-          f'size {tokenizer.size}, coverage {known / max(said, 1):.2%} of {said} words')
+          f'size {tokenizer.size}, coverage {num_covered / max(num_words, 1):.2%} of '
+          f'{num_words} words')
 
 
 def _open(source: str, captions: str) -> Callable[[], Iterator[str]]:
-  """What gives the sentences, as often as it is called.
+  """Returns a function that iterates over all sentences, from the start at each call.
 
-  Those of a file are given once for each of its clips, as a run would draw them.
+  A media file's sentences come once for each of its clips, as a run would draw them.
   """
   path = pathlib.Path(source)
   if path.suffix == '.txt':
     if captions:
-      raise UserError(f'--captions={captions}: a .txt source has none; leave it out')
+      raise UserError(f'--captions={captions}: a .txt source has no captions file; '
+                      'leave the flag out')
     if not path.is_file():
       raise UserError(f'{source}: no such file')
     return lambda: _lines(path)
@@ -109,9 +112,10 @@ def main() -> None:
 if __name__ == '__main__':
   flags.DEFINE_string('source', None, 'A folder, a manifest or a .txt file.',
                       required=True)
-  flags.DEFINE_string('captions', '', 'Timed sentences beside the source.')
-  flags.DEFINE_enum('kind', 'words', ['words', 'sentencepiece'], 'What to build.')
-  flags.DEFINE_integer('size', 2 ** 16, 'The most ids.', lower_bound=3)
+  flags.DEFINE_string('captions', '', 'A file of timed captions beside the source.')
+  flags.DEFINE_enum('kind', 'words', ['words', 'sentencepiece'],
+                    'Kind of the vocabulary.')
+  flags.DEFINE_integer('size', 2 ** 16, 'Largest number of ids.', lower_bound=3)
   flags.DEFINE_boolean('drop_stop_words', False, 'Leave stop words out.')
   flags.DEFINE_string('out', None, 'The file to write.', required=True)
   cli.run(main)

@@ -1,7 +1,7 @@
-"""What TPUs can do, and how long a compiled program takes on them by that.
+"""Peak rates of TPUs, and the time that a compiled program takes on them.
 
-A core is what JAX calls a device: v3 has two of them on a chip, and the two of v4 and
-v5p work as one.
+A core is a device in JAX's terms: a v3 chip has two, and the two of v4 and v5p work as
+one.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from vatt_jax.tools.tpu_plan import hlo
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Of one core, but for the links, which the cores of a chip share.
+  """Holds the rates of one core, except for the links, which a chip's cores share.
 
   Attributes:
-    clock_mhz: cycles.
-    peak_tflops: of matrix products in bfloat16.
+    clock_mhz: clock rate.
+    peak_tflops: peak rate of matrix products in bfloat16.
     hbm_gib: memory that the compiler gives to programs; it keeps some.
-    hbm_gb_per_second: its bandwidth.
-    link_gb_per_second: of one link to a neighbour, one way.
-    ring: a side of a slice closes to a ring where it is a multiple of this.
+    hbm_gb_per_second: bandwidth of the memory.
+    link_gb_per_second: bandwidth of one link to a neighbor, one way.
+    ring: a side of a slice closes to a ring if it is a multiple of this.
     matrix_side: numbers along a side of a matrix unit.
-    options: what the compiler must be told to make a core of a chip.
+    options: compiler options that make one core of a chip.
   """
   clock_mhz: int
   peak_tflops: float
@@ -43,11 +43,11 @@ class Chip:
   options: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-# Peaks, bandwidths and links of v4 and later: docs.cloud.google.com/tpu/docs/v4, v5e,
-# v5p, v6e (it gives links both ways and summed over a chip); of v3: Jouppi et al. 2020,
-# "A Domain-Specific Supercomputer for Training Deep Neural Networks", Table 3. A clock
-# is a peak by the size of the matrix units. Memory is what libtpu 0.0.42 says when it
-# refuses a program.
+# Sources. Peaks, bandwidths and links of v4 and later: docs.cloud.google.com/tpu/docs/
+# v4, v5e, v5p, v6e (links are given both ways and summed over a chip). v3: Jouppi et
+# al. 2020, "A Domain-Specific Supercomputer for Training Deep Neural Networks",
+# Table 3. A clock is the peak divided by the size of the matrix units. Memory is the
+# limit that libtpu 0.0.42 names when it refuses a program.
 CHIPS = {
     'v3': Chip(940, 61.5, 15.48, 450, 82, ring=32),
     'v4': Chip(1050, 275, 30.75, 1200, 50, ring=4,
@@ -58,29 +58,30 @@ CHIPS = {
 
 EXAMPLES = 'v3:8x16, v4:4x8x8, v5e:16x16, v5p:4x8x8 or v6e:16x16'
 
-# From chip to chip, whatever the size (jax-ml.github.io/scaling-book/tpus).
+# Latency from chip to chip for any size (jax-ml.github.io/scaling-book/tpus).
 _HOP_SECONDS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """Chips in a grid, two- or three-dimensional."""
+  """Describes a slice: chips in a two- or three-dimensional grid."""
   chip: Chip
   sides: tuple[int, ...]
   num_cores: int
 
   def collective_seconds(self, kind: str, size: int, group: int) -> float:
-    """Of one collective operation, nothing beside it.
+    """Returns the time of one collective operation alone.
 
-    Of S bytes in n cores, over links of B bytes a second: all-reduce 2 S (n-1)/n / B;
-    all-gather (S: what comes out), reduce-scatter and all-to-all half of that; a
-    permutation S / B, over one link. If all cores are in one group, B is that of all
-    links of a chip: along each side of the slice two where it is a ring, one where it
-    is a line. A smaller group lies along one side, taken for a line. To this comes
-    a microsecond for every chip that the furthest data pass, both ways for all-reduce.
+    For S bytes in n cores and links of B bytes a second, all-reduce takes
+    2 S (n-1)/n / B. All-gather (S: the output), reduce-scatter and all-to-all take
+    half of that. A permutation takes S / B, over one link. If all cores are in one
+    group, B is the sum over all links of a chip: two along each side of the slice
+    that is a ring, one along a line. A smaller group is taken for a line along one
+    side. Each chip that the furthest data pass adds a microsecond, both ways for
+    all-reduce.
 
     Args:
-      kind: of `hlo.COLLECTIVES`.
+      kind: one of `hlo.COLLECTIVES`.
       size: S.
       group: n.
     """
@@ -95,7 +96,7 @@ class Slice:
     return passes * (size * (group - 1) / group / bandwidth + hops * _HOP_SECONDS)
 
   def kernel_seconds(self, operations: int, size: int) -> float:
-    """The roofline: at the peak rate, or at the memory's if that takes longer."""
+    """Returns the roofline: the longer of the times at peak rate and for the memory."""
     return max(operations / (self.chip.peak_tflops * 1e12), self.memory_seconds(size))
 
   def memory_seconds(self, size: int) -> float:
@@ -103,23 +104,23 @@ class Slice:
 
 
 def split_name(topology: str) -> tuple[Chip, tuple[int, ...]]:
-  """`v3:8x16` -> the chip, and the sides of the slice.
+  """Parses a name like `v3:8x16`.  -> the chip, and the sides of the slice.
 
   Raises:
-    UserError: it is no such name.
+    UserError: the name is malformed, or the chip unknown.
   """
   name, _, sides = topology.partition(':')
   if name not in CHIPS or not re.fullmatch(r'\d+(x\d+){1,2}', sides):
     raise UserError(f'--topology={topology}: expected {", ".join(CHIPS)}, a colon and '
-                    f'the sides of the slice in chips, as {EXAMPLES}')
+                    f'the sides of the slice in chips, such as {EXAMPLES}')
   return CHIPS[name], tuple(map(int, sides.split('x')))
 
 
 def find(topology: str) -> tuple[Slice, list[Any]]:
-  """A slice, and its devices, for which one can compile.
+  """Returns a slice and its devices as a target for the compiler.
 
   Raises:
-    UserError: there is no such slice.
+    UserError: no such slice exists.
   """
   chip, sides = split_name(topology)
   try:
@@ -127,23 +128,23 @@ def find(topology: str) -> tuple[Slice, list[Any]]:
         topology_name=topology, platform='tpu', **chip.options).devices
   except RuntimeError as e:
     raise UserError(f'--topology={topology}: {str(e).strip().splitlines()[0]}; '
-                    f'expected a slice as {EXAMPLES}') from e
+                    f'expected a slice such as {EXAMPLES}') from e
   return Slice(chip, sides, len(devices)), devices
 
 
-# Pallas kernels, by name and the shapes of what they write, and the operations of a
-# call of each (`cost.kernels`).
+# (Name of a Pallas kernel, shapes of its outputs) -> operations of one call
+# (`cost.kernels`).
 Kernels = Mapping[tuple[str, hlo.Shapes], int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What an instruction costs, all times that it runs.
+  """Holds the cost of all executions of an instruction.
 
   Attributes:
     run: the instruction.
-    kind: of `KINDS`.
-    seconds: nothing beside it.
+    kind: one of `KINDS`.
+    seconds: time without any overlap.
   """
   run: hlo.Run
   kind: str
@@ -153,19 +154,20 @@ class Cost:
 # Estimated by the compiler; Pallas kernels; neither; between cores.
 KINDS = ('estimated', 'kernel', 'moved', 'collective')
 
-# Nothing moves, or beside other things: copies from and to the fast memory.
+# No data moves, or it moves in parallel: copies from and to the fast memory.
 _FREE = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast', 'after-all',
          'partition-id', 'replica-id', 'custom-call')
 
 
 def costs(runs: Sequence[hlo.Run], where: Slice, kernels: Kernels) -> list[Cost]:
-  """The costs of all that runs (`hlo.executed`), but of what is free.
+  """Returns the costs of executed instructions (`hlo.executed`), without free ones.
 
-  Instructions without an estimate, which are few and small, take what their operands
-  and values take to pass the memory; of those that cut out or put in a part, the part.
+  Instructions without an estimate are few and small. Each takes the time that its
+  operands and values need to pass the memory. For an instruction that cuts out or
+  updates a part, only that part counts.
   """
-  found = (_cost(run, where, kernels) for run in runs)
-  return [cost for cost in found if cost.seconds]
+  every = (_cost(run, where, kernels) for run in runs)
+  return [cost for cost in every if cost.seconds]
 
 
 def _cost(run: hlo.Run, where: Slice, kernels: Kernels) -> Cost:
@@ -203,16 +205,16 @@ _UNITS = {'': 1, 'K': 2 ** 10, 'M': 2 ** 20, 'G': 2 ** 30, 'T': 2 ** 40}
 
 
 def read_out_of_memory(message: str) -> tuple[int, int] | None:
-  """Of the compiler's complaint: bytes that a program needs, and those there are.
+  """Parses the compiler's error.  -> bytes that a program needs, bytes available.
 
-  None if it complains of something else.
+  Returns None for another error.
   """
   size = r'([\d.]+)([KMGT]?)B?'
-  found = (re.search(rf'Used {size} of {size} hbm', message)
+  match = (re.search(rf'Used {size} of {size} hbm', message)
            or re.search(rf'HLO temporaries \({size}\) exceeds available HBM \({size}\)',
                         message))
-  if found is None:
+  if match is None:
     return None
-  needed, needed_unit, there, there_unit = found.groups()
+  needed, needed_unit, limit, limit_unit = match.groups()
   return (math.ceil(float(needed) * _UNITS[needed_unit]),
-          math.floor(float(there) * _UNITS[there_unit]))
+          math.floor(float(limit) * _UNITS[limit_unit]))

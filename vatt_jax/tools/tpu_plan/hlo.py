@@ -1,8 +1,8 @@
-"""Reads the text of a program that XLA has compiled for a TPU (optimised HLO).
+"""Reads the text of a program that XLA has compiled for a TPU (optimized HLO).
 
-What the compiler thinks that each operation takes stands there, in cycles, and for a
-Pallas kernel the operations and bytes that its author stated. How often a loop runs
-does too, so that all that runs can be counted without running it.
+The text holds the compiler's estimate of each operation in cycles, and for a Pallas
+kernel the operations and bytes that its author stated. It also holds the trip count
+of each loop. All executed instructions can thus be counted without running them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a program.
+  """Holds one line of a program.
 
   Attributes:
-    name: of the value that it computes.
-    shape: of that value, as the program writes it.
-    opcode: what it does.
+    name: name of the computed value.
+    shape: shape of that value, as the program writes it.
+    opcode: the operation.
     operands: names of the values that it takes.
-    rest: what stands after the operands.
-    literal: of a constant, what stands in place of operands.
-    is_root: it is the value of its computation.
+    rest: the text after the operands.
+    literal: for a constant, the text in place of operands.
+    is_root: whether it is the value of its computation.
   """
   name: str
   shape: str
@@ -41,12 +41,12 @@ class Instruction:
 
   @property
   def cycles(self) -> int | None:
-    """The compiler's estimate, of one time."""
+    """Returns the compiler's estimate of one execution."""
     return self._number(r'"estimated_cycles":"(\d+)"')
 
   @property
   def kernel(self) -> tuple[int, int] | None:
-    """Of a Pallas kernel the operations and bytes that it states; 0 if it doesn't."""
+    """Returns a Pallas kernel's stated operations and bytes, 0 if not stated."""
     if 'custom_call_target="tpu_custom_call"' not in self.rest:
       return None
     return (self._number(r'"cost_estimate":\{[^}]*"flops":"(\d+)"') or 0,
@@ -54,35 +54,35 @@ class Instruction:
 
   @property
   def kernel_name(self) -> str:
-    """As its author called it."""
-    found = re.search(r'(\w+)\)*/pallas_call$', self.op_name)
-    return found[1] if found else ''
+    """Returns the name that its author gave to a Pallas kernel."""
+    match = re.search(r'(\w+)\)*/pallas_call$', self.op_name)
+    return match[1] if match else ''
 
   @property
   def shapes(self) -> Shapes:
-    """Of its value, or of all that it holds."""
+    """Returns the shape of its value, or the shapes of a tuple's values."""
     return tuple(tuple(map(int, filter(None, sizes.split(','))))
                  for _, sizes in _arrays(self.shape))
 
   @property
   def bytes(self) -> int:
-    """Of its value."""
+    """Returns the size of its value."""
     return shape_bytes(self.shape)
 
   @property
   def op_name(self) -> str:
-    """Where in the model it comes from, as JAX names it."""
-    found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
-    return found[1] if found else ''
+    """Returns JAX's name of its place in the model."""
+    match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
+    return match[1] if match else ''
 
   def called(self, attribute: str) -> str | None:
-    """The computation that an attribute names."""
-    found = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.rest)
-    return found[1] if found else None
+    """Returns the computation that an attribute names."""
+    match = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.rest)
+    return match[1] if match else None
 
   def _number(self, pattern: str) -> int | None:
-    found = re.search(pattern, self.rest)
-    return int(found[1]) if found else None
+    match = re.search(pattern, self.rest)
+    return int(match[1]) if match else None
 
 
 Computation = Mapping[str, Instruction]
@@ -90,17 +90,17 @@ Computation = Mapping[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """All computations, by name; `entry` is the one that runs.
+  """Holds all computations by name; `entry` is the one that runs.
 
   `frames` are the places in Python that instructions come from: number -> file, line
-  and the number of the caller's.
+  and number of the caller's frame.
   """
   entry: str
   computations: Mapping[str, Computation]
   frames: Mapping[int, tuple[str, int, int]]
 
   def source(self, instruction: Instruction, folder: str) -> str:
-    """`file:line` in a folder, or of the innermost place if none is in it."""
+    """Returns the innermost `file:line` in a folder, or else the innermost of all."""
     number = instruction._number(r'stack_frame_id=(\d+)')
     innermost = self.frames.get(number, ('', 0, 0))
     while number in self.frames:
@@ -112,7 +112,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """An instruction that runs, how often, and the computation that it stands in."""
+  """Holds an executed instruction, its number of executions and its computation."""
   instruction: Instruction
   times: int
   computation: Computation
@@ -123,12 +123,15 @@ class Run:
                if name in self.computation)
 
 
-# Bits of types whose name doesn't tell.
+# Bits of types whose name has no number.
 _BITS = {'pred': 8, 'token': 0, 'opaque': 0}
 
 
 def shape_bytes(shape: str) -> int:
-  """`(bf16[8,128]{1,0:T(8,128)}, u32[])` -> 2052; padding of tiles does not count."""
+  """Returns the bytes of a shape, without the padding of tiles.
+
+  `(bf16[8,128]{1,0:T(8,128)}, u32[])` -> 2052.
+  """
   total = 0
   for dtype, sizes in _arrays(shape):
     bits = _BITS.get(dtype)
@@ -144,15 +147,15 @@ def _arrays(shape: str) -> list[tuple[str, str]]:
 
 
 def parse(text: str) -> Program:
-  """Reads a program.
+  """Parses the text of a program.
 
   Raises:
-    ValueError: it is none.
+    ValueError: the text is not a program.
   """
   computations: dict[str, dict[str, Instruction]] = {}
   current: dict[str, Instruction] = {}
   entry = ''
-  # What the author of a kernel adds to it stands on lines of its own.
+  # Metadata that the author of a kernel adds stands on separate lines.
   for line in re.sub(r'\n(?="|\}\})', ' ', text).splitlines():
     if line.startswith('  '):
       instruction = _instruction(line)
@@ -162,7 +165,8 @@ def parse(text: str) -> Program:
       current = computations[header[2]] = {}
       entry = header[2] if header[1] else entry
   if not entry:
-    raise ValueError('no program: expected the text of a compiled one, with an ENTRY')
+    raise ValueError('no program: expected the text of a compiled program, with an '
+                     'ENTRY')
   return Program(entry, computations, _frames(text))
 
 
@@ -183,7 +187,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(line: str, begin: int) -> int:
-  """Just after the bracket that closes the one at `begin`."""
+  """Returns the index after the bracket that closes the bracket at `begin`."""
   depth = 0
   for bracket in re.finditer(r'[()]', line[begin:]):
     depth += 1 if bracket[0] == '(' else -1
@@ -193,7 +197,7 @@ def _closing(line: str, begin: int) -> int:
 
 
 def _frames(text: str) -> dict[int, tuple[str, int, int]]:
-  """The tables at a program's head, joined."""
+  """Joins the tables at a program's head.  -> frame number -> file, line, caller."""
   files = {int(n): name for n, name in re.findall(
       r'^(\d+) "(.*)"$', _section(text, 'FileNames', 'FunctionNames'), re.M)}
   locations = {int(n): (files[int(file)], int(line)) for n, file, line in re.findall(
@@ -206,18 +210,19 @@ def _frames(text: str) -> dict[int, tuple[str, int, int]]:
 
 
 def _section(text: str, begin: str, end: str) -> str:
-  found = re.search(rf'^{begin}\n', text, re.M)
-  return text[found.end():].partition(end)[0] if found else ''
+  header = re.search(rf'^{begin}\n', text, re.M)
+  return text[header.end():].partition(end)[0] if header else ''
 
 
 def executed(program: Program) -> list[Run]:
-  """All that runs: what is in loops as often as they do, of branches the dearest.
+  """Lists all executed instructions, with the number of their executions.
 
-  What runs beside other things (`async-start`) counts where it starts. Of a fusion,
-  which is one operation, only collectives within it are listed besides it.
+  Instructions in a loop count as often as the loop runs. A conditional counts as its
+  most expensive branch. Asynchronous operations (`async-start`) count where they
+  start. A fusion is one operation; only the collectives within it are listed besides.
 
   Raises:
-    ValueError: a loop whose length the program doesn't tell.
+    ValueError: the program has a loop of unknown length.
   """
   return list(_executed(program, program.entry, 1))
 
@@ -246,9 +251,9 @@ def _cycles(runs: Iterable[Run]) -> int:
 
 
 def _branches(conditional: Instruction) -> list[str]:
-  several = re.search(r'branch_computations=\{([^}]*)\}', conditional.rest)
-  if several:
-    return re.findall(r'[\w.\-]+', several[1])
+  branches = re.search(r'branch_computations=\{([^}]*)\}', conditional.rest)
+  if branches:
+    return re.findall(r'[\w.\-]+', branches[1])
   return [conditional.called('true_computation'),
           conditional.called('false_computation')]
 
@@ -260,10 +265,10 @@ def _fused_collectives(program: Program, fusion: Instruction, times: int
   starts = any('"AsyncCollectiveStart"' in i.rest for i in computation.values())
   for instruction in computation.values():
     if collective_kind(instruction) is not None:
-      # One that runs beside other fusions stands in each of them.
+      # A collective that overlaps other fusions stands in each of them.
       if 'chain_id=' in instruction.rest and not starts:
         continue
-      if name.startswith('all-reduce-scatter'):    # so the compiler writes this one
+      if name.startswith('all-reduce-scatter'):    # the compiler's reduce-scatter
         instruction = dataclasses.replace(instruction, opcode='reduce-scatter')
       yield Run(instruction, times, computation)
     elif instruction.opcode == 'fusion':
@@ -271,15 +276,15 @@ def _fused_collectives(program: Program, fusion: Instruction, times: int
 
 
 def _trips(program: Program, around: Computation, loop: Instruction) -> int:
-  """How often a loop runs.
+  """Returns the trip count of a loop.
 
-  From the compiler's note, or from its condition: an element of what it carries is
-  less than a constant. The element counts up by one; where the constant that it starts
-  from is hidden, in another loop's, it is 0, as in all of JAX's loops.
+  It comes from the compiler's note, or from the loop's condition: an element of the
+  carried tuple is less than a constant. The element counts up by one. If its initial
+  constant is hidden in another loop's tuple it is 0, as in all loops of JAX.
   """
-  noted = loop._number(r'"known_trip_count":\{"n":"(\d+)"')
-  if noted is not None:
-    return noted
+  trip_count = loop._number(r'"known_trip_count":\{"n":"(\d+)"')
+  if trip_count is not None:
+    return trip_count
   condition = program.computations[loop.called('condition')]
   test = next(i for i in condition.values() if i.is_root)
   counter, limit = (condition.get(name) for name in (*test.operands, '', '')[:2])
@@ -295,8 +300,8 @@ def _trips(program: Program, around: Computation, loop: Instruction) -> int:
 def _constant(computation: Computation, name: str) -> int:
   while name in computation and computation[name].opcode == 'copy':
     (name,) = computation[name].operands
-  found = computation.get(name)
-  return int(found.literal) if found and found.opcode == 'constant' else 0
+  value = computation.get(name)
+  return int(value.literal) if value and value.opcode == 'constant' else 0
 
 
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
@@ -304,13 +309,13 @@ COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
 
 
 def collective_kind(instruction: Instruction) -> str | None:
-  """Of `COLLECTIVES`; one that runs beside other things counts where it starts."""
+  """Returns one of `COLLECTIVES` or None; an asynchronous one counts at its start."""
   kind = instruction.opcode.removesuffix('-start')
   return kind if kind in COLLECTIVES else None
 
 
 def group_size(instruction: Instruction, num_devices: int) -> int:
-  """How many devices take part in each group of a collective."""
+  """Returns the number of devices in each group of a collective."""
   groups = re.search(r'replica_groups=(.*?)(?:, \w+=|$)', instruction.rest)
   text = groups[1] if groups else ''
   if listed := re.match(r'\{\{([\d,]*)\}', text):
@@ -324,7 +329,10 @@ def group_size(instruction: Instruction, num_devices: int) -> int:
 
 
 def _mesh_group_size(sizes: Mapping[str, str], rest: str) -> int:
-  """Of `mesh['a'=4,'b'=8] {'a', 'b':(2)4}`: an axis, or part of one, each."""
+  """Returns a group's size, as in `mesh['a'=4,'b'=8] {'a', 'b':(2)4}`.
+
+  Each entry in braces is an axis, or a part of one with its size.
+  """
   axes = re.search(r"\{('[^}]*)\}", rest)
   parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[1]) if axes else []
   return math.prod(int(part or sizes[axis]) for axis, part in parts)
@@ -332,7 +340,7 @@ def _mesh_group_size(sizes: Mapping[str, str], rest: str) -> int:
 
 @functools.cache
 def readable(op_name: str) -> str:
-  """JAX's name of an operation for a reader: blocks merged, and what pass it is of.
+  """Shortens JAX's name of an operation: merges blocks and appends the pass.
 
   `jit(train_step)/transpose(jvp(Vatt.encode))/video/block_3/out/dot_general` ->
   `video/block/out/dot_general, backward`.

@@ -1,24 +1,25 @@
-"""How fast a recipe trains on TPUs, and whether it fits, without a TPU.
+"""Predicts training speed and memory of a config on TPUs, without a TPU.
 
     python -m vatt_jax plan --config=configs/pretrain_mbs.py --topology=v3:8x16
 
-Compiles the very step that the loop runs (`recipe.make_step`) with the TPU's own
-compiler, which the package libtpu holds, and reads what it says. Give `--topology` or
-`--batch_size` several times to see plans side by side; of several of both, the first
+Compiles the same step that the loop runs (`recipe.make_step`) with the TPU's own
+compiler, from the package libtpu, and reads the compiled program. Give `--topology` or
+`--batch_size` several times to see plans side by side; with several of both, the first
 goes with the first, and so on.
 
-What is predicted is
+The prediction is
 
     step = estimated cycles / clock + unestimated + collectives
 
-- Cycles are the compiler's estimates of all that runs (`hlo.executed`), and those of
-  Pallas kernels by the roofline of their matrix products (`cost.kernels`) and bytes.
-- What has no estimate takes the time that its bytes need to pass the memory.
-- Collectives take their bytes over the links' bandwidth (`chips.Slice`). That they run
-  beside other things, as some do, is not credited.
+- Cycles are the compiler's estimates of all executed instructions (`hlo.executed`).
+  Pallas kernels take the roofline of their matrix products (`cost.kernels`) and bytes.
+- Instructions without an estimate take the time that their bytes need to pass the
+  memory.
+- Collectives take their bytes over the links' bandwidth (`chips.Slice`). Overlap with
+  other instructions, which some have, is not credited.
 
-Input, evaluations and checkpoints are not in it. MFU is the model's operations
-(`cost.training_flops`) over those that all cores could do in that time.
+Input, evaluations and checkpoints are not included. MFU is the model's operations
+(`cost.training_flops`) over the operations that all cores could do in that time.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ _NUM_COSTLIEST = 10
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A line of the source, and what it costs a step.
+  """Holds a line of the source and its cost in a step.
 
   Attributes:
     source: the line.
-    operation: the dearest that it stands for; those of all blocks are one.
-    seconds: of all that it stands for.
-    share: of the whole step.
+    operation: its most expensive operation; all blocks count as one.
+    seconds: time of all its operations.
+    share: their share of the whole step.
   """
   source: str
   operation: str
@@ -73,15 +74,15 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What a step takes (see the module).
+  """Holds the predicted time of a step (see the module).
 
   Attributes:
-    estimated_cycles: of one core, Pallas kernels among them.
-    kernel_cycles: of the Pallas kernels alone.
-    unestimated_seconds: of what has no estimate.
-    collective_seconds: between the cores.
-    predicted_step_seconds: of all of it.
-    costliest: lines of the source.
+    estimated_cycles: cycles of one core, including Pallas kernels.
+    kernel_cycles: cycles of the Pallas kernels alone.
+    unestimated_seconds: time of instructions without an estimate.
+    collective_seconds: time of communication between the cores.
+    predicted_step_seconds: the sum.
+    costliest: the most expensive lines of the source.
   """
   estimated_cycles: int
   kernel_cycles: int
@@ -93,7 +94,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-  """Settings with which a step that does not fit was compiled again."""
+  """Holds settings with which a step that does not fit was compiled again."""
   settings: dict[str, Any]
   hbm_bytes_per_core: int
   fits: bool
@@ -101,23 +102,23 @@ class Try:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Of one recipe on one slice.
+  """Holds the plan of one config on one slice.
 
   Attributes:
-    topology: of the slice.
-    batch_size: of all cores together.
-    cores: devices of the slice.
-    parameters: that are trained.
-    fits: in the memory; if not, there is no prediction.
-    hbm_bytes_per_core: that a step needs, by kind in `memory_bytes`.
-    hbm_limit_bytes: that the compiler gives to a program.
-    model_flops_per_step: the model's own (`cost.training_flops`).
-    mfu: the share of them in what the cores could do.
-    days: for the recipe's `total_steps`.
+    topology: name of the slice.
+    batch_size: batch size over all cores.
+    cores: number of devices of the slice.
+    parameters: number of trained parameters.
+    fits: whether a step fits into the memory; if not, it has no prediction.
+    hbm_bytes_per_core: memory that a step needs, by kind in `memory_bytes`.
+    hbm_limit_bytes: memory that the compiler gives to a program.
+    model_flops_per_step: the model's own operations (`cost.training_flops`).
+    mfu: their share of the operations that the cores could do.
+    days: time of the config's `total_steps`.
     core_days: the same, times the cores.
-    memory_bytes: by kind.
-    prediction: of the step.
-    tries: if it does not fit, what was tried to make it fit.
+    memory_bytes: kind -> bytes.
+    prediction: predicted time of the step.
+    tries: for a step that does not fit, the settings that were tried.
   """
   topology: str
   batch_size: int
@@ -135,7 +136,7 @@ class Plan:
   tries: list[Try] = dataclasses.field(default_factory=list)
 
   def as_json(self) -> dict[str, Any]:
-    """With the prediction's names among its own, null where there is none."""
+    """Returns one flat dict with the prediction's fields, null without one."""
     own = dataclasses.asdict(self)
     nothing = dict.fromkeys(f.name for f in dataclasses.fields(Prediction))
     return own | (own.pop('prediction') or nothing)
@@ -143,7 +144,7 @@ class Plan:
 
 def predict(program: hlo.Program, where: chips.Slice,
             kernels: chips.Kernels | None = None) -> Prediction:
-  """What a compiled step takes on a slice; `kernels` are those of the traced one."""
+  """Predicts the time of a compiled step; `kernels` come from the traced step."""
   costs = chips.costs(hlo.executed(program), where, kernels or {})
   seconds = Counter({kind: math.fsum(c.seconds for c in costs if c.kind == kind)
                      for kind in chips.KINDS})
@@ -154,7 +155,7 @@ def predict(program: hlo.Program, where: chips.Slice,
 
 
 def costliest(program: hlo.Program, costs: list[chips.Cost]) -> list[Line]:
-  """The lines of the source that cost most."""
+  """Returns the lines of the source that cost most."""
   lines: dict[str, Counter[str]] = {}
   for c in costs:
     instruction = c.run.instruction
@@ -168,17 +169,17 @@ def costliest(program: hlo.Program, costs: list[chips.Cost]) -> list[Line]:
 
 
 def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
-  """Compiles the step of a recipe for a slice; wants a process of its own.
+  """Compiles the step of a config for a slice; needs a process of its own.
 
   Args:
-    config: a recipe of `configs/`, as nested dicts.
-    topology: as `chips.EXAMPLES`.
-    dump_hlo: a file, where the compiled program is kept.
+    config: a config of `configs/`, as nested dicts.
+    topology: name of the slice, like `chips.EXAMPLES`.
+    dump_hlo: a file to write the compiled program to.
 
   Raises:
-    UserError: names the key that is wrong, or what the compiler refuses.
+    UserError: a key is wrong, or the compiler refuses the program.
   """
-  # The program's text is what we want, and the cache keeps none.
+  # The compilation cache does not keep the program's text, which is needed here.
   jax.config.update('jax_enable_compilation_cache', False)
   where, devices = chips.find(topology)
   task, state, batch = recipe.make_step(config, devices)
@@ -205,13 +206,13 @@ def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
 
 
 def _compile(topology: str, traced: Any) -> tuple[Any, tuple[int, int] | None]:
-  """The compiled step; or none, and the bytes that it needs and those there are."""
+  """Returns the compiled step; or None, the bytes that it needs and the limit."""
   try:
     return traced.lower().compile(), None
   except jax.errors.JaxRuntimeError as e:
     memory = chips.read_out_of_memory(str(e))
     if memory is None:
-      raise UserError(f'{topology}: the compiler refuses: '
+      raise UserError(f'{topology}: the compiler refuses the step: '
                       f'{str(e).strip().splitlines()[0]}') from e
     return None, memory
 
@@ -233,24 +234,24 @@ def _finish(plan: Plan, chip: chips.Chip, total_steps: int) -> Plan:
       core_days=days * plan.cores)
 
 
-# What the child process needs to know before it starts: no TPU is to be looked for,
-# neither here nor on the network, and other plans may be made at the same time.
+# The child process needs these before it starts: it must not look for a TPU, neither
+# here nor on the network, and other plans may be made at the same time.
 _ENVIRONMENT = dict(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1',
                     ALLOW_MULTIPLE_LIBTPU_LOAD='1')
 
 
 def make_apart(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
-  """As `make`, in a process of its own, which may fall silent or crash.
+  """Calls `make` in a process of its own, because the compiler may crash.
 
   Raises:
-    UserError: as `make`, or there is no libtpu, or it crashed.
+    UserError: an error of `make`, libtpu is missing, or the compiler crashed.
   """
   chips.split_name(topology)
   if not (os.environ.get('TPU_LIBRARY_PATH') or importlib.util.find_spec('libtpu')):
     raise UserError("libtpu, the TPU's compiler, is not installed: "
                     "pip install 'vatt_jax[plan]'")
   os.environ.update(_ENVIRONMENT)
-  logging.info('compiling for %s, batch %d: some minutes', topology,
+  logging.info('compiling for %s, batch %d: this takes some minutes', topology,
                config['batch_size'])
   spawn = multiprocessing.get_context('spawn')
   with (tempfile.NamedTemporaryFile('r', suffix='.log') as log,
@@ -258,17 +259,17 @@ def make_apart(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
     try:
       return pool.submit(make, config, topology, dump_hlo).result()
     except futures.process.BrokenProcessPool as e:
-      last = (log.read().strip() or 'no word').splitlines()[-1]
+      last = (log.read().strip() or 'without a message').splitlines()[-1]
       raise UserError(f'{topology}: the compiler crashed: {last}') from e
 
 
 def _keep_stderr(file: str) -> None:
-  """Of the whole process: libtpu writes there of what does not matter here."""
+  """Redirects stderr of the whole process to a file: libtpu writes much there."""
   os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), 2)
 
 
 def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
-  """Settings that save memory, in the order in which to try them."""
+  """Yields settings that save memory, in the order in which to try them."""
   policies = list(layers.REMAT)    # each keeps less than the one before
   for policy in policies[policies.index(config['model'].get('remat', 'none')) + 1:]:
     yield 'model.remat', policy
@@ -284,7 +285,7 @@ def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
 
 
 def set_key(config: Settings, key: str, value: Any) -> dict[str, Any]:
-  """The config with another value of a key with dots."""
+  """Returns the config with another value at a key with dots."""
   head, _, rest = key.partition('.')
   if rest:
     value = set_key(config.get(head) or {}, rest, value)
@@ -293,10 +294,10 @@ def set_key(config: Settings, key: str, value: Any) -> dict[str, Any]:
 
 def try_to_fit(config: Settings, plan: Plan,
                make_plan: Callable[[Settings, str], Plan] = make_apart) -> Plan:
-  """Adds to a plan that does not fit what would make it fit.
+  """Adds settings to a plan that does not fit, until the step fits.
 
-  Each remedy is compiled on top of those before, until the step fits; what this recipe
-  or slice cannot have, and what does not help, is left out.
+  Each remedy is compiled on top of the ones before. A remedy that this config or slice
+  does not allow, or that does not help, is left out.
   """
   tries, settings = [], {}
   needed = plan.hbm_bytes_per_core
@@ -304,22 +305,22 @@ def try_to_fit(config: Settings, plan: Plan,
     changed = set_key(config, key, value)
     logging.info('does not fit; trying config.%s=%r', key, value)
     try:
-      found = make_plan(changed, plan.topology)
+      new_plan = make_plan(changed, plan.topology)
     except UserError as e:
       logging.info('not possible here: %s', e)
       continue
-    if found.hbm_bytes_per_core >= needed and not found.fits:
+    if new_plan.hbm_bytes_per_core >= needed and not new_plan.fits:
       continue
-    config, needed = changed, found.hbm_bytes_per_core
+    config, needed = changed, new_plan.hbm_bytes_per_core
     settings = settings | {key: value}
-    tries.append(Try(settings, needed, found.fits))
-    if found.fits:
+    tries.append(Try(settings, needed, new_plan.fits))
+    if new_plan.fits:
       break
   return dataclasses.replace(plan, tries=tries)
 
 
 def as_text(plans: list[Plan]) -> str:
-  """The plans side by side, for reading, and the costliest lines of each."""
+  """Formats the plans side by side, and the costliest lines of each."""
   columns = [('', *_NAMES), *map(_column, plans)]
   parts = [cost.align(list(zip(*columns, strict=True)))]
   for plan in plans:
@@ -336,7 +337,7 @@ def as_text(plans: list[Plan]) -> str:
 
 _NAMES = (
     'cores', 'batch', 'parameters, M', 'memory a core, GiB', '  arguments',
-    '  outputs, new', '  temporaries', '  program', '  there is',
+    '  outputs, new', '  temporaries', '  program', '  limit',
     "model's operations, T", 'cycles, M', '  of Pallas kernels', 'step, s',
     '  estimated', '  unestimated', '  collectives', 'MFU', 'days', 'core-days')
 
@@ -347,21 +348,21 @@ def _column(plan: Plan) -> tuple[str, ...]:
   head = (plan.topology, str(plan.cores), str(plan.batch_size),
           f'{plan.parameters / 1e6:,.1f}', gib(plan.hbm_bytes_per_core), *memory,
           gib(plan.hbm_limit_bytes), f'{plan.model_flops_per_step / 1e12:,.1f}')
-  found = plan.prediction
-  if found is None:
+  step = plan.prediction
+  if step is None:
     return (*head, *[''] * (len(_NAMES) + 1 - len(head)))
-  estimated = (found.predicted_step_seconds - found.unestimated_seconds
-               - found.collective_seconds)
-  return (*head, f'{found.estimated_cycles / 1e6:,.1f}',
-          f'{found.kernel_cycles / 1e6:,.1f}', f'{found.predicted_step_seconds:.4f}',
-          f'{estimated:.4f}', f'{found.unestimated_seconds:.4f}',
-          f'{found.collective_seconds:.4f}', f'{plan.mfu:.1%}', f'{plan.days:.2f}',
+  estimated = (step.predicted_step_seconds - step.unestimated_seconds
+               - step.collective_seconds)
+  return (*head, f'{step.estimated_cycles / 1e6:,.1f}',
+          f'{step.kernel_cycles / 1e6:,.1f}', f'{step.predicted_step_seconds:.4f}',
+          f'{estimated:.4f}', f'{step.unestimated_seconds:.4f}',
+          f'{step.collective_seconds:.4f}', f'{plan.mfu:.1%}', f'{plan.days:.2f}',
           f'{plan.core_days:,.0f}')
 
 
 def _shortage(plan: Plan) -> str:
   gib = 2 ** 30
-  text = (f'does not fit: needs {plan.hbm_bytes_per_core / gib:.2f} GiB a core of '
+  text = (f'does not fit: needs {plan.hbm_bytes_per_core / gib:.2f} GiB per core of '
           f'{plan.hbm_limit_bytes / gib:.2f}, '
           f'{(plan.hbm_bytes_per_core - plan.hbm_limit_bytes) / gib:.2f} too many')
   for attempt in plan.tries:
@@ -372,15 +373,15 @@ def _shortage(plan: Plan) -> str:
 
 
 def pair(topologies: list[str], batch_sizes: list[int]) -> list[tuple[str, int]]:
-  """One of each, or one of one and all of the other, or the first with the first.
+  """Pairs topologies and batch sizes in order; one of either goes with all others.
 
   Raises:
-    UserError: they do not go in pairs.
+    UserError: the numbers of topologies and batch sizes do not match.
   """
   count = max(len(topologies), len(batch_sizes))
   if not {len(topologies), len(batch_sizes)} <= {1, count}:
-    raise UserError(f'--batch_size: {len(batch_sizes)} of them; expected one, or as '
-                    f'many as there are --topology, {len(topologies)}')
+    raise UserError(f'--batch_size: given {len(batch_sizes)} times; expected one, or '
+                    f'as many as --topology, {len(topologies)}')
   repeat = lambda items: items * (count // len(items))
   return list(zip(repeat(topologies), repeat(batch_sizes), strict=True))
 
@@ -389,8 +390,8 @@ def main() -> None:
   config = flags.FLAGS.config.to_dict()
   cases = pair(flags.FLAGS.topology, flags.FLAGS.batch_size or [config['batch_size']])
   if flags.FLAGS.dump_hlo and len(cases) > 1:
-    raise UserError(f'--dump_hlo={flags.FLAGS.dump_hlo}: one file for {len(cases)} '
-                    'plans; give one --topology and one --batch_size')
+    raise UserError(f'--dump_hlo={flags.FLAGS.dump_hlo}: one file cannot hold '
+                    f'{len(cases)} plans; give one --topology and one --batch_size')
   plans = []
   for topology, batch_size in cases:
     changed = config | dict(batch_size=batch_size)
@@ -399,19 +400,20 @@ def main() -> None:
       plan = try_to_fit(changed, plan)
     plans.append(plan)
   if flags.FLAGS.json:
-    found = [plan.as_json() for plan in plans]
-    print(json.dumps(found if len(found) > 1 else found[0], indent=2))
+    objects = [plan.as_json() for plan in plans]
+    print(json.dumps(objects if len(objects) > 1 else objects[0], indent=2))
   else:
     print(as_text(plans))
 
 
 if __name__ == '__main__':
-  config_flags.DEFINE_config_file('config', None, 'The recipe, a file of configs/.')
+  config_flags.DEFINE_config_file('config', None, 'The config, a file in configs/.')
   flags.DEFINE_multi_string('topology', None, f'The slice: {chips.EXAMPLES}.')
-  flags.DEFINE_multi_integer('batch_size', None, "In place of the recipe's.")
-  flags.DEFINE_string('dump_hlo', '', 'A file, where the compiled program is kept.')
+  flags.DEFINE_multi_integer('batch_size', None, "In place of the config's.")
+  flags.DEFINE_string('dump_hlo', '', 'A file to write the compiled program to.')
   flags.DEFINE_bool('suggest', True,
-                    'Where a step does not fit, look for settings with which it does.')
-  flags.DEFINE_bool('json', False, 'For a machine: an object, of several plans a list.')
+                    'If a step does not fit, look for settings with which it fits.')
+  flags.DEFINE_bool('json', False,
+                    'Print JSON: an object, or a list for several plans.')
   flags.mark_flags_as_required(['config', 'topology'])
   cli.run(main)
