@@ -139,7 +139,7 @@ class Task:
             memory=jax.tree.map(place, state.memory))
 
   def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-    """Within it the model knows of the mesh (`models.axes.split_rows`)."""
+    """Within it the model knows of the mesh (`distributed.logical_axes.split_rows`)."""
     if self.mesh is None:
       return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)

@@ -19,7 +19,7 @@ from vatt_jax.tools.tpu_plan import plan
 
 ROOT = pathlib.Path(__file__).parents[2]
 V3 = chips.Slice(chips.CHIPS['v3'], (2, 2), 8)
-LINE = str(pathlib.Path(plan.__file__).parent / 'models' / 'layers.py')
+LINE = str(ROOT / 'vatt_jax' / 'models' / 'layers.py')
 
 PROGRAM = f'''HloModule jit_train_step
 

@@ -24,7 +24,7 @@ from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
 
 FILE_NAME = 'run_info.json'
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _GIT_SECONDS = 10.0    # on a slow network disk
 
 

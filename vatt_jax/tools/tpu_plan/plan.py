@@ -54,6 +54,7 @@ from vatt_jax.tools.tpu_plan import chips
 from vatt_jax.tools.tpu_plan import hlo
 
 _NUM_COSTLIEST = 10
+_PACKAGE = pathlib.Path(__file__).parents[2]    # lines of its files are listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ def costliest(program: hlo.Program, costs: list[chips.Cost]) -> list[Line]:
   lines: dict[str, Counter[str]] = {}
   for c in costs:
     instruction = c.run.instruction
-    source = program.source(instruction, str(pathlib.Path(__file__).parent))
+    source = program.source(instruction, str(_PACKAGE))
     of_line = lines.setdefault(source or 'the compiler', Counter())
     of_line[hlo.readable(instruction.op_name) or instruction.opcode] += c.seconds
   total = math.fsum(c.seconds for c in costs)
