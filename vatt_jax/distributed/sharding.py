@@ -23,7 +23,7 @@ from vatt_jax.errors import UserError
 # memory (each is gathered where it is used), `model` to compute in parts.
 AXES = ('data', 'fsdp', 'model')
 
-# The name of a parameter's axis (`distributed.logical_axes`), and that of the mesh that splits it.
+# The name of a parameter's axis (`logical_axes`), and that of the mesh that splits it.
 Rule = tuple[str, str]
 
 # Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
