@@ -309,7 +309,7 @@ def _first_label(text: str) -> str:
 
 def _scatter_classes(axes, points, names, classes):
   styles = _class_styles()
-  if len(classes) > len(styles):    # too many for a legend: neighbouring colours are alike
+  if len(classes) > len(styles):    # too many for a legend
     styles = [(colour, 'o') for colour in mpl.colormaps['turbo'](
         np.linspace(0, 1, len(classes)))]
   _bare(axes)
@@ -527,7 +527,7 @@ def _legend(figure: Figure, columns: int = 7) -> None:
 
 
 def _styles() -> Iterator[tuple[str, str]]:
-  """Yields colours and line styles without end."""
+  """Returns an endless iterator of colours and line styles."""
   return zip(itertools.cycle(COLOURS), itertools.cycle(_LINES), strict=False)
 
 
