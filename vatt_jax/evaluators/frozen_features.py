@@ -162,8 +162,8 @@ class Frozen:
     to_learn, to_measure = self._features(state)
     for label, modality in self._labels.items():
       if modality not in to_measure:
-        raise UserError(f'label {label!r}: there are no features of {modality}; add it '
-                        'to config.model and to config.window.modalities')
+        raise UserError(f'label {label!r}: the model has no features of {modality}; '
+                        'add it to config.model and to config.window.modalities')
       splits = [self._split(to_learn[modality], to_measure[modality], label, *sides)
                 for sides in self._splits]
       if all(split.learnable.any() and len(split.targets_test) for split in splits):
