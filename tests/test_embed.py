@@ -1,4 +1,4 @@
-"""vatt_jax/embed.py"""
+"""Tests vatt_jax/embed.py."""
 
 import json
 import re
@@ -27,7 +27,7 @@ WINDOW = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=8000,
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """What a run leaves: here of a model that was never trained."""
+  """Returns the workdir of an untrained model."""
   folder = tmp_path_factory.mktemp('runs') / 'one'
   batch = dict(video=np.zeros((1, 4, 32, 32, 3), np.float32),
                audio=np.zeros((1, 6400), np.float32), text=np.ones((1, 1, 5), np.int32))
@@ -48,7 +48,7 @@ def paths(toy_world):
   return [clip.path for clip in sources.open_source(str(toy_world / 'train.csv'))]
 
 
-def test_embeddings_of_files_and_sentences_meet_in_the_shared_spaces(vatt, paths):
+def test_files_and_sentences_are_embedded_in_shared_spaces(vatt, paths):
   videos, audios = vatt.videos(paths[:3]), vatt.audios(paths[:2])
   texts = vatt.texts(['A red circle!', 'red', 'a', 'circle'])
   assert [(x.modality, len(x), {s: v.shape[1] for s, v in x.spaces.items()})
@@ -59,53 +59,54 @@ def test_embeddings_of_files_and_sentences_meet_in_the_shared_spaces(vatt, paths
     for x in embeddings.spaces.values():
       assert x.dtype == np.float32
       np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
-  found = vatt.similarity(videos, texts)
-  assert found.keys() == {'video_text'} and found['video_text'].shape == (3, 4)
+  similarity = vatt.similarity(videos, texts)
+  assert similarity.keys() == {'video_text'}
+  assert similarity['video_text'].shape == (3, 4)
   np.testing.assert_allclose(
-      found['video_text'][2, 1],
+      similarity['video_text'][2, 1],
       videos.spaces['video_text'][2] @ texts.spaces['video_text'][1], rtol=1e-5)
   assert vatt.similarity(videos, audios)['video_audio'].shape == (3, 2)
 
 
 def test_items_of_one_modality_are_compared_with_each_other(vatt, paths):
-  """Two files once overwrote one another."""
+  """Regression test: one file used to overwrite the other."""
   a, b = vatt.videos(paths[:2]), vatt.videos(paths[1:3])
-  found = vatt.similarity(a, b)
-  assert found.keys() == {'video_audio', 'video_text'}
-  for space, x in found.items():
+  similarity = vatt.similarity(a, b)
+  assert similarity.keys() == {'video_audio', 'video_text'}
+  for space, x in similarity.items():
     np.testing.assert_allclose(x, a.spaces[space] @ b.spaces[space].T, rtol=1e-5)
     assert x[1, 0] == pytest.approx(1, abs=1e-5) and x[0, 1] < 1
 
 
-def test_modalities_without_a_shared_space_are_one_clear_error(vatt, paths):
+def test_modalities_without_a_shared_space_raise(vatt, paths):
   with pytest.raises(UserError, match='audio is embedded in video_audio, text in '
                                       'video_text: they share no space'):
     vatt.similarity(vatt.audios(paths[:1]), vatt.texts(['red']))
 
 
-def test_a_batch_gives_the_numbers_of_single_items(vatt, paths, monkeypatch):
-  """Also where the last batch is filled up, and a file's windows span two batches."""
+def test_batches_give_the_same_values_as_single_items(vatt, paths, monkeypatch):
+  """Includes a padded last batch, and a file whose windows span two batches."""
   sentences = ['red circle', 'circle red a', 'a']
   one_by_one = [vatt.videos([p], num_windows=3).spaces['video_text'] for p in paths[:3]]
-  words = [vatt.texts([s]).spaces['video_text'] for s in sentences]
+  single_texts = [vatt.texts([s]).spaces['video_text'] for s in sentences]
   monkeypatch.setattr(embed, '_BATCH_SIZE', 2)
   np.testing.assert_allclose(
       vatt.videos(paths[:3], num_windows=3).spaces['video_text'],
       np.concatenate(one_by_one), atol=1e-5)
   np.testing.assert_allclose(vatt.texts(sentences).spaces['video_text'],
-                             np.concatenate(words), atol=1e-5)
+                             np.concatenate(single_texts), atol=1e-5)
 
 
-def test_word_order_and_stretches_matter(vatt, paths):
+def test_word_order_and_segments_change_embeddings(vatt, paths):
   a, b = vatt.texts(['red circle', 'circle red a']).spaces['video_text']
   assert abs(a - b).max() > 1e-6
-  stretches = [(paths[0], 0, 0.9), (paths[0], 0, 3.0), paths[0]]
+  segments = [(paths[0], 0, 0.9), (paths[0], 0, 3.0), paths[0]]
   for modality, embed_files in dict(video=vatt.videos, audio=vatt.audios).items():
-    a, b, _ = embed_files(stretches, num_windows=1).spaces['video_audio']
+    a, b, _ = embed_files(segments, num_windows=1).spaces['video_audio']
     assert abs(a - b).max() > 1e-6, modality
 
 
-def test_a_bfloat16_model_gives_float32(workdir, paths, tmp_path):
+def test_bfloat16_model_gives_float32(workdir, paths, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(workdir, folder)
   (folder / 'config.json').write_text(json.dumps(
@@ -117,7 +118,7 @@ def test_a_bfloat16_model_gives_float32(workdir, paths, tmp_path):
     assert x.dtype == np.float32
 
 
-def test_sentences_of_unknown_words_alone_are_named(vatt, caplog):
+def test_sentence_of_only_unknown_words_logs_a_warning(vatt, caplog):
   vatt.texts(['a zebra', 'red'])
   assert not caplog.records
   vatt.texts(['Zebras gallop!', 'red'])
@@ -125,15 +126,15 @@ def test_sentences_of_unknown_words_alone_are_named(vatt, caplog):
   assert "none of the words of 'Zebras gallop!': zebras, gallop" in caplog.text
 
 
-def test_files_that_cannot_be_embedded_are_named(vatt, paths, tmp_path):
+def test_files_that_cannot_be_embedded_raise(vatt, paths, tmp_path):
   (tmp_path / 'no.mp4').write_text('no video')
   with pytest.raises(UserError, match=r'no\.mp4') as error:
     vatt.videos([paths[0], tmp_path / 'no.mp4'])
   assert '\n' not in str(error.value)
-  silent = next(p for p in paths if not media.MediaFile(p).has_audio)
-  assert len(vatt.videos([silent])) == 1
-  with pytest.raises(UserError, match=f'{re.escape(silent)}: has no audio stream'):
-    vatt.audios([silent])
+  no_audio = next(p for p in paths if not media.MediaFile(p).has_audio)
+  assert len(vatt.videos([no_audio])) == 1
+  with pytest.raises(UserError, match=f'{re.escape(no_audio)}: has no audio stream'):
+    vatt.audios([no_audio])
   with wave.open(str(tmp_path / 'a.wav'), 'wb') as file:
     file.setparams((1, 2, 8000, 0, 'NONE', ''))
     file.writeframes(np.arange(16000, dtype=np.int16).tobytes())
@@ -149,27 +150,27 @@ def test_files_that_cannot_be_embedded_are_named(vatt, paths, tmp_path):
     (lambda v, p: v.audios([(p, 1.0)]), r'expected a path, or \(path, start, end\)'),
     (lambda v, p: v.texts([]), 'no text to embed: expected a list of one or more'),
     (lambda v, p: v.texts(['red', '?']), r"'\?': expected a sentence with at least")])
-def test_anything_but_a_list_of_items_is_one_clear_error(call, message, vatt, paths):
+def test_arguments_other_than_a_list_raise(call, message, vatt, paths):
   with pytest.raises(UserError, match=message):
     call(vatt, paths[0])
 
 
-def test_a_modality_that_the_model_lacks_is_named(workdir, paths, tmp_path):
-  folder = tmp_path / 'mute'
+def test_missing_modality_raises(workdir, paths, tmp_path):
+  folder = tmp_path / 'no_text'
   model = {k: v for k, v in SETTINGS.items() if k != 'text'}
   batch = dict(video=np.zeros((1, 4, 32, 32, 3), np.float32),
                audio=np.zeros((1, 6400), np.float32))
   checkpoint.save_model(folder, model, jax.jit(build.build_model(**model).init)(
       jax.random.key(0), batch))
-  with pytest.raises(UserError, match='mute: the model has no text; it has video, au'):
+  with pytest.raises(UserError, match='no_text: the model has no text; it has video'):
     embed.Embedder(folder).texts(['red'])
 
 
-def test_a_vocabulary_can_be_given(workdir, vatt, tmp_path):
+def test_vocabulary_can_be_given(workdir, vatt, tmp_path):
   bare = tmp_path / 'bare'
   shutil.copytree(workdir, bare)
   (bare / 'vocabulary.txt').unlink()
-  with pytest.raises(UserError, match='comes without its vocabulary; give'):
+  with pytest.raises(UserError, match='has no vocabulary file; give'):
     embed.Embedder(bare).texts(['red'])
   given = embed.Embedder(bare, vocabulary=workdir / 'vocabulary.txt').texts(['red'])
   np.testing.assert_array_equal(given.spaces['video_text'],
@@ -177,7 +178,7 @@ def test_a_vocabulary_can_be_given(workdir, vatt, tmp_path):
 
 
 @pytest.mark.parametrize('kind', text.TOKENIZERS)
-def test_a_workdir_says_how_sentences_become_ids(kind, workdir, tmp_path):
+def test_workdir_config_chooses_the_tokenizer(kind, workdir, tmp_path):
   tokenizer = dict(
       words=text.WordTokenizer(['red'], drop_stop_words=True),
       wordpiece=text.WordPieceTokenizer(['[PAD]', '[UNK]', 'the', 'red']),

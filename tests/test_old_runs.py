@@ -1,7 +1,7 @@
-"""Runs of older versions go on: fixtures/run_0_5.tar.gz was written by 0.5.0.
+"""Tests that runs of older versions resume; 0.5.0 wrote fixtures/run_0_5.tar.gz.
 
-Two steps of a small VATT, with microbatches and a learnt temperature, under the names
-that configs had then.
+It holds two steps of a small VATT with microbatches and a learned temperature. Its
+config has the key names of 0.5.0.
 """
 
 import json
@@ -18,7 +18,7 @@ FIXTURE = pathlib.Path(__file__).parent / 'fixtures' / 'run_0_5.tar.gz'
 
 @pytest.fixture
 def run(toy_world, tmp_path):
-  """The workdir, as if its data were those of the tests."""
+  """Returns the workdir, with the tests' data in its config."""
   with tarfile.open(FIXTURE) as archive:
     archive.extractall(tmp_path, filter='data')
   path = tmp_path / 'run_0_5' / 'config.json'
@@ -28,8 +28,8 @@ def run(toy_world, tmp_path):
   return path.parent
 
 
-def todays_names(config):
-  """The same config as a user of this version writes it."""
+def current_names(config):
+  """Returns the same config with the key names of this version."""
   text = json.dumps(config).replace('num_parts', 'num_microbatches')
   config = json.loads(text.replace('max_words', 'max_tokens'))
   del config['data']['builder']
@@ -44,15 +44,15 @@ def test_checkpoint_of_an_older_version_loads(run):
   assert kernel.shape == (4, 8, 8, 3, 8)
 
 
-def test_run_of_an_older_version_goes_on_with_its_parameters(run):
+def test_run_of_an_older_version_resumes_with_its_parameters(run):
   config = json.loads((run / 'config.json').read_text())
   before = json.loads((run / 'results.json').read_text())['params/sha256']
-  train.train(todays_names(config), run)
+  train.train(current_names(config), run)
   after = json.loads((run / 'results.json').read_text())['params/sha256']
   assert after == before
 
 
-def test_older_run_takes_another_config_for_another_run(run):
-  config = todays_names(json.loads((run / 'config.json').read_text()))
+def test_older_run_rejects_another_config(run):
+  config = current_names(json.loads((run / 'config.json').read_text()))
   with pytest.raises(train.UserError, match='another config, num_microbatches=2 where'):
     train.train(config | dict(num_microbatches=1), run)

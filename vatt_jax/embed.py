@@ -1,4 +1,4 @@
-"""Embeddings of files and sentences by a trained model.
+"""Embeds media files and sentences with a trained model.
 
     from vatt_jax import embed
     vatt = embed.Embedder('runs/quickstart')
@@ -32,20 +32,19 @@ from vatt_jax.inputs import text as text_lib
 from vatt_jax.models import heads
 from vatt_jax.weights import load as weights
 
-# A media file, or a stretch of one: path, start and end in seconds.
+# A media file, or a segment of one: path, start and end in seconds.
 File = str | os.PathLike[str] | tuple[str | os.PathLike[str], float, float]
 
-# Read by default where the checkpoint does not say what it was trained on (section
-# 4.3 of the paper).
+# The default for a checkpoint without a window of its own (section 4.3 of the paper).
 PAPER_WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
                                audio_hz=48_000)
 
-_BATCH_SIZE = 32    # windows, or sentences, that the model takes at a time
+_BATCH_SIZE = 32    # windows, or sentences, per call of the model
 
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-  """Embeddings of N items of one modality.
+  """Holds embeddings of N items of one modality.
 
   Attributes:
     modality: 'video', 'audio' or 'text'.
@@ -67,21 +66,21 @@ class Embedder:
     """Loads a model.
 
     Args:
-      path: of a workdir, of one of its checkpoints (WORKDIR/checkpoints/STEP), of
-        what `vatt_jax import_vatt` wrote, or of a released checkpoint.
-      window: what to read of a file; by default what the workdir's run was trained
-        on, or else what the paper's models were.
-      vocabulary: a file of what `data.tokenizer` of the workdir's config says, of
-        words where there is none; by default the workdir's.
+      path: a workdir, one of its checkpoints (WORKDIR/checkpoints/STEP), a folder
+        written by `vatt_jax import_vatt`, or a released checkpoint.
+      window: how to read a file. The default is the window of the workdir's training
+        config, or else the window of the paper's models.
+      vocabulary: a vocabulary file for `data.tokenizer` of the workdir's config, or
+        for words if the config has none. The default is the workdir's file.
 
     Raises:
-      UserError: there is nothing to load, or the model embeds nothing.
+      UserError: `path` holds no checkpoint, or the model has no projection head.
     """
     config, variables = weights.read(path)
     self._model = models.from_config(config['model'])
     if not isinstance(self._model.head, heads.FacHead):
-      raise UserError(f'{path}: holds a model without common spaces, which embeds '
-                      'nothing')
+      raise UserError(f'{path}: holds a model without a projection head, which '
+                      'cannot embed')
     self._variables = jax.device_put(variables)
     self._apply = jax.jit(lambda v, batch: self._model.apply(v, batch)['embed'])
     self._window = window or (pipeline.Window(**config['window'])
@@ -90,19 +89,19 @@ class Embedder:
     self._tokenizer = None
     data = config.get('data', {})
     kind = data.get('tokenizer', 'words')
-    known = checkpoint.split(path)[0] / text_lib.TOKENIZERS[kind].file_name
-    if 'text' in self._model.modalities and (vocabulary or known.exists()):
+    default = checkpoint.split(path)[0] / text_lib.TOKENIZERS[kind].file_name
+    if 'text' in self._model.modalities and (vocabulary or default.exists()):
       self._tokenizer = text_lib.load(
-          kind, vocabulary or known, config['model']['text']['vocabulary_size'],
+          kind, vocabulary or default, config['model']['text']['vocabulary_size'],
           data.get('drop_stop_words', False))
 
   def videos(self, files: Sequence[File], num_windows: int = 4) -> Embeddings:
     """Embeds the frames of media files.
 
     Args:
-      files: paths, or (path, start, end) for a stretch of a file, in seconds.
-      num_windows: spread over each, whose embeddings are averaged (VATT, section
-        4.3).
+      files: paths, or (path, start, end) for a segment of a file, in seconds.
+      num_windows: windows spread over each file; their embeddings are averaged (VATT,
+        section 4.3).
 
     Raises:
       UserError: a file cannot be read or has no video, or the model has none.
@@ -110,7 +109,7 @@ class Embedder:
     return self._files('video', files, num_windows)
 
   def audios(self, files: Sequence[File], num_windows: int = 4) -> Embeddings:
-    """Embeds the audio of media files, be they videos or audio alone.
+    """Embeds the audio of video files or audio files.
 
     Args:
       files: as for `videos`.
@@ -122,15 +121,15 @@ class Embedder:
     return self._files('audio', files, num_windows)
 
   def texts(self, sentences: Sequence[str]) -> Embeddings:
-    """Embeds sentences. Logs a warning for those without any known word.
+    """Embeds sentences, and logs a warning for those without any known word.
 
     Raises:
-      UserError: the model has no text, it came without its vocabulary, or a sentence
-        has no words.
+      UserError: the model has no text tower or no vocabulary, or a sentence has no
+        words.
     """
     self._check('text', sentences)
     if self._tokenizer is None:
-      raise UserError(f'{self._path}: comes without its vocabulary; give '
+      raise UserError(f'{self._path}: has no vocabulary file; give '
                       'Embedder(..., vocabulary=FILE)')
     ids = np.stack([self._tokenizer.encode(sentence, self._window.max_tokens)
                     for sentence in sentences])
@@ -153,7 +152,7 @@ class Embedder:
       Name of each space that both are embedded in -> float32 [len(a), len(b)].
 
     Raises:
-      UserError: they share no space.
+      UserError: `a` and `b` share no space.
     """
     shared = [space for space in a.spaces if space in b.spaces]
     if not shared:
@@ -163,7 +162,7 @@ class Embedder:
     return {space: a.spaces[space] @ b.spaces[space].T for space in shared}
 
   def _check(self, modality: str, items: Sequence[Any]) -> None:
-    """Raises UserError unless there is a list of items, and a tower for them."""
+    """Raises UserError if `items` is no list, or the model has no such modality."""
     if modality not in self._model.modalities:
       raise UserError(f'{self._path}: the model has no {modality}; it has '
                       f'{", ".join(self._model.modalities)}')
@@ -180,30 +179,31 @@ class Embedder:
         dataclasses.replace(self._window, modalities=(modality,)),
         text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, len(files)))
     count = len(files) * num_windows
-    # Its threads end before an error is shown.
+    # Close at once, so that the threads end before an error is shown.
     with contextlib.closing(pipeline.eval_batches(
         reader, min(_BATCH_SIZE, count), num_windows)) as batches:
       rows = [(batch['mask'], self._embed(
           modality, augment.normalize({modality: batch[modality]}), np.asarray))
               for batch in batches]
     views = lambda x: x[:count].reshape(len(files), num_windows, *x.shape[1:])
-    read = views(np.concatenate([mask for mask, _ in rows]))
-    for i, ok in enumerate(read.any(axis=1)):
+    present = views(np.concatenate([mask for mask, _ in rows]))
+    for i, ok in enumerate(present.any(axis=1)):
       if not ok:
         raise UserError(reader.notes.skipped[reader.clips[i].path])
     whole = self._joined(modality, [row for _, row in rows], count)
     clips = extract.of_clips({space: {modality: views(x)}
-                              for space, x in whole.spaces.items()}, {modality: read})
+                              for space, x in whole.spaces.items()},
+                             {modality: present})
     return Embeddings(modality, {space: x[modality].astype(np.float32)
                                  for space, x in clips.items()})
 
   def _embed(self, modality, batch, pick):
-    """Space -> [B, D] of a batch of one modality."""
+    """Returns space -> [B, D] of a batch of one modality."""
     embed = jax.device_get(self._apply(self._variables, batch))
     return {space: pick(x[modality]) for space, x in embed.items() if modality in x}
 
   def _joined(self, modality, rows, count):
-    """The first `count` of several batches; the rest fills up the last batch."""
+    """Joins the first `count` rows of several batches; the rest is padding."""
     return Embeddings(modality, {
         space: np.concatenate([row[space] for row in rows])[:count].astype(np.float32)
         for space in rows[0]})
@@ -220,7 +220,7 @@ def _clip(file: File) -> clip.Clip:
 
 
 def _batches(ids: np.ndarray) -> Iterator[np.ndarray]:
-  """Parts of equal size, so that one program takes all; zeros fill up the last."""
+  """Yields batches of equal size for one compiled program; pads the last with zeros."""
   size = min(_BATCH_SIZE, len(ids))
   for begin in range(0, len(ids), size):
     part = ids[begin:begin + size]

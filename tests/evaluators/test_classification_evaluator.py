@@ -1,4 +1,4 @@
-"""vatt_jax/evaluators/classification.py, on a made-up model"""
+"""Tests vatt_jax/evaluators/classification.py with a synthetic model."""
 
 import dataclasses
 
@@ -30,35 +30,35 @@ def labelled(reader, column, several=False):
 
 
 def _oracle(reader, wrong=()):
-  """Scores that are right but for some clips, whose every view but one is better."""
+  """Returns a model with correct scores, except the first view of the clips `wrong`."""
   truth = np.stack([reader.labels.encode(clip) for clip in reader.clips]).astype(float)
-  seen = {}
+  counts = {}
 
   def predict(state, batch):
     rows = []
     for index in batch['id']:
-      seen[int(index)] = seen.get(int(index), 0) + 1
+      counts[int(index)] = counts.get(int(index), 0) + 1
       row = truth[index].copy()
       if index in wrong:
-        row = -9 * row if seen[int(index)] == 1 else row
+        row = -9 * row if counts[int(index)] == 1 else row
       rows.append(row)
     return dict(logits=np.stack(rows), pooled=dict(video=None))
 
   return predict
 
 
-def test_the_scores_of_a_clip_s_views_are_averaged(reader):
+def test_scores_are_averaged_over_views(reader):
   reader = labelled(reader, 'shape')
   evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv', 2, 3)
-  right = dict(evaluator.run(None))
-  assert right['top1'] == 1 and 0 < right['chance_top1'] < 1
-  # One view's -9 outweighs the five that say 1.
+  results = dict(evaluator.run(None))
+  assert results['top1'] == 1 and 0 < results['chance_top1'] < 1
+  # The score -9 of one view outweighs the 1 of the other five.
   evaluator = classification.Classify(_oracle(reader, wrong=(3, 8)), reader, 5, '',
                                       2, 3)
   assert dict(evaluator.run(None))['top1'] == 1 - 2 / COUNT
 
 
-def test_several_labels_are_measured_by_precision(reader):
+def test_multi_label_clips_are_measured_by_average_precision(reader):
   reader = labelled(reader, 'sound_event', several=True)
   evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv')
   results = dict(evaluator.run(None))
@@ -66,11 +66,11 @@ def test_several_labels_are_measured_by_precision(reader):
   assert results['d_prime'] > 1 and results['chance_AUC'] == 0.5
 
 
-def test_equal_scores_are_no_better_than_chance(reader):
+def test_equal_scores_have_zero_accuracy(reader):
   reader = labelled(reader, 'motion')
-  same = lambda state, batch: dict(logits=np.ones((len(batch['id']), 8)),
-                                   pooled=dict(video=None))
-  results = dict(classification.Classify(same, reader, 5, 'test.csv').run(None))
+  constant = lambda state, batch: dict(logits=np.ones((len(batch['id']), 8)),
+                                       pooled=dict(video=None))
+  results = dict(classification.Classify(constant, reader, 5, 'test.csv').run(None))
   assert results['top1'] == results['top5'] == 0
 
 
@@ -85,7 +85,7 @@ def test_clips_without_a_label_are_left_out_and_counted(reader, caplog):
   assert 'test.csv: 2 of 16 clips have no label' in caplog.text
 
 
-def test_clips_that_are_all_without_label_or_video_measure_nothing(reader, caplog):
+def test_no_metrics_if_all_clips_lack_a_label_or_video(reader, caplog):
   reader = labelled(reader, 'shape')
 
   class Blind(pipeline.Reader):
@@ -99,7 +99,7 @@ def test_clips_that_are_all_without_label_or_video_measure_nothing(reader, caplo
   assert 'test.csv: 16 of 16 clips have no label or nothing to classify' in caplog.text
 
 
-def test_a_wrong_label_map_or_an_empty_split_is_one_clear_line(reader):
+def test_wrong_label_map_or_unlabelled_split_raises(reader):
   reader = labelled(reader, 'shape')
   few = dataclasses.replace(reader, labels=dataclasses.replace(
       reader.labels, names=reader.labels.names[1:]))
@@ -115,7 +115,7 @@ def test_a_wrong_label_map_or_an_empty_split_is_one_clear_line(reader):
     classification.Classify(_oracle(reader), empty, 5, 'test.csv')
 
 
-def test_a_model_without_classes_is_told(reader):
+def test_model_without_classifier_raises(reader):
   evaluator = classification.Classify(lambda state, batch: dict(embed={}),
                                 labelled(reader, 'shape'), 5, 'test.csv')
   with pytest.raises(UserError, match=r"'classify' needs a classifier"):

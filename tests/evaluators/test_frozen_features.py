@@ -1,4 +1,4 @@
-"""Frozen features, linear probes and nearest neighbours on made-up features"""
+"""Tests frozen features, linear probes and nearest neighbours on synthetic features."""
 
 import dataclasses
 import io
@@ -38,7 +38,7 @@ def reader(toy_world):
 
 
 class Model:
-  """Made-up features of clips by their number in the source; counts what it runs."""
+  """Returns given features by the index of a clip; counts the clips it runs on."""
 
   def __init__(self, features):
     self.features, self.num_clips = np.asarray(features, np.float32), 0
@@ -50,7 +50,7 @@ class Model:
 
 
 def make(model, reader, *splits, columns=None, width=3, **settings):
-  """`frozen_features.Frozen` of splits of numbers of the reader's clips."""
+  """Builds `frozen_features.Frozen` of splits of indices of the reader's clips."""
   named = [tuple((f'{side}.csv', [reader.clips[i] for i in numbers])
                  for side, numbers in zip(('train', 'test'), split, strict=True))
            for split in splits or [(range(COUNT), range(COUNT))]]
@@ -59,7 +59,7 @@ def make(model, reader, *splits, columns=None, width=3, **settings):
 
 
 def labelled(reader, label, values):
-  """The same reader, whose clips have the label `values` say, but for ''."""
+  """Returns the reader with `values` as labels of its clips; '' for none."""
   return dataclasses.replace(reader, clips=[
       dataclasses.replace(clip, labels={label: value} if value else {'x': 'y'})
       for clip, value in zip(reader.clips, values, strict=False)])
@@ -77,42 +77,42 @@ def noisy(truth, seed=0):
                          rng.normal(size=(len(truth), 2))], axis=1)
 
 
-# Few steps, for so few clips.
+# Few steps suffice for so few clips.
 FAST = dict(logistic=linear_probe.Logistic(), svm=linear_probe.SVM(C=0.1),
             low_rank=linear_probe.LowRank(steps=300, learning_rate=1e-2))
 
 
 # -------------------------------------------------------- features, splits, the cache
 
-def test_a_clip_of_several_splits_is_run_once(reader):
+def test_clip_in_several_splits_is_run_once(reader):
   model = Model(np.arange(COUNT)[:, None])
   data = make(model, reader, (range(8), range(8, 16)), (range(4, 12), [0, 1, 2]))
   (label, (first, second)), = data.splits(STATE)
   assert model.num_clips == COUNT and label == 'colour'
   assert first.x[:, 0].tolist() == list(range(8))
   assert first.x_test[:, 0].tolist() == list(range(8, 16))
-  # Model numbers clips as they first came, in order of the splits: here all the same.
+  # The model indexes clips in order of their first occurrence, here that of the reader.
   assert second.x[:, 0].tolist() == list(range(4, 12))
   assert second.x_test[:, 0].tolist() == [0, 1, 2]
   names = [first.classes[row.argmax()] for row in first.targets]
   assert names == [c.labels['colour'] for c in reader.clips[:8]]
 
 
-def test_the_classes_of_what_is_trained_are_not_those_of_the_splits(reader):
+def test_splits_do_not_use_the_classes_of_the_trained_model(reader):
   trained = labels.Labels('colour', ('none of these',), False, 'elsewhere')
   data = make(Model(np.eye(COUNT)), dataclasses.replace(reader, labels=trained))
   (_, (split,)), = data.splits(STATE)
   assert split.classes == sorted({c.labels['colour'] for c in reader.clips})
 
 
-def test_measures_of_splits_are_averaged_and_each_is_told():
+def test_metrics_are_averaged_over_splits_and_given_for_each():
   measured = frozen_features.over_splits([dict(a=1.0, b=4.0), dict(a=2.0)])
   assert dict(measured) == {'a': 1.5, 'split_1/a': 1.0, 'split_1/b': 4.0,
                             'split_2/a': 2.0}
   assert dict(frozen_features.over_splits([dict(a=1.0)])) == dict(a=1.0)
 
 
-def test_the_cache_is_read_the_second_time(reader, tmp_path, caplog):
+def test_second_run_reads_the_cache(reader, tmp_path, caplog):
   model = Model(np.random.default_rng(0).normal(size=(COUNT, 3)))
   first, = make(model, reader, cache=str(tmp_path / 'new' / 'kept')).splits(STATE)
   with caplog.at_level('INFO', logger='absl'):
@@ -164,7 +164,7 @@ def _other_file(reader, settings):
 @pytest.mark.parametrize('change', [_other_weights, _other_model, _other_window,
                                     _other_views, _other_stretch, _other_file,
                                     _other_average, _other_epochs])
-def test_what_changes_features_is_never_read_from_the_cache(change, reader, tmp_path):
+def test_cache_is_not_used_after_a_change_of_features(change, reader, tmp_path):
   model, settings = Model(np.zeros((COUNT, 2))), dict(cache=str(tmp_path))
   list(make(model, reader, **settings).splits(STATE))
   model.num_clips = 0
@@ -173,7 +173,7 @@ def test_what_changes_features_is_never_read_from_the_cache(change, reader, tmp_
   assert model.num_clips >= COUNT
 
 
-def test_a_changed_record_is_not_read_from_the_cache(reader, toy_world, tmp_path):
+def test_cache_is_not_used_for_a_changed_record(reader, toy_world, tmp_path):
   plan = prepare.Plan(str(toy_world / 'test_segments.csv'), '', 'untouched')
   records = tmp_path / 'records'
   records.mkdir()
@@ -192,15 +192,15 @@ def test_a_changed_record_is_not_read_from_the_cache(reader, toy_world, tmp_path
     lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'no numbers',
     lambda b: b.replace(b'has_video', b'had_video')],
                          ids=['cut', 'empty', 'other', 'key'])
-def test_a_damaged_cache_is_made_anew(damage, reader, tmp_path, caplog):
+def test_damaged_cache_is_rebuilt(damage, reader, tmp_path, caplog):
   model = Model(np.arange(COUNT)[:, None])
-  make_it = lambda: dict(make(model, reader, cache=str(tmp_path)).splits(STATE))
-  first = make_it()['colour'][0].x
+  read = lambda: dict(make(model, reader, cache=str(tmp_path)).splits(STATE))
+  first = read()['colour'][0].x
   kept, = tmp_path.iterdir()
   kept.write_bytes(damage(kept.read_bytes()))
-  np.testing.assert_array_equal(make_it()['colour'][0].x, first)
+  np.testing.assert_array_equal(read()['colour'][0].x, first)
   assert f'{kept}: is damaged' in caplog.text
-  make_it()
+  read()
   assert model.num_clips == 2 * COUNT
 
 
@@ -209,58 +209,59 @@ def test_a_damaged_cache_is_made_anew(damage, reader, tmp_path, caplog):
     (dict(columns=dict(colour='text')), r"'colour': modality 'text'; expected one of"),
     (dict(columns=dict(sound_event='audio')),
      r"train\.csv: sound_event='.*\|.*' joins several labels; expected one, or"),
-    (dict(multi_labels=('color',)), r"multi_labels: 'color' is none of the labels"),
+    (dict(multi_labels=('color',)), r"multi_labels: 'color' is not one of the labels"),
     (dict(cache=__file__), r'test_frozen_features\.py: is a file; expected a folder')])
-def test_a_setting_that_cannot_be_is_one_clear_line(settings, message, reader):
+def test_invalid_setting_raises_one_line(settings, message, reader):
   with pytest.raises(UserError, match=message) as error:
     make(Model([]), reader, **settings)
   assert '\n' not in str(error.value)
 
 
-def test_split_without_the_label_is_one_clear_line(reader):
+def test_split_without_the_label_raises(reader):
   with pytest.raises(UserError, match=r"test\.csv: no column 'k' to evaluate; found x"):
     make(Model([]), labelled(reader, 'k', ['a', 'b', 'a', '']), ([0, 1, 2], [3]),
          columns=dict(k='video'))
 
 
-def test_single_class_is_a_warning_and_its_label_left_out(reader, caplog):
+def test_single_class_logs_a_warning_and_is_left_out(reader, caplog):
   data = make(Model(np.eye(COUNT)), labelled(reader, 'k', ['a', 'a', 'a', 'b']),
               ([0, 1, 2], [3]), columns=dict(k='video'))
-  assert "train.csv: column 'k' holds one class alone, 'a'" in caplog.text
+  assert "train.csv: column 'k' has only one class, 'a'" in caplog.text
   assert not dict(linear_probe.LinearProbe(data, dict(svm=FAST['svm'])).run(STATE))
   assert 'Left out: k, ' in caplog.text
 
 
-def test_an_empty_column_is_named(reader):
+def test_empty_column_raises(reader):
   clips = [dataclasses.replace(c, labels=dict(k='')) for c in reader.clips]
-  with pytest.raises(UserError, match=r"train\.csv: column 'k' holds nothing; exp"):
+  with pytest.raises(UserError, match=r"train\.csv: column 'k' is empty; exp"):
     make(Model([]), dataclasses.replace(reader, clips=clips), columns=dict(k='video'))
 
 
-def test_a_modality_that_the_model_lacks_is_named(reader):
+def test_modality_without_features_raises(reader):
   model = lambda state, batch: dict(pooled={})
-  with pytest.raises(UserError, match="'colour': there are no features of video; add"):
+  with pytest.raises(UserError, match="'colour': the model has no features of video"):
     list(make(model, reader).splits(STATE))
 
 
-class Mute(pipeline.Reader):
-  """Of which some clips are without sound."""
+class NoAudio(pipeline.Reader):
+  """Reads every second clip without audio."""
 
   def views(self, index, *args):
     return [view | dict(has_audio=np.bool_(index % 2 == 0))
             for view in super().views(index, *args)]
 
 
-def test_clips_without_the_modality_are_no_part_of_a_split(reader, caplog):
+def test_clips_without_the_modality_are_not_in_a_split(reader, caplog):
   values = ['a', 'a', 'b', 'b'] * 4
-  mute = Mute(labelled(reader, 'k', values).clips, reader.window, reader.tokenizer,
-              reader.notes)
-  data = make(Model(np.arange(COUNT)[:, None]), mute, columns=dict(k='audio'))
+  no_audio = NoAudio(labelled(reader, 'k', values).clips, reader.window,
+                     reader.tokenizer, reader.notes)
+  data = make(Model(np.arange(COUNT)[:, None]), no_audio, columns=dict(k='audio'))
   (_, (split,)), = data.splits(STATE)
   assert split.x[:, 0].tolist() == list(range(0, COUNT, 2))
-  # With sound, all are of one class: nothing is left to tell apart.
-  mute = dataclasses.replace(mute, clips=labelled(reader, 'k', ['a', 'b'] * 8).clips)
-  data = make(Model(np.eye(COUNT)), mute, columns=dict(k='audio'))
+  # All clips with audio have one class: no class is left to distinguish.
+  no_audio = dataclasses.replace(
+      no_audio, clips=labelled(reader, 'k', ['a', 'b'] * 8).clips)
+  data = make(Model(np.eye(COUNT)), no_audio, columns=dict(k='audio'))
   assert not list(data.splits(STATE))
   assert 'Left out: k, ' in caplog.text
 
@@ -268,7 +269,7 @@ def test_clips_without_the_modality_are_no_part_of_a_split(reader, caplog):
 # ----------------------------------------------------------------------- single windows
 
 class Recorded:
-  """A model whose features are what the windows show; remembers the batches."""
+  """Returns the frames of windows as features; records the batches."""
 
   def __init__(self):
     self.batches = []
@@ -288,18 +289,18 @@ def test_augmented_windows_differ_between_epochs_and_are_reproducible(reader):
   (batch,) = draw(5, 3 * COUNT)
   assert batch['id'].tolist() == np.repeat(np.arange(COUNT), 3).tolist()
   video = batch['video'].reshape(COUNT, 3, -1)
-  # Clips whose subject stands still may look alike in two windows, but not in sound.
+  # Two windows of a static video may have equal frames, but not equal audio.
   audio = batch['audio'].reshape(COUNT, 3, -1)
   for first, second in ((0, 1), (0, 2), (1, 2)):
     assert np.mean(np.all(video[:, first] == video[:, second], axis=1)) < 0.2
     assert np.any(audio[:, first] != audio[:, second], axis=1).all()
-  again = np.concatenate([b['video'] for b in draw(5, 8)])    # whatever the batch
+  again = np.concatenate([b['video'] for b in draw(5, 8)])    # for any batch size
   np.testing.assert_array_equal(again, batch['video'])
   assert np.any(draw(6, 3 * COUNT)[0]['video'] != batch['video'])
 
 
-def test_augmentation_crops_at_random_and_mirrors_half(reader):
-  """A frame 24 wide and 8 high, whose columns are numbered; each crop is 8 wide."""
+def test_augmentation_crops_at_random_and_flips_half(reader):
+  """Uses a frame 24 wide and 8 high with numbered columns; each crop is 8 wide."""
   columns = np.arange(24, dtype=np.uint8) * 10
   file = io.BytesIO()
   Image.fromarray(np.tile(columns[:, None], (8, 1, 3))).save(file, 'PNG')
@@ -312,12 +313,12 @@ def test_augmentation_crops_at_random_and_mirrors_half(reader):
   mirrored = rows[:, 0] > rows[:, -1]
   assert 0.4 < mirrored.mean() < 0.6
   left = np.minimum(rows[:, 0], rows[:, -1]) / 10
-  # No crop is scaled, and both ends of the frame are reached.
+  # Crops are not scaled and reach both ends of the frame.
   assert np.all(np.abs(rows[:, 0] - rows[:, -1]) == pytest.approx(70, abs=2))
   assert left.min() < 1 and left.max() > 15 and np.ptp(left[mirrored]) > 12
 
 
-def test_single_windows_are_rows_and_clips_their_groups(reader):
+def test_rows_are_single_windows_grouped_by_clip(reader):
   model = Recorded()
   data = make(model, reader, (range(8), range(8, 12)), num_windows=2,
               augmentation=WINDOWS)
@@ -332,9 +333,9 @@ def test_single_windows_are_rows_and_clips_their_groups(reader):
   np.testing.assert_array_equal(split.x[2 * 3 + 1], augmented.ravel()[:50])
 
 
-def test_absent_windows_are_no_rows(reader):
-  """Half of the windows of clip 0 and all of clip 1 are without audio."""
-  class Quiet(pipeline.Reader):
+def test_windows_without_the_modality_are_left_out(reader):
+  """Removes the audio of some windows of one clip and of all windows of others."""
+  class NoWindowAudio(pipeline.Reader):
     def views(self, index, place, num_crops):
       absent = index == 9 or (index == 8 and place == 0)
       return [view | dict(has_audio=np.bool_(not absent))
@@ -343,16 +344,16 @@ def test_absent_windows_are_no_rows(reader):
     def augmented(self, index, rng):
       return super().augmented(index, rng) | dict(has_audio=np.bool_(index != 3))
 
-  quiet = Quiet(labelled(reader, 'k', 'ab' * 8).clips, reader.window, reader.tokenizer,
-                reader.notes)
-  data = make(Model(np.eye(COUNT)), quiet, (range(8), range(8, 12)),
+  no_audio = NoWindowAudio(labelled(reader, 'k', 'ab' * 8).clips, reader.window,
+                           reader.tokenizer, reader.notes)
+  data = make(Model(np.eye(COUNT)), no_audio, (range(8), range(8, 12)),
               columns=dict(k='audio'), num_windows=2, augmentation=WINDOWS)
   (_, (split,)), = data.splits(STATE)
   assert len(split.x) == 7 * 3 and len(split.targets_test) == 3
   assert split.groups.tolist() == [0, 1, 1, 2, 2]
 
 
-def made_up_windows(several=False):
+def synthetic_windows(several=False):
   rng = np.random.default_rng(0)
   y, y_test = rng.integers(3, size=40), rng.integers(3, size=9)
   groups = np.repeat(np.arange(9), rng.integers(1, 4, size=9))
@@ -365,8 +366,8 @@ def made_up_windows(several=False):
                         targets_test, list('abc'), several), y
 
 
-def test_scores_of_a_clip_are_the_means_of_its_windows_decisions():
-  split, y = made_up_windows()
+def test_clip_scores_are_means_of_window_decisions():
+  split, y = synthetic_windows()
   scores = linear_probe._scores(linear_probe.SVM(C=0.1),
                                 linear_probe._standardise(split))
   mean, deviation = split.x.mean(axis=0), split.x.std(axis=0)
@@ -378,8 +379,8 @@ def test_scores_of_a_clip_are_the_means_of_its_windows_decisions():
     np.testing.assert_allclose(scores[clip], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_windows_of_several_labels_are_averaged_too():
-  split, _ = made_up_windows(several=True)
+def test_multi_label_windows_are_averaged():
+  split, _ = synthetic_windows(several=True)
   split = linear_probe._standardise(split)
   scores = linear_probe._scores(linear_probe.Logistic(), split)
   model = linear_model.LogisticRegression(C=0.1).fit(split.x, split.targets[:, 0])
@@ -388,10 +389,10 @@ def test_windows_of_several_labels_are_averaged_too():
   np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_svm_of_windows_is_that_of_the_mmv_code(shared):
+def test_svm_of_windows_matches_the_mmv_code(shared):
   path = shared / 'golden_mmv' / 'eval_ucf101.npz'
   if not path.exists():
-    pytest.skip(f'{path} is absent: it holds what this test compares with')
+    pytest.skip(f'{path} is missing: it holds the reference values of this test')
   golden = {k.removeprefix('linear/'): v for k, v in np.load(path).items()
             if k.startswith('linear/')}
   count, views, width = golden['x_test'].shape
@@ -410,7 +411,7 @@ def test_svm_of_windows_is_that_of_the_mmv_code(shared):
 # ------------------------------------------------------------------ linear classifiers
 
 @pytest.mark.parametrize('name', FAST)
-def test_a_probe_reads_what_is_there_and_nothing_else(name, reader):
+def test_probe_finds_the_label_only_in_features_that_have_it(name, reader):
   _, truth = classes_of(reader, 'colour')
   probe = lambda x: dict(linear_probe.LinearProbe(
       make(Model(x), reader), {name: FAST[name]}).run(STATE))
@@ -422,7 +423,7 @@ def test_a_probe_reads_what_is_there_and_nothing_else(name, reader):
 
 
 @pytest.mark.parametrize('name', FAST)
-def test_a_probe_of_several_labels_at_once(name, reader):
+def test_probe_of_multi_label_clips(name, reader):
   _, truth = classes_of(reader, 'sound_event')
   data = make(Model(noisy(truth)), reader, columns=dict(sound_event='audio'),
               multi_labels=('sound_event',))
@@ -432,7 +433,7 @@ def test_a_probe_of_several_labels_at_once(name, reader):
   assert results['sound_event/AUC'] == 1 and results['sound_event/chance_AUC'] == 0.5
 
 
-def test_two_classes_are_told_apart_the_right_way_round(reader):
+def test_two_classes_are_not_swapped(reader):
   values = ['a', 'b'] * 8
   x = np.array([[-1.], [1.]] * 8)
   for name, classifier in FAST.items():
@@ -441,7 +442,7 @@ def test_two_classes_are_told_apart_the_right_way_round(reader):
     assert dict(probe.run(STATE))['k/top1'] == 1
 
 
-def test_several_classifiers_and_splits_have_names_of_their_own(reader):
+def test_classifiers_and_splits_have_distinct_names(reader):
   _, truth = classes_of(reader, 'colour')
   data = make(Model(noisy(truth)), reader, (range(COUNT), range(8)),
               (range(COUNT), range(8, 16)))
@@ -453,8 +454,8 @@ def test_several_classifiers_and_splits_have_names_of_their_own(reader):
       assert results[f'colour/{name}/{measure}'] == np.mean(each)
 
 
-def test_a_class_of_the_test_alone_is_never_right(reader, caplog):
-  """Nor does it make the others wrong."""
+def test_class_without_training_clips_is_never_correct(reader, caplog):
+  """Checks that the other classes are still correct."""
   values = ['a', 'b', 'a', 'b', 'new', 'a', 'b', 'new']
   x = np.eye(3)[[0, 1, 0, 1, 2, 0, 1, 2]]
   data = make(Model(x), labelled(reader, 'k', values), (range(4), range(4, 8)),
@@ -462,12 +463,12 @@ def test_a_class_of_the_test_alone_is_never_right(reader, caplog):
   results = dict(linear_probe.LinearProbe(data, FAST).run(STATE))
   for name in FAST:
     assert results[f'k/{name}/top1'] == 0.5
-  assert 'k: 1 of 3 classes stand in the test alone' in caplog.text
-  near = dict(nearest_neighbours.Neighbours(data, ks=(1, 3), shots=(1,)).run(STATE))
-  assert near['k/R@1'] == near['k/R@3'] == near['k/1_shot/top1'] == 0.5
+  assert 'k: 1 of 3 classes occur only in the test set' in caplog.text
+  results = dict(nearest_neighbours.Neighbours(data, ks=(1, 3), shots=(1,)).run(STATE))
+  assert results['k/R@1'] == results['k/R@3'] == results['k/1_shot/top1'] == 0.5
 
 
-def test_a_label_that_every_clip_to_learn_from_has_is_surely_there(reader):
+def test_label_of_every_training_clip_has_the_highest_score(reader):
   values = ['all|a', 'all|b', 'all|a', 'all|b', 'all', 'a']
   x = np.array([[0., 1], [1, 0]])[[0, 1, 0, 1, 1, 0]]
   data = make(Model(x), labelled(reader, 'k', values), (range(4), range(4, 6)),
@@ -485,26 +486,26 @@ def low_rank_scores(seed=0, several=False, **settings):
       x, np.eye(3, dtype=bool)[y], x, several), y
 
 
-def test_the_low_rank_classifier_is_reproducible():
+def test_low_rank_classifier_is_reproducible():
   first, _ = low_rank_scores()
   np.testing.assert_array_equal(first, low_rank_scores()[0])
   assert not np.allclose(first, low_rank_scores(seed=1)[0])
 
 
-def test_the_low_rank_classifier_draws_its_share_of_components():
-  """After one step just those differ from where they started, in U and in V."""
+def test_low_rank_classifier_trains_the_drawn_components():
+  """Compares U and V after one and two steps."""
   x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
   targets = np.eye(3, dtype=bool)[np.arange(20) % 3]
   train = lambda steps: linear_probe.LowRank(steps=steps)._train(x, targets, False)
   (u0, v0, _), (u1, v1, _) = train(1), train(2)
   moved = np.any(np.abs(u1 - u0) > 0, axis=0), np.any(np.abs(v1 - v0) > 0, axis=1)
-  # Adam's momentum moves those of the first step on: 13 of 128 more at the most.
+  # Adam's momentum also moves the components of the first step: at most 13 more.
   assert linear_probe.LowRank().num_drawn == 13
-  for parts in moved:
-    assert 13 < parts.sum() <= 26
+  for components in moved:
+    assert 13 < components.sum() <= 26
 
 
-def test_the_mean_over_all_components_is_the_classifier():
+def test_mean_over_components_is_the_full_classifier():
   rng = np.random.default_rng(0)
   u, v, bias, x = (rng.normal(size=shape) for shape in ((6, 20), (20, 3), 3, (5, 6)))
   parts = rng.permutation(20).reshape(10, 2)
@@ -513,15 +514,15 @@ def test_the_mean_over_all_components_is_the_classifier():
   np.testing.assert_allclose(np.mean(logits, axis=0), x @ (u @ v) + bias)
 
 
-def test_the_low_rank_classifier_is_a_plain_one_where_all_is_drawn():
-  """With every component, no noise is left: it agrees with a step written out."""
+def test_low_rank_classifier_with_all_components_takes_a_plain_step():
+  """Draws every component, so that the step has no sampling noise."""
   x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
   targets = np.eye(2, dtype=bool)[np.arange(8) % 2]
   low_rank = linear_probe.LowRank(rank=5, sample_rate=1.0, steps=1, batch_size=4)
   u, v, bias = low_rank._train(x, targets, False)
   other = dataclasses.replace(low_rank, learning_rate=1e-12)
   u0, v0, _ = other._train(x, targets, False)
-  # The first step of Adam is the rate times the sign of the gradient.
+  # The first step of Adam is the learning rate times the sign of the gradient.
   for before, after in ((u0, u), (v0, v), (np.zeros(2), bias)):
     np.testing.assert_allclose(np.abs(after - before), 5e-4, rtol=1e-2)
   loss = lambda u, v, bias: -np.mean(
@@ -534,7 +535,7 @@ def test_the_low_rank_classifier_is_a_plain_one_where_all_is_drawn():
     (dict(sample_rate=1.5), 'sample_rate=1.5: expected at most 1'),
     (dict(rank=4), 'sample_rate=0.1: .* enough for one of the 4'),
     (dict(steps=0), 'steps=0: expected more than 0')])
-def test_a_classifier_that_cannot_be_is_named(settings, message):
+def test_invalid_classifier_setting_raises(settings, message):
   with pytest.raises(ValueError, match=message):
     linear_probe.LowRank(**settings)
 
@@ -542,7 +543,7 @@ def test_a_classifier_that_cannot_be_is_named(settings, message):
 # -------------------------------------------------------------------------- neighbours
 
 def naive(split, ks):
-  """Class retrieval by full sorts; candidates of other classes first among equals."""
+  """Computes class retrieval by full sorts; wrong candidates come first in a tie."""
   x, x_test = (v / np.linalg.norm(v, axis=1, keepdims=True)
                for v in (split.x, split.x_test))
   hits = []
@@ -553,7 +554,7 @@ def naive(split, ks):
   return np.mean(hits, axis=0)
 
 
-def test_class_retrieval_is_that_of_full_sorts(reader):
+def test_class_retrieval_matches_full_sorts(reader):
   rng = np.random.default_rng(0)
   model = Model(rng.integers(-1, 2, size=(COUNT, 3)) + [0, 0, 2])    # many ties
   data = make(model, reader, (range(10), range(10, 16)),
@@ -566,12 +567,12 @@ def test_class_retrieval_is_that_of_full_sorts(reader):
                                naive(split, (1, 2, 5)))
 
 
-def test_chance_of_class_retrieval_is_what_random_features_reach(reader):
+def test_chance_of_class_retrieval_matches_random_draws(reader):
   results = [dict(nearest_neighbours.Neighbours(
       make(Model(np.random.default_rng(seed).normal(size=(COUNT, 8))), reader,
            (range(10), range(6, 16))), shots=(1,), num_draws=3).run(STATE))
              for seed in range(3)]
-  assert all('colour/R@20' not in r for r in results)    # of ten clips
+  assert all('colour/R@20' not in r for r in results)    # only ten clips
   right = np.array([0, 1, 4, 10])
   chance = nearest_neighbours._chance(right, 10, 3)
   rng = np.random.default_rng(0)
@@ -583,16 +584,16 @@ def test_chance_of_class_retrieval_is_what_random_features_reach(reader):
 @pytest.mark.parametrize('features', [np.zeros((COUNT, 4)), np.ones((COUNT, 4)),
                                       np.full((COUNT, 4), np.nan)],
                          ids=['zero', 'one', 'nan'])
-def test_collapsed_features_find_nothing(features, reader):
+def test_collapsed_features_have_zero_accuracy(features, reader):
   data = make(Model(features), reader, (range(8), range(8, 16)))
   results = dict(nearest_neighbours.Neighbours(data, shots=(1, 2)).run(STATE))
   for name in ('R@1', '1_shot/top1', '2_shot/top1'):
     assert results[f'colour/{name}'] == 0
 
 
-def test_few_shots_see_so_many_of_each_class_and_are_drawn_again(reader):
+def test_few_shot_draws_clips_of_each_class_repeatedly(reader):
   values = ['a'] * 5 + ['b'] * 3 + ['a', 'b'] * 4
-  # The first of each class alone shows what the class is.
+  # Only the first training clip of each class is informative.
   x = np.ones((COUNT, 2))
   x[0], x[5], x[8::2], x[9::2] = (1, 0), (0, 1), (1, 0), (0, 1)
   data = make(Model(x), labelled(reader, 'k', values), (range(8), range(8, 16)),
@@ -601,8 +602,8 @@ def test_few_shots_see_so_many_of_each_class_and_are_drawn_again(reader):
       data, shots=(1, 3, 9), num_draws=40, **settings).run(STATE))
   results = run()
   assert results['k/9_shot/top1'] == 1 and results['k/9_shot/top1_std'] == 0
-  # One shot shows a with 1/5 and b with 1/3: both test classes are then right, or one
-  # is where the other's clip is further away than its own, or neither.
+  # One shot draws the informative clip of a with probability 1/5, and of b with 1/3.
+  # A class is correct only if its clip is nearer than that of the other class.
   assert 0 < results['k/1_shot/top1'] < results['k/3_shot/top1'] < 1
   assert results['k/1_shot/top1_std'] > 0
   assert results['k/1_shot/chance_top1'] == 0.5
@@ -610,14 +611,14 @@ def test_few_shots_see_so_many_of_each_class_and_are_drawn_again(reader):
   assert run() == results != run(seed=1)
 
 
-def test_too_few_clips_for_neighbours_are_a_warning(reader, caplog):
+def test_too_few_training_clips_log_a_warning(reader, caplog):
   data = make(Model(np.eye(COUNT)), labelled(reader, 'k', 'ab' * 8), ([0, 1], [2, 3]),
               columns=dict(k='video'))
   assert not dict(nearest_neighbours.Neighbours(data, ks=(2, 5)).run(STATE))
   assert 'k: 2 training clips are too few for ks=(2, 5)' in caplog.text
 
 
-def test_a_draw_is_without_repetition():
+def test_few_shot_draws_without_replacement():
   targets = np.eye(3, dtype=bool)[[0, 0, 0, 0, 1, 1, 2]]
   drawn = nearest_neighbours._draw(targets, 2, np.random.default_rng(0))
   assert sorted(targets[drawn].argmax(axis=1)) == [0, 0, 1, 1, 2]
@@ -626,12 +627,12 @@ def test_a_draw_is_without_repetition():
 
 @pytest.mark.parametrize('settings', [dict(ks=(0,)), dict(shots=(5, 0)),
                                       dict(num_draws=0)], ids=str)
-def test_a_number_of_neighbours_that_cannot_be_is_named(settings, reader):
+def test_invalid_number_of_neighbours_raises(settings, reader):
   with pytest.raises(ValueError, match=f'{next(iter(settings))}=.*: expected 1'):
     nearest_neighbours.Neighbours(None, **settings)
 
 
-def test_the_best_of_several_right_ones_counts():
+def test_best_of_several_correct_candidates_counts():
   scores = np.array([[3., 1, 2], [3, 1, 2], [1, 1, 1], [np.nan, 2, 1], [2, np.nan, 1]])
   right = np.array([[0, 1, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]], bool)
   assert metrics.rank_of_best(scores, right).tolist() == [1, 3, 1, 1, 1]

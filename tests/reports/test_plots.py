@@ -1,4 +1,4 @@
-"""vatt_jax/reports/plots.py"""
+"""Tests vatt_jax/reports/plots.py."""
 
 import collections
 import csv
@@ -11,7 +11,7 @@ from vatt_jax.reports import plots
 
 
 def features(count=12, text=True, **settings):
-  """Clips whose video, audio and text agree, each clip's apart from the others'."""
+  """Returns clips whose video, audio and text match and differ from other clips."""
   truth = np.eye(count, dtype=np.float32)
   sides = dict(video=truth, audio=truth + 0.1, **(dict(text=truth) if text else {}))
   inputs = {m: np.random.default_rng(i).normal(size=(count, 4 + i)).astype(np.float32)
@@ -32,7 +32,7 @@ def column(drawing, name):
   return [row[name] for row in drawing.table]
 
 
-def test_losses_are_drawn_with_all_their_points():
+def test_losses_are_drawn_with_all_points():
   history = [{'step': s, 'train/loss': 3.0 / s, 'train/loss_a': 1.0 / s}
              for s in (1, 2)] + [{'step': 2, 'x/R@1': 0.5}]
   drawing = plots.losses(history)
@@ -45,26 +45,26 @@ def test_losses_are_drawn_with_all_their_points():
     plots.losses(history[2:])
 
 
-@pytest.mark.parametrize('nothing', [0.0, float('nan'), None])
-def test_a_loss_without_data_has_no_curve(nothing):
+@pytest.mark.parametrize('value', [0.0, float('nan'), None])
+def test_loss_without_data_has_no_curve(value):
   history = [{'step': s, 'train/loss': 3.0 / s, 'train/loss_a': 3.0 / s,
-              'train/loss_b': nothing} for s in (1, 2)]
+              'train/loss_b': value} for s in (1, 2)]
   drawing = plots.losses(history)
   (axes,) = drawing.figure.axes
   assert [line.get_label() for line in axes.lines] == ['loss', 'loss_a']
   assert set(column(drawing, 'name')) == {'loss', 'loss_a'}
-  assert 'not drawn: loss_b.' in drawing.caption
-  assert 'not drawn' not in plots.losses([{'step': 1, 'train/loss': 1.0}]).caption
+  assert 'Not drawn, because they had no data: loss_b.' in drawing.caption
+  assert 'Not drawn' not in plots.losses([{'step': 1, 'train/loss': 1.0}]).caption
   with pytest.raises(plots.NothingToDraw, match='no loss had data'):
-    plots.losses([{'step': 1, 'train/loss': nothing}])
+    plots.losses([{'step': 1, 'train/loss': value}])
 
 
-def test_a_loss_with_data_now_and_then_has_all_its_points():
+def test_loss_with_data_in_some_steps_keeps_all_points():
   history = [{'step': s, 'train/loss': loss} for s, loss in enumerate((0.0, 2.0, 0.0))]
   assert column(plots.losses(history), 'value') == [0.0, 2.0, 0.0]
 
 
-def test_measures_have_a_panel_for_each_task_and_no_ranks():
+def test_metrics_have_a_panel_for_each_task_and_no_ranks():
   history = [{'step': s, 'a/x/R@1': s / 10, 'a/x/chance_R@1': 0.01, 'a/x/MedR': 9.0,
               'a/x/R@1_random_init': 0.0, 'b/top1': 0.5} for s in (1, 2, 3)]
   history += [{'step': 3, 'c/top1': 0.5}, {'step': 3, 'train/loss': 0.5}]
@@ -77,7 +77,7 @@ def test_measures_have_a_panel_for_each_task_and_no_ranks():
     plots.measures(history[2:])
 
 
-def test_tsne_keeps_together_what_is_together_and_repeats_itself():
+def test_tsne_keeps_clusters_and_is_reproducible():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(40, 6)) + np.repeat([[0.0], [30.0]], 20, axis=0)
   points = plots.tsne(x, seed=1)
@@ -89,7 +89,7 @@ def test_tsne_keeps_together_what_is_together_and_repeats_itself():
       plots.tsne(few, seed=1)
 
 
-def test_each_model_has_a_panel_with_its_clips_coloured_by_class():
+def test_each_model_has_a_panel_coloured_by_class():
   given = features(14)
   given.present['audio'][3] = False
   labels = ['a|b', 'b', 'c', 'b'] * 3 + ['c', 'a']
@@ -109,16 +109,16 @@ def test_each_model_has_a_panel_with_its_clips_coloured_by_class():
                            and r['label'] == 'a']
 
 
-def test_classes_that_are_too_many_are_not_named():
+def test_too_many_classes_have_no_legend():
   given = features(60, text=False)
   labels = [str(i % 30) for i in range(60)]
   assert not plots.by_class({'now': given}, labels, 'kind', 3).figure.legends
-  with pytest.raises(plots.NothingToDraw, match="'kind' tells apart 1"):
+  with pytest.raises(plots.NothingToDraw, match="'kind' has 1 classes"):
     plots.by_class({'now': given}, ['a'] * 60, 'kind', 3)
 
 
-def test_classes_are_drawn_first_and_clips_of_them_after():
-  """A rare class is as likely as a frequent one, and has all its clips."""
+def test_sample_balances_classes():
+  """Checks that a rare class is as likely as a frequent one and keeps all its clips."""
   labels = np.array(['rare|x'] * 3 + [f'c{i % 6}' for i in range(600)] + [''] * 50)
   first = lambda numbers: [labels[i].split('|')[0] for i in numbers]
   counts = collections.Counter()
@@ -135,12 +135,12 @@ def test_classes_are_drawn_first_and_clips_of_them_after():
   assert not len(plots.draw_by_class([''] * 5, 4, 20, 0))
 
 
-def test_no_two_classes_that_are_named_look_alike():
+def test_class_styles_are_distinct():
   styles = plots._class_styles()
   assert len(styles) == len(set(styles)) == 21
 
 
-def test_each_space_has_a_plane_and_each_model_a_row():
+def test_each_space_has_a_panel_and_each_model_a_row():
   agnostic = features(text=False)
   agnostic.present['audio'][:5] = False
   drawing = plots.by_modality({'one': features(), 'other': agnostic}, 0)
@@ -154,19 +154,19 @@ def test_each_space_has_a_plane_and_each_model_a_row():
   assert 'one: video 4, audio 5, text 6' in drawing.caption
 
 
-def test_narrow_vectors_are_filled_up_with_zeros():
+def test_narrow_vectors_are_padded_with_zeros():
   wide, narrow = plots.common_width([np.array([[3., 0., 4.]]), np.array([[0., 2.]])])
   np.testing.assert_allclose(wide, [[0.6, 0, 0.8]])
   np.testing.assert_array_equal(narrow, [[0, 1, 0]])
 
 
-def test_a_model_without_common_spaces_is_told_apart():
+def test_model_without_common_spaces_is_not_drawn():
   for draw in (lambda f: plots.by_modality(f, 0), plots.similarities):
     with pytest.raises(plots.NothingToDraw, match='the mine model has no common'):
       draw({'mine': features(embed={})})
 
 
-def test_densities_are_of_all_pairs_and_integrate_to_one():
+def test_densities_use_all_pairs_and_integrate_to_one():
   rng = np.random.default_rng(0)
   video = rng.normal(size=(50, 8))
   embed = {'video_text': unit_norm(dict(
@@ -186,18 +186,18 @@ def test_densities_are_of_all_pairs_and_integrate_to_one():
   assert mean(negative) == pytest.approx(off.mean(), abs=0.02)
 
 
-def test_pairs_that_lack_a_side_are_left_out_and_equal_ones_not_drawn():
+def test_incomplete_or_equal_pairs_are_not_drawn():
   given = features(text=False)
   given.present['audio'][1:] = False
   with pytest.raises(plots.NothingToDraw, match='1 positive pairs'):
     plots.similarities({'mine': given})
-  same = np.ones((12, 3)) / np.sqrt(3)
-  given = features(embed={'video_audio': dict(video=same, audio=same)})
-  with pytest.raises(plots.NothingToDraw, match='hardly differ'):
+  equal = np.ones((12, 3)) / np.sqrt(3)
+  given = features(embed={'video_audio': dict(video=equal, audio=equal)})
+  with pytest.raises(plots.NothingToDraw, match='all with equal similarity'):
     plots.similarities({'mine': given})
 
 
-def test_the_cost_curve_runs_through_the_mean_of_runs_that_cost_the_same():
+def test_cost_curve_connects_means_of_runs_of_equal_cost():
   runs = [dict(run=n, drop_token_rate=r, gflops=g, top1=v) for n, r, g, v in (
       ('b', 0.0, 4.0, 0.8), ('a', 0.5, 2.0, 0.6), ('c', 0.5, 2.0, 0.7))]
   drawing = plots.cost_curve(runs, 'top1')
@@ -207,14 +207,14 @@ def test_the_cost_curve_runs_through_the_mean_of_runs_that_cost_the_same():
   assert column(drawing, 'run') == ['a', 'c', 'b']
 
 
-def test_a_drawing_is_saved_as_a_picture_and_as_data(tmp_path):
+def test_drawing_is_saved_as_png_and_csv(tmp_path):
   drawing = plots.losses([{'step': s, 'train/loss': 1 / 3} for s in (1, 2)])
   drawing.save(tmp_path)
-  with Image.open(tmp_path / 'losses.png') as picture:
-    assert picture.width == 1000
-    assert picture.info['Title'] == 'Losses'
-    assert picture.info['Description'] == drawing.caption
-    assert picture.convert('RGB').getpixel((0, 0)) == (255, 255, 255)
+  with Image.open(tmp_path / 'losses.png') as image:
+    assert image.width == 1000
+    assert image.info['Title'] == 'Losses'
+    assert image.info['Description'] == drawing.caption
+    assert image.convert('RGB').getpixel((0, 0)) == (255, 255, 255)
   with (tmp_path / 'losses.csv').open(newline='') as file:
     rows = list(csv.DictReader(file))
   assert [(int(r['step']), float(r['value'])) for r in rows] == [(1, 1 / 3), (2, 1 / 3)]

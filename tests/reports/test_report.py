@@ -1,4 +1,4 @@
-"""The page of vatt_jax/reports/report.py, as a reader meets it"""
+"""Tests the page of vatt_jax/reports/report.py as a browser parses it."""
 
 import base64
 import dataclasses
@@ -25,7 +25,7 @@ from vatt_jax.tools import prepare
 
 
 class Page(html.parser.HTMLParser):
-  """Collects rows of tables, definition lists, tags, and all text."""
+  """Collects table rows, definition lists, tags, and all text."""
 
   def __init__(self, path):
     super().__init__()
@@ -68,7 +68,7 @@ def written(path, results=None, curves=(), galleries=None, info=None):
   return Page(path)
 
 
-def test_only_what_beats_random_weights_and_chance_is_bold(tmp_path):
+def test_only_values_better_than_random_init_and_chance_are_bold(tmp_path):
   results = {}
   for name, *values in (
       ('a/R@1', 0.5, 0.2, 0.1), ('a/R@5', 0.5, 0.6, 0.1), ('a/R@10', 0.5, 0.2, 0.5),
@@ -78,7 +78,7 @@ def test_only_what_beats_random_weights_and_chance_is_bold(tmp_path):
     head, _, measure = name.rpartition('/')
     results |= dict(zip((name, f'{name}_random_init', f'{head}/chance_{measure}'),
                         values, strict=True))
-  results |= {'c/top1': 0.4, 'c/chance_top1': 0.3}    # not beside a random model
+  results |= {'c/top1': 0.4, 'c/chance_top1': 0.3}    # no value of random init
   rows = written(tmp_path / 'r.html', results).rows
   cells = {row[0].split()[0]: row[1] for row in rows[1:6] if len(row) > 1}
   assert cells == {'R@1': '*0.500*', 'R@5': '0.500', 'R@10': '0.500', 'MedR': '*2.0*'}
@@ -86,20 +86,20 @@ def test_only_what_beats_random_weights_and_chance_is_bold(tmp_path):
   assert rest == ['9.0', 'nan', '0.900', '0.900', '*0.400*']
 
 
-def test_a_task_stands_once_above_its_metrics_and_arrows_say_which_way(tmp_path):
+def test_metrics_are_grouped_by_task_and_have_arrows(tmp_path):
   results = {f'{name}{suffix}': 1.0 for suffix in ('', '_random_init') for name in (
       'x/text_to_video/R@1', 'y/top5', 'x/text_to_video/MedR', 'y/d_prime')}
   page = written(tmp_path / 'r.html', results)
   assert [row[0].strip() for row in page.rows[1:]] == [
       'x · text to video', 'R@1 ↑', 'MedR ↓', 'y', 'top-5 ↑', "d' ↑"]
   titles = [a['title'] for a in page.all('abbr')]
-  assert titles[0] == ('Recall at 1: the share of queries with a right answer among '
-                       'the first 1.')
+  assert titles[0] == ('Recall at 1: fraction of queries with a correct result in the '
+                       'top 1.')
   assert 'median rank' in titles[1].lower()
-  assert page.facts['R@k'].startswith('Recall at k')    # for those who cannot hover
+  assert page.facts['R@k'].startswith('Recall at k')    # for devices without hover
 
 
-def test_every_metric_of_the_evaluators_is_explained():
+def test_every_metric_has_an_explanation():
   for name in ('R@1', 'R@20', 'MedR', 'MeanR', 'top1', 'top5', 'mAP', 'AUC', 'd_prime',
                '5_shot/top1', '5_shot/top1_std', 'train/loss'):
     assert metrics.find(f'task/{name}').meaning, name
@@ -109,7 +109,7 @@ def test_every_metric_of_the_evaluators_is_explained():
   assert not metrics.find('a/d_prime').is_share and metrics.find('a/AUC').is_share
 
 
-def test_the_header_has_the_facts_about_the_run(tmp_path):
+def test_header_has_facts_about_the_run(tmp_path):
   info = run_info.RunInfo(
       '2025-03-01T12:30:00+00:00', 'python -m x --a="<b>"', 'commit abc', 'TPU v4, 8 '
       'devices', 0, '', 1200, {'mine': run_info.Measured(3, 0)})
@@ -118,10 +118,10 @@ def test_the_header_has_the_facts_about_the_run(tmp_path):
       'Started': '2025-03-01 12:30 UTC', 'Command': 'python -m x --a="<b>"',
       'Code': 'commit abc', 'Device': 'TPU v4, 8 devices', 'Training clips': '1,200',
       'Evaluation: mine': '3 clips, held out'}
-  assert written(tmp_path / 'r.html').facts == {}    # of a run of an older version
+  assert written(tmp_path / 'r.html').facts == {}    # a run of an older version
 
 
-def test_a_wide_table_scrolls_in_its_own_box_and_no_script_is_needed(tmp_path):
+def test_wide_table_scrolls_in_a_box_without_script(tmp_path):
   page = written(tmp_path / 'r.html', {'a/R@1': 1.0, 'a/chance_R@1': 0.1})
   names = [tag for tag, _ in page.tags]
   box = page.tags[names.index('table') - 1]
@@ -144,25 +144,25 @@ def drawn(reader, *hits):
   return {'mine': report.draw_gallery(evaluator, hits)}
 
 
-def test_the_rank_of_the_right_clip_is_told_where_it_is_not_among_those_found(
+def test_page_gives_rank_of_correct_clip_only_if_it_was_not_retrieved(
     reader, tmp_path):
   missed = drawn(reader, retrieval.Hits('text_to_video', 2, [7, 3], [0.9, -0.8], 11))
   page = written(tmp_path / 'r.html', galleries=missed)
   name = pathlib.Path(reader.clips[2].path).name
-  assert f'The right clip, {name}, {reader.clips[2].start:.1f} s , has rank 11.' in (
+  assert f'The correct clip, {name}, {reader.clips[2].start:.1f} s , has rank 11.' in (
       page.text)
   assert 'similarity 0.900' in page.text and 'similarity -0.800' in page.text
   for i in (7, 3):
     clip = reader.clips[i]
     assert f'{pathlib.Path(clip.path).name}, {clip.start:.1f} s' in page.text
   assert not any(a.get('class') == 'right' for a in page.all('figure'))
-  found = drawn(reader, retrieval.Hits('text_to_video', 2, [7, 2], [0.9, 0.8], 2))
-  page = written(tmp_path / 'r.html', galleries=found)
+  hits = drawn(reader, retrieval.Hits('text_to_video', 2, [7, 2], [0.9, 0.8], 2))
+  page = written(tmp_path / 'r.html', galleries=hits)
   assert 'has rank' not in page.text
   assert [a.get('class') for a in page.all('figure')] == [None, 'right']
 
 
-def test_a_link_plays_the_clip_from_where_the_page_is(reader, tmp_path):
+def test_link_is_relative_to_the_page_and_has_times(reader, tmp_path):
   odd = tmp_path / 'a b #1:.mp4'
   odd.write_bytes(pathlib.Path(reader.clips[5].path).read_bytes())
   clips = list(reader.clips)
@@ -178,7 +178,7 @@ def test_a_link_plays_the_clip_from_where_the_page_is(reader, tmp_path):
   assert (tmp_path / 'runs' / urllib.parse.unquote(path)).samefile(odd)
 
 
-def test_a_small_file_s_clip_is_on_the_page_and_a_large_one_s_is_linked(
+def test_clips_of_small_files_are_embedded_and_of_large_ones_linked(
     reader, tmp_path, monkeypatch):
   hit = retrieval.Hits('text_to_video', 4, [4], [1.0], 1)
   page = written(tmp_path / 'r.html', galleries=drawn(reader, hit))
@@ -191,14 +191,14 @@ def test_a_small_file_s_clip_is_on_the_page_and_a_large_one_s_is_linked(
   with clip.open() as file:
     (first,) = file.frames([clip.start])
     whole = first.cut((0, 0, *first.size), first.size)
-  assert np.abs(frame.astype(int) - whole).mean() < 20    # the clip's begin
+  assert np.abs(frame.astype(int) - whole).mean() < 20    # the start of the clip
   assert np.abs(frame.astype(int) - whole[:, ::-1]).mean() > 20
   monkeypatch.setattr(report, 'EMBED_FILE_BYTES', 100)
   page = written(tmp_path / 'r.html', galleries=drawn(reader, hit))
   assert not page.all('video') and page.all('a')
 
 
-def test_a_clip_of_a_record_shows_its_name_alone(reader, toy_world, tmp_path):
+def test_clip_of_a_record_has_no_link_or_video(reader, toy_world, tmp_path):
   plan = prepare.Plan(str(toy_world / 'test_segments.csv'), '', 'untouched')
   prepare.make_shard(plan, tmp_path, 1, 0)
   records = dataclasses.replace(reader, clips=sources.open_source(str(tmp_path)))
@@ -209,22 +209,22 @@ def test_a_clip_of_a_record_shows_its_name_alone(reader, toy_world, tmp_path):
   assert name in page.text
 
 
-def test_frames_are_as_sharp_as_a_display_of_two_pixels_a_css_pixel_asks(reader):
+def test_frames_are_sharp_on_a_display_with_two_pixels_per_css_pixel(reader):
   (query,) = drawn(reader, retrieval.Hits('text_to_video', 1, [1], [1.0], 1))['mine']
   image = base64.b64decode(query.strips[0].image.partition(',')[2])
-  with Image.open(io.BytesIO(image)) as picture:
-    assert min(picture.size) >= 2 * 176    # CSS pixels of a card
+  with Image.open(io.BytesIO(image)) as opened:
+    assert min(opened.size) >= 2 * 176    # card width in CSS pixels
   assert len(image) < 50_000
 
 
-def test_a_gallery_as_a_table_has_scores_and_ranks(reader):
+def test_gallery_table_has_scores_and_ranks(reader):
   queries = drawn(reader, retrieval.Hits(
       'text_to_video', 2, [7, 3], [0.9, 0.8], 11))['mine']
   rows = report.gallery_drawing('mine', queries).table
   assert [(r['score'], r['query_rank']) for r in rows] == [(0.9, 11), (0.8, 11)]
 
 
-def test_curves_fit_a_narrow_page_and_panels_side_by_side_scroll(tmp_path):
+def test_curves_fit_a_narrow_page_and_wide_figures_scroll(tmp_path):
   history = [{'step': s, 'train/loss': 1.0 / s} for s in (1, 2)]
   figure, _ = plots.grid(1, 3, 2.0)
   wide = plots.Drawing('a', 'A', '', figure, [])

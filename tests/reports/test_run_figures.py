@@ -1,4 +1,4 @@
-"""vatt_jax/reports/run_figures.py: figures of a small run, from its workdir alone"""
+"""Tests vatt_jax/reports/run_figures.py on the workdir of a small run."""
 
 import csv
 import html
@@ -18,8 +18,8 @@ from vatt_jax.reports import run_figures
 TINY = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 
 
-def recipe(toy_world, module=quickstart, *switches, **changes):
-  """Two steps of 4 clips."""
+def make_config(toy_world, module=quickstart, *switches, **changes):
+  """Returns a config of two steps of 4 clips."""
   c = module.get_config(*switches)
   c.total_steps, c.batch_size, c.optim.warmup_steps, c.init_from = 2, 4, 1, ''
   c.data.path = str(toy_world / pathlib.Path(c.data.path).name)
@@ -28,7 +28,7 @@ def recipe(toy_world, module=quickstart, *switches, **changes):
     if tower in c.model:
       c.model[tower].update(TINY)
   if 'probe' in c.evals:
-    del c.evals['probe']    # has tests of its own
+    del c.evals['probe']    # has its own tests
   for evaluation in c.evals.values():
     evaluation.update(path=str(toy_world / 'test_segments.csv'), num_windows=1)
   return c.to_dict() | changes
@@ -36,9 +36,9 @@ def recipe(toy_world, module=quickstart, *switches, **changes):
 
 @pytest.fixture(scope='module')
 def trained(toy_world, tmp_path_factory):
-  """Workdir of a run."""
+  """Returns the workdir of a run."""
   workdir = tmp_path_factory.mktemp('runs') / 'specific'
-  train.train(recipe(toy_world), workdir)
+  train.train(make_config(toy_world), workdir)
   return workdir
 
 
@@ -52,11 +52,11 @@ def rows(path):
     return list(csv.DictReader(file))
 
 
-def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsys):
+def test_draw_writes_png_csv_and_report(toy_world, workdir, capsys):
   results = (workdir / 'results.json').read_bytes()
   wish = dict(label='colour', clips_per_class=1, num_classes=6, num_clips=5,
               runs=str(workdir.parent / '*'), measure='retrieval/text_to_video/R@5')
-  run_figures.draw(recipe(toy_world, figures=wish), workdir)
+  run_figures.draw(make_config(toy_world, figures=wish), workdir)
   names = ['drop_token', 'gallery_retrieval_audio_to_video',
            'gallery_retrieval_text_to_video', 'losses', 'similarities', 'tsne_classes',
            'tsne_spaces']
@@ -82,7 +82,7 @@ def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsy
   assert float(cost[wish['measure']]) == json.loads(results)[wish['measure']]
 
   page = (workdir / 'report.html').read_text()
-  facts = json.loads((workdir / 'run_info.json').read_text())    # of the training
+  facts = json.loads((workdir / 'run_info.json').read_text())    # by the training
   assert '<dd>16 clips, held out</dd>' in page and html.escape(facts['code']) in page
   assert page.count('data:image/png') == 5 and (
       f'Step 2; training began with random weights; {len(colours)} clips.' in page)
@@ -91,10 +91,11 @@ def test_figures_of_a_run_are_pictures_data_and_a_page(toy_world, workdir, capsy
 
 
 @pytest.mark.slow
-def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
+def test_run_of_the_other_kind_is_drawn_beside(toy_world, workdir, tmp_path):
   other = tmp_path / 'agnostic'
-  train.train(recipe(toy_world, quickstart_agnostic, total_steps=0, evals={}), other)
-  config = recipe(toy_world, figures=dict(beside=str(other), num_clips=8))
+  train.train(make_config(toy_world, quickstart_agnostic, total_steps=0, evals={}),
+              other)
+  config = make_config(toy_world, figures=dict(beside=str(other), num_clips=8))
   run_figures.draw(config, workdir)
   panels = {p['when'] for p in rows(workdir / 'figures' / 'tsne_classes.csv')}
   assert panels == {'before training', 'modality-specific, step 2',
@@ -104,29 +105,30 @@ def test_a_run_of_the_other_kind_is_shown_beside(toy_world, workdir, tmp_path):
            for kind in ('modality-specific', 'modality-agnostic')}
   assert clips['modality-specific'] == clips['modality-agnostic']
   assert len(clips['modality-agnostic']) == 8
-  # Of the same kind twice: workdirs tell them apart.
+  # Two runs of the same kind are named by their workdirs.
   third = shutil.copytree(workdir, tmp_path / 'third')
-  model = run_figures._load(recipe(toy_world), workdir, lambda: None)
+  model = run_figures._load(make_config(toy_world), workdir, lambda: None)
   models = run_figures._models(model, f'{other},{third}', lambda: None)
   assert list(models) == ['run', 'agnostic', 'third'] and models['run'] is model
 
 
-def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
-  """Features alone, of pictures; the clips have no labels."""
-  config = recipe(toy_world, total_steps=0, evals={}, losses={}, figures={})
+def test_impossible_figures_are_logged(toy_world, tmp_path, caplog):
+  """Uses a video model without a head, and clips without labels."""
+  config = make_config(toy_world, total_steps=0, evals={}, losses={}, figures={})
   config['model'] = dict(video=config['model']['video'])
   config['window']['modalities'] = ('video',)
   train.train(config, tmp_path / 'run')
   with caplog.at_level('INFO'):
     run_figures.draw(config, tmp_path / 'run')
   assert not list((tmp_path / 'run' / 'figures').iterdir())
-  said = [r.getMessage() for r in caplog.records]
-  assert [line for line in said if line.startswith('No figure')] == [
+  logged = [r.getMessage() for r in caplog.records]
+  assert [line for line in logged if line.startswith('No figure')] == [
       "No figure 'tsne_classes': the clips have no labels",
       "No figure 'tsne_spaces': the modality-specific model has no common space",
       "No figure 'similarities': the modality-specific model has no common space",
       "No figure 'losses': no step was trained",
-      "No figure 'measures': it takes two evaluations; set config.evals.*.every_steps"]
+      "No figure 'measures': fewer than two evaluations; set "
+      'config.evals.*.every_steps']
 
 
 @pytest.mark.parametrize('wish, message', [
@@ -140,23 +142,22 @@ def test_what_cannot_be_drawn_is_said(toy_world, tmp_path, caplog):
     (dict(clips_per_class=0), r'clips_per_class=0: expected 1 or more'),
     (dict(clips=3), r'config\.figures\.clips: unknown key'),
     (dict(path='/nowhere'), '/nowhere: no such folder')])
-def test_a_wish_that_cannot_be_is_one_clear_line(toy_world, workdir, wish, message):
+def test_invalid_figures_setting_raises(toy_world, workdir, wish, message):
   with pytest.raises(UserError, match=message):
-    run_figures.draw(recipe(toy_world, figures=dict(num_clips=6) | wish), workdir)
+    run_figures.draw(make_config(toy_world, figures=dict(num_clips=6) | wish), workdir)
 
 
-def test_figures_need_a_run(toy_world, workdir, tmp_path):
+def test_workdir_without_run_or_checkpoint_raises(toy_world, workdir, tmp_path):
   with pytest.raises(UserError, match='none: holds no run; train one there first'):
-    run_figures.draw(recipe(toy_world), tmp_path / 'none')
+    run_figures.draw(make_config(toy_world), tmp_path / 'none')
   assert not (tmp_path / 'none').exists()
   shutil.rmtree(workdir / 'checkpoints')
   with pytest.raises(UserError, match='run: holds no checkpoint yet'):
-    run_figures.draw(recipe(toy_world), workdir)
+    run_figures.draw(make_config(toy_world), workdir)
 
 
-def test_the_start_of_a_run_is_the_checkpoint_that_it_came_from(toy_world, workdir,
-                                                                tmp_path):
-  config = recipe(toy_world, init_from=str(workdir), total_steps=0, evals={})
+def test_features_before_training_come_from_init_from(toy_world, workdir, tmp_path):
+  config = make_config(toy_world, init_from=str(workdir), total_steps=0, evals={})
   train.train(config, tmp_path / 'second')
   wish = dict(num_clips=6, path=str(toy_world / 'test_segments.csv'))
   run_figures.draw(config | dict(figures=wish), tmp_path / 'second')
@@ -166,9 +167,9 @@ def test_the_start_of_a_run_is_the_checkpoint_that_it_came_from(toy_world, workd
   assert before == now and before
 
 
-def test_a_classifier_s_features_are_coloured_by_what_it_learns(toy_world, tmp_path):
-  """Without a common space; the figures know label and clips by themselves."""
-  config = recipe(toy_world, finetune_video, 'toy')
+def test_features_of_a_classifier_are_coloured_by_its_label(toy_world, tmp_path):
+  """Checks that the figures default to the label and clips of the run."""
+  config = make_config(toy_world, finetune_video, 'toy')
   train.train(config, tmp_path / 'run')
   run_figures.draw(config, tmp_path / 'run')
   folder = tmp_path / 'run' / 'figures'

@@ -1,4 +1,4 @@
-"""vatt_jax/reports/run_info.py"""
+"""Tests vatt_jax/reports/run_info.py."""
 
 import dataclasses
 import datetime
@@ -27,7 +27,7 @@ def overlap(training, measured):
   return gathered(training, measured).evaluations['x']
 
 
-def test_the_facts_of_a_run_survive_in_its_workdir(tmp_path, monkeypatch):
+def test_facts_are_saved_in_the_workdir(tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'orig_argv', ['/usr/bin/python3', '-m', 'x', '--a=b c'])
   info = gathered([Clip('a.mp4')], [Clip('b.mp4')])
   assert run_info.read(tmp_path) is None
@@ -41,14 +41,14 @@ def test_the_facts_of_a_run_survive_in_its_workdir(tmp_path, monkeypatch):
   assert abs(datetime.datetime.now().astimezone() - when).seconds < 600
 
 
-def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path, monkeypatch):
+def test_commit_is_read_only_from_the_package_checkout(tmp_path, monkeypatch):
   def git(*arguments):
     subprocess.run(['git', '-C', tmp_path, '-c', 'user.name=a', '-c', 'user.email=b',
                     *arguments], check=True, capture_output=True)
 
   monkeypatch.setattr(run_info, '_ROOT', tmp_path)
   monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
-  assert 'commit' not in gathered([], []).code    # no checkout
+  assert 'commit' not in gathered([], []).code    # not a checkout
   git('init')
   (tmp_path / 'f').write_text('1')
   git('add', 'f')
@@ -58,7 +58,7 @@ def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path, monkeypatch)
   assert gathered([], []).code == f'commit {commit[:10]}'
   (tmp_path / 'f').write_text('2')
   assert gathered([], []).code == f'commit {commit[:10]}, with uncommitted changes'
-  # Installed within the checkout of something else.
+  # The package is installed inside another checkout.
   (tmp_path / 'site-packages').mkdir()
   monkeypatch.setattr(run_info, '_ROOT', tmp_path / 'site-packages')
   assert 'commit' not in gathered([], []).code
@@ -66,14 +66,14 @@ def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path, monkeypatch)
   assert gathered([], []).code
 
 
-def test_clips_that_were_trained_on_are_counted(tmp_path, monkeypatch):
+def test_overlap_with_training_clips_is_counted(tmp_path, monkeypatch):
   a, b = Clip('a.mp4'), Clip('d/b.mp4', 0.0, 2.0)
   assert str(overlap([a], [b])) == '1 clip, held out'
-  assert str(overlap([a, b], [b])) == '1 clip, the very clips trained on'
+  assert str(overlap([a, b], [b])) == '1 clip, the same clips as in training'
   some = overlap([a], [dataclasses.replace(a, start=1.0, end=2.0), b, Clip('c.mp4')])
   assert str(some) == '3 clips, 1 of them also trained on'
   later = dataclasses.replace(b, start=2.0, end=math.inf)
-  assert overlap([later], [b]).also_trained == 0    # another stretch of the file
+  assert overlap([later], [b]).also_trained == 0    # another segment of the file
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'd').mkdir()
   (tmp_path / 'e').symlink_to('d')
@@ -93,7 +93,7 @@ def test_captioned_clips_and_mixtures_are_compared(toy_world):
   assert overlap(training, sources.Mixture([held_out])) == run_info.Measured(16, 0)
 
 
-def test_records_are_compared_by_source_or_said_not_to_be(toy_world, tmp_path):
+def test_records_are_compared_by_source_or_not_at_all(toy_world, tmp_path):
   plan = prepare.Plan(str(toy_world / 'test_segments.csv'), '', 'untouched')
   prepare.make_shard(plan, tmp_path, 1, 0)
   packed, again = (sources.open_source(str(tmp_path)) for _ in range(2))
@@ -103,14 +103,14 @@ def test_records_are_compared_by_source_or_said_not_to_be(toy_world, tmp_path):
   assert overlap([Clip('a.mp4')] * 16, packed).also_trained is None
 
 
-def test_a_run_that_trains_nothing_claims_nothing_of_its_clips():
+def test_run_without_training_does_not_call_clips_held_out():
   info = gathered([Clip('a.mp4')], [Clip('a.mp4')], total_steps=0, init_from='runs/x')
   facts = dict(info.facts())
   assert facts['Training clips'] == 'none in this run'
   assert facts['Evaluation: x'] == '1 clip' and facts['Initial weights'] == 'runs/x'
 
 
-def test_a_run_that_goes_on_says_so():
+def test_resumed_run_names_its_first_step():
   info = gathered([], [])
   assert 'resumed' not in dict(info.facts())['Started']
   info = dataclasses.replace(info, first_step=1200)

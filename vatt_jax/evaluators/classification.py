@@ -1,4 +1,4 @@
-"""A trained classifier on held-out clips."""
+"""Measures a trained classifier on held-out clips."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vatt_jax.inputs.clip import Clip
 
 
 class Classify:
-  """Accuracy of the class scores of clips, the mean over their views.
+  """Measures a classifier; a clip's scores are the means over its views.
 
-  The paper's are 4 windows of 3 crops each (VATT, section 4.3).
+  The paper uses 4 windows of 3 crops each (VATT, section 4.3).
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
@@ -30,18 +30,18 @@ class Classify:
     """Reads the labels.
 
     Args:
-      predict: `predict(state, batch)` gives `logits` (`step.Task.predict`).
-      reader: the source, with labels.
-      batch_size: rows at a time.
-      where: the source's name, for messages.
-      num_windows: spread over each clip.
-      num_crops: spread over each window's pictures.
+      predict: `predict(state, batch)` returns `logits` (`train_step.Task.predict`).
+      reader: reads the clips; has labels.
+      batch_size: rows per batch.
+      where: name of the source, for messages.
+      num_windows: windows spread over each clip.
+      num_crops: crops spread over the frames of each window.
 
     Raises:
-      UserError: a label that is no class of the label map, or no clip has one.
+      UserError: a label is not in the label map, or no clip has a label.
     """
     targets, columns = [], set()
-    for clip in sources.each(reader.clips):    # not kept: a record may be large
+    for clip in sources.each(reader.clips):    # one at a time: a record may be large
       targets.append(reader.labels.encode(clip))
       columns.update(clip.labels)
     labels_lib.check_column(columns, reader.labels.column, where)
@@ -59,37 +59,37 @@ class Classify:
     return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Yields `top1` and `top5`; of several labels a clip `mAP`, `AUC`, `d_prime`.
+    """Yields `top1` and `top5`, or `mAP`, `AUC` and `d_prime` for multi-label clips.
 
-    Beside them what chance reaches, `chance_NAME`: of the accuracies, who knows which
-    of these very clips' classes are the commonest. Clips without a label, broken ones
-    and those that lack what is classified are left out; nothing is yielded if none is
+    Yields the chance level of each as `chance_NAME`. For accuracies, chance always
+    predicts the most frequent classes of these same clips. Leaves out clips that are
+    broken or lack a label or the modality to classify. Yields nothing if no clip is
     left.
     """
-    logits, there = extract.by_clip(self._predict, state, self.reader,
+    logits, present = extract.by_clip(self._predict, state, self.reader,
                                     self._batch_size, *self._views, _pick)
-    counted = self._targets.any(axis=1) & there.any(axis=1)
+    counted = self._targets.any(axis=1) & present.any(axis=1)
     if not counted.all():
-      logging.warning('%s: %d of %d clips have no label or nothing to classify, and '
+      logging.warning('%s: %d of %d clips have no label or nothing to classify and '
                       'are left out', self._where, np.sum(~counted), len(counted))
     if not counted.any():
       return
-    scores = extract.mean_over_views(logits, there)[counted]
+    scores = extract.mean_over_views(logits, present)[counted]
     targets = self._targets[counted]
     if self.reader.labels.several:
-      reached = metrics.multi_label(scores, targets, self.reader.labels.names)
-      by_chance = metrics.multi_label_by_chance(targets)
+      measures = metrics.multi_label(scores, targets, self.reader.labels.names)
+      chance = metrics.multi_label_by_chance(targets)
     else:
       label = targets.argmax(axis=1)
-      reached = metrics.top_k(scores, label)
-      by_chance = metrics.top_k_by_chance(label, targets.sum(axis=0))
-    yield from reached
-    for name, value in by_chance:
+      measures = metrics.top_k(scores, label)
+      chance = metrics.top_k_by_chance(label, targets.sum(axis=0))
+    yield from measures
+    for name, value in chance:
       yield f'chance_{name}', value
 
 
 def _pick(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-  """Class scores, and whether they are of anything."""
+  """Returns the class scores, and whether their modality is present."""
   if 'logits' not in outputs:
     raise UserError("the evaluator 'classify' needs a classifier; set config.model."
                     "head to name='classifier'")

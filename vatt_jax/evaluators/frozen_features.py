@@ -1,4 +1,4 @@
-"""Features of a frozen model beside their labels: what its evaluations learn from."""
+"""Extracts features of a frozen model and pairs them with labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MODALITIES = ('video', 'audio')
 _NAMED = 5    # classes, in a warning
 
 Source = tuple[str, Sequence[Clip]]
-# [N, V, D] of V views of N clips, and bool [N, V], which of these are present.
+# Features [N, V, D] of V views of N clips, and bool [N, V]: which views are present.
 _Array = tuple[np.ndarray, np.ndarray]
 Features = dict[str, _Array]
 _Rows = list[tuple[int, Mapping[str, str]]]
@@ -39,11 +39,11 @@ _Rows = list[tuple[int, Mapping[str, str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Says how training clips are augmented (`pipeline.Reader.augmented`).
+  """Describes how training clips are augmented (`pipeline.Reader.augmented`).
 
   Attributes:
-    num_epochs: how many windows are drawn of each clip.
-    seed: of windows, crops and flips.
+    num_epochs: number of windows drawn from each clip.
+    seed: seed of windows, crops and flips.
 
   Raises:
     ValueError: `num_epochs` is less than 1.
@@ -58,16 +58,16 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Holds rows to learn a label from, and rows of clips to measure it on.
+  """Holds training rows and test rows for one label.
 
   Attributes:
-    x: float32 [N, D], features to learn from: a row for each clip, or for each window.
-    targets: bool [N, C], which classes each has.
-    x_test: float32 [R, D], likewise of M clips.
-    groups: int [R], the clip of each of these rows; every clip has one or more.
-    targets_test: bool [M, C].
-    classes: names of the C, those of both sides.
-    several: whether a clip may have several at once.
+    x: float32 [N, D], training features: a row for each clip, or for each window.
+    targets: bool [N, C], the classes of each row.
+    x_test: float32 [R, D], test features of M clips, likewise.
+    groups: int [R], the clip of each test row; every clip has one row or more.
+    targets_test: bool [M, C], the classes of each test clip.
+    classes: names of the C classes of both sides.
+    several: whether the label is multi-label.
   """
   x: np.ndarray
   targets: np.ndarray
@@ -79,19 +79,19 @@ class Split:
 
   @property
   def learnable(self) -> np.ndarray:
-    """The classes that some to learn from have, and some have not.  bool [C]."""
+    """Returns the classes that some, but not all, training rows have.  bool [C]."""
     return self.targets.any(axis=0) & ~self.targets.all(axis=0)
 
 
 class Frozen:
   """Computes pooled features of clips, by label and split.
 
-  A row is the mean of a clip's windows, or with an augmentation a single window. A
-  label is a column of the manifests. A clip that stands in several of them (the
-  official splits of UCF101 are the same films) is read and run once.
+  A row is the mean of a clip's windows, or a single window with an augmentation. A
+  label is a column of the manifests. A clip in several manifests is read and run once
+  (the official splits of UCF101 share their videos).
 
   Attributes:
-    measured: the clips to measure on, of all splits.
+    measured: the test clips of all splits.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader, batch_size: int,
@@ -99,27 +99,26 @@ class Frozen:
                labels: Mapping[str, str], multi_labels: Sequence[str] = (),
                num_windows: int = 1, num_crops: int = 1, cache: str = '',
                augmentation: Augmentation | None = None):
-    """Looks through the manifests.
+    """Reads and checks the labels of the manifests.
 
     Args:
-      predict: `predict(state, batch)` gives `pooled` (`train_step.Task.predict`).
-      reader: how to read clips; which, the splits say.
-      batch_size: of feature extraction.
-      model: its settings, by which the cache tells models apart.
-      splits: of each what to learn from and what to measure on: name and clips.
-      labels: column -> the modality whose features are asked.
-      multi_labels: those of the columns that hold several labels at once, joined
-        by `|`.
-      num_windows: spread over each clip.
-      num_crops: spread over each window's pictures.
-      cache: a folder that keeps features, under a digest of all that they come from:
-        the weights and settings of the model, the window, the clips, and their files'
-        sizes and times of change; empty for none.
-      augmentation: if given, rows are single windows: to learn from augmented ones,
-        to measure on those spread over each clip.
+      predict: `predict(state, batch)` returns `pooled` (`train_step.Task.predict`).
+      reader: how to read clips; the splits name the clips.
+      batch_size: batch size of feature extraction.
+      model: the model's settings, by which the cache distinguishes models.
+      splits: (training source, test source) of each split; a source is name and clips.
+      labels: column -> the modality whose features predict it.
+      multi_labels: the columns that are multi-label, with labels joined by `|`.
+      num_windows: windows spread over each clip.
+      num_crops: crops spread over the frames of each window.
+      cache: folder for features; empty for none. The key is a digest of everything
+        that determines them: the model's weights and settings, the window, the clips,
+        and the sizes and modification times of their files.
+      augmentation: if given, rows are single windows: augmented ones for training,
+        and for testing those spread over each clip.
 
     Raises:
-      UserError: names the label, modality, manifest or folder that cannot be.
+      UserError: names the invalid label, modality, manifest or folder.
     """
     tests = {name: clips for _, (name, clips) in splits}
     self.measured = sources.Mixture(list(tests.values()))
@@ -129,19 +128,19 @@ class Frozen:
         raise UserError(f'label {label!r}: modality {modality!r}; expected one of '
                         f'{", ".join(_MODALITIES)}')
     if unknown := sorted(self._multi_labels - labels.keys()):
-      raise UserError(f'multi_labels: {unknown[0]!r} is none of the labels; expected '
-                      f'some of {", ".join(labels)}')
+      raise UserError(f'multi_labels: {unknown[0]!r} is not one of the labels; '
+                      f'expected some of {", ".join(labels)}')
     self._cache = pathlib.Path(cache) if cache else None
     if self._cache is not None and self._cache.exists() and not self._cache.is_dir():
-      raise UserError(f'{cache}: is a file; expected a folder to keep features in')
+      raise UserError(f'{cache}: is a file; expected a folder for the feature cache')
     self._predict, self._batch_size = predict, batch_size
     self._views = num_windows, num_crops
     self._augmentation = augmentation
-    # Of both sides even where those to learn from are augmented: the nearest
-    # neighbours of the same splits then find all of these features in the cache.
+    # Holds both sides even if training windows are augmented: the nearest-neighbour
+    # evaluation of the same splits then finds all of these features in the cache.
     self._clips = _Union(identify=bool(cache))
     self._train_clips = _Union(identify=bool(cache))
-    # These have labels of their own, not the classes of what is trained.
+    # The splits have their own labels, not the classes of the trained model.
     self._reader = dataclasses.replace(reader, labels=None)
     self._model = json.dumps(model, sort_keys=True)
     self._splits = []
@@ -154,8 +153,8 @@ class Frozen:
   def splits(self, state: Any) -> Iterator[tuple[str, list[Split]]]:
     """Yields each label and its splits.
 
-    Clips without the modality, or without the label, are left out; a label of which
-    nothing is left to tell apart, in whatever split, is left out and named.
+    Leaves out clips without the modality or the label. Leaves out and logs a label if
+    a split has no test clip or no class to distinguish.
 
     Raises:
       UserError: the model has no features of a modality.
@@ -163,21 +162,21 @@ class Frozen:
     to_learn, to_measure = self._features(state)
     for label, modality in self._labels.items():
       if modality not in to_measure:
-        raise UserError(f'label {label!r}: there are no features of {modality}; add it '
-                        'to config.model and to config.window.modalities')
+        raise UserError(f'label {label!r}: the model has no features of {modality}; '
+                        'add it to config.model and to config.window.modalities')
       splits = [self._split(to_learn[modality], to_measure[modality], label, *sides)
                 for sides in self._splits]
       if all(split.learnable.any() and len(split.targets_test) for split in splits):
         yield label, splits
       else:
-        logging.warning('Left out: %s, for of the clips that have %s too few have it',
-                        label, modality)
+        logging.warning('Left out: %s, because too few clips have both the label and '
+                        '%s', label, modality)
 
   def _add(self, source: Source, learn: bool) -> _Rows:
-    """Adds a source to learn from or to measure on.
+    """Adds a training source (`learn`) or a test source.
 
     Returns:
-      The labels of its clips, and which of all clips they are.
+      The places of its clips in the union, and their labels.
     """
     name, clips = source
     rows = self._clips.add(clips)
@@ -188,11 +187,11 @@ class Frozen:
         raise UserError(f'{name}: no column {label!r} to evaluate; found '
                         f'{", ".join(sorted(columns)) or "no label"}')
       if not values:
-        raise UserError(f'{name}: column {label!r} holds nothing; expected '
+        raise UserError(f'{name}: column {label!r} is empty; expected '
                         f'{"two labels" if learn else "a label"} or more')
       if learn and len(values) == 1:
-        logging.warning('%s: column %r holds one class alone, %r, from which nothing '
-                        'can be learnt; expected two or more', name, label,
+        logging.warning('%s: column %r has only one class, %r, and nothing can be '
+                        'learned from it; expected two or more', name, label,
                         min(values))
       joined = next((v for v in sorted(values) if '|' in v), '')
       if joined and label not in self._multi_labels:
@@ -210,17 +209,18 @@ class Frozen:
     targets, targets_test = (
         binarizer.fit_transform(side).astype(bool).reshape(len(side), len(classes))
         for side in names)
-    unknown = [c for c, known in zip(classes, targets.any(axis=0), strict=True)
-               if not known]
+    unknown = [c for c, in_train in zip(classes, targets.any(axis=0), strict=True)
+               if not in_train]
     if unknown:
-      logging.warning('%s: %d of %d classes stand in the test alone, and none of their '
-                      'clips can be right: %s', label, len(unknown), len(classes),
+      logging.warning('%s: %d of %d classes occur only in the test set, and their '
+                      'clips cannot be classified correctly: %s',
+                      label, len(unknown), len(classes),
                       ', '.join(unknown[:_NAMED] + ['...'] * (len(unknown) > _NAMED)))
     return Split(x[0], targets[groups[0]], x[1], groups[1], targets_test, classes,
                  label in self._multi_labels)
 
   def _features(self, state: Any) -> tuple[Features, Features]:
-    """Returns the features of the clips to learn from, and of those to measure on."""
+    """Returns the features of the training clips, and of the test clips."""
     spread = self._kept(state, self._clips, *self._views, None)
     if self._augmentation:
       drawn = self._kept(state, self._train_clips, self._augmentation.num_epochs, 1,
@@ -233,7 +233,7 @@ class Frozen:
 
   def _kept(self, state: Any, clips: _Union, num_windows: int, num_crops: int,
             augment_seed: int | None) -> Features:
-    """Returns the features of every view, from the cache if they are kept there."""
+    """Returns the features of every view, from the cache if it has them."""
     views = num_windows, num_crops, augment_seed
     if self._cache is None:
       return self._extract(state, clips, *views)
@@ -243,7 +243,7 @@ class Frozen:
       features = self._extract(state, clips, *views)
       if hosts.is_first():
         _write(path, features)
-      logging.info('Kept the features of %d clips as %s', len(clips), path)
+      logging.info('Cached the features of %d clips as %s', len(clips), path)
     else:
       logging.info('Read the features of %d clips from %s', len(clips), path)
     return features
@@ -265,11 +265,11 @@ class Frozen:
 
 def _rows_of_label(features: _Array, rows: _Rows, label: str
                    ) -> tuple[list[str], np.ndarray, np.ndarray]:
-  """Returns the clips that have a label and features, and their rows.
+  """Returns the clips that have both a label and features, and their rows.
 
   Args:
-    features: of clips, [N, V, D], and which of the views are present, bool [N, V].
-    rows: places among the N, and labels.
+    features: features [N, V, D] of clips, and bool [N, V]: which views are present.
+    rows: places among the N clips, and labels.
     label: a column.
 
   Returns:
@@ -279,7 +279,7 @@ def _rows_of_label(features: _Array, rows: _Rows, label: str
   labelled = [(place, row[label]) for place, row in rows if row.get(label)]
   kept = [(place, value) for place, value in labelled if present[place].any()]
   if len(kept) < len(labelled):
-    logging.warning('%s: %d of %d clips are broken or have nothing to classify, and '
+    logging.warning('%s: %d of %d clips are broken or have nothing to classify and '
                     'are left out', label, len(labelled) - len(kept), len(labelled))
   places = np.array([place for place, _ in kept], int)
   clip, view = np.nonzero(present[places])
@@ -287,10 +287,11 @@ def _rows_of_label(features: _Array, rows: _Rows, label: str
 
 
 def over_splits(measured: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, float]]:
-  """The mean of what every split has a measure of; and of several, each one's own.
+  """Yields the mean over splits of each measure that all splits have.
 
   Yields:
-    `NAME` and, as `split_1/NAME` and so on, what the splits say.
+    `NAME`, and for several splits also each split's own value, `split_1/NAME` and so
+    on.
   """
   for name in measured[0]:
     if all(name in split for split in measured):
@@ -302,24 +303,24 @@ def over_splits(measured: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, 
 
 
 def _pick(outputs, batch):
-  """Pooled features, and whether they are of anything."""
+  """Returns the pooled features, and whether their modality is present."""
   pooled = outputs['pooled']
   return {m: (pooled[m], batch[f'has_{m}']) for m in _MODALITIES if m in pooled}
 
 
 class _Union(Sequence[Clip]):
-  """The clips of several sources, each once.
+  """Joins the clips of several sources, each clip once.
 
   Attributes:
-    identities: of each clip what tells it, and its file as it is now, from others.
+    identities: a text for each clip that identifies it and its file's current content.
   """
 
   def __init__(self, identify: bool):
-    """Starts empty; without `identify` there are no identities."""
+    """Starts empty; collects identities only with `identify`."""
     self.identities: list[str] = []
     self._identify = identify
     self._sources: list[Sequence[Clip]] = []
-    self._first: list[tuple[int, int]] = []    # source, and number there
+    self._first: list[tuple[int, int]] = []    # source, and index in it
     self._places: dict[tuple[str, float, float], int] = {}
 
   def __len__(self) -> int:
@@ -330,7 +331,7 @@ class _Union(Sequence[Clip]):
     return self._sources[source][index]
 
   def add(self, clips: Sequence[Clip]) -> _Rows:
-    """Adds what is new of a source.  -> of each of its clips: the place, the labels."""
+    """Adds the new clips of a source; returns (place, labels) of each of its clips."""
     rows = []
     for index, clip in enumerate(sources.each(clips)):
       key = clip.path, clip.start, clip.end
@@ -345,7 +346,7 @@ class _Union(Sequence[Clip]):
 
 
 def _content(clip: Clip) -> str:
-  """What changes when a clip's file does: size and time, or a digest of its record."""
+  """Identifies a clip's content: size and time of its file, or digest of its record."""
   if clip.content is None:
     try:
       stat = os.stat(clip.path)
@@ -354,33 +355,33 @@ def _content(clip: Clip) -> str:
     return f'{stat.st_size} {stat.st_mtime_ns}'
   if isinstance(clip.content, bytes):
     return hashlib.sha256(clip.content).hexdigest()
-  stills = clip.content
-  sha = hashlib.sha256(f'{stills.frame_rate_hz} {stills.audio_hz}'.encode())
-  for picture in stills.pictures:
-    sha.update(picture)
-  if stills.waveform is not None:
-    sha.update(np.ascontiguousarray(stills.waveform).tobytes())
+  images = clip.content
+  sha = hashlib.sha256(f'{images.frame_rate_hz} {images.audio_hz}'.encode())
+  for frame in images.pictures:
+    sha.update(frame)
+  if images.waveform is not None:
+    sha.update(np.ascontiguousarray(images.waveform).tobytes())
   return sha.hexdigest()
 
 
 def _read(path: pathlib.Path) -> Features | None:
-  """What `_write` wrote; None if there is nothing, or it is damaged."""
+  """Reads a file of `_write`; returns None if it is missing or damaged."""
   try:
-    # Opened here: of a damaged file, NumPy leaves that to the garbage collector.
+    # NumPy leaves a damaged file open until garbage collection, so open it here.
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       return {m: (arrays[m], arrays[f'has_{m}']) for m in _MODALITIES if m in arrays}
   except FileNotFoundError:
     return None
   except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as e:
-    logging.warning('%s: is damaged (%s); its features are made anew', path, e)
+    logging.warning('%s: is damaged (%s); its features are extracted again', path, e)
     return None
 
 
 def _write(path: pathlib.Path, features: Features) -> None:
-  """Writes features, whole or not at all."""
+  """Writes features atomically."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(f'.{os.getpid()}.partial')    # others may write it too
+  partial = path.with_suffix(f'.{os.getpid()}.partial')    # one per process
   with partial.open('wb') as file:
     np.savez(file, **{m: x for m, (x, _) in features.items()},
-             **{f'has_{m}': there for m, (_, there) in features.items()})
+             **{f'has_{m}': present for m, (_, present) in features.items()})
   partial.replace(path)

@@ -1,4 +1,4 @@
-"""Linear classifiers: how much of a label can be read off frozen features."""
+"""Trains linear classifiers on frozen features (linear probing)."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from vatt_jax.inputs.clip import Clip
 
 
 class Classifier(Protocol):
-  """A linear classifier, not trained yet."""
+  """Describes a linear classifier that is not trained yet."""
 
   def scores(self, x: np.ndarray, targets: np.ndarray, x_test: np.ndarray,
              several: bool) -> np.ndarray:
-    """Learns from x, and scores x_test.
+    """Trains on x, and scores x_test.
 
     Args:
       x: float32 [N, D], standardised.
-      targets: bool [N, C]; every class is there and absent somewhere.
+      targets: bool [N, C]; every class has a positive and a negative row.
       x_test: float32 [M, D].
-      several: whether a clip may have several classes; else it has just one.
+      several: whether a clip may have several classes; else it has exactly one.
 
     Returns:
-      [M, C], the higher the likelier.
+      Scores [M, C]; a higher score is more likely.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Logistic:
-  """Logistic regression; of several labels at once, one for each.
+  """Fits logistic regression; for multi-label targets, one for each class.
 
   Attributes:
     C: inverse strength of the L2 penalty.
@@ -54,18 +54,18 @@ class Logistic:
     _check_positive(C=self.C)
 
   def scores(self, x, targets, x_test, several):
-    """See `Classifier`."""
+    """Implements `Classifier.scores`."""
     return _decide(linear_model.LogisticRegression(C=self.C, max_iter=2000),
                    x, targets, x_test, several)
 
 
 @dataclasses.dataclass(frozen=True)
 class SVM:
-  """A linear support vector machine, one class against the rest.
+  """Fits a linear support vector machine, one class against the rest.
 
   Attributes:
-    C: inverse strength of the L2 penalty; the default is that of MMV's code (arXiv
-      2006.16228), whose pipeline VATT follows (section 4.4.5).
+    C: inverse strength of the L2 penalty. The default is the one in MMV's code (arXiv
+      2006.16228); VATT follows MMV's pipeline (section 4.4.5).
   """
   C: float = 1e-3
 
@@ -73,26 +73,27 @@ class SVM:
     _check_positive(C=self.C)
 
   def scores(self, x, targets, x_test, several):
-    """See `Classifier`."""
+    """Implements `Classifier.scores`."""
     return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test, several)
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-  """The paper's factorised classifier, C = U V (VATT, section 4.3).
+  """Trains the paper's factorised classifier, C = U V (VATT, section 4.3).
 
-  The loss of a step is of some of the n components of U and V, drawn anew; their
-  product is scaled by n over how many were drawn, so that its mean is that of all,
-  which classify in the end. It has a bias, as the released code's has. Softmax
-  cross-entropy, or sigmoid of several labels at once; Adam at a steady rate.
+  Each step draws some of the n components of U and V at random and computes the loss
+  with these alone. Their product is scaled by n / (number drawn): its expectation is
+  the product of all components, which is used for prediction. The classifier has a
+  bias, like the released code. The loss is softmax cross-entropy, or sigmoid
+  cross-entropy for multi-label targets. The optimizer is Adam at a constant rate.
 
   Attributes:
-    rank: n.
-    sample_rate: the share of the components that a step draws.
-    steps: of training.
-    learning_rate: Adam's.
+    rank: n, the number of components.
+    sample_rate: the fraction of the components that a step draws.
+    steps: number of training steps.
+    learning_rate: learning rate of Adam.
     batch_size: clips of a step, drawn with replacement.
-    seed: of the initial weights and all draws.
+    seed: seed of the initial weights and all draws.
   """
   rank: int = 128
   sample_rate: float = 0.1
@@ -110,22 +111,22 @@ class LowRank:
 
   @property
   def num_drawn(self) -> int:
-    """How many components a step trains."""
+    """Returns the number of components that a step trains."""
     return round(self.sample_rate * self.rank)
 
   def scores(self, x, targets, x_test, several):
-    """See `Classifier`."""
+    """Implements `Classifier.scores`."""
     params = jax.device_get(self._train(x, targets, several))
     return self._logits(params, x_test, np.arange(self.rank))
 
   def _logits(self, params, x, part):
-    """Of some components, in place of all.  [B, D], int [P] -> [B, C]."""
+    """Computes logits from some of the components.  [B, D], int [P] -> [B, C]."""
     u, v, bias = params
     return x @ u[:, part] @ v[part] * (self.rank / len(part)) + bias
 
   @functools.partial(jax.jit, static_argnums=(0, 3))
   def _train(self, x, targets, several):
-    """U [D, n], V [n, C] and bias [C]."""
+    """Returns the trained U [D, n], V [n, C] and bias [C]."""
     init, run = jax.random.split(jax.random.key(self.seed))
     init_u, init_v = jax.random.split(init)
     glorot = jax.nn.initializers.glorot_uniform()
@@ -162,15 +163,15 @@ ROWS = ('clips', 'windows')
 class LinearProbe:
   """Trains linear classifiers on frozen, standardised features.
 
-  A row to learn from is the mean of a clip's windows (`rows='clips'`), or, in MMV's
-  pipeline, which VATT follows (section 4.4.5), a single augmented window
-  (`rows='windows'`): the scores of a clip are then the means of its windows'
+  With `rows='clips'` a training row is the mean of a clip's windows. With
+  `rows='windows'` it is a single augmented window, as in MMV's pipeline, which VATT
+  follows (section 4.4.5); the scores of a clip are then the means over its windows
   (`frozen_features.Frozen`).
   """
 
   def __init__(self, data: frozen_features.Frozen,
                classifiers: Mapping[str, Classifier]):
-    """Takes the features, and the classifiers by name."""
+    """Stores the features, and the classifiers by name."""
     self._data = data
     self._classifiers = dict(classifiers)
 
@@ -180,22 +181,22 @@ class LinearProbe:
     return self._data.measured
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Yields `LABEL/top1`, `LABEL/top5`, and both by chance.
+    """Yields `LABEL/top1`, `LABEL/top5`, and the chance level of both.
 
-    Of several classifiers `LABEL/CLASSIFIER/top1` and so on, of several splits means
-    and `split_1/top1` after the same words. top1 of a label of which a clip has several
-    is how often the highest score is one of them; it has no top5 but mAP, AUC and
-    d_prime (`metrics.multi_label`). Chance always answers with the commonest classes to
-    learn from.
+    Names are `LABEL/CLASSIFIER/top1` and so on if there are several classifiers.
+    Several splits give the mean, and `split_1/top1` and so on after the same prefix.
+    For a multi-label column, top1 is how often the highest score is one of the clip's
+    classes; mAP, AUC and d_prime replace top5 (`metrics.multi_label`). Chance always
+    predicts the most frequent training classes.
     """
     for label, splits in self._data.splits(state):
       splits = [_standardise(split) for split in splits]
       for name, classifier in self._classifiers.items():
-        where = f'{label}/{name}' if len(self._classifiers) > 1 else label
+        prefix = f'{label}/{name}' if len(self._classifiers) > 1 else label
         measured = [dict(_measure(_scores(classifier, split), split))
                     for split in splits]
         for measure, value in frozen_features.over_splits(measured):
-          yield f'{where}/{measure}', value
+          yield f'{prefix}/{measure}', value
 
 
 def _check_positive(**settings: float) -> None:
@@ -205,7 +206,7 @@ def _check_positive(**settings: float) -> None:
 
 
 def _decide(model, x, targets, x_test, several):
-  """The decision function of a scikit-learn model."""
+  """Returns the test decisions of a scikit-learn model.  -> [M, C]."""
   if several:
     return np.stack([model.fit(x, target).decision_function(x_test)
                      for target in targets.T], axis=1)
@@ -214,7 +215,7 @@ def _decide(model, x, targets, x_test, several):
 
 
 def _standardise(split: frozen_features.Split) -> frozen_features.Split:
-  """Scales every feature to mean 0 and variance 1 over the rows to learn from."""
+  """Scales every feature to mean 0 and variance 1 over the training rows."""
   scaler = preprocessing.StandardScaler().fit(split.x.astype(np.float64))
   x, x_test = (scaler.transform(x.astype(np.float64)).astype(np.float32)
                for x in (split.x, split.x_test))
@@ -222,9 +223,9 @@ def _standardise(split: frozen_features.Split) -> frozen_features.Split:
 
 
 def _scores(classifier: Classifier, split: frozen_features.Split) -> np.ndarray:
-  """Returns the scores of clips, means over their rows, [M, C].
+  """Returns the scores of clips, the means over their rows.  -> [M, C].
 
-  A class that no row to learn from has scores -inf, one that every row has inf.
+  A class scores -inf if no training row has it, and inf if every training row has it.
   """
   everyone = np.where(split.targets.all(axis=0), np.inf, -np.inf)
   scores = np.tile(everyone, (len(split.targets_test), 1))

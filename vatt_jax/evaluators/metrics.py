@@ -1,4 +1,4 @@
-"""Measures of retrieval and classification. Ties count against the model."""
+"""Computes metrics of retrieval and classification; ties count against the model."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class Metric:
   """Describes how to read a metric.
 
   Attributes:
-    title: as people write it.
-    higher_is_better: None where neither direction is better.
-    decimals: digits after the point.
-    limits: the least and the greatest value that is possible.
-    meaning: a sentence for those who do not know it.
+    title: the name as people write it.
+    higher_is_better: None if neither direction is better.
+    decimals: digits after the decimal point.
+    limits: the least and the greatest possible value.
+    meaning: an explanation in one sentence.
   """
   title: str
   higher_is_better: bool | None
@@ -33,7 +33,7 @@ class Metric:
 
   @property
   def is_share(self) -> bool:
-    """Whether it is a share of one, so that it fits on an axis from 0 to 1."""
+    """Returns whether it is a fraction, which fits on an axis from 0 to 1."""
     return self.limits == (0, 1)
 
   def beats(self, value: float, other: float) -> bool:
@@ -45,18 +45,18 @@ class Metric:
 
 _SHARE, _RANK = (0, 1), (1, math.inf)
 
-# The last part of a result's name -> how to read it; {k} stands for any number.
+# The last component of a result's name -> its metric; {k} stands for any number.
 METRICS = {
     'R@{k}': Metric(
         'R@{k}', True, 3, _SHARE,
-        'Recall at {k}: the share of queries with a right answer among the first {k}.'),
+        'Recall at {k}: fraction of queries with a correct result in the top {k}.'),
     'MedR': Metric(
-        'MedR', False, 1, _RANK, 'Median rank of the right answer; 1 is the first.'),
+        'MedR', False, 1, _RANK, 'Median rank of the correct result; 1 is the best.'),
     'MeanR': Metric(
-        'MeanR', False, 1, _RANK, 'Mean rank of the right answer; 1 is the first.'),
+        'MeanR', False, 1, _RANK, 'Mean rank of the correct result; 1 is the best.'),
     'top{k}': Metric(
         'top-{k}', True, 3, _SHARE,
-        'The share of clips with a right class among the {k} of highest score.'),
+        'Fraction of clips with a correct class among the {k} highest scores.'),
     'top{k}_std': Metric(
         'top-{k} std', None, 3, _SHARE,
         'Standard deviation of top-{k} over random choices of training clips.'),
@@ -80,8 +80,8 @@ def find(name: str, k: str = '') -> Metric | None:
   """Returns how to read a result.
 
   Args:
-    name: of the result, `TASK/METRIC`.
-    k: stands for the number in the name; empty for that number.
+    name: name of the result, `TASK/METRIC`.
+    k: text in place of the number in the name; empty to keep the number.
 
   Returns:
     None if the metric is unknown.
@@ -96,15 +96,15 @@ def find(name: str, k: str = '') -> Metric | None:
 
 
 def rank_of_match(scores: np.ndarray, match: np.ndarray | None = None) -> np.ndarray:
-  """How many candidates come before the right one.
+  """Returns the rank of the correct candidate of each query.
 
   Args:
-    scores: [Q, C], the higher the likelier.
-    match: int [Q], the right candidate of each query; None: candidate i is query i's.
+    scores: [Q, C]; a higher score is a better match.
+    match: int [Q], the correct candidate of each query; None: candidate i for query i.
 
   Returns:
-    int [Q], 0 for the first place. A candidate whose score is as high as the right
-    one's, or is not a number, comes before it.
+    int [Q], 0 for the first place. Candidates with an equal or a NaN score come before
+    the correct one.
   """
   if match is None:
     match = np.arange(len(scores))
@@ -114,15 +114,16 @@ def rank_of_match(scores: np.ndarray, match: np.ndarray | None = None) -> np.nda
 
 def rank_in_pool(queries: np.ndarray, pool: np.ndarray,
                  scores_at_once: int = 2 ** 24) -> np.ndarray:
-  """As `rank_of_match`, of dot products, for some queries at a time.
+  """Computes `rank_of_match` of dot products in blocks of queries.
 
   Args:
     queries: [N, D], N > 0.
-    pool: [N, D]; candidate i is the right one for query i.
-    scores_at_once: the most that are kept, of 8 bytes; one query's at least.
+    pool: [N, D]; candidate i is correct for query i.
+    scores_at_once: maximum number of scores (8 bytes each) in memory; a block has at
+      least one query.
 
   Returns:
-    int [N], the same whatever `scores_at_once`.
+    int [N]; does not depend on `scores_at_once`.
   """
   pool = pool.astype(np.float64)
   size = max(1, scores_at_once // len(pool))
@@ -134,26 +135,26 @@ def rank_in_pool(queries: np.ndarray, pool: np.ndarray,
 
 
 def similarities(queries: np.ndarray, pool: np.ndarray) -> np.ndarray:
-  """Returns dot products, of equal candidates equal ones.
+  """Computes dot products; equal candidates get equal scores.
 
   [Q, D], [C, D] -> float32 [Q, C].
   """
-  # In which order BLAS adds up depends on where in a block a candidate stands; so the
-  # last digits, where that shows, are rounded off.
+  # The order of BLAS's summation depends on a candidate's position in a block. Rounding
+  # to float32 removes the digits that differ.
   scores = queries.astype(np.float64) @ pool.astype(np.float64).T
   return scores.astype(np.float32)
 
 
 def rank_of_best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
-  """How many wrong candidates come before the best of the right ones.
+  """Returns how many wrong candidates come before the best correct one.
 
   Args:
-    scores: [Q, C], the higher the likelier.
-    right: bool [Q, C].
+    scores: [Q, C]; a higher score is a better match.
+    right: bool [Q, C], the correct candidates.
 
   Returns:
-    int [Q], 0 for the first place, C where no candidate is right. A wrong candidate
-    whose score is as high, or is not a number, comes before it.
+    int [Q], 0 for the first place, C if no candidate is correct. Wrong candidates with
+    an equal or a NaN score come before the correct one.
   """
   best = np.max(scores, axis=1, where=right, initial=-np.inf)[:, None]
   before = np.sum(~right & ~(scores < best), axis=1)
@@ -162,7 +163,7 @@ def rank_of_best(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def retrieval(rank: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
               ) -> Iterator[tuple[str, float]]:
-  """Recall at k, the median and the mean rank, counted from 1.
+  """Yields recall at k, and the median and the mean rank, counted from 1.
 
   int [Q] -> (name, value)s.
   """
@@ -174,7 +175,7 @@ def retrieval(rank: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
 
 def retrieval_by_chance(pool: int, ks: tuple[int, ...] = (1, 5, 10)
                         ) -> Iterator[tuple[str, float]]:
-  """What a random order of a pool of so many expects of the same measures."""
+  """Yields the expected metrics of `retrieval` for a random ranking of a pool."""
   for k in ks:
     yield f'R@{k}', min(k / pool, 1.0)
   yield 'MedR', (pool + 1) / 2
@@ -183,15 +184,15 @@ def retrieval_by_chance(pool: int, ks: tuple[int, ...] = (1, 5, 10)
 
 def top_k(scores: np.ndarray, labels: np.ndarray, ks: tuple[int, ...] = (1, 5)
           ) -> Iterator[tuple[str, float]]:
-  """How often the right class is among the k likeliest.
+  """Yields how often the correct class is among the k highest scores.
 
   Args:
     scores: [N, C].
     labels: int [N].
-    ks: one that leaves no class out would always be reached, and is left out.
+    ks: values of k. A k of C or more is left out: its accuracy is always 1.
 
   Yields:
-    `top1` and so on, and the share.
+    `top1` and so on, and the fraction of rows.
   """
   rank = rank_of_match(scores, labels)
   for k in ks:
@@ -201,12 +202,12 @@ def top_k(scores: np.ndarray, labels: np.ndarray, ks: tuple[int, ...] = (1, 5)
 
 def top_k_by_chance(labels: np.ndarray, counts: np.ndarray,
                     ks: tuple[int, ...] = (1, 5)) -> Iterator[tuple[str, float]]:
-  """What of the same measures the commonest classes reach, answered to everything.
+  """Yields top-k accuracy of always predicting the k most frequent classes.
 
   Args:
     labels: int [N].
-    counts: [C], how common each class is where the answer could be learnt.
-    ks: as for `top_k`.
+    counts: [C], frequency of each class in the data that defines "most frequent".
+    ks: values of k, as for `top_k`.
   """
   commonest = np.argsort(-counts, kind='stable')
   for k in ks:
@@ -216,18 +217,18 @@ def top_k_by_chance(labels: np.ndarray, counts: np.ndarray,
 
 def multi_label(scores: np.ndarray, targets: np.ndarray, names: Sequence[str]
                 ) -> Iterator[tuple[str, float]]:
-  """Means over the classes: average precision, area under the ROC curve, d-prime.
+  """Yields class means of average precision, area under the ROC curve and d-prime.
 
-  d-prime is the mean of the classes' own, as in VATT's code and its rows of Table 5
-  (0.971 and 2.895); the other rows there have that of the mean AUC, which would be
-  2.68. A class that nobody has, or everybody, has no such measures: it is left out,
-  and named in the log. A score that is no number is the highest where the class is
-  absent, and the lowest where it is there.
+  d-prime is computed for each class and then averaged, as in VATT's code and in VATT's
+  rows of Table 5 (0.971 and 2.895). The other rows of the table use the d-prime of the
+  mean AUC, which would be 2.68. These metrics are undefined for a class that no clip or
+  every clip has: it is left out and named in the log. A NaN score counts as the highest
+  if the class is absent, and as the lowest if it is present.
 
   Args:
     scores: [N, C].
     targets: bool [N, C].
-    names: of the C classes.
+    names: names of the C classes.
 
   Yields:
     `mAP`, `AUC` and `d_prime`; nothing if no class is left.
@@ -236,25 +237,25 @@ def multi_label(scores: np.ndarray, targets: np.ndarray, names: Sequence[str]
   if not kept.all():
     absent = [name for name, keep in zip(names, kept, strict=True) if not keep]
     more = f' and {len(absent) - _NAMED} more' if len(absent) > _NAMED else ''
-    logging.warning('Left out of mAP, AUC and d_prime: %d of %d classes, which no clip '
-                    'has, or every one: %s%s', len(absent), len(names),
+    logging.warning('Left out of mAP, AUC and d_prime: %d of %d classes that no clip '
+                    'or every clip has: %s%s', len(absent), len(names),
                     ', '.join(absent[:_NAMED]), more)
   if not kept.any():
     return
   precision, auc, prime = [], [], []
   for c in np.flatnonzero(kept):
-    there = targets[:, c]
-    order = _order(scores[:, c], there)
-    precision.append(metrics.average_precision_score(there, order))
-    auc.append(metrics.roc_auc_score(there, order))
-    prime.append(d_prime(auc[-1], int(there.sum()) * int((~there).sum())))
+    target = targets[:, c]
+    order = _order(scores[:, c], target)
+    precision.append(metrics.average_precision_score(target, order))
+    auc.append(metrics.roc_auc_score(target, order))
+    prime.append(d_prime(auc[-1], int(target.sum()) * int((~target).sum())))
   yield 'mAP', float(np.mean(precision))
   yield 'AUC', float(np.mean(auc))
   yield 'd_prime', float(np.mean(prime))
 
 
 def multi_label_by_chance(targets: np.ndarray) -> Iterator[tuple[str, float]]:
-  """What of the same measures scores that are all alike reach.  bool [N, C]."""
+  """Yields the metrics of `multi_label` if all scores are equal.  bool [N, C]."""
   kept = _measurable(targets)
   if kept.any():
     yield 'mAP', float(np.mean(targets[:, kept]))
@@ -263,26 +264,26 @@ def multi_label_by_chance(targets: np.ndarray) -> Iterator[tuple[str, float]]:
 
 
 def d_prime(auc: float, pairs: int) -> float:
-  """How many deviations apart two normal distributions have this area under the curve.
+  """Returns the distance of two normal distributions with this AUC.
 
-  sqrt(2) times the normal quantile of `auc`. That is infinite where no pair, or every
-  pair, of a positive and a negative is in the wrong order; there, half a pair counts
-  as the other way round.
+  It is sqrt(2) times the normal quantile of `auc`, in standard deviations. The quantile
+  is infinite if all pairs of a positive and a negative are in the correct order, or all
+  in the wrong one. Half a pair then counts as the opposite.
 
   Args:
     auc: 0 to 1.
-    pairs: how many of a positive and a negative there are.
+    pairs: number of pairs of a positive and a negative.
   """
   least = 0.5 / pairs
   return float(np.sqrt(2) * stats.norm.ppf(np.clip(auc, least, 1 - least)))
 
 
 def _measurable(targets: np.ndarray) -> np.ndarray:
-  """The classes that some have and some have not.  bool [N, C] -> bool [C]."""
+  """Returns the classes with positives and negatives.  bool [N, C] -> bool [C]."""
   return targets.any(axis=0) & ~targets.all(axis=0)
 
 
-def _order(scores: np.ndarray, there: np.ndarray) -> np.ndarray:
-  """Whole numbers in the order of the scores, those that are none at the wrong end."""
-  _, order = np.unique(scores, return_inverse=True)    # no number: behind the others
-  return np.where(np.isnan(scores) & there, -1, order)
+def _order(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+  """Returns the order of the scores as integers, with NaN at the wrong end."""
+  _, order = np.unique(scores, return_inverse=True)    # NaN sorts last
+  return np.where(np.isnan(scores) & target, -1, order)

@@ -1,4 +1,4 @@
-"""Nearest neighbours on frozen features: nothing is trained at all."""
+"""Classifies clips by nearest neighbours on frozen features, without training."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _BLOCK = 256    # rows whose similarities are in memory at once
 
 
 class Neighbours:
-  """What the nearest training clips, by cosine similarity, say of a test clip.
+  """Compares test clips with the nearest training clips, by cosine similarity.
 
-  Class retrieval: a test clip is right at k if one of the k nearest training clips has
-  its class, or one of its classes (GDT, arXiv 2003.04298, appendix; STiCA,
-  arXiv 2103.10211, Table 5). Few shots: each class shows so many of its training clips,
-  drawn at random, and the nearest of all gives the answer (GDT, appendix). A clip of
-  another class that is as near as the nearest of the right class comes before it.
+  Class retrieval: a test clip is correct at k if one of the k nearest training clips
+  has its class, or one of its classes (GDT, arXiv 2003.04298, appendix; STiCA,
+  arXiv 2103.10211, Table 5). Few-shot: a fixed number of training clips is drawn at
+  random from each class, and the nearest of all gives the prediction (GDT, appendix).
+  In a tie, a clip of another class ranks before the clip of the correct class.
   """
 
   def __init__(self, data: frozen_features.Frozen, ks: Sequence[int] = (1, 5, 20),
                shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0):
-    """Prepares.
+    """Stores the settings.
 
     Args:
       data: the features.
-      ks: of class retrieval.
-      shots: training clips of each class; a class that has fewer shows them all.
-      num_draws: how often to draw them.
-      seed: of the draws.
+      ks: values of k for class retrieval.
+      shots: numbers of training clips per class; a class with fewer uses all of them.
+      num_draws: number of random draws of these clips.
+      seed: seed of the draws.
 
     Raises:
-      ValueError: one of these is less than 1.
+      ValueError: one of the numbers is less than 1.
     """
     for name, value in (('ks', ks), ('shots', shots), ('num_draws', (num_draws,))):
       if min(value, default=1) < 1:
@@ -54,12 +54,12 @@ class Neighbours:
     return self._data.measured
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Yields `LABEL/R@1`, and of few shots `LABEL/1_shot/top1` and `.../top1_std`.
+    """Yields `LABEL/R@1`, and for few-shot `LABEL/1_shot/top1` and `.../top1_std`.
 
-    All but the deviation, which is over the draws, stand beside what chance expects; of
-    several splits there are means, and `LABEL/split_1/R@1` and so on. A k that no
-    training clip would be beyond is left out, and so are few shots of a label of which
-    a clip has several.
+    The standard deviation is over the draws; all other values have a chance level
+    beside them. Several splits give the mean, and `LABEL/split_1/R@1` and so on. Leaves
+    out a k that is not less than the number of training clips, and few-shot for
+    multi-label columns.
     """
     for label, splits in self._data.splits(state):
       measured = [dict(self._measure(split)) for split in splits]
@@ -93,21 +93,21 @@ class Neighbours:
 
 def _rank(split: frozen_features.Split, pool: np.ndarray
           ) -> tuple[np.ndarray, np.ndarray]:
-  """How many of a pool come before the first right one, and how many are right.
+  """Returns the rank of the first correct clip of a pool, and the number of them.
 
   Args:
-    split: N clips to learn from, M to measure on.
-    pool: int [P], numbers of some of the N.
+    split: N training clips and M test clips.
+    pool: int [P], indices of some training clips.
 
   Returns:
-    int [M] and int [M]; the first is P where none is right.
+    int [M] and int [M]; the rank is P if no clip of the pool is correct.
   """
   x = extract.unit_norm(split.x[pool].astype(np.float64))
   targets = split.targets[pool].astype(np.float32)
   ranks, rights = [], []
   for begin in range(0, len(split.x_test), _BLOCK):
     rows = slice(begin, begin + _BLOCK)
-    # Added up in float64 and compared in float32: equals stay equal.
+    # Sums are in float64 and rounded to float32, to keep equal similarities equal.
     x_test = extract.unit_norm(split.x_test[rows].astype(np.float64))
     similarity = (x_test @ x.T).astype(np.float32)
     right = split.targets_test[rows].astype(np.float32) @ targets.T > 0
@@ -117,13 +117,19 @@ def _rank(split: frozen_features.Split, pool: np.ndarray
 
 
 def _draw(targets: np.ndarray, shots: int, rng: np.random.Generator) -> np.ndarray:
-  """So many clips of each class.  bool [N, C] -> int [P]."""
+  """Draws `shots` clips of each class.  bool [N, C] -> int [P]."""
   members = [np.flatnonzero(column) for column in targets.T]
   return np.concatenate([rng.permutation(of_class)[:shots] for of_class in members])
 
 
 def _chance(right: np.ndarray, pool: int, k: int) -> np.ndarray:
-  """How likely one of k of a pool is right, if so many are.  int [M] -> [M]."""
+  """Returns the chance that k random clips of a pool include a correct one.
+
+  Args:
+    right: int [M], how many clips of the pool are correct.
+    pool: size of the pool.
+    k: number of clips drawn.
+  """
   drawn = np.arange(k)
   wrong = np.maximum(pool - right[:, None] - drawn, 0) / (pool - drawn)
   return 1 - np.prod(wrong, axis=1)

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval: find the clip of a sentence or a sound, and back."""
+"""Measures zero-shot retrieval between video, audio and text."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ DIRECTIONS = {
     'video_to_text': ('video_text', 'video', 'text'),
     'audio_to_video': ('video_audio', 'audio', 'video'),
     'video_to_audio': ('video_audio', 'video', 'audio'),
-    # Of a head that embeds sound there (`heads.FacHead.audio_text`).
+    # Needs a head that embeds audio in this space (`heads.FacHead.audio_text`).
     'text_to_audio': ('video_text', 'text', 'audio'),
     'audio_to_text': ('video_text', 'audio', 'text')}
-GALLERIES = ('text_to_video', 'audio_to_video')    # what a person can judge at a glance
+GALLERIES = ('text_to_video', 'audio_to_video')    # people can judge these at a glance
 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-  """Holds a query and the clips it found.
+  """Holds a query and the clips it retrieved.
 
   Attributes:
-    direction: of `GALLERIES`.
-    query: the number of the clip whose text or audio asks.
-    found: numbers of clips, best first; of equal scores the query's own clip is last.
-    scores: the similarity of each of these with the query.
-    rank: of the query's own clip among all, counted from 1; ties count against the
-      model.
+    direction: one of `GALLERIES`.
+    query: index of the clip whose text or audio is the query.
+    found: indices of the retrieved clips, best first; the query's own clip comes last
+      among equal scores.
+    scores: similarity of each retrieved clip with the query.
+    rank: rank of the query's own clip among all clips, counted from 1; ties count
+      against the model.
   """
   direction: str
   query: int
@@ -53,25 +54,25 @@ class Retrieval:
 
   Windows are spread over a clip, and averaged (`extract.of_clips`). A window's text
   is the caption nearest to its middle. The pool of a direction is every clip that has
-  both modalities; how many lack one is said in the log, and so is the share of the
-  captions' words that the vocabulary lacks.
+  both modalities. Logs how many clips lack one, and the fraction of unknown words in
+  the captions.
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
                batch_size: int, num_windows: int = 1, num_crops: int = 1,
                average: str = 'embeddings'):
-    """Prepares it.
+    """Stores the settings.
 
     Args:
-      predict: `predict(state, batch)` gives `embed` (`step.Task.predict`).
-      reader: the source, one or more clips.
-      batch_size: of embedding.
-      num_windows: spread over each clip.
-      num_crops: spread over each window's pictures.
-      average: of `extract.AVERAGES`.
+      predict: `predict(state, batch)` returns `embed` (`train_step.Task.predict`).
+      reader: reads the source of one or more clips.
+      batch_size: batch size of embedding.
+      num_windows: windows spread over each clip.
+      num_crops: crops spread over the frames of each window.
+      average: one of `extract.AVERAGES`.
 
     Raises:
-      ValueError: there is no such average.
+      ValueError: `average` is unknown.
     """
     if average not in extract.AVERAGES:
       raise ValueError(f'average={average!r}: expected one of '
@@ -80,7 +81,7 @@ class Retrieval:
     self._batch_size = batch_size
     self._views = num_windows, num_crops
     self._average = average
-    self._said: str | None = None
+    self._logged: str | None = None
     self.reader = reader
 
   @property
@@ -89,83 +90,83 @@ class Retrieval:
     return self.reader.clips
 
   def run(self, state: Any) -> Iterator[tuple[str, float]]:
-    """Yields `DIRECTION/R@k`, `DIRECTION/MedR`, `DIRECTION/MeanR`, and all by chance.
+    """Yields `DIRECTION/R@k`, `DIRECTION/MedR`, `DIRECTION/MeanR`, and chance levels.
 
-    Directions for which the model or every clip lacks a modality are left out.
+    Leaves out directions for which the model or every clip lacks a modality.
     """
     embed, present = self._embed(state)
     measured = False
     for direction, (space, query, candidate) in DIRECTIONS.items():
       if not {query, candidate} <= embed[space].keys() & present.keys():
         continue
-      there = present[query] & present[candidate]
-      if not there.any():
+      both = present[query] & present[candidate]
+      if not both.any():
         continue
       measured = True
-      queries, pool = (embed[space][m][there] for m in (query, candidate))
+      queries, pool = (embed[space][m][both] for m in (query, candidate))
       for name, value in metrics.retrieval(metrics.rank_in_pool(queries, pool)):
         yield f'{direction}/{name}', value
-      for name, value in metrics.retrieval_by_chance(int(there.sum())):
+      for name, value in metrics.retrieval_by_chance(int(both.sum())):
         yield f'{direction}/chance_{name}', value
     if not measured:
       logging.warning('None of the %d clips to retrieve from has two modalities that '
                       'the model compares', len(self.reader.clips))
 
   def gallery(self, state: Any, num_queries: int = 5, num_hits: int = 5) -> list[Hits]:
-    """The best clips for some sentences and sounds, taken evenly from the source."""
+    """Returns the best clips for text and audio queries, spread over the source."""
     embed, present = self._embed(state)
     hits = []
     for direction in GALLERIES:
       space, query, candidate = DIRECTIONS[direction]
       if not {query, candidate} <= embed[space].keys() & present.keys():
         continue
-      there = np.flatnonzero(present[query] & present[candidate])
-      if not len(there):
+      both = np.flatnonzero(present[query] & present[candidate])
+      if not len(both):
         continue
-      places = np.linspace(0, len(there) - 1, min(num_queries, len(there)), dtype=int)
-      queries, pool = (embed[space][m][there] for m in (query, candidate))
+      places = np.linspace(0, len(both) - 1, min(num_queries, len(both)), dtype=int)
+      queries, pool = (embed[space][m][both] for m in (query, candidate))
       ranks = metrics.rank_in_pool(queries, pool)
       for place in places:
         scores = metrics.similarities(queries[place:place + 1], pool)[0]
         own = np.arange(len(pool)) == place
         best = np.lexsort((own, -scores))[:num_hits]
-        hits.append(Hits(direction, int(there[place]), there[best].tolist(),
+        hits.append(Hits(direction, int(both[place]), both[best].tolist(),
                          scores[best].tolist(), int(ranks[place]) + 1))
     return hits
 
   def _embed(self, state):
-    """Embeddings [N, D] by space and modality, and who has what, bool [N]."""
+    """Returns embeddings (space -> modality -> [N, D]) and modality -> bool [N]."""
     embed, present, words = extract.by_clip(
         self._predict, state, self.reader, self._batch_size, *self._views,
         functools.partial(_pick, unknown=self.reader.tokenizer.unknown))
     clips = extract.of_clips(embed, present, self._average)
     present = {m: x.any(axis=1) for m, x in present.items()}
     embedded = {m for sides in clips.values() for m in sides}
-    if 'text' in embedded and self._said is None:
+    if 'text' in embedded and self._logged is None:
       _log_unknown_words(words)
-    self._say_what_lacks(present, embedded)
+    self._log_missing(present, embedded)
     return clips, present
 
-  def _say_what_lacks(self, present, embedded):
-    """Logs, once, how many clips are broken, or lack what the model embeds."""
+  def _log_missing(self, present, embedded):
+    """Logs, once, how many clips are broken or lack a modality that is embedded."""
     whole = present.get('video', False) | present.get('audio', False)
     counts = {'broken': ~whole} | {
         f'without {m}': whole & ~x for m, x in present.items() if m in embedded}
     lacks = ', '.join(f'{x.sum()} {lack}' for lack, x in counts.items() if x.any())
-    if lacks and lacks != self._said:
-      logging.info('Of %d clips to retrieve from, left out where that is needed: %s',
-                   len(whole), lacks)
-    self._said = lacks
+    if lacks and lacks != self._logged:
+      logging.info('%d clips to retrieve from; left out where needed: %s', len(whole),
+                   lacks)
+    self._logged = lacks
 
 
 def _pick(outputs, batch, unknown):
-  """Embeddings, present modalities, and counts [B, 2] of unknown and all words.
+  """Returns embeddings, present modalities, and counts [B, 2] of unknown and all words.
 
   Text is the nearest caption of each clip.
   """
   if 'embed' not in outputs:
-    raise UserError('retrieval needs a model that embeds; set config.model.head to the '
-                    'settings of a fac head')
+    raise UserError('retrieval needs a model with a projection head; set '
+                    'config.model.head to the settings of a fac head')
   embed = {space: extract.nearest_text(sides)
            for space, sides in outputs['embed'].items()}
   ids = batch['text'][:, 0] if 'text' in batch else np.zeros((len(batch['mask']), 0))
@@ -174,7 +175,7 @@ def _pick(outputs, batch, unknown):
 
 
 def _log_unknown_words(words):
-  """Logs how many of the captions' words are unknown: [N, V, 2], unknown and all."""
+  """Logs the fraction of unknown words.  [N, V, 2]: counts of unknown and all words."""
   unknown, total = words.sum(axis=(0, 1))
   if total:
     log = logging.warning if unknown == total else logging.info

@@ -1,1 +1,1 @@
-"""Report page and figures of a run."""
+"""Draws the report page and the figures of an experiment."""

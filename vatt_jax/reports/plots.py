@@ -1,7 +1,7 @@
-"""Figures: arrays in; a picture, the table behind it and its words out.
+"""Draws figures from arrays; each has a table of its data, a title and a caption.
 
-Colours are those of Okabe and Ito, which colour-blind people can tell apart, and
-never speak alone: classes have markers too, curves have line styles.
+Colours are those of Okabe and Ito, which colour-blind people can distinguish. They are
+never the only cue: classes also have markers, and curves have line styles.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _OF_MODALITY = {'video': (COLOURS[0], 'o'), 'audio': (COLOURS[1], '^'),
                 'text': (COLOURS[2], 's')}
 
 _WIDTH = 7.2    # inches, of figures with many panels
-_CURVE_WIDTH = 5.0    # of curves; on a page as wide as a phone they can be read
-_DPI = 200      # of the PNG; a page shows it at half its size
+_CURVE_WIDTH = 5.0    # of curves, legible at the width of a phone
+_DPI = 200      # of the PNG; a page shows it at half size
 STYLE = {
     'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 8,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#666666',
@@ -48,24 +48,24 @@ STYLE = {
     'legend.frameon': False}
 _CURVE_STYLE = STYLE | dict.fromkeys(
     ('font.size', 'axes.titlesize', 'axes.labelsize', 'legend.fontsize'), 9)
-_LEAST_POINTS = 5    # below, a t-SNE says nothing
+_LEAST_POINTS = 5    # fewer are too few for t-SNE
 _GRID_POINTS = 256    # of a density
 
 
 class NothingToDraw(Exception):
-  """A figure that the model or the data do not allow; says why."""
+  """Says why the model or the data do not allow a figure."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """A figure, and what belongs to it.
+  """Holds a figure with its title, caption and data.
 
   Attributes:
-    name: of its files.
-    title: a few words.
-    caption: what it shows, and of what.
-    figure: the picture.
-    table: the numbers behind it, one dict a row.
+    name: stem of its file names.
+    title: a short title.
+    caption: a description of the figure and its data.
+    figure: the Matplotlib figure.
+    table: the data of the figure, one dict per row.
   """
   name: str
   title: str
@@ -75,14 +75,14 @@ class Drawing:
 
   @functools.cached_property
   def png(self) -> bytes:
-    """The picture in 256 colours, with title and caption in its metadata."""
+    """Returns a PNG of 256 colours, with title and caption in its metadata."""
     file, whole = io.BytesIO(), io.BytesIO()
     self.figure.savefig(whole, format='png', dpi=_DPI)
-    words = PngImagePlugin.PngInfo()
-    words.add_itxt('Title', self.title)
-    words.add_itxt('Description', self.caption)
-    picture = Image.open(whole).convert('RGB').quantize(256, dither=Image.Dither.NONE)
-    picture.save(file, 'PNG', optimize=True, pnginfo=words)
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_itxt('Title', self.title)
+    metadata.add_itxt('Description', self.caption)
+    image = Image.open(whole).convert('RGB').quantize(256, dither=Image.Dither.NONE)
+    image.save(file, 'PNG', optimize=True, pnginfo=metadata)
     return file.getvalue()
 
   def save(self, folder: pathlib.Path) -> None:
@@ -96,14 +96,14 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """What a model makes of N clips, a window of each.
+  """Holds a model's features of N clips, one window of each.
 
   Attributes:
-    clip: int [N], the numbers of the clips in their source.
+    clip: int [N], indices of the clips in their source.
     present: modality -> bool [N].
     inputs: modality -> [N, D], the mean of the tokens before the Transformer; D may
       differ between modalities.
-    pooled: modality -> [N, D], after it.
+    pooled: modality -> [N, D], the features after the Transformer.
     embed: space -> modality -> [N, dim]; empty for a model without common spaces.
   """
   clip: np.ndarray
@@ -113,7 +113,7 @@ class Features:
   embed: Mapping[str, Mapping[str, np.ndarray]]
 
   def spaces(self) -> dict[str, Mapping[str, np.ndarray]]:
-    """Title -> modality -> [N, D]: the input space, and the output spaces."""
+    """Returns title -> modality -> [N, D] of the input and the output spaces."""
     sides = {'input': self.inputs} | {
         f'output, {space.replace("_", " and ")}': x for space, x in self.embed.items()}
     return {title: {m: x[m] for m in _OF_MODALITY if m in x}
@@ -121,7 +121,7 @@ class Features:
 
 
 def learning(history: Sequence[Mapping[str, float]]) -> Iterator[Drawing]:
-  """The figures of training that there are.  Rows of `metrics.jsonl` -> drawings."""
+  """Yields the drawings of training that the rows of `metrics.jsonl` allow."""
   for draw in (losses, measures):
     with contextlib.suppress(NothingToDraw):
       yield draw(history)
@@ -129,13 +129,13 @@ def learning(history: Sequence[Mapping[str, float]]) -> Iterator[Drawing]:
 
 @mpl.rc_context(_CURVE_STYLE)
 def losses(history: Sequence[Mapping[str, float]]) -> Drawing:
-  """Draws the losses over the steps, without those that had no data.
+  """Draws the losses over the steps; leaves out losses without data.
 
   Args:
     history: rows of `metrics.jsonl`.
 
   Raises:
-    NothingToDraw: no step was trained, or no loss had data.
+    NothingToDraw: the run trained no step, or no loss had data.
   """
   names = sorted({k for row in history for k in row if k.startswith('train/loss')})
   if not names:
@@ -155,16 +155,16 @@ def losses(history: Sequence[Mapping[str, float]]) -> Drawing:
   axes.set(xlabel='step', ylabel='loss (nats)')
   axes.xaxis.set_major_formatter(_thousands())
   axes.legend()
-  caption = 'Means between two log lines; loss is the weighted sum of the others.'
+  caption = 'Means between two log lines; loss is the weighted sum of the other losses.'
   if empty:
-    caption += f' Without data, and not drawn: {", ".join(empty)}.'
+    caption += f' Not drawn, because they had no data: {", ".join(empty)}.'
   return Drawing('losses', 'Losses', caption, figure, table)
 
 
 def _loss_points(history, name):
   """Returns [(step, value)] of a loss; empty if it had no data.
 
-  A batch without the pairs of a loss gives exactly 0, which no data gives throughout.
+  A loss is exactly 0 for a batch without its pairs; with data, not all values are 0.
   """
   points = [(row['step'], row[name]) for row in history
             if row.get(name) is not None and math.isfinite(row[name])]
@@ -173,19 +173,19 @@ def _loss_points(history, name):
 
 @mpl.rc_context(_CURVE_STYLE)
 def measures(history: Sequence[Mapping[str, float]]) -> Drawing:
-  """What the evaluations measured during training, one panel for each task.
+  """Draws the evaluation metrics over training, one panel for each task.
 
-  Ranks and d' are left out, for they are no shares.
+  Leaves out ranks and d', which are not fractions of one.
 
   Args:
     history: rows of `metrics.jsonl`.
 
   Raises:
-    NothingToDraw: there were fewer than two evaluations.
+    NothingToDraw: the run had fewer than two evaluations.
   """
   curves = _measures_by_task(history)
   if not curves:
-    raise NothingToDraw('it takes two evaluations; set config.evals.*.every_steps')
+    raise NothingToDraw('fewer than two evaluations; set config.evals.*.every_steps')
   columns = min(2, len(curves))
   rows = -(-len(curves) // columns)
   figure, panels = grid(rows, columns, 1.9 * rows + 0.4, _CURVE_WIDTH, sharex=True,
@@ -212,12 +212,12 @@ def measures(history: Sequence[Mapping[str, float]]) -> Drawing:
     axes.xaxis.set_major_formatter(_thousands())
     axes.xaxis.set_tick_params(labelbottom=True)
   _legend(figure, columns=4)
-  return Drawing('measures', 'Measures', 'What the evaluations found during training, '
-                 'shares of one; the thin lines are chance.', figure, table)
+  return Drawing('measures', 'Metrics', 'Evaluation metrics during training, as '
+                 'fractions of one; thin lines show chance.', figure, table)
 
 
 def _measures_by_task(history):
-  """task -> measure -> [(step, value, chance or None)], of two steps or more."""
+  """Returns task -> metric -> [(step, value, chance or None)], of two steps or more."""
   curves: dict[str, dict[str, list[tuple[int, float, float | None]]]] = {}
   for row in history:
     for key, value in row.items():
@@ -226,7 +226,7 @@ def _measures_by_task(history):
           name.endswith('_random_init')):
         continue
       metric = metrics.find(name)
-      if metric is not None and not metric.is_share:    # on a scale of its own
+      if metric is not None and not metric.is_share:    # not on the scale of the axis
         continue
       curves.setdefault(task, {}).setdefault(name, []).append(
           (row['step'], value, row.get(f'{task}/chance_{name}')))
@@ -243,19 +243,19 @@ def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str
   Args:
     features: title -> features of the same N clips (`draw_by_class`), one column of
       panels each.
-    labels: of each clip; of several, joined by `|`, the first counts.
-    label: their name; empty where there are none.
-    seed: of t-SNE.
+    labels: label of each clip; the first one counts if several are joined by `|`.
+    label: name of the labels; empty if the clips have none.
+    seed: seed of t-SNE.
 
   Raises:
-    NothingToDraw: there is but one class, or hardly a clip.
+    NothingToDraw: the labels have fewer than two classes, or clips are too few.
   """
   if not label:
     raise NothingToDraw('the clips have no labels')
   first = np.asarray([_first_label(text) for text in labels])
   classes = sorted(set(first.tolist()) - {''})
   if len(classes) < 2:
-    raise NothingToDraw(f'{label!r} tells apart {len(classes)} classes; expected 2 or '
+    raise NothingToDraw(f'{label!r} has {len(classes)} classes; expected 2 or '
                         'more')
   modalities = [m for m in ('video', 'audio') if all(
       m in f.pooled for f in features.values())]
@@ -264,14 +264,14 @@ def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str
   table = []
   for row, modality in zip(panels, modalities, strict=True):
     for axes, (when, given) in zip(row, features.items(), strict=True):
-      there = given.present[modality]
-      points = tsne(given.pooled[modality][there], seed)
-      _scatter_classes(axes, points, first[there], classes)
+      present = given.present[modality]
+      points = tsne(given.pooled[modality][present], seed)
+      _scatter_classes(axes, points, first[present], classes)
       axes.set_title(f'{modality}, {when}')
       table += [dict(when=when, modality=modality, clip=int(clip), label=name,
                      x=float(x), y=float(y))
-                for clip, name, (x, y) in zip(given.clip[there], first[there], points,
-                                              strict=True)]
+                for clip, name, (x, y) in zip(given.clip[present], first[present],
+                                              points, strict=True)]
   if len(classes) <= len(_class_styles()):
     _legend(figure)
   return Drawing(
@@ -282,16 +282,17 @@ def by_class(features: Mapping[str, Features], labels: Sequence[str], label: str
 
 def draw_by_class(labels: Sequence[str], num_classes: int, clips_per_class: int,
                   seed: int) -> np.ndarray:
-  """Draws classes first, then clips of each, so that every class has as many as it can.
+  """Samples classes first, and then clips of each, to balance the classes.
 
   Args:
-    labels: of each clip; of several, joined by `|`, the first counts; empty for none.
-    num_classes: at most; if there are more, so many at random.
-    clips_per_class: at most; if a class has more, so many at random.
-    seed: of the draws.
+    labels: label of each clip, empty for none; the first one counts if several are
+      joined by `|`.
+    num_classes: maximum number of classes; chosen at random if the labels have more.
+    clips_per_class: maximum number of clips of a class, likewise.
+    seed: seed of the draws.
 
   Returns:
-    The numbers of the clips, in order.
+    The indices of the clips, in order.
   """
   rng = np.random.default_rng(seed)
   first = np.asarray([_first_label(text) for text in labels], str)
@@ -308,7 +309,7 @@ def _first_label(text: str) -> str:
 
 def _scatter_classes(axes, points, names, classes):
   styles = _class_styles()
-  if len(classes) > len(styles):    # too many to name: neighbours are alike
+  if len(classes) > len(styles):    # too many for a legend
     styles = [(colour, 'o') for colour in mpl.colormaps['turbo'](
         np.linspace(0, 1, len(classes)))]
   _bare(axes)
@@ -318,7 +319,7 @@ def _scatter_classes(axes, points, names, classes):
 
 
 def _class_styles() -> list[tuple[str, str]]:
-  """As many as no two are alike."""
+  """Returns all distinct pairs of colour and marker."""
   count = math.lcm(len(COLOURS), len(_MARKERS))
   return list(itertools.islice(
       zip(itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False), count))
@@ -326,19 +327,18 @@ def _class_styles() -> list[tuple[str, str]]:
 
 @mpl.rc_context(STYLE)
 def by_modality(features: Mapping[str, Features], seed: int) -> Drawing:
-  """t-SNE of input and output space, coloured by modality (VATT, figure 4).
+  """Draws t-SNE of input and output space, coloured by modality (VATT, figure 4).
 
-  The paper doesn't say how it put modalities of different width into one plane.
-  Here vectors are scaled to length one, and narrower ones filled up with zeros.
-  It doesn't say either how it showed both common spaces at once: here each has a
-  panel.
+  The paper does not say how it maps modalities of different width to one plane. Here
+  vectors are scaled to unit length and padded with zeros to the largest width. The
+  paper does not say either how it shows both common spaces. Here each has a panel.
 
   Args:
     features: model -> features.
-    seed: of t-SNE.
+    seed: seed of t-SNE.
 
   Raises:
-    NothingToDraw: a model has no common space, or there are hardly any clips.
+    NothingToDraw: a model has no common space, or clips are too few.
   """
   _check_embeds(features)
   spaces = list(dict.fromkeys(s for f in features.values() for s in f.spaces()))
@@ -366,23 +366,23 @@ def by_modality(features: Mapping[str, Features], seed: int) -> Drawing:
   _legend(figure)
   return Drawing(
       'tsne_spaces', 'Input and output space',
-      't-SNE of what enters the Transformer (the mean of the tokens) and of what the '
-      'loss sees, a plane for each space (after figure 4 of the paper).'
+      't-SNE of the inputs of the Transformer (the mean of the tokens) and of the '
+      'embeddings in the loss, a plane for each space (after figure 4 of the paper).'
       f'{_widths(features)}', figure, table)
 
 
 @mpl.rc_context(STYLE)
 def similarities(features: Mapping[str, Features]) -> Drawing:
-  """Densities of the similarity of pairs (VATT, figure 5).
+  """Draws the densities of the similarity of pairs (VATT, figure 5).
 
-  Positive pairs are of one clip, negative ones are all others. Where the input
-  widths of two modalities differ, the narrower vectors are filled up with zeros.
+  A positive pair is of one clip; all other pairs are negative. If the input widths of
+  two modalities differ, the narrower vectors are padded with zeros.
 
   Args:
     features: model -> features.
 
   Raises:
-    NothingToDraw: a model has no common space, or there are hardly any pairs.
+    NothingToDraw: a model has no common space, or pairs are too few.
   """
   _check_embeds(features)
   rows = [(model, given, space, tuple(sides))
@@ -390,15 +390,15 @@ def similarities(features: Mapping[str, Features]) -> Drawing:
           for space, sides in sorted(given.embed.items(), reverse=True)    # text first
           if len(sides) > 1]
   if not rows:
-    raise NothingToDraw('there is no common space of two modalities')
+    raise NothingToDraw('no common space has two modalities')
   figure, panels = grid(len(rows), 2, 1.9 * len(rows))
   table = []
   for line, (model, given, space, sides) in zip(panels, rows, strict=True):
     a, b = ('video', next(m for m in ('text', 'audio') if m in sides))
-    there = given.present[a] & given.present[b]
+    both = given.present[a] & given.present[b]
     for axes, (title, x) in zip(line, (('input', given.inputs),
                                        ('output', given.embed[space])), strict=True):
-      one, other = common_width([x[a][there], x[b][there]])
+      one, other = common_width([x[a][both], x[b][both]])
       place, curves = _densities(one @ other.T)
       for (name, density), (colour, style) in zip(curves.items(), _styles(),
                                                   strict=False):
@@ -420,12 +420,12 @@ def similarities(features: Mapping[str, Features]) -> Drawing:
 
 
 def _densities(similarity):
-  """[N, N] -> places [P], and of positive and negative pairs the densities [P]."""
+  """Estimates densities.  [N, N] -> places [P], kind of pairs -> densities [P]."""
   same = np.eye(len(similarity), dtype=bool)
   sides = dict(positive=similarity[same], negative=similarity[~same])
   for name, values in sides.items():
     if len(values) < 2 or np.ptp(values) < 1e-9:
-      raise NothingToDraw(f'{len(values)} {name} pairs, which hardly differ')
+      raise NothingToDraw(f'{len(values)} {name} pairs, or all with equal similarity')
   low, high = similarity.min(), similarity.max()
   margin = 0.1 * (high - low)
   place = np.linspace(max(low - margin, -1), min(high + margin, 1), _GRID_POINTS)
@@ -435,11 +435,11 @@ def _densities(similarity):
 
 @mpl.rc_context(STYLE)
 def cost_curve(runs: Sequence[Mapping[str, Any]], measure: str) -> Drawing:
-  """Accuracy against cost, for rates of DropToken (VATT, tables 13 and 14).
+  """Draws accuracy against cost for rates of DropToken (VATT, tables 13 and 14).
 
   Args:
-    runs: `run`, its `drop_token_rate`, `gflops` of a clip, and the measure.
-    measure: its name.
+    runs: dicts of `run`, `drop_token_rate`, `gflops` per clip, and the metric.
+    measure: name of the metric.
   """
   runs = sorted(runs, key=lambda r: r['gflops'])
   figure, ((axes,),) = grid(1, 1, 3.2)
@@ -456,47 +456,46 @@ def cost_curve(runs: Sequence[Mapping[str, Any]], measure: str) -> Drawing:
   axes.margins(x=0.12, y=0.25)
   return Drawing(
       'drop_token', 'DropToken: accuracy and cost',
-      'One point for each run, the line through the mean of those that cost the same. '
-      'Operations are counted on the tokens that are kept (two for each '
-      'multiply-add); the measure is of clips of which nothing is dropped '
-      '(compare tables 13 and 14 of the paper).',
+      'One point for each run; the line connects the means of runs of equal cost. '
+      'Operations are counted on the kept tokens (two for each multiply-add); the '
+      'metric is measured without dropping tokens (compare tables 13 and 14 of the '
+      'paper).',
       figure, runs)
 
 
 def common_width(sides: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Vectors of length one, zeros after the narrower ones.  [N, D] each -> [N, widest].
-  """
+  """Scales vectors to unit length and pads with zeros.  [N, D] each -> [N, max D]."""
   width = max(x.shape[1] for x in sides)
   return [np.pad(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12),
                  [(0, 0), (0, width - x.shape[1])]) for x in sides]
 
 
 def tsne(x: np.ndarray, seed: int) -> np.ndarray:
-  """t-SNE, its perplexity 30 or less where points are few.  [N, D] -> [N, 2].
+  """Computes t-SNE with perplexity 30, or less for few points.  [N, D] -> [N, 2].
 
   Raises:
-    NothingToDraw: there are hardly any points, or they all fall together.
+    NothingToDraw: points are too few, or all equal.
   """
   if len(x) < _LEAST_POINTS or not np.ptp(x, axis=0).any():
-    raise NothingToDraw(f'{len(x)} points that can be told apart; expected '
-                        f'{_LEAST_POINTS} or more')
+    raise NothingToDraw(f'{len(x)} points, or all points equal; expected '
+                        f'{_LEAST_POINTS} or more distinct points')
   model = manifold.TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init='pca',
                         random_state=seed)
-  # Its threads wait for each other busily: on a machine that has other work, ten
-  # times slower than one.
+  # The threads of t-SNE busy-wait. On a loaded machine they are ten times slower than
+  # a single thread.
   with threadpoolctl.threadpool_limits(1):
     return model.fit_transform(x.astype(np.float32))
 
 
 def _widths(features: Mapping[str, Features]) -> str:
-  """For the caption: whose input widths differ, and what was done about it."""
+  """Describes models whose input widths differ, for the caption."""
   differ = [f'{model}: ' + ', '.join(f'{m} {x.shape[1]}' for m, x in f.inputs.items())
             for model, f in features.items()
             if len({x.shape[1] for x in f.inputs.values()}) > 1]
   if not differ:
     return ''
-  return (f' Where input widths differ ({"; ".join(differ)}) the narrower vectors are '
-          'filled up with zeros.')
+  return (f' Where input widths differ ({"; ".join(differ)}), the narrower vectors are '
+          'padded with zeros.')
 
 
 def _check_embeds(features):
@@ -507,28 +506,28 @@ def _check_embeds(features):
 
 def grid(rows: int, columns: int, height: float, width: float = _WIDTH,
          **settings: Any) -> tuple[Figure, np.ndarray]:
-  """A figure with [rows, columns] panels; height and width in inches."""
+  """Creates a figure with [rows, columns] panels; height and width in inches."""
   figure = Figure(figsize=(width, height), layout='constrained')
   return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
 def _bare(axes: Axes) -> None:
-  """A square frame without ticks, for planes whose axes mean nothing."""
+  """Draws a square frame without ticks, for axes without meaning."""
   axes.set(xticks=[], yticks=[], box_aspect=1)
   axes.spines[:].set_visible(True)
   axes.grid(False)
 
 
 def _legend(figure: Figure, columns: int = 7) -> None:
-  """One for all panels, below them."""
-  found = {name: handle for axes in figure.axes
-           for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-  figure.legend(found.values(), found.keys(), loc='outside lower center',
-                ncols=min(len(found), columns), markerscale=1.5)
+  """Adds one legend for all panels, below them."""
+  handles = {name: handle for axes in figure.axes
+             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+  figure.legend(handles.values(), handles.keys(), loc='outside lower center',
+                ncols=min(len(handles), columns), markerscale=1.5)
 
 
 def _styles() -> Iterator[tuple[str, str]]:
-  """Colours and line styles, for as many curves as come."""
+  """Returns an endless iterator of colours and line styles."""
   return zip(itertools.cycle(COLOURS), itertools.cycle(_LINES), strict=False)
 
 

@@ -1,4 +1,4 @@
-"""The page that a person reads after a run, and the same table as text."""
+"""Writes the report page of a run, and its table of results as text."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from vatt_jax.reports import run_info
 
 _RANDOM_INIT = '_random_init'
 _STRIP_FRAMES = 4
-# A card of the page is as wide as this in CSS pixels. It shows two frames side by
-# side, so they are sharp on a display of two pixels per CSS pixel.
+# The width of a card of the page in CSS pixels. A card shows two frames side by side:
+# they are sharp on a display with two pixels per CSS pixel.
 _FRAME_PIXELS = 176
-_GAP_PIXELS = 4    # between pictures
-_SOUND_HZ = 8000    # at most, of the sounds on the page
-# A clip of a file no larger than this is on the page itself; others are linked.
+_GAP_PIXELS = 4    # between frames
+_AUDIO_HZ = 8000    # maximum sample rate of audio on the page
+# Clips of files up to this size are embedded in the page; others are linked.
 EMBED_FILE_BYTES = 300_000
-_EMBED_SECONDS = 8.0    # at most, as the next ones
+_EMBED_SECONDS = 8.0    # maximum, like the next limits
 _EMBED_PIXELS = 240    # shorter edge
 _EMBED_FRAME_RATE_HZ = 15.0
 _EMBED_AUDIO_HZ = 16_000
@@ -51,7 +51,7 @@ _EMBED_AUDIO_HZ = 16_000
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A measure: of the trained model, of a random one, of chance."""
+  """Holds a metric of the trained model, of a random one, and at chance level."""
   name: str
   value: float
   random_init: float | None
@@ -59,42 +59,42 @@ class Row:
 
   @property
   def task(self) -> str:
-    """Returns the evaluation and its task in words."""
+    """Returns the evaluation and its task as readable text."""
     return self.name.rpartition('/')[0].replace('/', ' · ').replace('_', ' ')
 
   @property
   def metric(self) -> metrics.Metric:
-    """Returns how to read it; an unknown metric has no direction and no meaning."""
+    """Returns the metric; an unknown one has no direction and no meaning."""
     return metrics.find(self.name) or metrics.Metric(
         self.name.rpartition('/')[2], None, 3, (-math.inf, math.inf), '')
 
   @property
   def arrow(self) -> str:
-    """Returns an arrow to the better side."""
+    """Returns an arrow in the better direction."""
     return {True: '↑', False: '↓', None: ''}[self.metric.higher_is_better]
 
   @property
   def beats_all(self) -> bool:
-    """Returns whether it is better than all values beside it: random init, chance."""
+    """Returns whether it is better than random init and chance, if these exist."""
     beside = [x for x in (self.random_init, self.chance) if x is not None]
     return all(self.metric.beats(self.value, other) for other in beside)
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-  """A clip in a gallery.
+  """Holds a clip of a gallery.
 
   Attributes:
-    clip: number in its source.
-    path: of its file, or the name of its record.
-    start: seconds.
-    end: seconds; infinite for the end of the file.
-    caption: its own words.
-    in_file: whether `path` is a file, not a record of one.
-    video: a small MP4 as a data URI, where the file is small; else empty.
-    pictures: uint8 [T, H, W, 3].
+    clip: index in its source.
+    path: path of its file, or name of its record.
+    start: start in seconds.
+    end: end in seconds; infinite for the end of the file.
+    caption: the clip's own caption.
+    in_file: whether `path` is a file and not a record.
+    video: a small MP4 as a data URI if the file is small; else empty.
+    pictures: frames, uint8 [T, H, W, 3].
     right: whether it is the query's own clip.
-    score: its similarity with the query.
+    score: similarity with the query.
   """
   clip: int
   path: str
@@ -113,7 +113,7 @@ class Strip:
     return f'{pathlib.PurePath(self.path).name}, {self.start:.1f} s'
 
   def link(self, folder: pathlib.Path) -> str:
-    """Returns a link from a page in a folder that plays it; empty for a record."""
+    """Returns a link to the clip from a page in `folder`; empty for a record."""
     if not self.in_file:
       return ''
     path = pathlib.Path(os.path.relpath(self.path, folder)).as_posix()
@@ -122,7 +122,7 @@ class Strip:
 
   @property
   def row(self) -> np.ndarray:
-    """The pictures side by side, white between them.  -> uint8 [H, ., 3]."""
+    """Returns the frames side by side with white gaps, uint8 [H, ., 3]."""
     gap = [(0, 0), (0, 0), (0, _GAP_PIXELS), (0, 0)]
     wide = np.pad(self.pictures, gap, constant_values=255)
     return np.concatenate(list(wide), axis=1)[:, :-_GAP_PIXELS]
@@ -131,9 +131,9 @@ class Strip:
   def image(self) -> str:
     """Returns the frames in two rows, a JPEG as a data URI."""
     edges = [(0, 0), (0, _GAP_PIXELS), (0, _GAP_PIXELS), (0, 0)]
-    pictures = np.pad(self.pictures, edges, constant_values=255)
-    half = len(pictures) // 2
-    rows = [np.concatenate(list(x), axis=1) for x in (pictures[:half], pictures[half:])]
+    frames = np.pad(self.pictures, edges, constant_values=255)
+    half = len(frames) // 2
+    rows = [np.concatenate(list(x), axis=1) for x in (frames[:half], frames[half:])]
     square = np.concatenate(rows)[:-_GAP_PIXELS, :-_GAP_PIXELS]
     file = io.BytesIO()
     Image.fromarray(square).save(file, 'JPEG', quality=80, optimize=True)
@@ -142,14 +142,14 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """What was asked, and the clips that it found, best first.
+  """Holds a query and the clips it retrieved, best first.
 
   Attributes:
-    direction: of `retrieval.GALLERIES`.
-    own: the clip whose words or sound ask.
-    sound: of a sound that asks, a data URI; empty for words.
-    strips: what was found.
-    rank: of its own clip among all, counted from 1.
+    direction: one of `retrieval.GALLERIES`.
+    own: the clip whose text or audio is the query.
+    sound: the audio of an audio query as a data URI; empty for a text query.
+    strips: the retrieved clips.
+    rank: rank of the query's own clip among all clips, counted from 1.
   """
   direction: str
   own: Strip
@@ -159,23 +159,23 @@ class Query:
 
   @property
   def missed(self) -> bool:
-    """Returns whether its own clip is not among those found."""
+    """Returns whether the query's own clip was not retrieved."""
     return not any(strip.right for strip in self.strips)
 
   @property
   def title(self) -> str:
-    """The sentence; of a sound, that of its clip."""
-    words = f'“{self.own.caption}”' if self.own.caption else self.own.path
-    return f'Sound of {words}' if self.sound else words
+    """Returns the caption, or path, of the query's own clip."""
+    name = f'“{self.own.caption}”' if self.own.caption else self.own.path
+    return f'Audio of {name}' if self.sound else name
 
 
 def is_chance(name: str) -> bool:
-  """Whether a metric is what chance would reach."""
+  """Returns whether a metric is the chance level of another."""
   return name.rsplit('/', 1)[-1].startswith('chance_')
 
 
 def as_rows(results: Mapping[str, Any]) -> Iterator[Row]:
-  """The evaluators' numbers, chance and random initialisation beside each."""
+  """Yields each metric that has a chance level or a value of random init beside it."""
   for name, value in results.items():
     if is_chance(name) or name.endswith(_RANDOM_INIT):
       continue
@@ -187,7 +187,7 @@ def as_rows(results: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def format_number(name: str, value: float | None) -> str:
-  """Ranks to a tenth, shares to a thousandth, and a dash for none."""
+  """Formats a value with the decimals of its metric; a dash for None."""
   if value is None:
     return '-'
   metric = metrics.find(name)
@@ -195,7 +195,7 @@ def format_number(name: str, value: float | None) -> str:
 
 
 def as_text(results: Mapping[str, Any]) -> str:
-  """The table for a terminal, and below it the numbers that stand alone."""
+  """Formats the table for a terminal, followed by metrics without a comparison."""
   rows = list(as_rows(results))
   width = max((len(r.name) for r in rows), default=0)
   lines = []
@@ -210,18 +210,18 @@ def as_text(results: Mapping[str, Any]) -> str:
 
 def draw_galleries(evaluators: Mapping[str, Any], state: Any
                    ) -> dict[str, list[Query]]:
-  """Name -> queries and what they found, of the evaluators that have a gallery."""
+  """Returns name -> queries and hits of the evaluators that have a gallery."""
   return {name: draw_gallery(evaluator, evaluator.gallery(state))
           for name, evaluator in evaluators.items() if hasattr(evaluator, 'gallery')}
 
 
 def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
-  """Reads a few pictures of every clip that was found, and the sounds that asked."""
+  """Reads a few frames of every retrieved clip, and the audio of audio queries."""
   window = retrieval.reader.window
   reader = dataclasses.replace(retrieval.reader, window=dataclasses.replace(
       window, num_frames=_STRIP_FRAMES, image_size=_FRAME_PIXELS,
       frame_rate_hz=_STRIP_FRAMES / window.seconds,
-      audio_hz=min(window.audio_hz, _SOUND_HZ)))
+      audio_hz=min(window.audio_hz, _AUDIO_HZ)))
   queries = []
   for hit in hits:
     examples = {i: reader.views(i) for i in {hit.query, *hit.found}}
@@ -229,25 +229,26 @@ def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
               for i, views in examples.items() if views}
     if hit.query not in strips:
       continue
-    sound = ''
+    audio = ''
     if hit.direction.startswith('audio'):
-      sound = _sound(examples[hit.query][0]['audio'], reader.window.audio_hz)
-    found = [dataclasses.replace(strips[i], right=i == hit.query, score=score)
-             for i, score in zip(hit.found, hit.scores, strict=True) if i in strips]
-    queries.append(Query(hit.direction, strips[hit.query], sound, found, hit.rank))
+      audio = _wav(examples[hit.query][0]['audio'], reader.window.audio_hz)
+    retrieved = [
+        dataclasses.replace(strips[i], right=i == hit.query, score=score)
+        for i, score in zip(hit.found, hit.scores, strict=True) if i in strips]
+    queries.append(Query(hit.direction, strips[hit.query], audio, retrieved, hit.rank))
   return queries
 
 
 @mpl.rc_context(plots.STYLE)
 def gallery_drawing(name: str, queries: Sequence[Query]) -> plots.Drawing:
-  """Queries of one direction and what they found, as a figure.
+  """Draws queries of one direction and their hits as a figure.
 
   Args:
-    name: of the evaluation.
-    queries: at least one.
+    name: name of the evaluation.
+    queries: one query or more.
   """
   direction = queries[0].direction
-  asks, finds = direction.split('_to_')
+  query_modality, hit_modality = direction.split('_to_')
   rows = [[q.own, *q.strips] if q.sound else q.strips for q in queries]
   figure, panels = plots.grid(len(queries), max(map(len, rows)), 0.9 * len(queries))
   for line, query, strips in zip(panels, queries, rows, strict=True):
@@ -258,7 +259,7 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> plots.Drawing:
         continue
       _show(axes, strip)
     if query.sound:
-      line[0].set_xlabel('heard here', fontsize=5, style='italic')
+      line[0].set_xlabel('audio query', fontsize=5, style='italic')
   table = [dict(query=query.own.clip, query_path=query.own.path,
                 query_start=query.own.start, query_text=query.own.caption,
                 query_rank=query.rank, rank=rank, clip=strip.clip, path=strip.path,
@@ -266,7 +267,8 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> plots.Drawing:
                 right=strip.right)
            for query in queries for rank, strip in enumerate(query.strips, 1)]
   return plots.Drawing(
-      f'gallery_{name}_{direction}', f'{asks.title()} to {finds}: {name}',
+      f'gallery_{name}_{direction}',
+      f'{query_modality.title()} to {hit_modality}: {name}',
       'The best clips for each query, best first, with their own captions; the '
       "query's own clip is framed.", figure, table)
 
@@ -288,25 +290,25 @@ def write(path: pathlib.Path, title: str, results: Mapping[str, Any],
   """Writes one self-contained HTML file; only clips of large files are links.
 
   Args:
-    path: of the file.
-    title: the run's name.
-    results: flat names to numbers.
-    curves: of training (`plots.learning`).
-    galleries: name -> queries and what they found.
+    path: path of the file.
+    title: name of the run.
+    results: flat name -> value.
+    curves: curves of training (`plots.learning`).
+    galleries: name -> queries and their hits.
     drawings: other figures.
-    info: facts about the run; None where it has none.
+    info: facts about the run; None if they are not recorded.
   """
   rows = list(as_rows(results))
   tasks: dict[str, list[Row]] = {}
   for row in rows:
     tasks.setdefault(row.task, []).append(row)
-  known = filter(None, (metrics.find(row.name, 'k') for row in rows))
+  explained = filter(None, (metrics.find(row.name, 'k') for row in rows))
   environment = jinja2.Environment(
       loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
       autoescape=True, trim_blocks=True, lstrip_blocks=True)
   page = environment.get_template('report.html.jinja').render(
       title=title, facts=list(info.facts()) if info else [], tasks=tasks,
-      meanings={metric.title: metric.meaning for metric in known},
+      meanings={metric.title: metric.meaning for metric in explained},
       number=format_number, png=_png, link=lambda strip: strip.link(path.parent),
       alone=[(name, _plain(value)) for name, value in _alone(results, rows)],
       curves=curves, drawings=drawings, galleries=galleries)
@@ -325,7 +327,7 @@ def _plain(value: Any) -> str:
 
 
 def _caption(clip: Clip) -> str:
-  """The caption nearest to the clip's middle."""
+  """Returns the caption nearest to the clip's middle."""
   with clip.open() as file:
     middle = (clip.start + min(clip.end, file.duration_seconds)) / 2
   nearest = min(clip.captions, default=None,
@@ -333,21 +335,21 @@ def _caption(clip: Clip) -> str:
   return nearest.text if nearest else ''
 
 
-def _strip(clip: Clip, number: int, pictures: np.ndarray) -> Strip:
+def _strip(clip: Clip, number: int, frames: np.ndarray) -> Strip:
   in_file, video = clip.content is None, ''
   if in_file and pathlib.Path(clip.path).suffix.lower() not in IMAGE_SUFFIXES and (
       os.path.getsize(clip.path) <= EMBED_FILE_BYTES):
-    with contextlib.suppress(media.MediaError):    # then it is linked
+    with contextlib.suppress(media.MediaError):    # a link is enough
       video = _data_uri('video/mp4', _mp4(clip))
   return Strip(number, clip.path, clip.start, clip.end, _caption(clip), in_file, video,
-               pictures)
+               frames)
 
 
 def _mp4(clip: Clip) -> bytes:
-  """Returns the clip, from its start, as a small MP4.
+  """Encodes the clip, from its start, as a small MP4.
 
   Raises:
-    media.MediaError: it does not decode.
+    media.MediaError: the clip does not decode.
   """
   with clip.open() as file:
     seconds = min(clip.end_in(file) - clip.start, _EMBED_SECONDS)
@@ -358,15 +360,15 @@ def _mp4(clip: Clip) -> bytes:
     width, height = frames[0].size
     scale = min(_EMBED_PIXELS / min(width, height), 1)
     size = tuple(max(round(edge * scale / 2) * 2, 2) for edge in (width, height))
-    pictures = [f.cut((0, 0, *f.size), size) for f in frames]
-    sound = file.sound(clip.start, round(seconds * _EMBED_AUDIO_HZ), _EMBED_AUDIO_HZ)
+    small = [f.cut((0, 0, *f.size), size) for f in frames]
+    audio = file.sound(clip.start, round(seconds * _EMBED_AUDIO_HZ), _EMBED_AUDIO_HZ)
   out = io.BytesIO()
-  write_mp4.film(out, pictures, rate_hz, sound, _EMBED_AUDIO_HZ, 32_000, {'crf': '30'})
+  write_mp4.film(out, small, rate_hz, audio, _EMBED_AUDIO_HZ, 32_000, {'crf': '30'})
   return out.getvalue()
 
 
-def _sound(samples: np.ndarray, rate_hz: int) -> str:
-  """int16 [S] -> a WAV file as a data URI."""
+def _wav(samples: np.ndarray, rate_hz: int) -> str:
+  """Encodes samples, int16 [S], as a WAV file in a data URI."""
   file = io.BytesIO()
   with wave.open(file, 'wb') as out:
     out.setnchannels(1)

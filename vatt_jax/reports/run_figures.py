@@ -1,7 +1,7 @@
-"""Draws what a run has learnt: python -m vatt_jax.main --mode=figures
+"""Draws the figures of a run: python -m vatt_jax.main --mode=figures
 
-Of the newest checkpoint, into `figures/` of the workdir as PNG and CSV, and into
-`report.html`. The section `figures` of the recipe says of what
+Uses the newest checkpoint of the workdir. Writes PNG and CSV files to its `figures/`,
+and `report.html`. The section `figures` of the config chooses clips and labels
 (`recipe.evals.Figures`).
 """
 
@@ -43,14 +43,14 @@ from vatt_jax.tools import cost
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A run, and its model before training and now.
+  """Holds a run, and its model before training and now.
 
   Attributes:
-    run: what its recipe says.
-    workdir: of the run.
-    before: what it started from.
-    now: of its newest checkpoint.
-    step: of that.
+    run: the experiment built from its config.
+    workdir: workdir of the run.
+    before: state at the start of training.
+    now: state of the newest checkpoint.
+    step: step of the newest checkpoint.
   """
   run: recipe.Recipe
   workdir: pathlib.Path
@@ -65,7 +65,7 @@ class Model:
 
 
 class Sample(Sequence[clip.Clip]):
-  """Some clips of a source, by their numbers."""
+  """Selects clips of a source by index."""
 
   def __init__(self, clips: Sequence[clip.Clip], numbers: np.ndarray):
     self._clips, self.numbers = clips, numbers
@@ -81,18 +81,18 @@ def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Draws the figures of a run.
 
   Args:
-    config: its recipe, as nested dicts; of `figures` it may say other things than
-      when it was trained.
+    config: the run's config, as nested dicts; its section `figures` may differ from
+      that of the training.
     workdir: the run's folder.
 
   Raises:
-    UserError: there is no such run, it has no checkpoint, or bad input.
-    interrupt.Interrupted: SIGTERM or Ctrl-C.
+    UserError: `workdir` holds no run or no checkpoint, or the input is invalid.
+    interrupt.Interrupted: the process got SIGTERM or Ctrl-C.
   """
   with interrupt.Interrupt() as stop:
     model = _load(config, workdir, stop.check)
     history = metric_writer.read_jsonl(workdir / metric_writer.METRICS_FILE)
-    learnt = list(_drawn(config, model, stop.check))
+    feature_drawings = list(_drawn(config, model, stop.check))
     logging.info('Drawing galleries')
     galleries = report.draw_galleries(
         {name: e.evaluator for name, e in model.run.evaluations.items()}, model.now)
@@ -100,12 +100,12 @@ def draw(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
   folder.mkdir(exist_ok=True)
   curves = list(filter(None, (_try(f.__name__, functools.partial(f, history))
                               for f in (plots.losses, plots.measures))))
-  drawings = [*curves, *learnt, *_of_galleries(galleries)]
+  drawings = [*curves, *feature_drawings, *_of_galleries(galleries)]
   for drawing in drawings:
     drawing.save(folder)
   page = workdir / 'report.html'
   report.write(page, workdir.name, metric_writer.read_results(workdir) or {}, curves,
-               galleries, learnt, run_info.read(workdir))
+               galleries, feature_drawings, run_info.read(workdir))
   print(f'{folder.resolve()}: {", ".join(d.name for d in drawings)}')
   print(f'Report: {page.resolve()}')
 
@@ -126,12 +126,12 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
 
 def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
            ) -> Iterator[plots.Drawing]:
-  """Yields the figures of features and of costs that there are."""
+  """Yields the figures of features and of costs that the model allows."""
   wish = model.run.figures
   clips = _clips(model.run)
   if not len(clips):
-    raise UserError('config.figures.path: is empty; expected a source of clips, for '
-                    'this recipe has none')
+    raise UserError('config.figures.path: is empty; set it to a source of clips, '
+                    'because this config has no clips')
   labels, label = _labels(clips, wish.num_clips, wish.label or (
       model.run.reader.labels.column if model.run.reader.labels else ''))
   costs = _costs(wish.runs, wish.measure) if wish.runs else []
@@ -166,14 +166,14 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
 
 
 def _sample(count: int, labels: Sequence[str], wish: evals.Figures) -> np.ndarray:
-  """Returns the numbers of clips to show: by class, or where none has a label any."""
+  """Samples indices of clips: by class, or any clips if none has a label."""
   numbers = plots.draw_by_class(labels, wish.num_classes, wish.clips_per_class,
                                   wish.seed)
   return numbers if len(numbers) else _some(count, wish.num_clips, wish.seed)
 
 
 def _some(count: int, at_most: int, seed: int) -> np.ndarray:
-  """Returns some of the first numbers, at random and in order."""
+  """Samples up to `at_most` of the first `count` indices, in order."""
   return np.sort(np.random.default_rng(seed).permutation(count)[:at_most])
 
 
@@ -194,8 +194,7 @@ def _try(name: str, task: Callable[[], plots.Drawing]) -> plots.Drawing | None:
 
 
 def _clips(run: recipe.Recipe) -> Sequence[clip.Clip]:
-  """Returns the source that the config names, or its first evaluation's that has one.
-  """
+  """Returns the source of `figures`, else of the first evaluation, else of training."""
   if run.figures.path:
     return sources.open_source(run.figures.path, run.figures.captions)
   return next((e.evaluator.reader for e in run.evaluations.values()
@@ -213,14 +212,14 @@ def _features(run: recipe.Recipe, state: train_step.State, clips: Sample,
     batch = sharding.to_devices(batch, run.task.mesh)
     return dict(run.task.predict(state, batch), inputs=inputs(state, batch))
 
-  found = extract.by_clip(predict, state, dataclasses.replace(run.reader, clips=clips),
-                          run.batch_size, 1, 1, _pick)
-  found = jax.tree.map(lambda x: x[:, 0], found)    # there is but one view
-  return plots.Features(clip=clips.numbers, **found)
+  reader = dataclasses.replace(run.reader, clips=clips)
+  features = extract.by_clip(predict, state, reader, run.batch_size, 1, 1, _pick)
+  features = jax.tree.map(lambda x: x[:, 0], features)    # the only view
+  return plots.Features(clip=clips.numbers, **features)
 
 
 def _pick(outputs, batch):
-  """Of a clip's sentences the nearest; without the `logits` of a classifier."""
+  """Picks features of each clip and its nearest caption; drops a head's `logits`."""
   present = extract.find_present(batch)
   return dict(present={m: present[m] for m in outputs['inputs']},
               inputs=extract.nearest_text(outputs['inputs']),
@@ -230,9 +229,9 @@ def _pick(outputs, batch):
 
 
 def _models(model: Model, beside: str, check: Callable[[], None]) -> dict[str, Model]:
-  """Returns the model and those of other runs by name.
+  """Returns the model and the models of other runs, by name.
 
-  Names are the kinds of the models, or if these are not distinct their workdirs.
+  Names are the kinds of the models, or their workdirs if the kinds are not distinct.
   """
   models = [model]
   for folder in filter(None, beside.split(',')):
@@ -252,11 +251,11 @@ def _labels(clips: Sequence[clip.Clip], num_tried: int, label: str
             ) -> tuple[list[str], str]:
   """Returns the label of each clip, and its name.
 
-  Both are empty where no label is asked for and the first clips have none: to read all
-  records of a large source takes too long.
+  Both are empty if no label is requested and the first clips have none. Reading all
+  records of a large source would take too long.
 
   Raises:
-    UserError: none of the first clips has the label that is asked for.
+    UserError: none of the first clips has the requested label.
   """
   first = itertools.islice(sources.each(clips), num_tried)
   columns = list(dict.fromkeys(name for c in first for name in c.labels))
@@ -270,22 +269,22 @@ def _labels(clips: Sequence[clip.Clip], num_tried: int, label: str
 
 
 def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:
-  """Of each finished run what it cost and reached."""
-  rows, known = [], set()
+  """Returns cost and metric of each finished run."""
+  rows, measures = [], set()
   for folder in map(pathlib.Path, sorted(glob.glob(pattern))):
     results, path = metric_writer.read_results(folder), folder / checkpoint.CONFIG_FILE
     if results is None or not path.exists():
-      logging.info('%s: left out of figure %r, for it has no results', folder,
+      logging.info('%s: left out of figure %r, because it has no results', folder,
                    'drop_token')
       continue
-    known |= results.keys()
+    measures |= results.keys()
     if measure in results:
       rows.append(_cost(folder, checkpoint.read_config(folder)) |
                   {measure: results[measure]})
   if not rows:
     raise UserError(
         f'config.figures.measure={measure!r}: no run of figures.runs={pattern!r} has '
-        f'it; found {", ".join(sorted(known)) or "no results"}')
+        f'it; found {", ".join(sorted(measures)) or "no results"}')
   return rows
 
 

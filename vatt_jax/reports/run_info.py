@@ -1,4 +1,4 @@
-"""Facts about a run for its report: when, how, where and on which clips it ran."""
+"""Records facts about a run for its report: date, command, device and clips."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ class Measured:
   """Describes the clips of an evaluation.
 
   Attributes:
-    clips: how many there are.
-    also_trained: how many of them overlap with a clip that the run trains on; None
-      where that cannot be told.
+    clips: number of clips.
+    also_trained: number of them that overlap with a training clip; None if unknown.
   """
   clips: int
   also_trained: int | None
@@ -47,7 +46,7 @@ class Measured:
     if not self.also_trained:
       return f'{count}, held out'
     if self.also_trained == self.clips:
-      return f'{count}, the very clips trained on'
+      return f'{count}, the same clips as in training'
     return f'{count}, {self.also_trained:,} of them also trained on'
 
 
@@ -56,14 +55,14 @@ class RunInfo:
   """Holds the facts about a run.
 
   Attributes:
-    date: the start, ISO 8601 with the zone.
+    date: start of the run, ISO 8601 with the time zone.
     command: the command line.
-    code: the commit of a checkout, or else the version of the package.
+    code: commit of the checkout, or else the version of the package.
     device: kind and number of the devices.
-    first_step: the step it began with; not 0 for a run that goes on.
-    init_from: the checkpoint it began with; empty for random weights.
-    clips: how many it trains on; 0 where nothing is trained.
-    evaluations: name -> the clips that are evaluated.
+    first_step: step at the start; not 0 for a resumed run.
+    init_from: checkpoint of the initial weights; empty for random weights.
+    clips: number of training clips; 0 without training.
+    evaluations: name -> clips of the evaluation.
   """
   date: str
   command: str
@@ -75,10 +74,10 @@ class RunInfo:
   evaluations: Mapping[str, Measured]
 
   def facts(self) -> Iterator[tuple[str, str]]:
-    """Yields name and text of each fact, for people."""
+    """Yields the name and the readable text of each fact."""
     date = datetime.datetime.fromisoformat(self.date).strftime('%Y-%m-%d %H:%M %Z')
-    goes_on = f', resumed at step {self.first_step:,}' if self.first_step else ''
-    yield 'Started', date + goes_on
+    resumed = f', resumed at step {self.first_step:,}' if self.first_step else ''
+    yield 'Started', date + resumed
     yield 'Command', self.command
     yield 'Code', self.code
     yield 'Device', self.device
@@ -95,10 +94,10 @@ def gather(config: Mapping[str, Any], first_step: int, training: sources.Mixture
   """Gathers the facts at the start of a run.
 
   Args:
-    config: of the run.
-    first_step: the step it begins with.
-    training: the clips of `config.data`.
-    evaluators: name -> evaluator; its `measured` are the clips.
+    config: config of the run.
+    first_step: step at the start.
+    training: clips of `config.data`.
+    evaluators: name -> evaluator; its `measured` holds its clips.
   """
   trained = training if config['total_steps'] else sources.Mixture([])
   evaluations = {
@@ -111,13 +110,13 @@ def gather(config: Mapping[str, Any], first_step: int, training: sources.Mixture
 
 
 def save(workdir: pathlib.Path, info: RunInfo) -> None:
-  """Writes the facts into a workdir, in place of those of an earlier start."""
+  """Writes the facts to a workdir; replaces those of an earlier start."""
   (workdir / FILE_NAME).write_text(
       json.dumps(dataclasses.asdict(info), indent=2) + '\n', encoding='utf-8')
 
 
 def read(workdir: pathlib.Path) -> RunInfo | None:
-  """Reads the facts of a workdir; None for a run of an older version without them."""
+  """Reads the facts of a workdir; returns None for a run of an older version."""
   path = workdir / FILE_NAME
   if not path.exists():
     return None
@@ -166,7 +165,7 @@ def _device() -> str:
 
 
 def _processor() -> str:
-  """Returns the model of the CPU, as far as the system tells."""
+  """Returns the model of the CPU if the system reports it."""
   cpuinfo = pathlib.Path('/proc/cpuinfo')
   if cpuinfo.exists():
     model = re.search(r'^model name\s*:\s*(.+)$', cpuinfo.read_text(), re.MULTILINE)
@@ -176,33 +175,34 @@ def _processor() -> str:
 
 
 def _count_overlap(clips: Sequence[Clip], training: sources.Mixture) -> int | None:
-  """Returns how many clips share a stretch of a file with a training clip.
+  """Counts the clips that overlap with a training clip in the same file.
 
-  None where records are among them, unless both are the same source.
+  Returns None if some clips are records, unless both sources are the same.
   """
-  asked, trained = _spans(clips), _spans(training)
-  if asked is None or trained is None:
+  evaluated, trained = _spans(clips), _spans(training)
+  if evaluated is None or trained is None:
     same = any(_is_same(clips, part) for part in (training, *training.parts))
     return len(clips) if same else None
-  # Millions of clips may be trained on: only what has a name asked for is resolved.
-  names = {os.path.basename(path) for path, _, _ in asked}
-  known: dict[str, list[tuple[float, float]]] = {}
+  # Training may use millions of clips: resolve only paths with a matching file name.
+  names = {os.path.basename(path) for path, _, _ in evaluated}
+  spans_by_path: dict[str, list[tuple[float, float]]] = {}
   for path, start, end in trained:
     if os.path.basename(path) in names:
-      known.setdefault(os.path.realpath(path), []).append((start, end))
-  return sum(any(start < their_end and their_start < end
-                 for their_start, their_end in known.get(os.path.realpath(path), ()))
-             for path, start, end in asked)
+      spans_by_path.setdefault(os.path.realpath(path), []).append((start, end))
+  return sum(any(start < other_end and other_start < end
+                 for other_start, other_end in spans_by_path.get(
+                     os.path.realpath(path), ()))
+             for path, start, end in evaluated)
 
 
 def _is_same(clips: Sequence[Clip], others: Sequence[Clip]) -> bool:
-  """Returns whether two sources have one size and one first record."""
+  """Returns whether two sources have the same size and the same first record."""
   return 0 < len(clips) == len(others) and (
       next(sources.each(clips)).path == next(sources.each(others)).path)
 
 
 def _spans(clips: Sequence[Clip]) -> list[tuple[str, float, float]] | None:
-  """Returns file, start and end of each clip; None if some are in records."""
+  """Returns file, start and end of each clip; None if some clips are records."""
   if isinstance(clips, sources.Mixture):
     parts = [_spans(part) for part in clips.parts]
     return None if None in parts else [span for part in parts for span in part]

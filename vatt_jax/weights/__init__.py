@@ -1,1 +1,1 @@
-"""Weights of checkpoints: ours, the release's, and word vectors."""
+"""Loads weights: checkpoints of vatt_jax, released checkpoints, word vectors."""

@@ -1,4 +1,4 @@
-"""Weights from wherever they are, into the model that wants them."""
+"""Loads the weights of a checkpoint into a model."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ from vatt_jax.weights import vatt_tf2
 
 def load(path: str | os.PathLike[str]
          ) -> tuple[models.MultimodalModel, dict[str, Any]]:
-  """Loads a model: of a workdir, of `vatt_jax import_vatt`, or a released checkpoint.
+  """Loads a model and its weights.
 
-  Of a workdir the newest, or that of WORKDIR/checkpoints/STEP.
+  Args:
+    path: a workdir (for its newest checkpoint), one of its checkpoints
+      (WORKDIR/checkpoints/STEP), a folder written by `vatt_jax import_vatt`, or a
+      released checkpoint.
 
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
 
   Raises:
-    UserError: there is nothing to load.
+    UserError: `path` holds no checkpoint.
   """
   config, variables = read(path)
   return models.from_config(config['model']), variables
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """As `load`, but for the model the config, or what is known of it.
+  """Reads the config and the variables of a checkpoint; takes the paths of `load`.
 
-  Its `model` is the settings of `models.from_config`.
+  `config['model']` holds the settings of `models.from_config`. It is the only section
+  for a released checkpoint.
   """
   check_exists(path)
   folder, _ = checkpoint.split(path)
@@ -49,50 +53,54 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_exists(path: str | os.PathLike[str]) -> None:
-  """Raises UserError unless there is a folder or file, or a released checkpoint."""
+  """Raises UserError if `path` is no folder, file or released checkpoint."""
   where = pathlib.Path(path)
   folder, step = checkpoint.split(where)
-  if where.exists() or (step is not None and folder.exists()):    # or which steps are
+  # For a missing step, the reader names the existing ones.
+  if where.exists() or (step is not None and folder.exists()):
     return
-  # The name of a released checkpoint is the beginning of its files' names.
+  # The name of a released checkpoint is a prefix of its files' names.
   if not any(where.parent.glob(f'{glob.escape(where.name)}.*')):
     raise UserError(f'{path}: no such folder or file')
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
           spline: bool, allow_random_head: bool = True) -> dict[str, Any]:
-  """The variables of a model, with the values of a checkpoint.
+  """Returns the variables of a model with the values of a checkpoint.
 
-  Tables of positions are fitted where the grid differs. What the checkpoint has
-  for other modalities is left out. A head that it has not, and a classifier of
-  another number of classes, stay as they are, and the log says so.
+  Resizes position embeddings if the grid differs. Leaves out the checkpoint's variables
+  of other modalities. Keeps the model's own head, and logs it, if the checkpoint has no
+  such head or a classifier with another number of classes.
 
   Args:
     ours: variables of the model, or their shapes.
-    theirs: of the checkpoint.
-    where: the checkpoint, for the message.
-    spline: fit positions as the released code does (`models.positions.fit`).
-    allow_random_head: take a checkpoint that has no head for the model.
+    theirs: variables of the checkpoint.
+    where: name of the checkpoint, for messages.
+    spline: resize positions like the released code (`models.positions.fit`).
+    allow_random_head: accept a checkpoint without a head for the model.
 
   Raises:
-    UserError: the model needs what the checkpoint lacks or has of another shape, or
-      the checkpoint has more of what the model has, or no head for it.
+    UserError: the checkpoint lacks variables of the model or has them in another shape,
+      has variables that the model's modules lack, or has no head for the model and
+      `allow_random_head` is off.
   """
-  ours, theirs = (traverse_util.flatten_dict(dict(x)) for x in (ours, theirs))
-  new = _new_head(ours, theirs)
-  missing = ours.keys() - theirs.keys() - new
-  left_out = theirs.keys() - ours.keys()
-  modules = {path[1] for path in ours} - {'head'}
+  model_vars, checkpoint_vars = (
+      traverse_util.flatten_dict(dict(x)) for x in (ours, theirs))
+  new = _new_head(model_vars, checkpoint_vars)
+  missing = model_vars.keys() - checkpoint_vars.keys() - new
+  left_out = checkpoint_vars.keys() - model_vars.keys()
+  modules = {path[1] for path in model_vars} - {'head'}
   modules |= {m.replace('tokenizers', 'projectors') for m in modules}
   unused = {path for path in left_out if path[1] in modules}
   if missing or unused:
     raise UserError(
-        f'{where}: is of another model. This one needs and it lacks: '
-        f'{_listed(missing)}. It has and this one lacks: {_listed(unused)}')
-  reason = f'{where} has no head for this model{_classes(ours, theirs)}'
+        f'{where}: does not fit the model. The model needs and the checkpoint lacks: '
+        f'{_listed(missing)}. The checkpoint has and the model lacks: '
+        f'{_listed(unused)}')
+  reason = f'{where} has no head for this model{_classes(model_vars, checkpoint_vars)}'
   if new and not allow_random_head:
     raise UserError(f'{reason}, whose head would be random; set config.model.head to '
-                    'what it has, or to None for features alone, or give '
+                    "the checkpoint's head, or to None for features alone, or give "
                     '--allow_random_head')
   if new:
     logging.warning('%s, whose head starts from random weights', reason)
@@ -100,38 +108,40 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     modules = sorted({path[1] for path in left_out})
     logging.info('Left out of %s: %s', where, ', '.join(modules))
   return traverse_util.unflatten_dict({
-      path: value if path in new else _fit(path, value, theirs[path], where, spline)
-      for path, value in ours.items()})
+      path: value if path in new else _fit(path, value, checkpoint_vars[path], where,
+                                           spline)
+      for path, value in model_vars.items()})
 
 
-def _new_head(ours, theirs):
-  """The paths of the head, if the checkpoint has none for it."""
-  head = {path for path in ours if path[1] == 'head'}
-  known = {path for path in head if path in theirs}
-  same = all(ours[path].shape == theirs[path].shape
-             for path in known if path[2] == 'logits')
-  return set() if known and same else head
+def _new_head(model_vars, checkpoint_vars):
+  """Returns the paths of the model's head if the checkpoint has no such head."""
+  head = {path for path in model_vars if path[1] == 'head'}
+  shared = {path for path in head if path in checkpoint_vars}
+  same = all(model_vars[path].shape == checkpoint_vars[path].shape
+             for path in shared if path[2] == 'logits')
+  return set() if shared and same else head
 
 
-def _classes(ours, theirs):
-  """Of two classifiers, how many classes they have, for messages."""
+def _classes(model_vars, checkpoint_vars):
+  """Describes the numbers of classes of two classifiers, for messages."""
   path = ('params', 'head', 'logits', 'bias')
-  if path not in ours or path not in theirs:
+  if path not in model_vars or path not in checkpoint_vars:
     return ''
-  return (f' (it is a classifier of {theirs[path].size} classes, this one of '
-          f'{ours[path].size})')
+  return (f' (it is a classifier of {checkpoint_vars[path].size} classes, this one of '
+          f'{model_vars[path].size})')
 
 
 def _listed(paths):
-  """The modules of which they are, such as `params/backbones_video/block_4`."""
+  """Lists the modules of some paths, such as `params/backbones_video/block_4`."""
   return ', '.join(sorted({'/'.join(path[:3]) for path in paths})) or 'nothing'
 
 
-def _fit(path, ours, theirs, where, spline):
-  """Their value, in the shape of ours."""
-  if theirs.shape == ours.shape:
-    return theirs
-  if path[-1].endswith('positions') and theirs.shape[1:] == ours.shape[1:]:
-    return np.asarray(positions.fit(theirs, path[-1], ours.shape[0], spline))
-  raise UserError(f'{where}: {"/".join(path)} has shape {theirs.shape}; this model '
-                  f'needs {ours.shape}')
+def _fit(path, model_value, value, where, spline):
+  """Returns the checkpoint's value in the shape of the model's."""
+  shape = model_value.shape
+  if value.shape == shape:
+    return value
+  if path[-1].endswith('positions') and value.shape[1:] == shape[1:]:
+    return np.asarray(positions.fit(value, path[-1], shape[0], spline))
+  raise UserError(f'{where}: {"/".join(path)} has shape {value.shape}; this model '
+                  f'needs {shape}')

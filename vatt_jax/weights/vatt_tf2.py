@@ -1,9 +1,9 @@
-"""Checkpoints of the released TensorFlow 2 code: theirs to ours, and back.
+"""Converts checkpoints of the released TensorFlow 2 code, in both directions.
 
     python -m vatt_jax import_vatt CHECKPOINT --out=DIR
 
-writes DIR, which `--config.init_from=DIR` and `checkpoint.load_model` take: the
-model's settings, an Orbax checkpoint, and the weights as `model.safetensors`.
+DIR gets the model's settings, an Orbax checkpoint, and the weights as
+`model.safetensors`. `--config.init_from=DIR` and `checkpoint.load_model` read it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Width of an attention head: of every tower, or by tower; None where it follows.
+# Width of an attention head, for all towers or by tower; None to infer it.
 HeadDim = int | Mapping[str, int] | None
 Path = tuple[str, ...]
 Rules = tuple[tuple[str, str], ...]
@@ -40,9 +40,8 @@ Rules = tuple[tuple[str, str], ...]
 _ROOT = 'model/layer_with_weights-0/'
 _SUFFIX = '/.ATTRIBUTES/VARIABLE_VALUE'
 
-# The name table: what we call it -> what the release calls it, as regular
-# expressions that are tried in order. First where a part stands, in each of the
-# three layouts; then what it holds.
+# The name table: our name -> the release's name, as regular expressions that are
+# applied in order. The three layouts map modules; `_PARTS` maps variables in them.
 _VIDEO = '_base_layer/vid_backbone/_base/'
 _AUDIO = '_base_layer/aud_backbone/_base/'
 _TEXT = '_base_layer/txt_backbone/'
@@ -83,7 +82,7 @@ _TUNED: Rules = (
     (r'^projectors_\w+/projection/', '_base/post_proj/'),
     (r'^head/logits/', '_ops/cls/'))
 _PARTS: Rules = (
-    # of the text tower
+    # text tower
     (r'base_lm/block_(\d+)/attention/(\w)\w+/',
      r'base_lm/layers/\1/self_attention/attention/\2/'),
     (r'base_lm/block_(\d+)/norm_1/scale$',
@@ -91,18 +90,18 @@ _PARTS: Rules = (
     (r'base_lm/norm/scale$', 'base_lm/final_layer_norm/weight'),
     (r'base_lm/relative_bias/table$',
      'base_lm/layers/0/self_attention/attention/relative_attention_bias/embeddings'),
-    # of every tower
+    # every tower
     (r'/block_(\d+)/attention/(\w)\w+/', r'/layers/\1/mha/\2/'),
     (r'/block_(\d+)/norm_1/', r'/layers/\1/layer_norm/'),
     (r'/block_(\d+)/norm_2/', r'/layers/\1/feed_forward/layer_norm/'),
     (r'/block_(\d+)/mlp_1/', r'/layers/\1/feed_forward/mlp/wi/'),
     (r'/block_(\d+)/mlp_2/', r'/layers/\1/feed_forward/mlp/wo/'),
     (r'/tx/norm/', '/tx/final_layer_norm/'),
-    # of positions
+    # positions
     (r'/(?:time_)?positions$', '/temporal_position_embeddings/embeddings'),
     (r'/(vertical|horizontal)_positions$', r'/\1_position_embeddings/embeddings'),
     (r'/position_norm/', '/layernorm/'),
-    # of the head
+    # head
     (r'/video_hidden_norm/', '/hid_to_va/pre_bn/'),
     (r'/video_hidden/', '/vid_to_hid/'),
     (r'/video_to_video_audio_norm/', '/hid_to_va/bn/'),
@@ -113,7 +112,7 @@ _PARTS: Rules = (
     (r'/text_to_video_text/', '/txt_to_vat/'),
     (r'/mean$', '/moving_mean'),
     (r'/var$', '/moving_variance'),
-    # of norms
+    # norms
     (r'/scale$', '/gamma'),
     (r'(norm|bn)/bias$', r'\1/beta'))
 
@@ -122,23 +121,22 @@ def load(prefix: str | os.PathLike[str], head_dim: HeadDim = None
          ) -> tuple[vatt.Vatt, dict[str, Any]]:
   """Loads a released checkpoint: pre-trained, or fine-tuned on video or audio.
 
-  Which architecture it is follows from names and shapes, but for one thing that
-  no shape tells: the number of heads.
+  Infers the architecture from names and shapes. They do not determine the number of
+  attention heads.
 
   Args:
-    prefix: of the checkpoint's files, or a folder for the newest in it.
-    head_dim: width of an attention head, of every tower, or by tower (`video`,
-      `audio`, `text`, or `shared` for the one Transformer for all). Where it is not
-      given it follows from the text tower's table of biases; a checkpoint without one
-      has heads of 64, as every published one, or, where 64 does not divide the width,
-      of 8.
+    prefix: prefix of the checkpoint's files, or a folder for its newest checkpoint.
+    head_dim: width of an attention head, for all towers or by tower (`video`, `audio`,
+      `text`, or `shared` for the Transformer of all modalities). The default is the
+      width in the text tower, from its table of relative biases. Without that table it
+      is 64, as in every published checkpoint, or 8 if 64 does not divide the width.
 
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
 
   Raises:
-    UserError: no checkpoint, none of the release, or names on either side that
-      the other lacks; lists both.
+    UserError: the prefix is no checkpoint, or not one of the release; or variables are
+      missing or unknown, and both are listed.
   """
   settings, variables = read(prefix, head_dim)
   return build.build_model(**settings), variables
@@ -146,7 +144,10 @@ def load(prefix: str | os.PathLike[str], head_dim: HeadDim = None
 
 def read(prefix: str | os.PathLike[str], head_dim: HeadDim = None
          ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """As `load`, but the settings of `models.build.build_model` for the model."""
+  """Reads a checkpoint as `load` does, but returns settings in place of the model.
+
+  The settings are the arguments of `models.build.build_model`.
+  """
   reader, prefix = _open(prefix)
   shapes = {short_name(key): tuple(shape)
             for key, shape in reader.get_variable_to_shape_map().items()
@@ -160,7 +161,7 @@ def read(prefix: str | os.PathLike[str], head_dim: HeadDim = None
 
 def _match(shapes: Shapes, head_dim: HeadDim, where: str
            ) -> tuple[dict[str, Any], dict[Path, Any]]:
-  """Settings, and flat variables (shapes) of the model that has just these names."""
+  """Returns settings and flat variables (shapes) of the model with these names."""
   settings, example = find_settings(shapes, head_dim, where)
   variables = traverse_util.flatten_dict(jax.eval_shape(
       build.build_model(**settings).init, jax.random.key(0), example))
@@ -169,7 +170,7 @@ def _match(shapes: Shapes, head_dim: HeadDim, where: str
   unknown = sorted(shapes.keys() - set(keys.values()))
   if missing or unknown:
     raise UserError(
-        f'{where}: does not fit the model that its names and shapes suggest. The '
+        f'{where}: does not fit the model inferred from its names and shapes. The '
         f'model needs and the checkpoint lacks: {", ".join(missing) or "nothing"}. '
         f'The checkpoint has and the model lacks: {", ".join(unknown) or "nothing"}')
   for path, like in variables.items():
@@ -181,7 +182,7 @@ def _match(shapes: Shapes, head_dim: HeadDim, where: str
 
 
 def _open(prefix: str | os.PathLike[str]) -> tuple[Any, str]:
-  """A reader, and the prefix of the files."""
+  """Opens a checkpoint; returns a reader and the prefix of the files."""
   path = os.fspath(prefix)
   try:
     if os.path.isdir(path):
@@ -194,19 +195,19 @@ def _open(prefix: str | os.PathLike[str]) -> tuple[Any, str]:
 
 def find_settings(shapes: Shapes, head_dim: HeadDim = None,
                   where: str = 'checkpoint') -> tuple[dict[str, Any], dict[str, Any]]:
-  """What model a checkpoint is of.
+  """Infers the model of a checkpoint.
 
   Args:
     shapes: the release's names (`short_name`) -> shapes.
-    head_dim: as of `load`.
-    where: the checkpoint, for the message.
+    head_dim: as for `load`.
+    where: name of the checkpoint, for messages.
 
   Returns:
-    The settings of `models.build.build_model`, and a batch of the size that the
-    tables of positions are for.
+    The settings of `models.build.build_model`, and a batch whose sizes match the
+    position embeddings.
 
   Raises:
-    UserError: it is none of the release.
+    UserError: the checkpoint is not one of the release.
   """
   try:
     if f'{_ALL}vid_agg_embedding' in shapes:
@@ -216,9 +217,9 @@ def find_settings(shapes: Shapes, head_dim: HeadDim = None,
     if '_base/agg_embedding' in shapes:
       return _find_tuned(shapes, head_dim)
   except KeyError as e:
-    raise UserError(f'{where}: a checkpoint of the released VATT, but it lacks '
+    raise UserError(f'{where}: is a checkpoint of the released VATT but lacks '
                     f'{e.args[0]}') from e
-  raise UserError(f'{where}: not a checkpoint of the released VATT; it has none of '
+  raise UserError(f'{where}: not a checkpoint of the released VATT; expected one of '
                   f'{_VIDEO}agg_embedding, {_ALL}vid_agg_embedding and '
                   '_base/agg_embedding')
 
@@ -227,13 +228,14 @@ def _find_unified(shapes, head_dim):
   raw, places = f'{_ALL}raw_to_embeddings/', f'{_ALL}pos_embedding_lookup/'
   video, frames = _find_video(shapes, f'{raw}video/kernel', f'{places}video/')
   audio, samples = _find_audio(shapes, f'{raw}audio/kernel', f'{places}audio/')
-  words = _rows(shapes, f'{places}text/', 'temporal')
+  max_tokens = _rows(shapes, f'{places}text/', 'temporal')
   shared = _find_size(shapes, f'{_ALL}tx/', _of_tower(head_dim, 'shared', ('shared',)))
   shared['projected_width'] = shapes[f'{_ALL}post_proj/video/kernel'][1]
-  text = dict(_find_table(shapes, f'{raw}text/embeddings'), max_tokens=words)
+  text = dict(_find_table(shapes, f'{raw}text/embeddings'), max_tokens=max_tokens)
   return (dict(variant='release', video=video, audio=audio, text=text, shared=shared,
                head=_find_head(shapes)),
-          dict(video=frames, audio=samples, text=jnp.zeros((1, 1, words), jnp.int32)))
+          dict(video=frames, audio=samples,
+               text=jnp.zeros((1, 1, max_tokens), jnp.int32)))
 
 
 def _find_specific(shapes, head_dim):
@@ -244,9 +246,9 @@ def _find_specific(shapes, head_dim):
   text = _find_table(shapes, f'{_TEXT}embedding/embeddings')
   attention = f'{_TEXT}base_lm/layers/0/self_attention/attention/'
   num_heads = shapes[f'{attention}relative_attention_bias/embeddings'][1]
-  known = shapes[f'{attention}q/kernel'][1] // num_heads
+  default_dim = shapes[f'{attention}q/kernel'][1] // num_heads
   video_dim, audio_dim, text_dim = (
-      _of_tower(head_dim, tower, multimodal.MODALITIES) or known
+      _of_tower(head_dim, tower, multimodal.MODALITIES) or default_dim
       for tower in multimodal.MODALITIES)
   return (dict(variant='release',
                video=video | _find_size(shapes, f'{_VIDEO}tx/', video_dim),
@@ -278,7 +280,7 @@ def _find_tuned(shapes, head_dim):
 
 
 def _find_video(shapes, kernel, places):
-  """Settings, and an example."""
+  """Infers the settings of the tokenizer, and an example."""
   *patch, channels, _ = shapes[kernel]
   rows = (_rows(shapes, places, s) for s in ('temporal', 'vertical', 'horizontal'))
   sides = [n * p for n, p in zip(rows, patch, strict=True)]
@@ -286,7 +288,7 @@ def _find_video(shapes, kernel, places):
 
 
 def _find_audio(shapes, kernel, places):
-  """Settings, and an example."""
+  """Infers the settings of the tokenizer, and an example."""
   patch = shapes[kernel][0]
   return dict(patch=(patch,)), jnp.zeros((1, patch * _rows(shapes, places, 'temporal')))
 
@@ -301,7 +303,7 @@ def _rows(shapes, places, side):
 
 
 def _of_tower(head_dim: HeadDim, tower: str, towers: Sequence[str]) -> int | None:
-  """Of a tower, among those of the checkpoint."""
+  """Returns the width of a tower's heads; checks the names of towers."""
   if not isinstance(head_dim, Mapping):
     return head_dim
   for name in head_dim:
@@ -312,10 +314,10 @@ def _of_tower(head_dim: HeadDim, tower: str, towers: Sequence[str]) -> int | Non
 
 
 def parse_head_dim(value: str) -> HeadDim:
-  """Reads a flag: `64` for every tower, or `video=10,text=16`; empty for None.
+  """Parses a flag: `64` for all towers, or `video=10,text=16`; empty for None.
 
   Raises:
-    UserError: neither.
+    UserError: the value has neither form.
   """
   if not value:
     return None
@@ -323,13 +325,13 @@ def parse_head_dim(value: str) -> HeadDim:
     return int(value)
   pairs = [pair.partition('=') for pair in value.split(',')]
   if not all(dim.isdecimal() and int(dim) for _, _, dim in pairs):
-    raise UserError(f'--head_dim={value}: expected a number such as 64, or one for '
-                    'each tower, such as video=64,text=32')
+    raise UserError(f'--head_dim={value}: expected a number such as 64, or one '
+                    'for each tower, such as video=64,text=32')
   return {tower: int(dim) for tower, _, dim in pairs}
 
 
 def _find_size(shapes, tower, head_dim, attention='mha'):
-  """Of the Transformer whose names begin so."""
+  """Infers the size of the Transformer with the prefix `tower`."""
   layers = {key[len(tower):].split('/')[1] for key in shapes
             if key.startswith(f'{tower}layers/')}
   width = shapes[f'{tower}layers/0/{attention}/q/kernel'][0]
@@ -347,17 +349,17 @@ def _find_head(shapes):
 
 
 def short_name(key: str) -> str:
-  """The part of a checkpoint's key that says what it is, from `_base...` on."""
+  """Strips a checkpoint's key to the variable's name, such as `_base/...`."""
   return key.removeprefix(_ROOT).removesuffix(_SUFFIX)
 
 
 def full_name(name: str) -> str:
-  """The checkpoint's key of a `short_name`."""
+  """Returns the checkpoint's key of a `short_name`."""
   return f'{_ROOT}{name}{_SUFFIX}'
 
 
 def names(paths: Mapping[Path, Any]) -> dict[Path, str]:
-  """The release's name (`short_name`) of each of our variables.
+  """Returns the release's name (`short_name`) of each of our variables.
 
   Args:
     paths: the flattened variables of a model with `variant='release'`:
@@ -366,17 +368,17 @@ def names(paths: Mapping[Path, Any]) -> dict[Path, str]:
   modules = {path[1] for path in paths}
   layout = (_TUNED if any(path[1:3] == ('head', 'logits') for path in paths) else
             _UNIFIED if 'backbones_shared' in modules else _SPECIFIC)
-  found = {}
+  release_names = {}
   for path in paths:
     name = '/'.join(path[1:])
     for pattern, replacement in layout + _PARTS:
       name = re.sub(pattern, replacement, name)
-    found[path] = name
-  return found
+    release_names[path] = name
+  return release_names
 
 
 def release_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The release's shape of one of our variables: heads are joined."""
+  """Returns the release's shape of one of our variables: heads are joined."""
   if 'attention' not in path:
     return tuple(shape)
   name, leaf = path[-2:]
@@ -388,14 +390,14 @@ def release_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def export(variables: Mapping[str, Any], prefix: str | os.PathLike[str]) -> None:
-  """Writes a checkpoint whose keys are those that the released code looks for.
+  """Writes a checkpoint with the keys of the released code.
 
   Args:
-    variables: of a model with `variant='release'`.
-    prefix: of the files to write, as `.../ckpt-500000`.
+    variables: variables of a model with `variant='release'`.
+    prefix: prefix of the files to write, such as `.../ckpt-500000`.
 
   Raises:
-    UserError: the model is none that the release has.
+    UserError: the release has no such model.
   """
   flat = traverse_util.flatten_dict(variables)
   shapes = {name: release_shape(path, flat[path].shape)
@@ -406,13 +408,13 @@ def export(variables: Mapping[str, Any], prefix: str | os.PathLike[str]) -> None
 
 
 def _head_dims(variables: Mapping[Path, Any]) -> dict[str, int]:
-  """Tower -> width of an attention head, of our flattened variables."""
+  """Returns tower -> width of an attention head, from our flattened variables."""
   return {path[1].removeprefix('backbones_'): value.shape[-1]
           for path, value in variables.items() if path[-2:] == ('query', 'kernel')}
 
 
 def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> None:
-  """Writes a checkpoint of arrays by the release's names (`short_name`)."""
+  """Writes a checkpoint of arrays, given by the release's names (`short_name`)."""
   root = tf.train.Checkpoint()
   for name, value in values.items():
     *parts, leaf = f'{_ROOT}{name}'.split('/')
@@ -423,7 +425,7 @@ def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> N
       node = getattr(node, part)
     setattr(node, leaf, tf.Variable(value))
   root.write(os.fspath(prefix))
-  # By this file TensorFlow knows the newest checkpoint of a folder.
+  # TensorFlow finds the newest checkpoint of a folder by this file.
   path = pathlib.Path(prefix)
   (path.parent / 'checkpoint').write_text(
       f'model_checkpoint_path: {json.dumps(path.name)}\n', encoding='utf-8')
@@ -431,19 +433,20 @@ def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> N
 
 def main(prefix: str) -> None:
   settings, variables = read(prefix, parse_head_dim(flags.FLAGS.head_dim))
-  folder, words = pathlib.Path(flags.FLAGS.out), flags.FLAGS.vocabulary
-  if words:
-    known = text.load('words', words, settings['text']['vocabulary_size'])
+  folder, vocabulary = pathlib.Path(flags.FLAGS.out), flags.FLAGS.vocabulary
+  if vocabulary:
+    tokenizer = text.load('words', vocabulary, settings['text']['vocabulary_size'])
   checkpoint.save_model(folder, settings, variables)
-  if words:
-    known.save(folder / known.file_name)
+  if vocabulary:
+    tokenizer.save(folder / tokenizer.file_name)
   print(f'Wrote {folder}')
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('out', None, 'The folder to write.', required=True)
-  flags.DEFINE_string('vocabulary', None, "The release's file of words, to go with it.")
+  flags.DEFINE_string('out', None, 'Output folder.', required=True)
+  flags.DEFINE_string('vocabulary', None,
+                      "The release's vocabulary file, to copy to --out.")
   flags.DEFINE_string(
-      'head_dim', '', 'Width of an attention head, where no table tells and it is not '
-      '64: a number, or one for each tower, as video=10,text=16.')
+      'head_dim', '', 'Width of an attention head if it cannot be inferred and is not '
+      '64: a number, or one for each tower, such as video=10,text=16.')
   cli.run(main, 'CHECKPOINT')

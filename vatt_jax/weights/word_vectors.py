@@ -1,4 +1,4 @@
-"""Word vectors from a file, for the frozen table of the released model."""
+"""Reads word vectors for the frozen embedding table of the released model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import text
 
-# Of a .npz file, the array that is the table.
+# Name of the array in a .npz file.
 KEY = 'vectors'
 
 
@@ -22,43 +22,43 @@ def load(path: str | os.PathLike[str], tokenizer: text.Tokenizer, table: np.ndar
   """Returns the table with the vectors of a file.
 
   Args:
-    path: an .npz file whose array `vectors` is the table in the order of ids; or
-      otherwise text in the format of word2vec, a line of `WORD v1 ... vD` for each
-      word, with or without a first line of `WORDS D`. Text may have more words than
-      the vocabulary, and lack some.
-    tokenizer: the vocabulary by which lines of text become rows.
-    table: float32 [V, D], random; a word that the text lacks keeps its row.
+    path: an .npz file whose array `vectors` is the table in the order of ids. Any other
+      file is text in the format of word2vec: a line `WORD v1 ... vD` for each word,
+      with or without a first line `NUM_WORDS D`. It may have more words than the
+      vocabulary, and lack some.
+    tokenizer: the vocabulary, which maps words to rows.
+    table: float32 [V, D], random; words without a vector keep their rows.
 
   Raises:
-    UserError: no such file, or it does not fit the table or the vocabulary.
+    UserError: the file is missing, or does not fit the table or the vocabulary.
   """
   if not pathlib.Path(path).is_file():
     raise UserError(f'{path}: no such file of word vectors; set config.model.text.'
-                    'word_vectors to one')
+                    'word_vectors to an existing file')
   if pathlib.Path(path).suffix == '.npz':
     return _load_npz(path, table.shape)
   if not isinstance(tokenizer, text.WordTokenizer):
-    raise UserError(f"{path}: vectors of whole words need config.data.tokenizer="
+    raise UserError(f"{path}: vectors of words need config.data.tokenizer="
                     f"'words'; for other tokenizers, give an .npz file with the array "
                     f'{KEY!r} in the order of ids')
   rows = {word: i for i, word in enumerate(tokenizer.names)}
-  found = _read_text(path, rows, table.shape[1])
-  if not found:
+  vectors = _read_text(path, rows, table.shape[1])
+  if not vectors:
     raise UserError(f'{path}: has none of the {len(rows)} words of the vocabulary; '
-                    'expected lines of WORD and its vector, words in lower case')
+                    'expected lines of a lower-case word and its vector')
   table = np.array(table)
-  for row, vector in found.items():
+  for row, vector in vectors.items():
     table[row] = vector
   wanted = rows.keys() - {text.PAD, text.UNKNOWN}
-  missing = len(wanted) - sum(rows[word] in found for word in wanted)
-  logging.info('%s: vectors of %d of the %d words of the vocabulary; the other %d keep '
-               'random ones', path, len(wanted) - missing, len(wanted), missing)
+  missing = len(wanted) - sum(rows[word] in vectors for word in wanted)
+  logging.info('%s: has vectors of %d of the %d words of the vocabulary; the other %d '
+               'keep random vectors', path, len(wanted) - missing, len(wanted), missing)
   return table
 
 
 def _load_npz(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
   try:
-    with open(path, 'rb') as raw:    # numpy leaves a damaged file open
+    with open(path, 'rb') as raw:    # NumPy leaves a damaged file open
       file = np.load(raw, allow_pickle=False)
       arrays = getattr(file, 'files', [])
       if KEY not in arrays:
@@ -66,7 +66,7 @@ def _load_npz(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarra
                         f'expected {KEY!r} of shape {shape}')
       vectors = file[KEY]
   except (EOFError, OSError, ValueError, zipfile.BadZipFile) as e:
-    raise UserError(f'{path}: not an .npz file of plain numbers ({e})') from e
+    raise UserError(f'{path}: not an .npz file of numeric arrays ({e})') from e
   if vectors.shape != shape or vectors.dtype.kind != 'f':
     raise UserError(
         f'{path}: {KEY!r} is {vectors.dtype} of shape {vectors.shape}; expected floats '
@@ -78,19 +78,19 @@ def _load_npz(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarra
 
 def _read_text(path: str | os.PathLike[str], rows: Mapping[str, int], width: int
                ) -> dict[int, np.ndarray]:
-  """row -> vector, of the words that have a row; the first line of a word counts."""
-  found: dict[int, np.ndarray] = {}
+  """Reads row -> vector of the words with a row; the first line of a word counts."""
+  vectors: dict[int, np.ndarray] = {}
   with open(path, encoding='utf-8', errors='replace') as file:
     for number, line in enumerate(file, 1):
       fields = line.split()
       if number == 1 and len(fields) == 2 and fields[0].isdecimal():
-        continue    # how many words and numbers
-      # Further on, some published files have "words" with spaces in them.
+        continue    # header: NUM_WORDS D
+      # Further lines of some published files have "words" that contain spaces.
       if len(fields) <= width or (number <= 2 and len(fields) != width + 1):
         raise UserError(f'{path}: line {number} has {len(fields)} fields; expected a '
                         f'word and {width} numbers (config.model.text.table_width)')
       word, numbers = ' '.join(fields[:-width]), fields[-width:]
-      if word not in rows or rows[word] in found:
+      if word not in rows or rows[word] in vectors:
         continue
       try:
         vector = np.array(numbers, np.float32)
@@ -99,5 +99,5 @@ def _read_text(path: str | os.PathLike[str], rows: Mapping[str, int], width: int
                         'numbers') from e
       if not np.isfinite(vector).all():
         raise UserError(f'{path}: line {number} has values that are not finite')
-      found[rows[word]] = vector
-  return found
+      vectors[rows[word]] = vector
+  return vectors
