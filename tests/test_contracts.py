@@ -125,7 +125,7 @@ def small(toy_world, **changes):
   return config | changes
 
 
-def test_new_loss_model_evaluator_and_hook_need_only_a_row_of_a_table(
+def test_loss_model_evaluator_and_hook_need_only_a_table_row(
     rows, toy_world, tmp_path):
   config = small(
       toy_world, losses=dict(small(toy_world)['losses'],
@@ -168,7 +168,7 @@ def test_microbatches_keep_batch_statistics_of_a_backbone(rows, toy_world, tmp_p
     assert (variables['batch_stats'][f'{modality}_norm']['mean'] != 0).any()
 
 
-def test_missing_output_of_a_loss_is_one_clear_line(rows, toy_world, tmp_path):
+def test_missing_output_of_a_loss_is_reported_in_one_line(rows, toy_world, tmp_path):
   config = small(toy_world)
   config['losses'] = dict(video_text=dict(name='mil_nce', temperature=0.1))
   with pytest.raises(train.UserError, match=r'config\.losses\.video_text: needs outputs'

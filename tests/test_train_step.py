@@ -73,7 +73,7 @@ def test_training_lowers_the_loss(task):
   assert int(state.step) == 30
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms():
+def test_loss_is_the_weighted_sum_of_its_terms():
   task = make_task(video_audio=2.0, video_text=0.5)
   _, metrics = task.train_step(task.init(make_batch()), make_batch())
   np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
       2 * metrics['loss_video_audio'] + 0.5 * metrics['loss_video_text'], rtol=1e-6)
 
 
-def test_the_same_seed_and_step_give_the_same_bits(task):
+def test_same_seed_and_step_give_the_same_bits(task):
   results = [task.train_step(task.init(make_batch()), make_batch()) for _ in (0, 1)]
   jax.tree.map(np.testing.assert_array_equal, *results)
   other = make_task(seed=1).init(make_batch()).params
@@ -90,7 +90,7 @@ def test_the_same_seed_and_step_give_the_same_bits(task):
   assert (kernels[0] != kernels[1]).all()
 
 
-def test_tokens_dropped_differ_from_step_to_step():
+def test_dropped_tokens_differ_from_step_to_step():
   """With a learning rate of nothing only the draw can change the loss."""
   task = make_task(optimizer=optax.sgd(0.0))
   state, losses = task.init(make_batch()), []
@@ -101,7 +101,7 @@ def test_tokens_dropped_differ_from_step_to_step():
 
 
 @pytest.mark.parametrize('gone', ['audio', 'text'])
-def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
+def test_missing_modality_gets_no_gradient(gone):
   task = make_task(optimizer=optax.sgd(1.0))
   batch = make_batch()
   if gone == 'audio':
@@ -120,7 +120,7 @@ def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
   assert any('backbones_video' in k for k in changed)
 
 
-def test_a_clip_without_sound_teaches_nothing_about_sound():
+def test_clip_without_audio_does_not_change_the_step():
   """Whatever stands in its place, every parameter ends up the same."""
   task = make_task()
   batch, other = make_batch(), make_batch()
@@ -132,7 +132,7 @@ def test_a_clip_without_sound_teaches_nothing_about_sound():
 
 @pytest.mark.parametrize('video_audio, video_text', [
     ('paper', 'symmetric'), ('asymmetric', 'siglip')])
-def test_a_mixture_s_absent_rows_leave_a_step_as_it_is_without_them(video_audio,
+def test_step_with_absent_rows_equals_a_step_without_them(video_audio,
                                                                    video_text):
   """Clips of which nothing is there, of any term, are as if the batch lacked them."""
   losses = dict(
@@ -161,7 +161,7 @@ def test_a_mixture_s_absent_rows_leave_a_step_as_it_is_without_them(video_audio,
                                err_msg=key)
 
 
-def test_a_sound_without_a_film_teaches_nothing_about_films():
+def test_clip_without_video_does_not_change_the_step():
   """Whatever pictures stand in its place, every parameter ends up the same."""
   task = make_task()
   batch = make_batch() | dict(has_video=np.arange(8) != 5)
@@ -173,7 +173,7 @@ def test_a_sound_without_a_film_teaches_nothing_about_films():
 
 
 @pytest.mark.slow
-def test_two_devices_compute_what_one_does():
+def test_two_devices_take_the_same_step_as_one():
   """The loss and its batch statistics are over the whole batch, not a share of it."""
   assert jax.device_count() == 2
   batch = make_batch()
@@ -190,12 +190,12 @@ def test_two_devices_compute_what_one_does():
                                err_msg=key)
 
 
-def test_a_batch_that_does_not_split_is_refused():
+def test_batch_that_does_not_split_is_refused():
   with pytest.raises(UserError, match=r'batch_size=7: expected .* such as 6'):
     sharding.make_mesh(7)
 
 
-def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
+def test_bfloat16_towers_are_close_to_float32_and_keep_float32_parameters():
   batch = make_batch()
   sizes = dict(video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
                text=dict(vocabulary_size=32, **SIZE),
@@ -211,7 +211,7 @@ def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
     assert jnp.sum(a * b, -1).min() > 0.98
 
 
-def test_a_bfloat16_step_adds_up_in_float32_and_consumes_the_old_state():
+def test_bfloat16_step_sums_in_float32_and_donates_the_old_state():
   """Loss, gradients and parameters; its products are bfloat16 none the less."""
   seen = []
   spy = optax.stateless(lambda grads, _: seen.append(grads) or grads)
@@ -226,7 +226,7 @@ def test_a_bfloat16_step_adds_up_in_float32_and_consumes_the_old_state():
   assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
-def test_a_learnt_temperature_is_learnt_and_told():
+def test_learnable_temperature_is_trained_and_reported():
   task = make_task(temperature=None)
   state, metrics = task.train_step(task.init(make_batch()), make_batch())
   for _ in range(2):
@@ -237,7 +237,7 @@ def test_a_learnt_temperature_is_learnt_and_told():
   assert task.predict(state, make_batch()).keys() == {'pooled', 'embed'}
 
 
-def test_learnt_temperature_stops_at_its_bound_and_can_rise_again():
+def test_learnable_temperature_stops_at_its_bound_and_can_rise_again():
   """At the bound it still follows its gradient up."""
 
   class Pull(contrastive.NCE):
@@ -261,7 +261,7 @@ def test_learnt_temperature_stops_at_its_bound_and_can_rise_again():
   assert gradient < 0
 
 
-def test_sound_and_text_are_paired_where_both_are_there():
+def test_audio_and_text_are_paired_where_both_are_present():
   """A clip without sound takes its text out of the audio-text pairs, and only there."""
   model = make_model(head=dict(audio_text=True))
   losses = {'audio_text': contrastive.MilNCE(pair='audio_text', temperature=0.1)}
@@ -287,7 +287,7 @@ def make_classifier(optimizer=None, **more):
                    optax.constant_schedule(0.1), 0, **more)
 
 
-def labelled_batch():
+def labeled_batch():
   """Each class has films of its own brightness."""
   batch = {k: v for k, v in make_batch().items() if k in ('video', 'mask')}
   label = np.arange(8) % 3
@@ -296,8 +296,8 @@ def labelled_batch():
   return batch | dict(has_video=np.ones(8, bool), label=np.eye(3, dtype=bool)[label])
 
 
-def test_a_classifier_learns_its_labels():
-  task, batch = make_classifier(), labelled_batch()
+def test_classifier_learns_its_labels():
+  task, batch = make_classifier(), labeled_batch()
   state = task.init(batch)
   for _ in range(40):
     state, metrics = task.train_step(state, batch)
@@ -306,8 +306,8 @@ def test_a_classifier_learns_its_labels():
                                 np.arange(8) % 3)
 
 
-def test_a_film_that_is_not_there_teaches_no_class():
-  task, batch = make_classifier(), labelled_batch()
+def test_absent_video_does_not_count_in_classification():
+  task, batch = make_classifier(), labeled_batch()
   batch['has_video'][3] = False
   _, metrics = task.train_step(task.init(batch), batch)
   logits = task.predict(task.init(batch), batch)['logits']
@@ -329,7 +329,7 @@ def assert_moved_alike(ours, theirs, before):
                                atol=max(1e-4 * scale, 5e-6), err_msg=key)
 
 
-def assert_parts_change_nothing(task, batch, num_microbatches=4):
+def assert_microbatches_change_nothing(task, batch, num_microbatches=4):
   task = dataclasses.replace(task, optimizer=optax.sgd(1.0))
   (whole, expected), (split, metrics) = (
       dataclasses.replace(task, num_microbatches=n).train_step(task.init(batch), batch)
@@ -341,19 +341,19 @@ def assert_parts_change_nothing(task, batch, num_microbatches=4):
 
 @pytest.mark.parametrize('variant', [
     'paper', pytest.param('release', marks=pytest.mark.slow)])
-def test_a_batch_in_parts_is_the_same_step(variant):
+def test_microbatches_do_not_change_the_step(variant):
   """Contrast and statistics of the whole batch; each clip draws what it would there."""
   task = make_task(variant=variant, temperature=None)
   calm = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
   tokenizers = {m: x.clone(dropout_rate=0.0) for m, x in task.model.tokenizers.items()}
   change = augment.Augment(reverse_rate=0.5, flip_rate=0.5, noise=0.1)
-  assert_parts_change_nothing(dataclasses.replace(
+  assert_microbatches_change_nothing(dataclasses.replace(
       task, model=task.model.clone(backbones=calm, tokenizers=tokenizers),
       augment=change), make_batch())
 
 
 @pytest.mark.slow
-def test_a_classified_batch_in_parts_is_the_same_step():
+def test_microbatches_do_not_change_the_step_of_a_classifier():
   """Mixtures with clips of other parts, masks, the head's dropout, counted labels."""
   model = build.build_model(
       audio=dict(kind='spectrogram', patch=(2, 2), drop_token_rate=0.5,
@@ -369,12 +369,12 @@ def test_a_classified_batch_in_parts_is_the_same_step():
   batch = dict(audio=rng.integers(-2**15, 2**15, (8, 8192)).astype(np.int16),
                has_audio=np.arange(8) != 2,
                label=np.eye(3, dtype=bool)[np.arange(8) % 3])
-  assert_parts_change_nothing(task, batch, num_microbatches=2)
+  assert_microbatches_change_nothing(task, batch, num_microbatches=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [dict(), dict(data=1, fsdp=2)])
-def test_all_that_saves_memory_together_is_the_same_step(mesh):
+def test_memory_savings_together_do_not_change_the_step(mesh):
   """On two devices: parts, chunks, a loop over layers, activations made anew."""
   size = dict(width=16, depth=3, num_heads=2, mlp_dim=32)
   batch = make_batch()
@@ -402,7 +402,7 @@ def test_all_that_saves_memory_together_is_the_same_step(mesh):
 
 
 @pytest.mark.slow
-def test_parts_take_less_memory():
+def test_microbatches_take_less_memory():
   """With towers that are most of it."""
   size = dict(width=64, depth=2, num_heads=2, mlp_dim=256)
   model = build.build_model(
@@ -419,13 +419,13 @@ def test_parts_take_less_memory():
 
 
 @pytest.mark.parametrize('replicas, clip_norm', [(1, 0.3), (4, 2.0)])
-def test_each_replica_s_gradient_is_clipped_before_they_are_added(replicas, clip_norm):
+def test_gradient_of_each_replica_is_clipped_before_the_sum(replicas, clip_norm):
   """Against the formula, group of rows by group of rows; one row is absent."""
   built = optim.build(10, 1.0, 1.0, 0, name='sgd', momentum=0.0, clip_norm=clip_norm,
                       clip_replicas=replicas)
   assert (built.clip is None) == (replicas == 1)
   task = make_classifier(built.update, clip=built.clip, num_microbatches=replicas)
-  batch = labelled_batch()
+  batch = labeled_batch()
   batch['has_video'][3] = False
   params = jax.device_get(task.init(batch).params)
   state, _ = task.train_step(task.init(batch), batch)
@@ -453,8 +453,8 @@ def test_each_replica_s_gradient_is_clipped_before_they_are_added(replicas, clip
                                err_msg=key)
 
 
-def test_the_average_of_the_weights_is_what_is_evaluated():
-  task, batch = make_classifier(average_decay=0.9), labelled_batch()
+def test_averaged_parameters_are_evaluated():
+  task, batch = make_classifier(average_decay=0.9), labeled_batch()
   state = task.init(batch)
   expected = jax.device_get(state.params)
   for _ in range(3):
@@ -469,9 +469,9 @@ def test_the_average_of_the_weights_is_what_is_evaluated():
   np.testing.assert_allclose(task.predict(state, batch)['logits'], averaged, rtol=1e-4)
 
 
-def test_what_is_frozen_stays_and_the_rest_moves():
+def test_frozen_parameters_stay_and_the_rest_moves():
   built = optim.build(10, 0.1, 0.1, 0, rules=(('head', 1.0), ('.*', 0.0)))
-  task, batch = make_classifier(built.update, frozen=built.frozen), labelled_batch()
+  task, batch = make_classifier(built.update, frozen=built.frozen), labeled_batch()
   before = task.init(batch).params
   state, metrics = task.train_step(task.init(batch), batch)
   moved = {k: any(np.any(a != b) for a, b in zip(
@@ -485,7 +485,7 @@ def test_what_is_frozen_stays_and_the_rest_moves():
 
 
 @pytest.fixture
-def severe():
+def strict_jax():
   """Types that don't mix, tracers that don't leak, numbers that are numbers."""
   flags = {'jax_numpy_dtype_promotion': 'strict', 'jax_check_tracer_leaks': True,
            'jax_debug_nans': True}
@@ -500,7 +500,7 @@ def severe():
 @pytest.mark.slow
 @pytest.mark.parametrize('variant, agnostic, dtype', [
     ('paper', True, 'float32'), ('release', False, 'bfloat16')])
-def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, severe):
+def test_step_passes_the_strictest_checks_of_jax(variant, agnostic, dtype, strict_jax):
   model = make_model(variant, agnostic, dtype, head=dict(audio_text=True))
   pairs = dict(video_audio=contrastive.NCE, video_text=contrastive.MilNCE)
   losses = {pair: loss(pair=pair, temperature=0.1, form='asymmetric')

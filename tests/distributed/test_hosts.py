@@ -48,7 +48,7 @@ def _meet(*processes, seconds=2.0, port=None):
     return list(pool.map(come, processes))
 
 
-def test_everybody_is_told_who_is_missing(monkeypatch, caplog):
+def test_all_processes_report_the_missing_ones(monkeypatch, caplog):
   monkeypatch.setattr(hosts, '_TELL_SECONDS', 0.5)
   here = socket.gethostname()
   told = _meet((0, 4), (2, 4))
@@ -59,7 +59,7 @@ def test_everybody_is_told_who_is_missing(monkeypatch, caplog):
   assert waiting and all(': 1, 3 (here' in line for line in waiting)
 
 
-def test_a_coordinator_that_is_not_there_is_named(monkeypatch, caplog):
+def test_missing_coordinator_is_named(monkeypatch, caplog):
   monkeypatch.setattr(hosts, '_TELL_SECONDS', 0.3)
   (told,) = _meet((1, 2), seconds=1.0)
   assert '--coordinator=127.0.0.1:' in told and 'does not answer' in told
@@ -67,12 +67,12 @@ def test_a_coordinator_that_is_not_there_is_named(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize('processes', [[(0, 3), (1, 3), (1, 3)], [(0, 2), (1, 3)]])
-def test_one_that_does_not_belong_there_is_refused(processes):
+def test_unexpected_process_is_refused(processes):
   told = _meet(*processes, seconds=30)
   assert all('process 1 of 3 on' in why and 'expected one of' in why for why in told)
 
 
-def test_a_port_in_use_and_numbers_without_sense_are_refused():
+def test_port_in_use_and_inconsistent_numbers_are_refused():
   with socket.create_server(('', 0)) as server:
     (told,) = _meet((0, 2), port=server.getsockname()[1])
   assert 'cannot listen at the port' in told
@@ -92,7 +92,7 @@ class _Reader(pipeline.Reader):
 
 
 @pytest.mark.parametrize('num_windows, num_crops', [(1, 1), (3, 2)])
-def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
+def test_each_host_reads_its_share_and_all_get_every_clip_in_order(
     monkeypatch, num_windows, num_crops):
   """Two threads play the hosts."""
   window = pipeline.Window(1, 1.0, 1, 8, modalities=('audio',))
@@ -133,7 +133,7 @@ def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
 
 
 @pytest.mark.parametrize('ready', [(True, True), (True, False), (False, False)])
-def test_hosts_wait_for_the_first_unless_all_have_nothing_to_wait_for(
+def test_hosts_wait_for_the_first_unless_all_are_ready(
     monkeypatch, ready):
   """Two threads play the hosts."""
   host, votes, log = threading.local(), {}, []
@@ -202,7 +202,7 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(toy_world, tmp_path):
+def test_two_processes_train_like_one(toy_world, tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(_SMALL % f'{toy_world}/train.csv')
   command = [sys.executable, '-m', 'vatt_jax.main', f'--config={recipe}']
@@ -217,7 +217,7 @@ def test_two_processes_train_as_one_does(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
+def test_quickstart_on_two_processes_equals_that_on_one(toy_world, tmp_path):
   # The learning rates of its first steps, though no others come.
   flags = [f'--config.{flag}' for flag in (
       'total_steps=20', 'optim.warmup_steps=20', 'optim.peak_rate=1e-4',
@@ -241,7 +241,7 @@ def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_every_checkpoint_as_one_does(toy_world, tmp_path):
+def test_two_processes_evaluate_every_checkpoint_like_one(toy_world, tmp_path):
   one, two = (test_main._command(toy_world, tmp_path / name, 'total_steps=6',
                                  'evals.retrieval.every_steps=0')
               for name in ('one', 'two'))
@@ -264,7 +264,7 @@ def test_two_processes_evaluate_every_checkpoint_as_one_does(toy_world, tmp_path
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
+def test_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
                                                                       tmp_path):
   command = test_main._command(toy_world, tmp_path / 'run', 'total_steps=3',
                                'evals.retrieval.every_steps=0')
@@ -318,7 +318,7 @@ def _wait_for_steps(workdir, process, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_when_one_process_is_killed_the_other_says_so_and_both_go_on(pair, victim):
+def test_killed_process_is_reported_and_both_resume(pair, victim):
   processes, workdir = pair()
   _wait_for_steps(workdir, processes[0], 5)
   processes[victim].kill()
@@ -337,7 +337,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_both_go_on(pair, victi
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(pair):
+def test_signal_to_one_process_stops_all_at_the_same_step(pair):
   processes, workdir = pair()
   _wait_for_steps(workdir, processes[0], 5)
   processes[1].send_signal(signal.SIGTERM)

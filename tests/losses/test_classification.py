@@ -19,28 +19,28 @@ def _binary(logits, labels):
   return -np.sum(np.where(labels, np.log(probability), np.log(1 - probability)), axis=1)
 
 
-def test_softmax_is_the_release_s_with_smoothed_labels(shared):
+def test_softmax_with_smoothed_labels_matches_the_release(shared):
   golden = np.load(shared / 'golden' / 'ft_vit_io.npz')
   one_hot = golden['labels'] > 0.5    # they come smoothed
   loss = classification.softmax(golden['out_logits'], one_hot, np.ones(2, bool), 0.1)
   np.testing.assert_allclose(loss, golden['out_model_loss'], rtol=1e-6)
 
 
-def test_sigmoid_is_the_release_s(shared):
+def test_binary_cross_entropy_matches_the_release(shared):
   golden = np.load(shared / 'golden' / 'ft_wat_io.npz')
   loss = classification.binary_cross_entropy(
       golden['out_logits'], golden['labels'], np.ones(2, bool), balance=True)
   np.testing.assert_allclose(loss, golden['out_model_loss'], rtol=1e-6)
 
 
-def test_smoothing_spreads_a_share_over_all_classes():
+def test_smoothing_spreads_labels_over_all_classes():
   log_share = LOGITS - np.log(np.sum(np.exp(LOGITS), axis=1, keepdims=True))
   expected = -0.7 * log_share[ONE_HOT].mean() - 0.3 * log_share.mean()
   np.testing.assert_allclose(classification.softmax(LOGITS, ONE_HOT, ALL, 0.3),
                              expected, rtol=1e-5)
 
 
-def test_a_common_label_weighs_less():
+def test_balance_lowers_the_weight_of_common_labels():
   """Class 0 comes three times, class 1 twice, 2 twice, 3 twice."""
   weights = [(1 / 3 + 1 / 2) / 2, 1 / 3, 1 / 2, (1 / 3 + 1 / 2 + 1 / 2) / 3, 1 / 2,
              1 / 2]
@@ -54,7 +54,7 @@ def test_a_common_label_weighs_less():
 @pytest.mark.parametrize('objective, labels, settings', [
     (classification.softmax, ONE_HOT, dict(smoothing=0.1)),
     (classification.binary_cross_entropy, SEVERAL, dict(balance=True))])
-def test_what_has_no_label_or_is_not_there_counts_for_nothing(objective, labels,
+def test_absent_and_unlabeled_clips_do_not_count(objective, labels,
                                                               settings):
   kept = np.array([True, False, True, True, False, True])
   labels = labels.copy()
@@ -67,7 +67,7 @@ def test_what_has_no_label_or_is_not_there_counts_for_nothing(objective, labels,
   assert objective(jnp.asarray(LOGITS), labels, ~ALL, **settings) == 0
 
 
-def test_labels_may_be_shares_of_a_mixture():
+def test_labels_can_be_probabilities_of_a_mixture():
   mixed = 0.25 * ONE_HOT + 0.75 * ONE_HOT[::-1]
   parts = [classification.softmax(LOGITS, x, ALL) for x in (ONE_HOT, ONE_HOT[::-1])]
   np.testing.assert_allclose(classification.softmax(LOGITS, mixed, ALL),

@@ -40,7 +40,7 @@ def _naive(video, text, present, tau, form):
 
 
 @pytest.mark.parametrize('b', [2, 5])
-def test_nce_of_orthonormal_pairs_has_a_closed_form(b):
+def test_nce_of_orthonormal_pairs_matches_its_closed_form(b):
   """One score of 1/tau, the others 0."""
   x = jnp.eye(b)
   expected = np.log(1 + (b - 1) * np.exp(-1 / 0.5))
@@ -50,7 +50,7 @@ def test_nce_of_orthonormal_pairs_has_a_closed_form(b):
                              2 * expected, rtol=1e-6)
 
 
-def test_mil_nce_of_equal_candidates_has_a_closed_form():
+def test_mil_nce_of_equal_candidates_matches_its_closed_form():
   """All alike: K of B * K candidates are right, at any temperature."""
   video = jnp.ones((4, 2)) / np.sqrt(2)
   text = jnp.ones((4, 5, 2)) / np.sqrt(2)
@@ -59,7 +59,7 @@ def test_mil_nce_of_equal_candidates_has_a_closed_form():
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_mil_nce_is_equation_5(form):
+def test_mil_nce_computes_equation_5(form):
   video, text = _embeddings()
   present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
   np.testing.assert_allclose(
@@ -68,7 +68,7 @@ def test_mil_nce_is_equation_5(form):
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_one_candidate_makes_mil_nce_nce(form):
+def test_nce_equals_mil_nce_of_one_candidate(form):
   video, text = _embeddings(k=1)
   present = np.array([1, 1, 0, 1, 1], bool)
   np.testing.assert_allclose(
@@ -77,7 +77,7 @@ def test_one_candidate_makes_mil_nce_nce(form):
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_what_is_not_there_changes_nothing_and_learns_nothing(form):
+def test_absent_candidates_change_no_loss_and_get_no_gradient(form):
   video, text = _embeddings()
   present = jnp.ones((5, 3), bool).at[1].set(False).at[3, 0].set(False)
   loss = lambda v, t: contrastive.mil_nce(v, t, present, 0.07, form)
@@ -88,7 +88,7 @@ def test_what_is_not_there_changes_nothing_and_learns_nothing(form):
   assert abs(gradient[3, 1:]).min() > 0
 
 
-def test_rows_left_out_give_their_weight_to_the_rest():
+def test_loss_is_the_mean_over_the_present_rows():
   """The loss of the rest, had it been a batch of its own (but for no negatives)."""
   video, text = _embeddings(k=1)
   present = jnp.array([True, True, False, True, False])
@@ -99,7 +99,7 @@ def test_rows_left_out_give_their_weight_to_the_rest():
 
 
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_an_absent_anchor_leaves_the_loss_of_the_rest(form):
+def test_absent_anchor_does_not_change_the_loss_of_the_rest(form):
   """As if the batch had never had it, nor its candidates, whatever stands there."""
   video, text = _embeddings(b=7)
   anchored = np.array([1, 0, 1, 1, 1, 0, 1], bool)
@@ -121,7 +121,7 @@ def test_an_absent_anchor_leaves_the_loss_of_the_rest(form):
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
+def test_loss_and_gradient_of_an_absent_batch_are_zero(form):
   video, text = _embeddings()
   loss, gradients = jax.value_and_grad(contrastive.mil_nce, argnums=(0, 1))(
       video, text, jnp.zeros((5, 3), bool), 0.07, form)
@@ -129,7 +129,7 @@ def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
   assert all((g == 0).all() for g in gradients)
 
 
-def test_the_loss_is_float32_even_of_bfloat16_embeddings():
+def test_loss_of_bfloat16_embeddings_is_float32():
   video, text = _embeddings()
   loss = contrastive.mil_nce(video.astype(jnp.bfloat16), text.astype(jnp.bfloat16),
                              jnp.ones((5, 3), bool), 0.07)
@@ -147,13 +147,13 @@ def test_similarities_and_their_gradients_are_float32_products_on_every_device(f
     assert 'precision = [HIGHEST, HIGHEST]' in line and 'bf16' not in line, line
 
 
-def test_an_unknown_form_is_named():
+def test_unknown_form_is_named():
   video, text = _embeddings()
   with pytest.raises(ValueError, match="form='other': expected one of paper, sy"):
     contrastive.mil_nce(video, text, jnp.ones((5, 3), bool), 0.07, 'other')
 
 
-def test_the_least_asymmetric_loss_is_log_2():
+def test_minimum_of_the_asymmetric_loss_is_log_2():
   """The positives are in its denominator twice."""
   x = jnp.eye(4)
   loss = contrastive.nce(x, x, jnp.ones(4, bool), 0.1, 'asymmetric')
@@ -161,7 +161,7 @@ def test_the_least_asymmetric_loss_is_log_2():
 
 
 @pytest.mark.parametrize('k', [1, 3])
-def test_the_sigmoid_loss_asks_of_every_pair(k):
+def test_siglip_sums_over_all_pairs(k):
   """Equation 1 of SigLIP by loops."""
   video, text = _embeddings(k=k)
   present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
@@ -181,7 +181,7 @@ def test_the_sigmoid_loss_asks_of_every_pair(k):
         total / rows.sum(), rtol=1e-5)
 
 
-def test_the_sigmoid_loss_of_nothing_is_zero():
+def test_siglip_of_an_absent_batch_is_zero():
   video, text = _embeddings()
   assert contrastive.siglip(video, text, jnp.zeros((5, 3), bool), 0.1, -10.0) == 0
 
@@ -196,7 +196,7 @@ def _loss(form, num_chunks=1):
 
 @pytest.mark.parametrize('anchored', [None, np.arange(24) % 5 != 1])
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_a_loss_in_chunks_is_the_loss(form, anchored):
+def test_loss_in_chunks_equals_the_whole_loss(form, anchored):
   """Its gradients too, with items and candidates missing."""
   video, text = _embeddings(b=24)
   present = jax.random.bernoulli(jax.random.key(1), 0.7, (24, 3)).at[5].set(False)
@@ -209,7 +209,7 @@ def test_a_loss_in_chunks_is_the_loss(form, anchored):
 
 
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_a_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
+def test_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
   """Of value and gradients together, beside what goes in and comes out."""
   shapes = (jax.ShapeDtypeStruct((8192, 512), jnp.float32),
             jax.ShapeDtypeStruct((8192, 5, 512), jnp.float32),
@@ -249,7 +249,7 @@ def _masks(golden, case):
 @pytest.mark.parametrize('case, weight_audio, weight_text', [
     ('masked', 1, 1), ('allvalid', 1, 1), ('notext', 1, 1), ('nomask', 1, 1),
     ('weighted', 2, 0.5)])
-def test_the_forms_are_the_release_s(shared, model, short, case, weight_audio,
+def test_forms_match_the_release(shared, model, short, case, weight_audio,
                                      weight_text):
   golden = np.load(shared / 'golden' / f'{model}_losses.npz')
   tau = 0.2 if case == 'weighted' else 0.07
@@ -266,7 +266,7 @@ def test_the_forms_are_the_release_s(shared, model, short, case, weight_audio,
 
 @pytest.mark.parametrize('model', ['tx_fac', 'ut_fac'])
 @pytest.mark.parametrize('short', FORMS)
-def test_the_gradients_are_the_release_s(shared, model, short):
+def test_gradients_match_the_release(shared, model, short):
   golden = np.load(shared / 'golden' / f'{model}_losses.npz')
   embeddings = {k: jnp.asarray(golden[k]) for k in (
       'video_to_va', 'audio_to_va', 'video_to_vat', 'text_to_vat')}
@@ -277,7 +277,7 @@ def test_the_gradients_are_the_release_s(shared, model, short):
 
 
 @pytest.mark.parametrize('short', FORMS)
-def test_the_loss_is_over_the_whole_batch(shared, short):
+def test_loss_is_the_mean_over_all_rows_of_all_replicas(shared, short):
   """Two replicas of the release, each with its own rows and everybody's negatives.
 
   The release takes the mean over a replica's rows first; ours is over all rows.

@@ -13,7 +13,7 @@ def _x(*shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-def test_attention_is_softmax_of_scaled_products():
+def test_attention_is_the_softmax_of_scaled_products():
   """Against loops over heads, queries and keys in NumPy."""
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
   bias = _x(2, 5, 5, seed=1)
@@ -36,7 +36,7 @@ def test_attention_is_softmax_of_scaled_products():
                              atol=1e-5)
 
 
-def test_a_masked_token_changes_nothing():
+def test_masked_token_does_not_change_other_tokens():
   module = layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True)
   x, mask = _x(1, 6, 8), np.array([[1, 1, 1, 1, 0, 0]], bool)
   variables = module.init(jax.random.key(0), x)
@@ -45,7 +45,7 @@ def test_a_masked_token_changes_nothing():
                              module.apply(variables, other, mask)[:, :4], atol=1e-6)
 
 
-def test_relative_buckets_are_those_of_the_release(shared):
+def test_relative_buckets_match_the_release(shared):
   golden = np.load(shared / 'golden' / 'misc.npz')
   found = [k for k in golden.files if 'bucket' in k]
   assert found
@@ -57,7 +57,7 @@ def test_relative_buckets_are_those_of_the_release(shared):
     np.testing.assert_array_equal(ours, golden[key])
 
 
-def test_near_distances_have_a_bucket_of_their_own():
+def test_short_distances_have_separate_buckets():
   buckets = layers.relative_buckets(jnp.arange(-200, 201), 32, 128)
   assert buckets.min() == 0 and buckets.max() == 31
   before, after = buckets[:200][::-1], buckets[201:]
@@ -74,7 +74,7 @@ def test_only_the_first_layer_has_a_relative_bias():
   assert params.keys() == {'relative_bias', 'block_0', 'block_1', 'norm'}
 
 
-def test_the_transformer_normalises_before_each_sublayer_and_at_the_end():
+def test_transformer_normalizes_its_output():
   x = 5 * _x(2, 3, 8) + 2
   module = layers.Transformer(depth=1, num_heads=2, mlp_dim=16)
   y = module.apply(module.init(jax.random.key(0), x), x)
@@ -82,7 +82,7 @@ def test_the_transformer_normalises_before_each_sublayer_and_at_the_end():
   np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
 
 
-def test_gelu_in_bfloat16_is_the_exact_one_but_for_rounding():
+def test_gelu_in_bfloat16_is_exact_up_to_rounding():
   """At every number that bfloat16 has, between -30 and 30; its slope too."""
   positive = np.arange(2 ** 15, dtype=np.uint16).view(jnp.bfloat16)
   positive = positive[positive < jnp.bfloat16(30)]
@@ -111,7 +111,7 @@ def _assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize('remat', ['dots', 'blocks'])
-def test_what_is_computed_anew_changes_no_name_and_no_gradient(remat):
+def test_remat_keeps_parameter_names_and_gradients(remat):
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
   kept, anew = (layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
                                    remat=kind) for kind in ('none', remat))
@@ -121,7 +121,7 @@ def test_what_is_computed_anew_changes_no_name_and_no_gradient(remat):
   _assert_same(_grad(anew)(params, x, mask), _grad(kept)(params, x, mask))
 
 
-def test_the_more_is_computed_anew_the_less_is_kept():
+def test_remat_keeps_fewer_activations():
   """Of eight blocks: bytes that the way there hands to the way back."""
   x = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32)
   kept = []
@@ -138,7 +138,7 @@ def test_the_more_is_computed_anew_the_less_is_kept():
 @pytest.mark.parametrize('style, remat', [
     (dict(), 'none'), (dict(), 'blocks'), (dict(relative_bias=True), 'dots'),
     (dict(relative_bias=True, t5_style=True, width=8), 'none')])
-def test_a_loop_over_layers_changes_no_name_and_no_gradient(style, remat):
+def test_scan_layers_keeps_parameter_names_and_gradients(style, remat):
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
   size = dict(depth=3, num_heads=2, mlp_dim=16)
   unrolled = layers.Transformer(**size, **style)
@@ -150,7 +150,7 @@ def test_a_loop_over_layers_changes_no_name_and_no_gradient(style, remat):
   _assert_same(_grad(loop)(params, x, mask), _grad(unrolled)(params, x, mask))
 
 
-def test_a_loop_drops_other_activations_in_every_layer():
+def test_scan_layers_draws_dropout_separately_for_each_layer():
   """And bfloat16 towers keep their norms' parameters in float32."""
   x, key = _x(2, 5, 8), jax.random.key(1)
   module = layers.Transformer(depth=3, num_heads=2, mlp_dim=16, dropout_rate=0.5,
@@ -167,7 +167,7 @@ def test_a_loop_drops_other_activations_in_every_layer():
   assert (apply(3, True) != apply(3, False)).any()
 
 
-def test_the_program_of_a_loop_is_that_of_one_layer():
+def test_scan_layers_compiles_one_layer():
   """As many matrix products, whatever the depth."""
   x = _x(2, 5, 8)
 
@@ -180,7 +180,7 @@ def test_the_program_of_a_loop_is_that_of_one_layer():
 
 
 @pytest.mark.slow
-def test_a_loop_keeps_what_it_is_told_to_keep():
+def test_remat_lowers_memory_with_scan_layers():
   """Memory of a compiled gradient; a CPU's compiler undoes `remat` without a loop."""
   x, memory = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32), []
   for remat in layers.REMAT:
@@ -192,7 +192,7 @@ def test_a_loop_keeps_what_it_is_told_to_keep():
   assert memory[0] > 2 * memory[1] > 2 * 1.2 * memory[2]
 
 
-def test_gelu_and_its_slope_are_exact_to_float32():
+def test_gelu_and_its_gradient_are_exact_in_float32():
   x = np.linspace(-8, 8, 2001, dtype=np.float32)
   wide = x.astype(np.float64)
   density = np.exp(-0.5 * wide ** 2) / np.sqrt(2 * np.pi)
@@ -202,7 +202,7 @@ def test_gelu_and_its_slope_are_exact_to_float32():
                              special.ndtr(wide) + wide * density, atol=1e-6)
 
 
-def test_attention_drops_weights_and_scales_up_the_others():
+def test_attention_dropout_scales_up_the_kept_weights():
   x = _x(2, 5, 8)
   module = layers.Attention(num_heads=2, dropout_rate=0.5)
   variables = module.init(jax.random.key(0), x)
@@ -214,7 +214,7 @@ def test_attention_drops_weights_and_scales_up_the_others():
   np.testing.assert_allclose(draws.mean(axis=0), whole, atol=0.15)
 
 
-def test_gradients_of_a_product_are_right_for_tall_and_for_wide_kernels():
+def test_product_gradients_are_right_for_tall_and_wide_kernels():
   for rows, columns in ((6, 4), (4, 6)):
     x, kernel, dy = _x(2, 3, rows), _x(rows, columns, seed=1), _x(2, 3, columns, seed=2)
     y, backward = jax.vjp(layers.product, x, kernel)

@@ -144,7 +144,7 @@ def _spectrogram_tokenizer(**settings):
       kind='spectrogram', size='base', spectrogram=settings)).tokenizers['audio']
 
 
-def test_a_spectrogram_that_is_not_normalized_is_out_of_that_range():
+def test_spectrogram_without_normalization_is_out_of_range():
   """So the range tells a tower that learns from one that does not."""
   raw = _spectrogram_tokenizer(normalize='none')
   rms, mean_rms = _scale(raw, _input('audio', raw))
@@ -159,7 +159,7 @@ BINS = {'vatt': ((0.0, 0.7), (0.1, 0.8)), 'gdt': ((-1.0, 1.0), (0.1, 1.5)),
 
 
 @pytest.mark.parametrize('name', spectrograms.SPECTROGRAMS)
-def test_the_bins_of_a_named_spectrogram_are_in_its_own_range(name):
+def test_bins_of_each_named_spectrogram_are_in_its_range(name):
   spectrogram = spectrograms.Spectrogram(**spectrograms.SPECTROGRAMS[name])
   rng = np.random.default_rng(0)
   audio = np.stack([speech(2 * spectrogram.audio_hz, spectrogram.audio_hz, rng)
@@ -170,7 +170,7 @@ def test_the_bins_of_a_named_spectrogram_are_in_its_own_range(name):
   assert least <= np.sqrt((bins ** 2).mean()) <= most
 
 
-def test_tokens_of_real_recordings_are_in_the_range_too(shared):
+def test_tokens_of_real_recordings_are_in_range(shared):
   tokenizer = _spectrogram_tokenizer()
   with tarfile.open(shared / 'real' / 'spoken_digits.tar.gz') as archive:
     names = [f'recordings/{digit}_theo_0.wav' for digit in range(10)]

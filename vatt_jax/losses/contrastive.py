@@ -86,12 +86,12 @@ class _Contrastive(base.Loss):
     anchor, other = self.pair.split('_')
     space = self.space or ('video_text' if other == 'text' else self.pair)
     present = multimodal.find_present(batch)
-    learnt = {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
+    trained = {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
     loss = self._loss(base.take(outputs, 'outputs', 'embed', space, anchor),
                       base.take(outputs, 'outputs', 'embed', space, other),
                       base.take(present, 'has', other), present.get(anchor),
-                      self._numbers() | learnt)
-    return loss, learnt, memory
+                      self._numbers() | trained)
+    return loss, trained, memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
