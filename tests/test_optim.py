@@ -17,12 +17,12 @@ def test_quarter_cosine_matches_the_paper():
       [rate(s) for s in (0, 5_000, 10_000, 500_000, 600_000)],
       [0, 5e-5, 1e-4, 5e-5, 5e-5], rtol=1e-5)
   np.testing.assert_allclose(rate(255_000), 5e-5 * (1 + np.cos(np.pi / 4)), rtol=1e-5)
-  # A quarter period leaves slowly and arrives steeply.
+  # A quarter period falls slowly at first and steeply at the end.
   assert rate(10_000) - rate(20_000) < 0.1 * (rate(490_000) - rate(500_000))
 
 
 def test_adam_matches_its_algorithm():
-  """Two steps against Kingma and Ba's algorithm 1."""
+  """Two steps equal Kingma and Ba's algorithm 1."""
   adam, schedule = optim.build(10, 1e-2, 1e-3, 2, eps=1e-7)[:2]
   p = jnp.array([1.0, -2.0])
   grads = [jnp.array([0.5, -1.0]), jnp.array([0.1, 3.0])]
@@ -50,7 +50,7 @@ def test_warmup_longer_than_the_run_shrinks_with_a_warning(caplog):
 
 @pytest.mark.parametrize('decay', ['quarter_cosine', 'half_cosine'])
 def test_extended_schedule_stretches_its_rest(decay):
-  """Unchanged up to the step that was reached, continuous there, the same end."""
+  """It is unchanged up to the reached step, continuous there, and has the same end."""
   settings = dict(peak_rate=1.0, final_rate=0.1, warmup_steps=10, decay=decay)
   old = optim.build(100, **settings).schedule
   new = optim.build(280, **settings, extended=[(40, 100)]).schedule
@@ -58,11 +58,11 @@ def test_extended_schedule_stretches_its_rest(decay):
     assert new(step) == old(step)
   for step, same in ((44, 41), (160, 70), (280, 100), (300, 100)):
     np.testing.assert_allclose(new(step), old(same), rtol=1e-5)
-  # Once more, from a step between: what is left is that of the schedule in force.
+  # A second extension stretches the rest of the current schedule.
   again = optim.build(400, **settings, extended=[(40, 100), (160, 280)]).schedule
   assert again(40) == old(40) and again(160) == new(160)
   np.testing.assert_allclose([again(280), again(400)], [new(220), 0.1], rtol=1e-5)
-  # In the warm-up, and after the end.
+  # The step may be in the warm-up, or after the end.
   early = optim.build(195, **settings, extended=[(5, 100)]).schedule
   np.testing.assert_allclose([early(5), early(9), early(15)], [0.5, 0.7, 1], rtol=1e-5)
   late = optim.build(200, **settings, extended=[(100, 100)]).schedule
@@ -95,14 +95,14 @@ GRADS = jax.tree.map(lambda x: 3 * jnp.ones_like(x), PARAMS)
 
 
 def _step(name='sgd', grads=GRADS, **settings):
-  """How far the first step of a rate of 1 moves each parameter."""
+  """Returns the update of each parameter by the first step, at a rate of 1."""
   update = optim.build(10, 1.0, 1.0, 0, name=name, **settings).update
   moved, _ = jax.jit(update.update)(grads, update.init(PARAMS), PARAMS)
   return moved
 
 
 def test_momentum_matches_the_release():
-  """Two steps of v = 0.9 v + g, p = p - rate v; without Nesterov's look ahead."""
+  """Steps are v = 0.9 v + g, p = p - rate v, without Nesterov's look-ahead."""
   sgd, schedule, frozen, _ = optim.build(10, 0.1, 0.0, 2, name='sgd',
                                          decay='half_cosine')
   p, v, state = jnp.array([1.0]), 0, sgd.init(jnp.array([1.0]))
@@ -115,7 +115,7 @@ def test_momentum_matches_the_release():
 
 @pytest.mark.parametrize('name', ['adam', 'sgd'])
 def test_state_in_bfloat16_moves_parameters_like_one_in_float32(name):
-  """Within what bfloat16 can tell, over a hundred steps; a second moment is float32."""
+  """A hundred steps agree up to bfloat16's rounding; second moments are float32."""
   moved, dtypes = {}, {}
   for state_dtype in optim.STATE_DTYPES:
     update = optim.build(100, 0.1, 0.1, 0, name=name, state_dtype=state_dtype).update
@@ -164,7 +164,7 @@ def test_layer_decay_lowers_the_rate_of_each_lower_layer():
 
 
 def test_gradient_is_clipped_everywhere_but_in_the_head():
-  """The norm of the other five numbers, all 3, is sqrt(45)."""
+  """The norm of the five other numbers, which are all 3, is sqrt(45)."""
   moved = _step(clip_norm=0.75)
   np.testing.assert_allclose(moved['head']['logits']['kernel'], -3)
   np.testing.assert_allclose(moved['backbones_video']['block_0']['kernel'],
@@ -182,7 +182,7 @@ def test_parameter_without_a_rule_is_named():
 
 @pytest.mark.parametrize('settings, message', [
     (dict(rules=(('head', -1.0),)), 'expected shares of 0 or more'),
-    (dict(rules=(('head(', 1.0),)), 'is no pattern'),
+    (dict(rules=(('head(', 1.0),)), 'is not a pattern'),
     (dict(rules=('head',)), 'expected pairs of a pattern and a share'),
     (dict(layer_decay=0.0), 'layer_decay=0'), (dict(clip_norm=-1), 'clip_norm=-1'),
     (dict(clip_replicas=0), 'clip_replicas=0: expected 1 or more'),

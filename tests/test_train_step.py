@@ -1,4 +1,4 @@
-"""vatt_jax/train_step.py and sharding.py"""
+"""vatt_jax/train_step.py and vatt_jax/distributed/sharding.py"""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
 
 def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, mesh=None,
               **weights):
-  """With `temperature=None` it is learnt, from 0.1."""
+  """Makes a task; with `temperature=None` the temperature is trained, from 0.1."""
   losses = {
       pair: loss(pair=pair, weight=weights.get(pair, 1.0),
                  temperature=temperature or 0.1, learn_temperature=not temperature)
@@ -91,7 +91,7 @@ def test_same_seed_and_step_give_the_same_bits(task):
 
 
 def test_dropped_tokens_differ_from_step_to_step():
-  """With a learning rate of nothing only the draw can change the loss."""
+  """With a learning rate of 0 only the draw can change the loss."""
   task = make_task(optimizer=optax.sgd(0.0))
   state, losses = task.init(make_batch()), []
   for _ in range(3):
@@ -100,11 +100,11 @@ def test_dropped_tokens_differ_from_step_to_step():
   assert len(set(losses)) == 3
 
 
-@pytest.mark.parametrize('gone', ['audio', 'text'])
-def test_missing_modality_gets_no_gradient(gone):
+@pytest.mark.parametrize('absent', ['audio', 'text'])
+def test_missing_modality_gets_no_gradient(absent):
   task = make_task(optimizer=optax.sgd(1.0))
   batch = make_batch()
-  if gone == 'audio':
+  if absent == 'audio':
     batch['has_audio'] = np.zeros(8, bool)
   else:
     batch['text'] = np.zeros_like(batch['text'])
@@ -112,69 +112,69 @@ def test_missing_modality_gets_no_gradient(gone):
                                       task.init(batch).model_state))
   state, metrics = task.train_step(task.init(batch), batch)
   stale = {k for k, v in _flat(state.model_state).items() if (v == stats[k]).all()}
-  norms = f"['batch_stats']['head']['{gone}_"
+  norms = f"['batch_stats']['head']['{absent}_"
   assert stale == {k for k in stats if k.startswith(norms)}
   changed = {k for k, v in _flat(state.params).items() if (v != before[k]).any()}
-  assert metrics[f'loss_video_{gone}'] == 0
-  assert changed and not any(f's_{gone}' in k for k in changed)
+  assert metrics[f'loss_video_{absent}'] == 0
+  assert changed and not any(f's_{absent}' in k for k in changed)
   assert any('backbones_video' in k for k in changed)
 
 
 def test_clip_without_audio_does_not_change_the_step():
-  """Whatever stands in its place, every parameter ends up the same."""
+  """Every parameter is the same for any samples in its place."""
   task = make_task()
   batch, other = make_batch(), make_batch()
   other['audio'][2] = 1234
-  ours, theirs = (task.train_step(task.init(b), b)[0] for b in (batch, other))
-  for key, value in _flat(ours.params).items():
-    np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
+  one, two = (task.train_step(task.init(b), b)[0] for b in (batch, other))
+  for key, value in _flat(one.params).items():
+    np.testing.assert_allclose(value, _flat(two.params)[key], atol=1e-7)
 
 
 @pytest.mark.parametrize('video_audio, video_text', [
     ('paper', 'symmetric'), ('asymmetric', 'siglip')])
 def test_step_with_absent_rows_equals_a_step_without_them(video_audio,
                                                                    video_text):
-  """Clips of which nothing is there, of any term, are as if the batch lacked them."""
+  """Clips that lack all modalities count in no loss."""
   losses = dict(
       video_audio=contrastive.NCE(pair='video_audio', temperature=0.1,
                                   form=video_audio),
       video_text=contrastive.SigLIP(pair='video_text', temperature=0.1, bias=-2.0)
       if video_text == 'siglip' else contrastive.MilNCE(
           pair='video_text', temperature=0.1, form=video_text))
-  model = build.build_model(    # drops no tokens: their draws go by the batch's size
+  model = build.build_model(    # drops no tokens: draws depend on the rows' places
       video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
       text=dict(vocabulary_size=32, **SIZE),
       head=dict(video_audio_dim=12, video_text_dim=10))
   task = train_step.Task(model, losses, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
   whole = make_batch(10) | dict(has_video=np.ones(10, bool))
-  gone = np.isin(np.arange(10), (4, 7))
+  absent = np.isin(np.arange(10), (4, 7))
   for modality in ('video', 'audio'):
-    whole[f'has_{modality}'] = whole[f'has_{modality}'] & ~gone
-  whole['has_text'] = ~gone
-  whole['text'][gone] = 0
-  rest = {k: v[~gone] for k, v in whole.items()}
-  (ours, metrics), (theirs, expected) = (
+    whole[f'has_{modality}'] = whole[f'has_{modality}'] & ~absent
+  whole['has_text'] = ~absent
+  whole['text'][absent] = 0
+  rest = {k: v[~absent] for k, v in whole.items()}
+  (state, metrics), (expected_state, expected) = (
       task.train_step(task.init(b), b) for b in (whole, rest))
   np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-5)
-  for key, value in _flat(theirs).items():
-    np.testing.assert_allclose(_flat(ours)[key], value, rtol=1e-4, atol=1e-5,
+  for key, value in _flat(expected_state).items():
+    np.testing.assert_allclose(_flat(state)[key], value, rtol=1e-4, atol=1e-5,
                                err_msg=key)
 
 
 def test_clip_without_video_does_not_change_the_step():
-  """Whatever pictures stand in its place, every parameter ends up the same."""
+  """Every parameter is the same for any frames in its place."""
   task = make_task()
   batch = make_batch() | dict(has_video=np.arange(8) != 5)
   other = make_batch() | dict(has_video=np.arange(8) != 5)
   other['video'][5] = 77
-  ours, theirs = (task.train_step(task.init(b), b)[0] for b in (batch, other))
-  for key, value in _flat(ours.params).items():
-    np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
+  one, two = (task.train_step(task.init(b), b)[0] for b in (batch, other))
+  for key, value in _flat(one.params).items():
+    np.testing.assert_allclose(value, _flat(two.params)[key], atol=1e-7)
 
 
 @pytest.mark.slow
 def test_two_devices_take_the_same_step_as_one():
-  """The loss and its batch statistics are over the whole batch, not a share of it."""
+  """The loss and batch statistics are over the whole batch, not a device's rows."""
   assert jax.device_count() == 2
   batch = make_batch()
   task = make_task(optimizer=optax.sgd(0.01))
@@ -212,17 +212,17 @@ def test_bfloat16_towers_are_close_to_float32_and_keep_float32_parameters():
 
 
 def test_bfloat16_step_sums_in_float32_and_donates_the_old_state():
-  """Loss, gradients and parameters; its products are bfloat16 none the less."""
-  seen = []
-  spy = optax.stateless(lambda grads, _: seen.append(grads) or grads)
+  """Loss, gradients and parameters are float32, while products are bfloat16."""
+  gradients = []
+  spy = optax.stateless(lambda grads, _: gradients.append(grads) or grads)
   task = make_task(optimizer=optax.chain(spy, optax.adam(1e-2)))
   task = dataclasses.replace(task, model=make_model(dtype='bfloat16'))
   state = task.init(make_batch())
   program = str(jax.make_jaxpr(task.train_step)(state, make_batch()))
   assert re.search(r'bf16\[[\d,]*\] = dot_general', program)
   new, metrics = task.train_step(state, make_batch())
-  numbers = {x.dtype.name for x in jax.tree.leaves((new.params, metrics, seen[0]))}
-  assert numbers == {'float32'}
+  trees = (new.params, metrics, gradients[0])
+  assert {x.dtype.name for x in jax.tree.leaves(trees)} == {'float32'}
   assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
@@ -238,7 +238,7 @@ def test_learnable_temperature_is_trained_and_reported():
 
 
 def test_learnable_temperature_stops_at_its_bound_and_can_rise_again():
-  """At the bound it still follows its gradient up."""
+  """At the bound it can still follow its gradient upwards."""
 
   class Pull(contrastive.NCE):
     sign = 1.0
@@ -262,7 +262,7 @@ def test_learnable_temperature_stops_at_its_bound_and_can_rise_again():
 
 
 def test_audio_and_text_are_paired_where_both_are_present():
-  """A clip without sound takes its text out of the audio-text pairs, and only there."""
+  """Text of a clip without audio is left out of the audio-text pairs."""
   model = make_model(head=dict(audio_text=True))
   losses = {'audio_text': contrastive.MilNCE(pair='audio_text', temperature=0.1)}
   batch = make_batch()
@@ -279,7 +279,7 @@ def test_audio_and_text_are_paired_where_both_are_present():
 
 
 def make_classifier(optimizer=None, **more):
-  """A task of three classes of film."""
+  """Makes a task that classifies videos into three classes."""
   model = build.build_model(video=dict(patch=(2, 4, 4), **SIZE),
                             head=dict(name='classifier', num_classes=3))
   losses = {'label': classification.Softmax()}
@@ -288,7 +288,7 @@ def make_classifier(optimizer=None, **more):
 
 
 def labeled_batch():
-  """Each class has films of its own brightness."""
+  """Returns a batch in which each class has another brightness."""
   batch = {k: v for k, v in make_batch().items() if k in ('video', 'mask')}
   label = np.arange(8) % 3
   batch['video'] = (batch['video'] // 4 + 80 * label[:, None, None, None, None]).astype(
@@ -317,15 +317,15 @@ def test_absent_video_does_not_count_in_classification():
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
-def assert_moved_alike(ours, theirs, before):
-  """To 1e-4 of how far plain gradient descent moved a parameter.
+def assert_moved_alike(actual, expected, before):
+  """Compares to 1e-4 of the update of a parameter by plain gradient descent.
 
-  By so much a step differs from itself where the compiler optimises otherwise.
+  The same step differs by so much if the compiler optimizes it differently.
   """
-  ours, theirs, before = map(_flat, (ours, theirs, before))
-  for key, value in theirs.items():
+  actual, expected, before = map(_flat, (actual, expected, before))
+  for key, value in expected.items():
     scale = abs(value - before[key]).max()
-    np.testing.assert_allclose(ours[key], value, rtol=1e-6,
+    np.testing.assert_allclose(actual[key], value, rtol=1e-6,
                                atol=max(1e-4 * scale, 5e-6), err_msg=key)
 
 
@@ -342,19 +342,19 @@ def assert_microbatches_change_nothing(task, batch, num_microbatches=4):
 @pytest.mark.parametrize('variant', [
     'paper', pytest.param('release', marks=pytest.mark.slow)])
 def test_microbatches_do_not_change_the_step(variant):
-  """Contrast and statistics of the whole batch; each clip draws what it would there."""
+  """Losses and statistics are of the whole batch; each clip's draws stay the same."""
   task = make_task(variant=variant, temperature=None)
-  calm = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
+  backbones = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
   tokenizers = {m: x.clone(dropout_rate=0.0) for m, x in task.model.tokenizers.items()}
   change = augment.Augment(reverse_rate=0.5, flip_rate=0.5, noise=0.1)
   assert_microbatches_change_nothing(dataclasses.replace(
-      task, model=task.model.clone(backbones=calm, tokenizers=tokenizers),
+      task, model=task.model.clone(backbones=backbones, tokenizers=tokenizers),
       augment=change), make_batch())
 
 
 @pytest.mark.slow
 def test_microbatches_do_not_change_the_step_of_a_classifier():
-  """Mixtures with clips of other parts, masks, the head's dropout, counted labels."""
+  """It has mixup across microbatches, masks, dropout in the head and label counts."""
   model = build.build_model(
       audio=dict(kind='spectrogram', patch=(2, 2), drop_token_rate=0.5,
                  spec_augment=dict(time_masks=1, time_width=3, frequency_masks=1,
@@ -375,7 +375,7 @@ def test_microbatches_do_not_change_the_step_of_a_classifier():
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [dict(), dict(data=1, fsdp=2)])
 def test_memory_savings_together_do_not_change_the_step(mesh):
-  """On two devices: parts, chunks, a loop over layers, activations made anew."""
+  """Two devices use microbatches, chunks, a loop over layers and recomputation."""
   size = dict(width=16, depth=3, num_heads=2, mlp_dim=32)
   batch = make_batch()
   states = []
@@ -403,7 +403,7 @@ def test_memory_savings_together_do_not_change_the_step(mesh):
 
 @pytest.mark.slow
 def test_microbatches_take_less_memory():
-  """With towers that are most of it."""
+  """The towers take most of the memory."""
   size = dict(width=64, depth=2, num_heads=2, mlp_dim=256)
   model = build.build_model(
       video=dict(patch=(2, 4, 4), **size), audio=dict(patch=(4,), **size),
@@ -420,7 +420,7 @@ def test_microbatches_take_less_memory():
 
 @pytest.mark.parametrize('replicas, clip_norm', [(1, 0.3), (4, 2.0)])
 def test_gradient_of_each_replica_is_clipped_before_the_sum(replicas, clip_norm):
-  """Against the formula, group of rows by group of rows; one row is absent."""
+  """The step equals the formula for each group of rows; one row is absent."""
   built = optim.build(10, 1.0, 1.0, 0, name='sgd', momentum=0.0, clip_norm=clip_norm,
                       clip_replicas=replicas)
   assert (built.clip is None) == (replicas == 1)
@@ -486,7 +486,7 @@ def test_frozen_parameters_stay_and_the_rest_moves():
 
 @pytest.fixture
 def strict_jax():
-  """Types that don't mix, tracers that don't leak, numbers that are numbers."""
+  """Sets JAX's checks of type promotion, leaked tracers and NaN."""
   flags = {'jax_numpy_dtype_promotion': 'strict', 'jax_check_tracer_leaks': True,
            'jax_debug_nans': True}
   before = {name: getattr(jax.config, name) for name in flags}
@@ -518,5 +518,5 @@ def test_step_passes_the_strictest_checks_of_jax(variant, agnostic, dtype, stric
   assert metrics['loss'].dtype == jnp.float32 and metrics['loss'] > 0
   frozen = {k: v for k, v in _flat(state.model_state).items() if 'frozen' in k}
   assert len(frozen) == (variant == 'release')
-  for key, words in frozen.items():
-    np.testing.assert_array_equal(words, before[key])
+  for key, table in frozen.items():
+    np.testing.assert_array_equal(table, before[key])

@@ -19,7 +19,7 @@ def _embeddings(b=5, k=3, d=8, seed=0):
 
 
 def _naive(video, text, present, tau, form):
-  """Equation 5 by loops, and its mirror."""
+  """Computes equation 5 and the other forms by loops."""
   video, text = np.asarray(video, np.float64), np.asarray(text, np.float64)
   b, k, _ = text.shape
   similar = lambda i, j, n: np.exp(video[i] @ text[j, n] / tau) * present[j, n]
@@ -41,17 +41,17 @@ def _naive(video, text, present, tau, form):
 
 @pytest.mark.parametrize('b', [2, 5])
 def test_nce_of_orthonormal_pairs_matches_its_closed_form(b):
-  """One score of 1/tau, the others 0."""
+  """One score is 1/tau, the others are 0."""
   x = jnp.eye(b)
   expected = np.log(1 + (b - 1) * np.exp(-1 / 0.5))
-  there = jnp.ones(b, bool)
-  np.testing.assert_allclose(contrastive.nce(x, x, there, 0.5), expected, rtol=1e-6)
-  np.testing.assert_allclose(contrastive.nce(x, x, there, 0.5, 'symmetric'),
+  present = jnp.ones(b, bool)
+  np.testing.assert_allclose(contrastive.nce(x, x, present, 0.5), expected, rtol=1e-6)
+  np.testing.assert_allclose(contrastive.nce(x, x, present, 0.5, 'symmetric'),
                              2 * expected, rtol=1e-6)
 
 
 def test_mil_nce_of_equal_candidates_matches_its_closed_form():
-  """All alike: K of B * K candidates are right, at any temperature."""
+  """If all are equal, K of B * K candidates are positives at any temperature."""
   video = jnp.ones((4, 2)) / np.sqrt(2)
   text = jnp.ones((4, 5, 2)) / np.sqrt(2)
   loss = contrastive.mil_nce(video, text, jnp.ones((4, 5), bool), 0.07)
@@ -89,7 +89,7 @@ def test_absent_candidates_change_no_loss_and_get_no_gradient(form):
 
 
 def test_loss_is_the_mean_over_the_present_rows():
-  """The loss of the rest, had it been a batch of its own (but for no negatives)."""
+  """It equals the loss of a batch of the present rows only."""
   video, text = _embeddings(k=1)
   present = jnp.array([True, True, False, True, False])
   kept = np.flatnonzero(present)
@@ -100,24 +100,25 @@ def test_loss_is_the_mean_over_the_present_rows():
 
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
 def test_absent_anchor_does_not_change_the_loss_of_the_rest(form):
-  """As if the batch had never had it, nor its candidates, whatever stands there."""
+  """The loss is that of a batch without the anchor and its candidates."""
   video, text = _embeddings(b=7)
-  anchored = np.array([1, 0, 1, 1, 1, 0, 1], bool)
+  anchor_mask = np.array([1, 0, 1, 1, 1, 0, 1], bool)
   present = np.array([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1],
                       [0, 0, 0], [0, 1, 0]], bool)
 
-  def loss(video, text, present, anchored=None):
+  def loss(video, text, present, anchor_mask=None):
     if form == 'siglip':
-      return contrastive.siglip(video, text, present, 0.2, -3.0, anchored)
-    return contrastive.mil_nce(video, text, present, 0.2, form, anchored)
+      return contrastive.siglip(video, text, present, 0.2, -3.0, anchor_mask)
+    return contrastive.mil_nce(video, text, present, 0.2, form, anchor_mask)
 
-  alone = loss(video[anchored], text[anchored], present[anchored])
-  np.testing.assert_allclose(loss(video, text, present, anchored), alone, rtol=1e-6)
-  other = video.at[~anchored].set(7.0), text.at[~present].set(-7.0)
-  value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*other, present, anchored)
+  alone = loss(video[anchor_mask], text[anchor_mask], present[anchor_mask])
+  np.testing.assert_allclose(loss(video, text, present, anchor_mask), alone, rtol=1e-6)
+  other = video.at[~anchor_mask].set(7.0), text.at[~present].set(-7.0)
+  value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(
+      *other, present, anchor_mask)
   np.testing.assert_allclose(value, alone, rtol=1e-6)
-  assert not gradients[0][~anchored].any() and not gradients[1][~anchored].any()
-  assert abs(gradients[0][anchored & present.any(1)]).min() > 0
+  assert not gradients[0][~anchor_mask].any() and not gradients[1][~anchor_mask].any()
+  assert abs(gradients[0][anchor_mask & present.any(1)]).min() > 0
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
@@ -154,7 +155,7 @@ def test_unknown_form_is_named():
 
 
 def test_minimum_of_the_asymmetric_loss_is_log_2():
-  """The positives are in its denominator twice."""
+  """Its denominator contains the positives twice."""
   x = jnp.eye(4)
   loss = contrastive.nce(x, x, jnp.ones(4, bool), 0.1, 'asymmetric')
   np.testing.assert_allclose(loss, np.log(2 + 6 * np.exp(-10)), rtol=3e-6)
@@ -162,7 +163,7 @@ def test_minimum_of_the_asymmetric_loss_is_log_2():
 
 @pytest.mark.parametrize('k', [1, 3])
 def test_siglip_sums_over_all_pairs(k):
-  """Equation 1 of SigLIP by loops."""
+  """It equals equation 1 of SigLIP by loops."""
   video, text = _embeddings(k=k)
   present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
   present = present[:, :k]
@@ -194,23 +195,24 @@ def _loss(form, num_chunks=1):
                            num_chunks=num_chunks)
 
 
-@pytest.mark.parametrize('anchored', [None, np.arange(24) % 5 != 1])
+@pytest.mark.parametrize('anchor_mask', [None, np.arange(24) % 5 != 1])
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_loss_in_chunks_equals_the_whole_loss(form, anchored):
-  """Its gradients too, with items and candidates missing."""
+def test_loss_in_chunks_equals_the_whole_loss(form, anchor_mask):
+  """Gradients are equal too, with items and candidates missing."""
   video, text = _embeddings(b=24)
   present = jax.random.bernoulli(jax.random.key(1), 0.7, (24, 3)).at[5].set(False)
   whole, chunked = (
       jax.value_and_grad(_loss(form, n), argnums=(0, 1))(
-          video, text, present, anchor_mask=anchored) for n in (1, 6))
+          video, text, present, anchor_mask=anchor_mask) for n in (1, 6))
   np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
-  for ours, theirs in zip(chunked[1], whole[1], strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * abs(theirs).max())
+  for actual, expected in zip(chunked[1], whole[1], strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=1e-6,
+                               atol=1e-6 * abs(expected).max())
 
 
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
 def test_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
-  """Of value and gradients together, beside what goes in and comes out."""
+  """The memory is that of value and gradients, without arguments and results."""
   shapes = (jax.ShapeDtypeStruct((8192, 512), jnp.float32),
             jax.ShapeDtypeStruct((8192, 5, 512), jnp.float32),
             jax.ShapeDtypeStruct((8192, 5), bool))
@@ -228,7 +230,7 @@ def _unit(x):
 
 
 def _losses(embeddings, audio_mask, text_mask, tau, form):
-  """NCE and MIL-NCE of the golden set's embeddings, which are not of unit norm."""
+  """Computes NCE and MIL-NCE of golden embeddings, which are not of unit norm."""
   video_va, audio, video_vt, text = (
       _unit(embeddings[k]) for k in ('video_to_va', 'audio_to_va', 'video_to_vat',
                                      'text_to_vat'))
@@ -278,19 +280,19 @@ def test_gradients_match_the_release(shared, model, short):
 
 @pytest.mark.parametrize('short', FORMS)
 def test_loss_is_the_mean_over_all_rows_of_all_replicas(shared, short):
-  """Two replicas of the release, each with its own rows and everybody's negatives.
+  """The golden losses are those of two replicas, with the negatives of both.
 
-  The release takes the mean over a replica's rows first; ours is over all rows.
+  The release averages over the rows of each replica; vatt_jax averages over all rows.
   """
   golden = np.load(shared / 'golden' / 'losses_two_replicas.npz')
   join = lambda k: golden[k].reshape(-1, *golden[k].shape[2:])
   embeddings = {k: join(k) for k in ('video_to_va', 'audio_to_va', 'video_to_vat',
                                      'text_to_vat')}
-  ours = _losses(embeddings, join('audio_mask'), join('text_mask'),
-                 float(golden['temperature']), FORMS[short])
-  for loss, name, mask in zip(ours, ('vidaud', 'vidtxt'), ('audio_mask', 'text_mask'),
+  losses = _losses(embeddings, join('audio_mask'), join('text_mask'),
+                   float(golden['temperature']), FORMS[short])
+  for loss, name, mask in zip(losses, ('vidaud', 'vidtxt'), ('audio_mask', 'text_mask'),
                               strict=True):
     rows = golden[mask].sum(axis=1)
-    theirs = [golden[f'replica{r}/{short}_{name}_loss'] for r in (0, 1)]
-    np.testing.assert_allclose(loss, np.sum(rows * theirs) / rows.sum(), rtol=0,
+    golden_losses = [golden[f'replica{r}/{short}_{name}_loss'] for r in (0, 1)]
+    np.testing.assert_allclose(loss, np.sum(rows * golden_losses) / rows.sum(), rtol=0,
                                atol=5e-6)

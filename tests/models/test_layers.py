@@ -14,7 +14,7 @@ def _x(*shape, seed=0):
 
 
 def test_attention_is_the_softmax_of_scaled_products():
-  """Against loops over heads, queries and keys in NumPy."""
+  """It equals loops over heads, queries and keys in NumPy."""
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
   bias = _x(2, 5, 5, seed=1)
   module = layers.Attention(num_heads=2)
@@ -47,14 +47,14 @@ def test_masked_token_does_not_change_other_tokens():
 
 def test_relative_buckets_match_the_release(shared):
   golden = np.load(shared / 'golden' / 'misc.npz')
-  found = [k for k in golden.files if 'bucket' in k]
-  assert found
-  for key in found:
+  names = [k for k in golden.files if 'bucket' in k]
+  assert names
+  for key in names:
     n = len(golden[key])
     position = np.arange(n)
-    ours = layers.relative_buckets(jnp.asarray(position[None] - position[:, None]),
-                                   num_buckets=32, max_distance=64)
-    np.testing.assert_array_equal(ours, golden[key])
+    buckets = layers.relative_buckets(jnp.asarray(position[None] - position[:, None]),
+                                      num_buckets=32, max_distance=64)
+    np.testing.assert_array_equal(buckets, golden[key])
 
 
 def test_short_distances_have_separate_buckets():
@@ -83,7 +83,7 @@ def test_transformer_normalizes_its_output():
 
 
 def test_gelu_in_bfloat16_is_exact_up_to_rounding():
-  """At every number that bfloat16 has, between -30 and 30; its slope too."""
+  """Both it and its gradient are, at every bfloat16 number between -30 and 30."""
   positive = np.arange(2 ** 15, dtype=np.uint16).view(jnp.bfloat16)
   positive = positive[positive < jnp.bfloat16(30)]
   x = jnp.asarray(np.concatenate([positive, -positive]))
@@ -91,46 +91,50 @@ def test_gelu_in_bfloat16_is_exact_up_to_rounding():
   density = np.exp(-wide ** 2 / 2) / np.sqrt(2 * np.pi)
   exact = wide * special.ndtr(wide), special.ndtr(wide) + wide * density
   y, backward = jax.vjp(layers.gelu, x)
-  ours = [np.asarray(y, np.float64) for y in (y, *backward(jnp.ones_like(x)))]
-  for y, true in zip(ours, exact, strict=True):
+  actual = [np.asarray(y, np.float64) for y in (y, *backward(jnp.ones_like(x)))]
+  for y, true in zip(actual, exact, strict=True):
     assert (np.abs(y - true) <= 2.0 ** -8 * np.abs(true) + 1e-5).all()
-  assert np.abs(ours[0][wide < -8]).max() < 1e-5
+  assert np.abs(actual[0][wide < -8]).max() < 1e-5
 
 
 def _grad(module):
-  """Of the output's sines (squares of what is normalised add up to a constant)."""
+  """Differentiates the sum of the output's sines.
+
+  Squares would not do: those of a normalized output sum to a constant.
+  """
   return jax.jit(jax.grad(lambda params, x, mask: jnp.sum(jnp.sin(
       module.apply({'params': params}, x, mask))), argnums=(0, 1)))
 
 
-def _assert_same(ours, theirs):
-  """To 1e-6 of the largest number: a key's bias has no gradient but for rounding."""
-  largest = max(abs(x).max() for x in jax.tree.leaves(theirs))
+def _assert_same(actual, expected):
+  """Compares to 1e-6 of the largest number, since a key's bias has no gradient."""
+  largest = max(abs(x).max() for x in jax.tree.leaves(expected))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-5, atol=1e-6 * largest), ours, theirs)
+      a, b, rtol=1e-5, atol=1e-6 * largest), actual, expected)
 
 
 @pytest.mark.parametrize('remat', ['dots', 'blocks'])
 def test_remat_keeps_parameter_names_and_gradients(remat):
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
-  kept, anew = (layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
-                                   remat=kind) for kind in ('none', remat))
-  params = kept.init(jax.random.key(0), x)['params']
+  plain, saving = (
+      layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
+                         remat=kind) for kind in ('none', remat))
+  params = plain.init(jax.random.key(0), x)['params']
   jax.tree.map(np.testing.assert_array_equal, params,
-               anew.init(jax.random.key(0), x)['params'])
-  _assert_same(_grad(anew)(params, x, mask), _grad(kept)(params, x, mask))
+               saving.init(jax.random.key(0), x)['params'])
+  _assert_same(_grad(saving)(params, x, mask), _grad(plain)(params, x, mask))
 
 
 def test_remat_keeps_fewer_activations():
-  """Of eight blocks: bytes that the way there hands to the way back."""
+  """Counts the numbers that eight blocks keep for the backward pass."""
   x = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32)
   kept = []
   for remat in layers.REMAT:
     module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    way_back = jax.eval_shape(lambda *args, m=module: jax.vjp(m.apply, *args)[1],
+    backward = jax.eval_shape(lambda *args, m=module: jax.vjp(m.apply, *args)[1],
                               variables, x)
-    kept.append(sum(leaf.size for leaf in jax.tree.leaves(way_back)))
+    kept.append(sum(leaf.size for leaf in jax.tree.leaves(backward)))
   assert list(layers.REMAT) == ['none', 'dots', 'blocks']
   assert kept[0] > 3 * kept[1] > 3 * 3 * kept[2]
 
@@ -151,7 +155,7 @@ def test_scan_layers_keeps_parameter_names_and_gradients(style, remat):
 
 
 def test_scan_layers_draws_dropout_separately_for_each_layer():
-  """And bfloat16 towers keep their norms' parameters in float32."""
+  """Also, bfloat16 towers keep the parameters of norms in float32."""
   x, key = _x(2, 5, 8), jax.random.key(1)
   module = layers.Transformer(depth=3, num_heads=2, mlp_dim=16, dropout_rate=0.5,
                               scan_layers=True, dtype=jnp.bfloat16)
@@ -168,7 +172,7 @@ def test_scan_layers_draws_dropout_separately_for_each_layer():
 
 
 def test_scan_layers_compiles_one_layer():
-  """As many matrix products, whatever the depth."""
+  """The number of matrix products does not depend on the depth."""
   x = _x(2, 5, 8)
 
   def products(depth):
@@ -181,7 +185,7 @@ def test_scan_layers_compiles_one_layer():
 
 @pytest.mark.slow
 def test_remat_lowers_memory_with_scan_layers():
-  """Memory of a compiled gradient; a CPU's compiler undoes `remat` without a loop."""
+  """Compares compiled gradients; without a loop a CPU's compiler undoes `remat`."""
   x, memory = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32), []
   for remat in layers.REMAT:
     module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat,

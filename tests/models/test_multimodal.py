@@ -63,24 +63,24 @@ def test_outputs_have_the_shapes_of_the_interface(model_and_variables):
 
 def test_mean_inputs_average_the_input_tokens_of_the_transformer(
     model_and_variables):
-  """Of the tokens without AGG, of words without padding; nothing is dropped."""
+  """The mean is over tokens without AGG and padding, and none is dropped."""
   model, variables = model_and_variables
   batch = _batch()
   batch['text'] = batch['text'].at[0, 1, 2:].set(0).at[2, 0].set(0)
-  _, seen = model.apply(variables, batch, mutable='intermediates',
-                        capture_intermediates=True)
+  _, state = model.apply(variables, batch, mutable='intermediates',
+                         capture_intermediates=True)
   mean_inputs = jax.jit(functools.partial(model.apply, method='mean_inputs'))
   means = mean_inputs(variables, batch)
   for modality in ('video', 'audio'):
-    (tokens, *_), = seen['intermediates'][f'tokenizers_{modality}']['__call__']
+    (tokens, *_), = state['intermediates'][f'tokenizers_{modality}']['__call__']
     assert tokens.shape[1] == 8
     np.testing.assert_allclose(means[modality], tokens.mean(axis=1), atol=1e-6)
-  (words, *_), = seen['intermediates']['tokenizers_text']['__call__']
-  words = words.reshape(4, 3, 5, -1)
-  np.testing.assert_allclose(means['text'][1], words[1].mean(axis=1), atol=1e-6)
-  np.testing.assert_allclose(means['text'][0, 1], words[0, 1, :2].mean(axis=0),
+  (text, *_), = state['intermediates']['tokenizers_text']['__call__']
+  text = text.reshape(4, 3, 5, -1)
+  np.testing.assert_allclose(means['text'][1], text[1].mean(axis=1), atol=1e-6)
+  np.testing.assert_allclose(means['text'][0, 1], text[0, 1, :2].mean(axis=0),
                              atol=1e-6)
-  assert not means['text'][2, 0].any()    # no word at all
+  assert not means['text'][2, 0].any()    # only padding
 
 
 def test_absent_modality_does_not_change_the_others(model_and_variables):
@@ -104,10 +104,10 @@ def test_text_padding_does_not_change_features(model_and_variables):
 
 def test_token_order_changes_text_features(model_and_variables):
   model, variables = model_and_variables
-  variables = jax.tree.map(     # tables begin too small to see
+  variables = jax.tree.map(     # initial tables are too small
       lambda x: x + 0.5 * jax.random.normal(jax.random.key(3), x.shape), variables)
-  pooled = [_apply(model, variables, {'text': jnp.array([[words]])})['pooled']['text']
-            for words in ([7, 9, 11], [11, 9, 7])]
+  pooled = [_apply(model, variables, {'text': jnp.array([[tokens]])})['pooled']['text']
+            for tokens in ([7, 9, 11], [11, 9, 7])]
   assert abs(pooled[0] - pooled[1]).max() > 1e-3
 
 
@@ -129,11 +129,11 @@ def test_training_drops_tokens_and_evaluation_does_not(model_and_variables):
                           dict(_batch(), key=clip_keys.make(0, 0, 4)))
   assert out['tokens']['video'].shape[1] == out['tokens']['audio'].shape[1] == 4
   assert out['tokens']['text'].shape[2] == 5
-  assert not out['grid']    # it has holes
+  assert not out['grid']    # tokens are missing
 
 
 def test_absent_rows_do_not_change_batch_statistics():
-  """Of clips without sound nothing reaches the others' embeddings."""
+  """Clips without audio do not change the embeddings of the others."""
   head = heads.FacHead(**HEAD)
   audio = jax.random.normal(jax.random.key(0), (4, 16))
   present = dict(audio=jnp.array([True, True, False, True]))
@@ -156,7 +156,7 @@ def test_batch_without_audio_gives_finite_outputs():
 
 
 def test_fac_head_computes_equation_3():
-  """Two layers with a ReLU to video-audio, one more to video-text; batch norms."""
+  """Two layers with a ReLU map to video-audio, one more to video-text; batch norms."""
   head = heads.FacHead(**HEAD)
   pooled = dict(video=jax.random.normal(jax.random.key(0), (6, 16)))
   variables = head.init(jax.random.key(1), pooled, {})
@@ -226,7 +226,8 @@ def test_only_the_release_variant_has_dropout():
 @pytest.mark.parametrize('modality, places', [
     ('video', 4 * 2 + 2), ('audio', 4 * 2 + 2), ('text', 4 * 1 + 2)])
 def test_release_variant_has_dropout_in_all_its_places(modality, places, monkeypatch):
-  """Weights, output, hidden and output of each block; the input; behind the end."""
+  """Four places in each block (attention weights and output, MLP), input and output.
+  """
   tower = build.build_model(variant='release', **{
       modality: {k: v for k, v in SPECIFIC[modality].items() if 'drop' not in k}})
   batch = {modality: _batch()[modality]}
@@ -240,7 +241,7 @@ def test_release_variant_has_dropout_in_all_its_places(modality, places, monkeyp
 
 
 def test_initial_scales_match_the_release():
-  """Glorot; of a convolution by its kernel's sides; tables of scale D^-0.5."""
+  """Kernels are Glorot, patches by their convolution; tables have scale D^-0.5."""
   model = build.build_model(variant='release', video=dict(
       patch=(2, 4, 4), width=64, depth=1, num_heads=4, mlp_dim=256))
   params = jax.jit(model.init)(
@@ -252,12 +253,12 @@ def test_initial_scales_match_the_release():
   patch = params['tokenizers_video']['projection']['kernel']
   np.testing.assert_allclose(patch.std(), np.sqrt(2 / (32 * (3 + 64))), rtol=0.05)
   positions = params['tokenizers_video']['time_positions']
-  # Cut off at two deviations, a normal distribution's is 0.88 of what it was.
+  # A normal distribution cut off at two deviations has 0.88 of its deviation.
   np.testing.assert_allclose(positions.std(), 0.88 * 64 ** -0.5, rtol=0.1)
 
 
 def test_release_variant_keeps_the_same_tokens_in_all_rows():
-  """Whose number follows from the table of positions; no clip's drop is its own."""
+  """Their number follows from the table of positions."""
   tower = build.build_model(variant='release', audio=dict(
       patch=(4,), drop_token_rate=0.5, **SIZE), dropout_rate=0.0)
   variables = tower.init(jax.random.key(0), dict(audio=jnp.zeros((1, 40))))
@@ -285,12 +286,14 @@ def test_image_equals_a_video_of_one_repeated_frame():
   variables = tower.init(jax.random.key(1), dict(video=jnp.zeros((1, 4, 8, 8, 3))))
   outputs = tower.apply(variables, dict(video=images))
   assert outputs['tokens']['video'].shape == (3, 1 * 2 * 2, 16)
-  still = tower.apply(variables, dict(video=jnp.repeat(images, 2, axis=1)))
-  np.testing.assert_array_equal(outputs['pooled']['video'], still['pooled']['video'])
+  repeated = tower.apply(variables, dict(video=jnp.repeat(images, 2, axis=1)))
+  np.testing.assert_array_equal(outputs['pooled']['video'],
+                                repeated['pooled']['video'])
 
 
 def test_spectrogram_tokenizer_has_the_expected_shapes():
-  """VATT's: 3.2 s of 48 kHz are 153 windows, 9 of the patches of 16, 16 of 5 bins."""
+  """For VATT 3.2 s of 48 kHz are 153 windows: 9 patches of 16 windows, 16 of 5 bins.
+  """
   tower = build.build_model(
       variant='release', audio=dict(kind='spectrogram', drop_token_rate=0.5, **SIZE))
   variables = jax.eval_shape(tower.init, jax.random.key(0),
@@ -307,7 +310,7 @@ def test_spectrogram_tokenizer_has_the_expected_shapes():
 
 
 def test_spectrogram_is_chosen_by_name_and_its_constants_can_change():
-  """STiCA's 257 x 199 of a second, in patches of 16 x 5; half as many bins."""
+  """STiCA has 257 bins and 199 windows per second; patches are 16 windows x 5 bins."""
   for changes, bins in ((dict(), 257), (dict(mel_bins=128), 128)):
     tower = build.build_model(audio=dict(
         kind='spectrogram', spectrogram=dict(name='stica', **changes), **SIZE))
@@ -324,7 +327,7 @@ def test_spectrogram_normalization_follows_name_and_settings():
     return build.build_model(audio=audio).tokenizers['audio'].spectrogram
   assert spectrogram().normalize == 'min_max'
   assert spectrogram(name='mmv').normalize == 'none'
-  # Settings of before there was `normalize`.
+  # Settings that are older than `normalize`.
   standardized = spectrogram(name='vatt', mean=3.0, std=3.5)
   assert (standardized.normalize, standardized.std) == ('standardize', 3.5)
   assert spectrogram(name='gdt', normalize='min_max').mean == 0
@@ -340,16 +343,16 @@ def test_spectrograms_are_masked_only_in_training():
   audio = dict(audio=jax.random.uniform(jax.random.key(0), (3, 24_000), minval=-1.0))
   variables = plain.init(jax.random.key(1), audio)
   tokenizers = [m.bind(variables).tokenizers['audio'] for m in (plain, masking)]
-  whole, again = (t(audio['audio']).x for t in tokenizers)
-  np.testing.assert_array_equal(whole, again)
+  whole, evaluated = (t(audio['audio']).x for t in tokenizers)
+  np.testing.assert_array_equal(whole, evaluated)
   masked = tokenizers[1](audio['audio'], clip_keys.make(2, 0, 3)).x
   changed = (abs(masked - whole) > 1e-6).any(-1)                     # [3, 99]
   assert changed.any() and changed.sum(1).max() <= 20
   assert (changed[0] != changed[1]).any()    # each clip draws its own
 
 
-def _mean_of_words(variant, **text):
-  """A model of text by the mean of its words, its variables, and some sentences."""
+def _mean_of_tokens(variant, **text):
+  """Returns a model of text by the mean of tokens, its variables and sentences."""
   settings = dict(vocabulary_size=32, width=8, depth=0) | text
   model = build.build_model(text=settings, head=HEAD, variant=variant)
   sentences = jnp.array([[[3, 4, 0, 0, 0], [5, 6, 7, 8, 9], [0, 0, 0, 0, 0]]])
@@ -357,8 +360,8 @@ def _mean_of_words(variant, **text):
 
 
 def test_text_of_depth_0_is_the_mean_of_its_tokens():
-  """Padding, which has a vector of its own, does not count."""
-  model, variables, text = _mean_of_words('paper', num_heads=3, mlp_dim=5)
+  """Padding does not count, although it has a vector."""
+  model, variables, text = _mean_of_tokens('paper', num_heads=3, mlp_dim=5)
   out = model.apply(variables, {'text': text})
   table = variables['params']['tokenizers_text']['embedding']['embedding']
   pooled = out['pooled']['text']
@@ -373,7 +376,7 @@ def test_text_of_depth_0_is_the_mean_of_its_tokens():
 
 
 def test_text_of_depth_0_in_the_release_averages_projected_frozen_vectors():
-  model, variables, text = _mean_of_words('release', table_width=6)
+  model, variables, text = _mean_of_tokens('release', table_width=6)
   projection = variables['params']['backbones_text']['projection']['kernel']
   table = variables['frozen']['tokenizers_text']['embedding']
   assert projection.shape == (6, 8) and table.shape == (32, 6)
@@ -382,11 +385,11 @@ def test_text_of_depth_0_in_the_release_averages_projected_frozen_vectors():
                              atol=1e-6)
 
 
-@pytest.mark.parametrize('variant, learnt', [
+@pytest.mark.parametrize('variant, trained', [
     ('paper', {'tokenizers_text'}), ('release', {'backbones_text'})])
-def test_text_of_depth_0_trains_only_its_vectors_and_has_no_agg(variant, learnt):
-  model, variables, text = _mean_of_words(variant)
-  assert variables['params'].keys() - {'head'} == learnt
+def test_text_of_depth_0_trains_only_its_vectors_and_has_no_agg(variant, trained):
+  model, variables, text = _mean_of_tokens(variant)
+  assert variables['params'].keys() - {'head'} == trained
 
   def loss(params, text):
     batch = {'text': text, 'key': clip_keys.make(0, 0, 1)}
@@ -399,9 +402,9 @@ def test_text_of_depth_0_trains_only_its_vectors_and_has_no_agg(variant, learnt)
   if variant == 'paper':
     moved = np.asarray(grads['tokenizers_text']['embedding']['embedding']).any(1)
     assert set(np.flatnonzero(moved)) <= set(range(3, 10)) and moved.any()
-  # Of a batch without any sentence, too.
-  silent = jax.grad(loss)(variables['params'], jnp.zeros_like(text))
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(silent))
+  # The same holds for a batch without sentences.
+  empty = jax.grad(loss)(variables['params'], jnp.zeros_like(text))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(empty))
 
 
 def test_classifier_gives_logits_of_one_modality():

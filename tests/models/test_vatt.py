@@ -66,9 +66,9 @@ def test_dropping_before_the_projection_equals_dropping_after_it(tokenizer, x):
 
 
 @pytest.mark.parametrize('samples, kept', [
-    (4 * 600, 255),    # of 300, with AGG nearer to 256 than to 384
-    (4 * 200, 127),    # of 100: a tile at least
-    (4 * 100, 100)])   # of 50: there are no more
+    (4 * 600, 255),    # 300 with AGG are nearer to 256 than to 384
+    (4 * 200, 127),    # at least one tile, not 100
+    (4 * 100, 100)])   # all tokens, not 50
 def test_fill_tiles_rounds_kept_tokens_with_agg_to_whole_tiles(samples, kept):
   tokenizer = vatt.WaveformTokenizer(width=8, patch=(4,), drop_token_rate=0.5,
                                      fill_tiles=True)
@@ -79,7 +79,7 @@ def test_fill_tiles_rounds_kept_tokens_with_agg_to_whole_tiles(samples, kept):
 
 
 def test_only_kept_patches_are_projected():
-  """Half of the tokens, half of the projection's multiplications."""
+  """Half of the tokens take half of the projection's multiplications."""
   tokenizer = vatt.VideoTokenizer(width=64, patch=(2, 8, 8), drop_token_rate=0.5)
   x = jnp.ones((2, 8, 64, 64, 3))
   variables = tokenizer.init(jax.random.key(0), x)
