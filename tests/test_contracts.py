@@ -1,4 +1,4 @@
-"""A loss, a CNN, an evaluator and a hook: each is a class and a row of a table."""
+"""Extensions: a loss, a CNN, an evaluator and a hook, each a class and a table row."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from vatt_jax.weights import load as weights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountedNorm(losses.Loss):
-  """Pulls pooled video towards a learnt length; remembers how often it saw a clip."""
+  """Pulls pooled video towards a trained norm, and counts how often it saw a clip."""
   length: float
 
   def init(self, key):
@@ -42,7 +42,7 @@ class CountedNorm(losses.Loss):
 
 
 class ConvNet(models.MultimodalModel):
-  """A convolution with batch norm for each modality, without tokens."""
+  """Applies a convolution with batch norm to each modality, without tokens."""
   width: int
   modalities: tuple[str, ...] = ('video', 'audio')
   head: nn.Module | None = None
@@ -72,7 +72,7 @@ def make_convnet(width, device, video_audio_dim=8):
 
 
 class MeanNorm:
-  """Measures the mean length of pooled video features."""
+  """Measures the mean norm of pooled video features."""
 
   def __init__(self, reader, predict, batch_size):
     self._reader, self._predict, self._size = reader, predict, batch_size
@@ -88,7 +88,7 @@ class MeanNorm:
 
 
 class Forget:
-  """Sets the memory of a loss to zero now and then."""
+  """Sets the memory of a loss to zero every few steps."""
 
   def __init__(self, every_steps, seed):
     self._every, self.calls = every_steps, []
@@ -104,7 +104,7 @@ class Forget:
 
 @pytest.fixture
 def rows(monkeypatch):
-  """The four classes in their tables."""
+  """Adds the four classes to their tables."""
   monkeypatch.setitem(losses.LOSSES, 'counted_norm', CountedNorm)
   monkeypatch.setitem(models.MODELS, 'convnet', make_convnet)
   monkeypatch.setitem(evals.EVALUATORS, 'mean_norm', MeanNorm)
@@ -125,7 +125,7 @@ def small(toy_world, **changes):
   return config | changes
 
 
-def test_new_loss_model_evaluator_and_hook_need_only_a_row_of_a_table(
+def test_loss_model_evaluator_and_hook_need_only_a_table_row(
     rows, toy_world, tmp_path):
   config = small(
       toy_world, losses=dict(small(toy_world)['losses'],
@@ -145,7 +145,7 @@ def test_new_loss_model_evaluator_and_hook_need_only_a_row_of_a_table(
 
 
 def test_memory_of_a_loss_is_saved_and_restored(rows, toy_world, tmp_path, caplog):
-  """A run in two halves remembers as one that was never stopped."""
+  """A run in two halves has the same memory as one without a stop."""
   config = small(toy_world, losses=dict(norm=dict(name='counted_norm', length=2.0)))
   whole = tmp_path / 'whole'
   train.train(config, whole)
@@ -168,7 +168,7 @@ def test_microbatches_keep_batch_statistics_of_a_backbone(rows, toy_world, tmp_p
     assert (variables['batch_stats'][f'{modality}_norm']['mean'] != 0).any()
 
 
-def test_missing_output_of_a_loss_is_one_clear_line(rows, toy_world, tmp_path):
+def test_missing_output_of_a_loss_is_reported_in_one_line(rows, toy_world, tmp_path):
   config = small(toy_world)
   config['losses'] = dict(video_text=dict(name='mil_nce', temperature=0.1))
   with pytest.raises(train.UserError, match=r'config\.losses\.video_text: needs outputs'

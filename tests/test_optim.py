@@ -10,19 +10,19 @@ from vatt_jax.errors import UserError
 from vatt_jax.models import build
 
 
-def test_the_schedule_is_the_paper_s():
+def test_quarter_cosine_matches_the_paper():
   """Section 4.3: 10k steps up to 1e-4, then a quarter period down to 5e-5 at 500k."""
   rate = optim.quarter_cosine(1e-4, 5e-5, 10_000, 500_000)
   np.testing.assert_allclose(
       [rate(s) for s in (0, 5_000, 10_000, 500_000, 600_000)],
       [0, 5e-5, 1e-4, 5e-5, 5e-5], rtol=1e-5)
   np.testing.assert_allclose(rate(255_000), 5e-5 * (1 + np.cos(np.pi / 4)), rtol=1e-5)
-  # A quarter period leaves slowly and arrives steeply.
+  # A quarter period falls slowly at first and steeply at the end.
   assert rate(10_000) - rate(20_000) < 0.1 * (rate(490_000) - rate(500_000))
 
 
-def test_adam_is_adam():
-  """Two steps against Kingma and Ba's algorithm 1."""
+def test_adam_matches_its_algorithm():
+  """Two steps equal Kingma and Ba's algorithm 1."""
   adam, schedule = optim.build(10, 1e-2, 1e-3, 2, eps=1e-7)[:2]
   p = jnp.array([1.0, -2.0])
   grads = [jnp.array([0.5, -1.0]), jnp.array([0.1, 3.0])]
@@ -36,7 +36,7 @@ def test_adam_is_adam():
     np.testing.assert_allclose(update, expected, rtol=1e-4)
 
 
-def test_a_warm_up_longer_than_the_run_shrinks_with_a_warning(caplog):
+def test_warmup_longer_than_the_run_shrinks_with_a_warning(caplog):
   rate = optim.build(10, 1e-4, 5e-5, 11).schedule
   np.testing.assert_allclose([rate(s) for s in (0, 4, 5, 10)], [0, 8e-5, 1e-4, 5e-5],
                              rtol=1e-5)
@@ -49,8 +49,8 @@ def test_a_warm_up_longer_than_the_run_shrinks_with_a_warning(caplog):
 
 
 @pytest.mark.parametrize('decay', ['quarter_cosine', 'half_cosine'])
-def test_an_extended_schedule_spreads_what_is_left_of_it(decay):
-  """Unchanged up to the step that was reached, continuous there, the same end."""
+def test_extended_schedule_stretches_its_rest(decay):
+  """It is unchanged up to the reached step, continuous there, and has the same end."""
   settings = dict(peak_rate=1.0, final_rate=0.1, warmup_steps=10, decay=decay)
   old = optim.build(100, **settings).schedule
   new = optim.build(280, **settings, extended=[(40, 100)]).schedule
@@ -58,11 +58,11 @@ def test_an_extended_schedule_spreads_what_is_left_of_it(decay):
     assert new(step) == old(step)
   for step, same in ((44, 41), (160, 70), (280, 100), (300, 100)):
     np.testing.assert_allclose(new(step), old(same), rtol=1e-5)
-  # Once more, from a step between: what is left is that of the schedule in force.
+  # A second extension stretches the rest of the current schedule.
   again = optim.build(400, **settings, extended=[(40, 100), (160, 280)]).schedule
   assert again(40) == old(40) and again(160) == new(160)
   np.testing.assert_allclose([again(280), again(400)], [new(220), 0.1], rtol=1e-5)
-  # In the warm-up, and after the end.
+  # The step may be in the warm-up, or after the end.
   early = optim.build(195, **settings, extended=[(5, 100)]).schedule
   np.testing.assert_allclose([early(5), early(9), early(15)], [0.5, 0.7, 1], rtol=1e-5)
   late = optim.build(200, **settings, extended=[(100, 100)]).schedule
@@ -70,7 +70,7 @@ def test_an_extended_schedule_spreads_what_is_left_of_it(decay):
                              rtol=1e-5)
 
 
-def test_the_other_schedule_is_the_release_s(shared):
+def test_half_cosine_matches_the_release(shared):
   golden = np.load(shared / 'golden' / 'misc.npz')
   rate = optim.half_cosine(1e-4, 5e-5, 5_000, 500_000)
   np.testing.assert_allclose([rate(s) for s in golden['pretrain_steps']],
@@ -80,7 +80,7 @@ def test_the_other_schedule_is_the_release_s(shared):
                              golden['finetune_lr'], rtol=1e-4, atol=1e-10)
 
 
-def test_a_schedule_of_another_name_is_refused():
+def test_unknown_schedule_is_refused():
   with pytest.raises(ValueError, match="decay='half': expected one of quarter_cosine"):
     optim.build(10, 1e-4, 5e-5, 1, decay='half')
 
@@ -95,14 +95,14 @@ GRADS = jax.tree.map(lambda x: 3 * jnp.ones_like(x), PARAMS)
 
 
 def _step(name='sgd', grads=GRADS, **settings):
-  """How far the first step of a rate of 1 moves each parameter."""
+  """Returns the update of each parameter by the first step, at a rate of 1."""
   update = optim.build(10, 1.0, 1.0, 0, name=name, **settings).update
   moved, _ = jax.jit(update.update)(grads, update.init(PARAMS), PARAMS)
   return moved
 
 
-def test_momentum_adds_up_as_in_the_release():
-  """Two steps of v = 0.9 v + g, p = p - rate v; without Nesterov's look ahead."""
+def test_momentum_matches_the_release():
+  """Steps are v = 0.9 v + g, p = p - rate v, without Nesterov's look-ahead."""
   sgd, schedule, frozen, _ = optim.build(10, 0.1, 0.0, 2, name='sgd',
                                          decay='half_cosine')
   p, v, state = jnp.array([1.0]), 0, sgd.init(jnp.array([1.0]))
@@ -114,8 +114,8 @@ def test_momentum_adds_up_as_in_the_release():
 
 
 @pytest.mark.parametrize('name', ['adam', 'sgd'])
-def test_a_state_in_bfloat16_moves_the_parameters_as_one_in_float32(name):
-  """Within what bfloat16 can tell, over a hundred steps; a second moment is float32."""
+def test_state_in_bfloat16_moves_parameters_like_one_in_float32(name):
+  """A hundred steps agree up to bfloat16's rounding; second moments are float32."""
   moved, dtypes = {}, {}
   for state_dtype in optim.STATE_DTYPES:
     update = optim.build(100, 0.1, 0.1, 0, name=name, state_dtype=state_dtype).update
@@ -132,7 +132,7 @@ def test_a_state_in_bfloat16_moves_the_parameters_as_one_in_float32(name):
                                 ['bfloat16'])
 
 
-def test_the_first_rule_that_fits_says_the_share_of_the_rate():
+def test_first_rule_that_fits_sets_the_learning_rate_multiplier():
   moved = _step(rules=(('backbones_video/block_0', 0.0), ('backbones', 0.1),
                        ('.*', 2.0)))
   assert moved['backbones_video']['block_0']['kernel'] == 0
@@ -142,7 +142,7 @@ def test_the_first_rule_that_fits_says_the_share_of_the_rate():
   np.testing.assert_allclose(moved['tokenizers_video']['projection']['kernel'], -6)
 
 
-def test_nothing_is_kept_for_what_is_frozen():
+def test_frozen_parameters_have_no_optimizer_state():
   built = optim.build(10, 1.0, 1.0, 0, rules=(('head', 1.0), ('.*', 0.0)))
   kept = [x.size for x in jax.tree.leaves(built.update.init(PARAMS)) if x.ndim]
   assert kept == [1, 1]    # Adam's two moments of the head
@@ -151,7 +151,7 @@ def test_nothing_is_kept_for_what_is_frozen():
   assert frozen['tokenizers_video']['projection']['kernel']
 
 
-def test_every_layer_below_the_last_gets_less():
+def test_layer_decay_lowers_the_rate_of_each_lower_layer():
   tower = build.build_model(video=dict(width=4, depth=2, num_heads=1, mlp_dim=4))
   moved = _step(layer_decay=0.5, layer_of=tower.layer_of)
   expected = {'tokenizers_video': 0.125, 'block_0': 0.25, 'block_1': 0.5, 'norm': 1}
@@ -163,8 +163,8 @@ def test_every_layer_below_the_last_gets_less():
   np.testing.assert_allclose(moved['head']['logits']['kernel'], -3)
 
 
-def test_the_gradient_is_cut_everywhere_but_in_the_head():
-  """The norm of the other five numbers, all 3, is sqrt(45)."""
+def test_gradient_is_clipped_everywhere_but_in_the_head():
+  """The norm of the five other numbers, which are all 3, is sqrt(45)."""
   moved = _step(clip_norm=0.75)
   np.testing.assert_allclose(moved['head']['logits']['kernel'], -3)
   np.testing.assert_allclose(moved['backbones_video']['block_0']['kernel'],
@@ -174,7 +174,7 @@ def test_the_gradient_is_cut_everywhere_but_in_the_head():
                jax.tree.map(lambda x: -x, small))
 
 
-def test_a_parameter_that_no_rule_fits_is_named():
+def test_parameter_without_a_rule_is_named():
   built = optim.build(10, 1.0, 1.0, 0, rules=(('backbones', 0.1), ('head', 1.0)))
   with pytest.raises(UserError, match='none fits the parameter tokenizers_video/'):
     built.update.init(PARAMS)
@@ -182,21 +182,21 @@ def test_a_parameter_that_no_rule_fits_is_named():
 
 @pytest.mark.parametrize('settings, message', [
     (dict(rules=(('head', -1.0),)), 'expected shares of 0 or more'),
-    (dict(rules=(('head(', 1.0),)), 'is no pattern'),
+    (dict(rules=(('head(', 1.0),)), 'is not a pattern'),
     (dict(rules=('head',)), 'expected pairs of a pattern and a share'),
     (dict(layer_decay=0.0), 'layer_decay=0'), (dict(clip_norm=-1), 'clip_norm=-1'),
     (dict(clip_replicas=0), 'clip_replicas=0: expected 1 or more'),
     (dict(name='lamb'), "name='lamb': expected one of adam, sgd")])
-def test_a_setting_that_cannot_be_is_named(settings, message):
+def test_invalid_setting_is_named(settings, message):
   with pytest.raises(ValueError, match=message):
     optim.build(10, 1.0, 1.0, 0, **settings)
 
 
-def test_a_setting_of_the_other_optimiser_is_named():
+def test_setting_of_the_other_optimizer_is_named():
   with pytest.raises(UserError, match=r'config\.optim\.b1: unknown key'):
     optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)
 
 
-def test_a_type_that_no_state_has_is_named():
+def test_invalid_state_dtype_is_named():
   with pytest.raises(UserError, match=r"config\.optim: state_dtype='half': expected"):
     optim.build(10, 1.0, 1.0, 0, state_dtype='half')

@@ -1,4 +1,4 @@
-"""vatt_jax/train_step.py and sharding.py"""
+"""vatt_jax/train_step.py and vatt_jax/distributed/sharding.py"""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
 
 def make_task(seed=0, optimizer=None, variant='paper', temperature=0.1, mesh=None,
               **weights):
-  """With `temperature=None` it is learnt, from 0.1."""
+  """Makes a task; with `temperature=None` the temperature is trained, from 0.1."""
   losses = {
       pair: loss(pair=pair, weight=weights.get(pair, 1.0),
                  temperature=temperature or 0.1, learn_temperature=not temperature)
@@ -73,7 +73,7 @@ def test_training_lowers_the_loss(task):
   assert int(state.step) == 30
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms():
+def test_loss_is_the_weighted_sum_of_its_terms():
   task = make_task(video_audio=2.0, video_text=0.5)
   _, metrics = task.train_step(task.init(make_batch()), make_batch())
   np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
       2 * metrics['loss_video_audio'] + 0.5 * metrics['loss_video_text'], rtol=1e-6)
 
 
-def test_the_same_seed_and_step_give_the_same_bits(task):
+def test_same_seed_and_step_give_the_same_bits(task):
   results = [task.train_step(task.init(make_batch()), make_batch()) for _ in (0, 1)]
   jax.tree.map(np.testing.assert_array_equal, *results)
   other = make_task(seed=1).init(make_batch()).params
@@ -90,8 +90,8 @@ def test_the_same_seed_and_step_give_the_same_bits(task):
   assert (kernels[0] != kernels[1]).all()
 
 
-def test_tokens_dropped_differ_from_step_to_step():
-  """With a learning rate of nothing only the draw can change the loss."""
+def test_dropped_tokens_differ_from_step_to_step():
+  """With a learning rate of 0 only the draw can change the loss."""
   task = make_task(optimizer=optax.sgd(0.0))
   state, losses = task.init(make_batch()), []
   for _ in range(3):
@@ -100,11 +100,11 @@ def test_tokens_dropped_differ_from_step_to_step():
   assert len(set(losses)) == 3
 
 
-@pytest.mark.parametrize('gone', ['audio', 'text'])
-def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
+@pytest.mark.parametrize('absent', ['audio', 'text'])
+def test_missing_modality_gets_no_gradient(absent):
   task = make_task(optimizer=optax.sgd(1.0))
   batch = make_batch()
-  if gone == 'audio':
+  if absent == 'audio':
     batch['has_audio'] = np.zeros(8, bool)
   else:
     batch['text'] = np.zeros_like(batch['text'])
@@ -112,69 +112,69 @@ def test_what_the_whole_batch_lacks_gets_no_gradient(gone):
                                       task.init(batch).model_state))
   state, metrics = task.train_step(task.init(batch), batch)
   stale = {k for k, v in _flat(state.model_state).items() if (v == stats[k]).all()}
-  norms = f"['batch_stats']['head']['{gone}_"
+  norms = f"['batch_stats']['head']['{absent}_"
   assert stale == {k for k in stats if k.startswith(norms)}
   changed = {k for k, v in _flat(state.params).items() if (v != before[k]).any()}
-  assert metrics[f'loss_video_{gone}'] == 0
-  assert changed and not any(f's_{gone}' in k for k in changed)
+  assert metrics[f'loss_video_{absent}'] == 0
+  assert changed and not any(f's_{absent}' in k for k in changed)
   assert any('backbones_video' in k for k in changed)
 
 
-def test_a_clip_without_sound_teaches_nothing_about_sound():
-  """Whatever stands in its place, every parameter ends up the same."""
+def test_clip_without_audio_does_not_change_the_step():
+  """Every parameter is the same for any samples in its place."""
   task = make_task()
   batch, other = make_batch(), make_batch()
   other['audio'][2] = 1234
-  ours, theirs = (task.train_step(task.init(b), b)[0] for b in (batch, other))
-  for key, value in _flat(ours.params).items():
-    np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
+  one, two = (task.train_step(task.init(b), b)[0] for b in (batch, other))
+  for key, value in _flat(one.params).items():
+    np.testing.assert_allclose(value, _flat(two.params)[key], atol=1e-7)
 
 
 @pytest.mark.parametrize('video_audio, video_text', [
     ('paper', 'symmetric'), ('asymmetric', 'siglip')])
-def test_a_mixture_s_absent_rows_leave_a_step_as_it_is_without_them(video_audio,
+def test_step_with_absent_rows_equals_a_step_without_them(video_audio,
                                                                    video_text):
-  """Clips of which nothing is there, of any term, are as if the batch lacked them."""
+  """Clips that lack all modalities count in no loss."""
   losses = dict(
       video_audio=contrastive.NCE(pair='video_audio', temperature=0.1,
                                   form=video_audio),
       video_text=contrastive.SigLIP(pair='video_text', temperature=0.1, bias=-2.0)
       if video_text == 'siglip' else contrastive.MilNCE(
           pair='video_text', temperature=0.1, form=video_text))
-  model = build.build_model(    # drops no tokens: their draws go by the batch's size
+  model = build.build_model(    # drops no tokens: draws depend on the rows' places
       video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
       text=dict(vocabulary_size=32, **SIZE),
       head=dict(video_audio_dim=12, video_text_dim=10))
   task = train_step.Task(model, losses, optax.sgd(0.1), optax.constant_schedule(0.1), 0)
   whole = make_batch(10) | dict(has_video=np.ones(10, bool))
-  gone = np.isin(np.arange(10), (4, 7))
+  absent = np.isin(np.arange(10), (4, 7))
   for modality in ('video', 'audio'):
-    whole[f'has_{modality}'] = whole[f'has_{modality}'] & ~gone
-  whole['has_text'] = ~gone
-  whole['text'][gone] = 0
-  rest = {k: v[~gone] for k, v in whole.items()}
-  (ours, metrics), (theirs, expected) = (
+    whole[f'has_{modality}'] = whole[f'has_{modality}'] & ~absent
+  whole['has_text'] = ~absent
+  whole['text'][absent] = 0
+  rest = {k: v[~absent] for k, v in whole.items()}
+  (state, metrics), (expected_state, expected) = (
       task.train_step(task.init(b), b) for b in (whole, rest))
   np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-5)
-  for key, value in _flat(theirs).items():
-    np.testing.assert_allclose(_flat(ours)[key], value, rtol=1e-4, atol=1e-5,
+  for key, value in _flat(expected_state).items():
+    np.testing.assert_allclose(_flat(state)[key], value, rtol=1e-4, atol=1e-5,
                                err_msg=key)
 
 
-def test_a_sound_without_a_film_teaches_nothing_about_films():
-  """Whatever pictures stand in its place, every parameter ends up the same."""
+def test_clip_without_video_does_not_change_the_step():
+  """Every parameter is the same for any frames in its place."""
   task = make_task()
   batch = make_batch() | dict(has_video=np.arange(8) != 5)
   other = make_batch() | dict(has_video=np.arange(8) != 5)
   other['video'][5] = 77
-  ours, theirs = (task.train_step(task.init(b), b)[0] for b in (batch, other))
-  for key, value in _flat(ours.params).items():
-    np.testing.assert_allclose(value, _flat(theirs.params)[key], atol=1e-7)
+  one, two = (task.train_step(task.init(b), b)[0] for b in (batch, other))
+  for key, value in _flat(one.params).items():
+    np.testing.assert_allclose(value, _flat(two.params)[key], atol=1e-7)
 
 
 @pytest.mark.slow
-def test_two_devices_compute_what_one_does():
-  """The loss and its batch statistics are over the whole batch, not a share of it."""
+def test_two_devices_take_the_same_step_as_one():
+  """The loss and batch statistics are over the whole batch, not a device's rows."""
   assert jax.device_count() == 2
   batch = make_batch()
   task = make_task(optimizer=optax.sgd(0.01))
@@ -190,12 +190,12 @@ def test_two_devices_compute_what_one_does():
                                err_msg=key)
 
 
-def test_a_batch_that_does_not_split_is_refused():
+def test_batch_that_does_not_split_is_refused():
   with pytest.raises(UserError, match=r'batch_size=7: expected .* such as 6'):
     sharding.make_mesh(7)
 
 
-def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
+def test_bfloat16_towers_are_close_to_float32_and_keep_float32_parameters():
   batch = make_batch()
   sizes = dict(video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
                text=dict(vocabulary_size=32, **SIZE),
@@ -211,22 +211,22 @@ def test_bfloat16_towers_stay_close_and_keep_float32_parameters():
     assert jnp.sum(a * b, -1).min() > 0.98
 
 
-def test_a_bfloat16_step_adds_up_in_float32_and_consumes_the_old_state():
-  """Loss, gradients and parameters; its products are bfloat16 none the less."""
-  seen = []
-  spy = optax.stateless(lambda grads, _: seen.append(grads) or grads)
+def test_bfloat16_step_sums_in_float32_and_donates_the_old_state():
+  """Loss, gradients and parameters are float32, while products are bfloat16."""
+  gradients = []
+  spy = optax.stateless(lambda grads, _: gradients.append(grads) or grads)
   task = make_task(optimizer=optax.chain(spy, optax.adam(1e-2)))
   task = dataclasses.replace(task, model=make_model(dtype='bfloat16'))
   state = task.init(make_batch())
   program = str(jax.make_jaxpr(task.train_step)(state, make_batch()))
   assert re.search(r'bf16\[[\d,]*\] = dot_general', program)
   new, metrics = task.train_step(state, make_batch())
-  numbers = {x.dtype.name for x in jax.tree.leaves((new.params, metrics, seen[0]))}
-  assert numbers == {'float32'}
+  trees = (new.params, metrics, gradients[0])
+  assert {x.dtype.name for x in jax.tree.leaves(trees)} == {'float32'}
   assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
-def test_a_learnt_temperature_is_learnt_and_told():
+def test_learnable_temperature_is_trained_and_reported():
   task = make_task(temperature=None)
   state, metrics = task.train_step(task.init(make_batch()), make_batch())
   for _ in range(2):
@@ -237,8 +237,8 @@ def test_a_learnt_temperature_is_learnt_and_told():
   assert task.predict(state, make_batch()).keys() == {'pooled', 'embed'}
 
 
-def test_learnt_temperature_stops_at_its_bound_and_can_rise_again():
-  """At the bound it still follows its gradient up."""
+def test_learnable_temperature_stops_at_its_bound_and_can_rise_again():
+  """At the bound it can still follow its gradient upwards."""
 
   class Pull(contrastive.NCE):
     sign = 1.0
@@ -261,8 +261,8 @@ def test_learnt_temperature_stops_at_its_bound_and_can_rise_again():
   assert gradient < 0
 
 
-def test_sound_and_text_are_paired_where_both_are_there():
-  """A clip without sound takes its text out of the audio-text pairs, and only there."""
+def test_audio_and_text_are_paired_where_both_are_present():
+  """Text of a clip without audio is left out of the audio-text pairs."""
   model = make_model(head=dict(audio_text=True))
   losses = {'audio_text': contrastive.MilNCE(pair='audio_text', temperature=0.1)}
   batch = make_batch()
@@ -279,7 +279,7 @@ def test_sound_and_text_are_paired_where_both_are_there():
 
 
 def make_classifier(optimizer=None, **more):
-  """A task of three classes of film."""
+  """Makes a task that classifies videos into three classes."""
   model = build.build_model(video=dict(patch=(2, 4, 4), **SIZE),
                             head=dict(name='classifier', num_classes=3))
   losses = {'label': classification.Softmax()}
@@ -287,8 +287,8 @@ def make_classifier(optimizer=None, **more):
                    optax.constant_schedule(0.1), 0, **more)
 
 
-def labelled_batch():
-  """Each class has films of its own brightness."""
+def labeled_batch():
+  """Returns a batch in which each class has another brightness."""
   batch = {k: v for k, v in make_batch().items() if k in ('video', 'mask')}
   label = np.arange(8) % 3
   batch['video'] = (batch['video'] // 4 + 80 * label[:, None, None, None, None]).astype(
@@ -296,8 +296,8 @@ def labelled_batch():
   return batch | dict(has_video=np.ones(8, bool), label=np.eye(3, dtype=bool)[label])
 
 
-def test_a_classifier_learns_its_labels():
-  task, batch = make_classifier(), labelled_batch()
+def test_classifier_learns_its_labels():
+  task, batch = make_classifier(), labeled_batch()
   state = task.init(batch)
   for _ in range(40):
     state, metrics = task.train_step(state, batch)
@@ -306,8 +306,8 @@ def test_a_classifier_learns_its_labels():
                                 np.arange(8) % 3)
 
 
-def test_a_film_that_is_not_there_teaches_no_class():
-  task, batch = make_classifier(), labelled_batch()
+def test_absent_video_does_not_count_in_classification():
+  task, batch = make_classifier(), labeled_batch()
   batch['has_video'][3] = False
   _, metrics = task.train_step(task.init(batch), batch)
   logits = task.predict(task.init(batch), batch)['logits']
@@ -317,19 +317,19 @@ def test_a_film_that_is_not_there_teaches_no_class():
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
-def assert_moved_alike(ours, theirs, before):
-  """To 1e-4 of how far plain gradient descent moved a parameter.
+def assert_moved_alike(actual, expected, before):
+  """Compares to 1e-4 of the update of a parameter by plain gradient descent.
 
-  By so much a step differs from itself where the compiler optimises otherwise.
+  The same step differs by so much if the compiler optimizes it differently.
   """
-  ours, theirs, before = map(_flat, (ours, theirs, before))
-  for key, value in theirs.items():
+  actual, expected, before = map(_flat, (actual, expected, before))
+  for key, value in expected.items():
     scale = abs(value - before[key]).max()
-    np.testing.assert_allclose(ours[key], value, rtol=1e-6,
+    np.testing.assert_allclose(actual[key], value, rtol=1e-6,
                                atol=max(1e-4 * scale, 5e-6), err_msg=key)
 
 
-def assert_parts_change_nothing(task, batch, num_microbatches=4):
+def assert_microbatches_change_nothing(task, batch, num_microbatches=4):
   task = dataclasses.replace(task, optimizer=optax.sgd(1.0))
   (whole, expected), (split, metrics) = (
       dataclasses.replace(task, num_microbatches=n).train_step(task.init(batch), batch)
@@ -341,20 +341,20 @@ def assert_parts_change_nothing(task, batch, num_microbatches=4):
 
 @pytest.mark.parametrize('variant', [
     'paper', pytest.param('release', marks=pytest.mark.slow)])
-def test_a_batch_in_parts_is_the_same_step(variant):
-  """Contrast and statistics of the whole batch; each clip draws what it would there."""
+def test_microbatches_do_not_change_the_step(variant):
+  """Losses and statistics are of the whole batch; each clip's draws stay the same."""
   task = make_task(variant=variant, temperature=None)
-  calm = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
+  backbones = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
   tokenizers = {m: x.clone(dropout_rate=0.0) for m, x in task.model.tokenizers.items()}
   change = augment.Augment(reverse_rate=0.5, flip_rate=0.5, noise=0.1)
-  assert_parts_change_nothing(dataclasses.replace(
-      task, model=task.model.clone(backbones=calm, tokenizers=tokenizers),
+  assert_microbatches_change_nothing(dataclasses.replace(
+      task, model=task.model.clone(backbones=backbones, tokenizers=tokenizers),
       augment=change), make_batch())
 
 
 @pytest.mark.slow
-def test_a_classified_batch_in_parts_is_the_same_step():
-  """Mixtures with clips of other parts, masks, the head's dropout, counted labels."""
+def test_microbatches_do_not_change_the_step_of_a_classifier():
+  """It has mixup across microbatches, masks, dropout in the head and label counts."""
   model = build.build_model(
       audio=dict(kind='spectrogram', patch=(2, 2), drop_token_rate=0.5,
                  spec_augment=dict(time_masks=1, time_width=3, frequency_masks=1,
@@ -369,13 +369,13 @@ def test_a_classified_batch_in_parts_is_the_same_step():
   batch = dict(audio=rng.integers(-2**15, 2**15, (8, 8192)).astype(np.int16),
                has_audio=np.arange(8) != 2,
                label=np.eye(3, dtype=bool)[np.arange(8) % 3])
-  assert_parts_change_nothing(task, batch, num_microbatches=2)
+  assert_microbatches_change_nothing(task, batch, num_microbatches=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [dict(), dict(data=1, fsdp=2)])
-def test_all_that_saves_memory_together_is_the_same_step(mesh):
-  """On two devices: parts, chunks, a loop over layers, activations made anew."""
+def test_memory_savings_together_do_not_change_the_step(mesh):
+  """Two devices use microbatches, chunks, a loop over layers and recomputation."""
   size = dict(width=16, depth=3, num_heads=2, mlp_dim=32)
   batch = make_batch()
   states = []
@@ -402,8 +402,8 @@ def test_all_that_saves_memory_together_is_the_same_step(mesh):
 
 
 @pytest.mark.slow
-def test_parts_take_less_memory():
-  """With towers that are most of it."""
+def test_microbatches_take_less_memory():
+  """The towers take most of the memory."""
   size = dict(width=64, depth=2, num_heads=2, mlp_dim=256)
   model = build.build_model(
       video=dict(patch=(2, 4, 4), **size), audio=dict(patch=(4,), **size),
@@ -419,13 +419,13 @@ def test_parts_take_less_memory():
 
 
 @pytest.mark.parametrize('replicas, clip_norm', [(1, 0.3), (4, 2.0)])
-def test_each_replica_s_gradient_is_clipped_before_they_are_added(replicas, clip_norm):
-  """Against the formula, group of rows by group of rows; one row is absent."""
+def test_gradient_of_each_replica_is_clipped_before_the_sum(replicas, clip_norm):
+  """The step equals the formula for each group of rows; one row is absent."""
   built = optim.build(10, 1.0, 1.0, 0, name='sgd', momentum=0.0, clip_norm=clip_norm,
                       clip_replicas=replicas)
   assert (built.clip is None) == (replicas == 1)
   task = make_classifier(built.update, clip=built.clip, num_microbatches=replicas)
-  batch = labelled_batch()
+  batch = labeled_batch()
   batch['has_video'][3] = False
   params = jax.device_get(task.init(batch).params)
   state, _ = task.train_step(task.init(batch), batch)
@@ -453,8 +453,8 @@ def test_each_replica_s_gradient_is_clipped_before_they_are_added(replicas, clip
                                err_msg=key)
 
 
-def test_the_average_of_the_weights_is_what_is_evaluated():
-  task, batch = make_classifier(average_decay=0.9), labelled_batch()
+def test_averaged_parameters_are_evaluated():
+  task, batch = make_classifier(average_decay=0.9), labeled_batch()
   state = task.init(batch)
   expected = jax.device_get(state.params)
   for _ in range(3):
@@ -469,9 +469,9 @@ def test_the_average_of_the_weights_is_what_is_evaluated():
   np.testing.assert_allclose(task.predict(state, batch)['logits'], averaged, rtol=1e-4)
 
 
-def test_what_is_frozen_stays_and_the_rest_moves():
+def test_frozen_parameters_stay_and_the_rest_moves():
   built = optim.build(10, 0.1, 0.1, 0, rules=(('head', 1.0), ('.*', 0.0)))
-  task, batch = make_classifier(built.update, frozen=built.frozen), labelled_batch()
+  task, batch = make_classifier(built.update, frozen=built.frozen), labeled_batch()
   before = task.init(batch).params
   state, metrics = task.train_step(task.init(batch), batch)
   moved = {k: any(np.any(a != b) for a, b in zip(
@@ -485,8 +485,8 @@ def test_what_is_frozen_stays_and_the_rest_moves():
 
 
 @pytest.fixture
-def severe():
-  """Types that don't mix, tracers that don't leak, numbers that are numbers."""
+def strict_jax():
+  """Sets JAX's checks of type promotion, leaked tracers and NaN."""
   flags = {'jax_numpy_dtype_promotion': 'strict', 'jax_check_tracer_leaks': True,
            'jax_debug_nans': True}
   before = {name: getattr(jax.config, name) for name in flags}
@@ -500,7 +500,7 @@ def severe():
 @pytest.mark.slow
 @pytest.mark.parametrize('variant, agnostic, dtype', [
     ('paper', True, 'float32'), ('release', False, 'bfloat16')])
-def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, severe):
+def test_step_passes_the_strictest_checks_of_jax(variant, agnostic, dtype, strict_jax):
   model = make_model(variant, agnostic, dtype, head=dict(audio_text=True))
   pairs = dict(video_audio=contrastive.NCE, video_text=contrastive.MilNCE)
   losses = {pair: loss(pair=pair, temperature=0.1, form='asymmetric')
@@ -518,5 +518,5 @@ def test_a_step_stands_up_to_jax_s_severest_checks(variant, agnostic, dtype, sev
   assert metrics['loss'].dtype == jnp.float32 and metrics['loss'] > 0
   frozen = {k: v for k, v in _flat(state.model_state).items() if 'frozen' in k}
   assert len(frozen) == (variant == 'release')
-  for key, words in frozen.items():
-    np.testing.assert_array_equal(words, before[key])
+  for key, table in frozen.items():
+    np.testing.assert_array_equal(table, before[key])

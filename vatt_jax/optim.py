@@ -1,4 +1,4 @@
-"""Optimisers, their learning-rate schedules, and rules for some of the parameters."""
+"""Optimizers, learning-rate schedules, and rules for parts of the parameters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vatt_jax.config import call
 from vatt_jax.config import choose
 from vatt_jax.errors import UserError
 
-# Pattern of a parameter's name, and its share of the learning rate.
+# Pattern of a parameter's name, and its multiplier of the learning rate.
 Rule = tuple[str, float]
 
 
 def quarter_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
                    total_steps: int) -> optax.Schedule:
-  """Linear warm-up from 0, then a quarter period of a cosine (VATT, section 4.3).
+  """Returns linear warm-up from 0, then a quarter cosine period (VATT, section 4.3).
 
-  rate(s) = final + (peak - final) * cos(pi/2 * (s - warmup) / (total - warmup)):
-  it leaves the peak slowly and arrives at the final rate steeply.
+  rate(s) = final + (peak - final) * cos(pi/2 * (s - warmup) / (total - warmup)).
+  The rate leaves its peak slowly and reaches the final rate steeply.
   """
   decay = lambda progress: jnp.cos(math.pi / 2 * progress)
   return _warmed_up(decay, peak_rate, final_rate, warmup_steps, total_steps)
@@ -38,7 +38,7 @@ def quarter_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
 
 def half_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
                 total_steps: int) -> optax.Schedule:
-  """Linear warm-up from 0, then half a period of a cosine, as in the release.
+  """Returns linear warm-up from 0, then half a cosine period, as in the release.
 
   rate(s) = final + (peak - final) * (1 + cos(pi * (s - warmup) / (total - warmup))) / 2
   """
@@ -49,7 +49,11 @@ def half_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
 def _warmed_up(decay: Callable[[jax.Array], jax.Array], peak_rate: float,
                final_rate: float, warmup_steps: int, total_steps: int
                ) -> optax.Schedule:
-  """A linear warm-up; then `decay` of the progress, from 0 to 1, falls from 1 to 0."""
+  """Returns a schedule of linear warm-up and decay.
+
+  `decay` maps the progress after the warm-up, 0 to 1, to a factor that falls from 1 to
+  0.
+  """
   def rate(step: jax.typing.ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
@@ -61,11 +65,11 @@ def _warmed_up(decay: Callable[[jax.Array], jax.Array], peak_rate: float,
 
 def stretched(schedule: optax.Schedule, reached: int, old_total: int, new_total: int
               ) -> optax.Schedule:
-  """Spreads what a schedule has left from a step on over more steps.
+  """Stretches the rest of a schedule over more steps.
 
-  Up to `reached` the rates are as before. From there on the rates of `reached` to
-  `old_total` are those of `reached` to `new_total`, in the same order; after a finished
-  run the rate stays as it was at its end.
+  Up to the step `reached` the rates are unchanged. The rates of `reached` to
+  `old_total` are spread, in the same order, over `reached` to `new_total`. After a
+  finished run the rate stays at its final value.
   """
   share = (old_total - reached) / (new_total - reached)
 
@@ -80,15 +84,15 @@ _DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine}
 
 
 class Optimizer(NamedTuple):
-  """What `build` makes.
+  """Holds the optimizer that `build` makes.
 
   Attributes:
     update: the transformation of gradients.
     schedule: its learning rate, for the log.
-    frozen: parameters -> a tree of bool, True for those that no rule lets train;
-      None where all are trained.
-    clip: gradients -> the same, clipped, for each replica's before they are added;
-      None where `update` clips the whole batch's, or nothing is clipped.
+    frozen: parameters -> a tree of bool, True for those that the rules freeze; None if
+      all are trained.
+    clip: gradients of a replica -> clipped gradients, before those of all replicas are
+      added; None if `update` clips the whole batch's, or nothing is clipped.
   """
   update: optax.GradientTransformation
   schedule: optax.Schedule
@@ -101,34 +105,35 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
           clip_replicas: int = 1, rules: Sequence[Rule] = (), layer_decay: float = 1.0,
           layer_of: Callable[[str], int] = lambda path: 0,
           extended: Sequence[tuple[int, int]] = (), **settings: Any) -> Optimizer:
-  """An optimiser, by default that of VATT's pre-training.
+  """Builds an optimizer, by default that of VATT's pre-training.
 
   Args:
     total_steps: of the run.
-    peak_rate: after the warm-up.
-    final_rate: at the end.
-    warmup_steps: linear, from 0. Where the run is shorter than that, half of the run.
+    peak_rate: learning rate after the warm-up.
+    final_rate: learning rate at the end.
+    warmup_steps: linear, from 0; half of the run if the run is shorter.
     name: 'adam' or 'sgd'.
     decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (the paper's
       fine-tuning, and all of the release).
     clip_norm: the largest norm of the gradient of all parameters but the head's; a
-      larger gradient is scaled down to it. 0: no limit.
+      larger gradient is scaled down to it. 0 for no limit.
     clip_replicas: with 1 the limit is on the gradient of the whole batch. With more it
-      is on each of so many replicas' shares of it, which are added afterwards, as in
-      the release: the sum of R clipped shares may measure up to R * clip_norm.
-    rules: the first whose pattern fits the begin of a parameter's name, such as
-      `backbones_video/block_0/attention/query/kernel`, says what share of the learning
-      rate it gets; 0 freezes it. If there are any, one must fit every parameter.
-    layer_decay: every layer, down from the last, gets so much of the rate of the one
-      above; tokenizers are below the first (BEiT, arXiv 2106.08254, appendix).
+      is on the share of each of so many replicas, before the shares are added, as in
+      the release: the norm of the sum of R clipped shares is up to R * clip_norm.
+    rules: pairs of a pattern and a multiplier of the learning rate; 0 freezes. The
+      first rule whose pattern fits the beginning of a parameter's name, such as
+      `backbones_video/block_0/attention/query/kernel`, applies. With any rules, each
+      parameter must fit one.
+    layer_decay: ratio of a layer's learning rate to that of the layer above it;
+      tokenizers are below the first layer (BEiT, arXiv 2106.08254, appendix).
     layer_of: the model's (`models.multimodal.MultimodalModel.layer_of`).
-    extended: for each time that the run was made longer, the step that it had reached
-      and its total until then (`stretched`).
+    extended: for each time that the run was extended, the step that it had reached and
+      its total until then (`stretched`).
     **settings: of `adam` or `sgd`.
 
   Raises:
-    ValueError: a name is unknown, a share or norm is negative, or a pattern is none.
-    UserError: from the optimiser's `init`: a parameter that no rule fits.
+    ValueError: an unknown name, a negative multiplier or norm, or an invalid pattern.
+    UserError: from the optimizer's `init`: no rule fits a parameter.
   """
   if clip_norm < 0 or not 0 < layer_decay <= 1:
     raise ValueError(f'clip_norm={clip_norm}, layer_decay={layer_decay}: expected 0 or '
@@ -163,7 +168,7 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
   def frozen(params):
     return jax.tree.map(lambda x: not x, trained(params))
 
-  # Masked, so that nothing is kept for what is not trained.
+  # Masked, so that frozen parameters have no optimizer state.
   update = optax.chain(optax.masked(update, trained), optax.stateless(scale))
   return Optimizer(update, schedule, frozen, clip)
 
@@ -183,17 +188,17 @@ STATE_DTYPES = ('float32', 'bfloat16')
 def adam(schedule: optax.Schedule, b1: float = 0.9, b2: float = 0.999,
          eps: float = 1e-7, state_dtype: str = 'float32'
          ) -> optax.GradientTransformation:
-  """Adam, with the release's epsilon.
+  """Returns Adam, with the release's epsilon.
 
-  Of the moments only the first is kept in `state_dtype`. The second moves by a
-  thousandth (1 - b2) a step, less than bfloat16 can tell, and would stand still.
+  Only the first moment is kept in `state_dtype`. The second changes by a thousandth
+  (1 - b2) a step. In bfloat16 such a change is rounded away.
   """
   return optax.adam(schedule, _factor(b1, state_dtype), b2, eps, mu_dtype=state_dtype)
 
 
 def sgd(schedule: optax.Schedule, momentum: float = 0.9, state_dtype: str = 'float32'
         ) -> optax.GradientTransformation:
-  """Gradient descent with (not Nesterov's) momentum: VATT's fine-tuning.
+  """Returns gradient descent with (not Nesterov's) momentum: VATT's fine-tuning.
 
   The momentum is kept in `state_dtype`.
   """
@@ -202,15 +207,15 @@ def sgd(schedule: optax.Schedule, momentum: float = 0.9, state_dtype: str = 'flo
 
 
 def _factor(decay: float, state_dtype: str) -> float | np.float32:
-  """What a state of that type is multiplied by.
+  """Returns the factor by which a state of a type is multiplied.
 
   Raises:
-    ValueError: a state is not kept in such a type.
+    ValueError: the type is not one of `STATE_DTYPES`.
   """
   if state_dtype not in STATE_DTYPES:
     raise ValueError(f'state_dtype={state_dtype!r}: expected one of '
                      f'{", ".join(STATE_DTYPES)}')
-  # A Python number would become a bfloat16 too, 0.9 for example 0.898.
+  # A Python number would be rounded to bfloat16, such as 0.9 to 0.898.
   return decay if state_dtype == 'float32' else np.float32(decay)
 
 
@@ -220,7 +225,7 @@ _OPTIMIZERS = {'adam': adam, 'sgd': sgd}
 def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],
                   layer_decay: float = 1.0,
                   layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
-  """What share of the learning rate each parameter gets, as a tree of floats.
+  """Returns each parameter's multiplier of the learning rate, as a tree of floats.
 
   Args:
     params: of a model, nested by name.
@@ -229,7 +234,7 @@ def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],
     layer_of: as for `build`.
 
   Raises:
-    UserError: there are rules, and none fits a parameter.
+    UserError: rules are given, and none fits a parameter.
   """
   names = traverse_util.flatten_dict(dict(params), sep='/')
   shares = {name: _by_rule(name, rules) * layer_decay ** layer_of(name)
@@ -261,4 +266,4 @@ def _check_rules(rules: Sequence[Rule]) -> None:
     try:
       re.compile(rule[0])
     except re.error as e:
-      raise ValueError(f'rules={rules}: {rule[0]!r} is no pattern ({e})') from e
+      raise ValueError(f'rules={rules}: {rule[0]!r} is not a pattern ({e})') from e

@@ -1,4 +1,4 @@
-"""Task and State: what one step computes, apart from the loop that calls it."""
+"""Task and State: the computation of one step, without the loop that calls it."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class State:
-  """All that a run needs to go on, with the config and the seed.
+  """Holds all that a run needs to resume, besides the config and the seed.
 
   Attributes:
-    step: [], int32: steps taken.
-    params: the trained parameters: of the model, and under `losses` of the losses.
+    step: [], int32: number of steps taken.
+    params: trained parameters of the model, and under `losses` of the losses.
     model_state: the model's other variables, by collection: batch statistics, and
       the word vectors that the release freezes.
-    opt_state: the optimiser's.
-    average: of the parameters over the steps, if the task takes one.
+    opt_state: state of the optimizer.
+    average: moving average of the parameters, if the task keeps one.
     memory: of the losses, by section name (`Loss.init_memory`); None if none keeps one.
   """
   step: jax.Array
@@ -50,30 +50,32 @@ class State:
 
 @dataclasses.dataclass(frozen=True, eq=False)    # hashed by identity, for jit
 class Task:
-  """A model, its loss and its optimiser, as jitted functions of a state.
+  """Trains a model: joins model, losses and optimizer in jitted functions of a state.
 
   All randomness of step s comes from (seed, s), that of a clip from (seed, s, row).
 
   Attributes:
     model: a `models.multimodal.MultimodalModel`.
-    losses: by section name; the step minimises their weighted sum.
+    losses: by section name; the step minimizes their weighted sum.
     optimizer: of the parameters.
-    schedule: its learning rate, for the log.
+    schedule: the optimizer's learning rate, for the log.
     seed: of all randomness.
-    augment: what the device changes of a batch.
+    augment: augmentation of a batch on the device.
     frozen: parameters -> a tree of bool, True for those that are not trained.
-    num_microbatches: microbatches that the backbones take, one after the other: less
-      memory, and a third more work. Losses and the head still see the whole batch,
-      and every clip draws the same; only batch norm in a backbone is over a
-      microbatch.
-    average_decay: of the moving average of the parameters, which is evaluated in
-      their place; 0 takes none.
-    clip: gradients -> clipped ones (`optim.Optimizer.clip`), of the gradient of the
-      whole loss through the rows of each microbatch, before these are added; the head
-      sees all rows at once, and its gradient is not clipped. Needs `num_microbatches`,
-      the number of replicas. None clips nothing here.
-    mesh: over which state and batch are split; None leaves them where they are.
-    rules: what of the state is split over which axis of it.
+    num_microbatches: number of microbatches that the backbones take one after the
+      other, which needs less memory and a third more work. Losses and the head still
+      see the whole batch, and each clip's draws stay the same. Only batch norm in a
+      backbone is over a microbatch.
+    average_decay: of the moving average of the parameters, which replaces them in
+      evaluation; 0 for no average.
+    clip: gradients -> clipped gradients (`optim.Optimizer.clip`). It is applied to the
+      gradient of the whole loss through the rows of each microbatch, before these
+      gradients are added. The head sees all rows at once, and its gradient is not
+      clipped. `num_microbatches` must be the number of replicas. None clips nothing
+      here.
+    mesh: the mesh over which state and batch are split; None leaves them where they
+      are.
+    rules: sharding rules: which axis of the mesh splits which axis of parameters.
     num_clips: size of the dataset, for losses that keep a memory of it.
   """
   model: Any
@@ -92,15 +94,15 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
-    """The state of step 0, made where it will live; of the batch only shapes matter."""
+    """Initializes the state on its devices; only the shapes of the batch matter."""
     model_state = dict(self.model.init(jax.random.key(self.seed),
                                        augment.normalize(batch)))
     params = dict(model_state.pop('params'))
     key = jax.random.fold_in(jax.random.key(self.seed), 1)
-    learnt = {name: loss.init(jax.random.fold_in(key, number))
-              for number, (name, loss) in enumerate(self.losses.items())}
-    if any(learnt.values()):
-      params['losses'] = {name: p for name, p in learnt.items() if p}
+    loss_params = {name: loss.init(jax.random.fold_in(key, number))
+                   for number, (name, loss) in enumerate(self.losses.items())}
+    if any(loss_params.values()):
+      params['losses'] = {name: p for name, p in loss_params.items() if p}
     return self._placed(State(
         jnp.zeros((), jnp.int32), params, model_state, self.optimizer.init(params),
         params if self.average_decay else None,
@@ -124,10 +126,10 @@ class Task:
     jax.eval_shape(loss, batch)
 
   def shardings(self, state: State) -> State:
-    """Where each array of a state, or of its shapes, lives on the mesh.
+    """Returns the sharding on the mesh of each array of a state, or of its shapes.
 
-    Parameters by the rules, and like them the arrays that mirror them: the optimiser's
-    moments, and the average. Memory of the dataset's clips is split by rows.
+    Parameters are split by the rules, and so are arrays of the same structure: the
+    optimizer's moments, and the average. Memory of all clips is split by rows.
     """
     def place(x):
       split = x.ndim and len(x) == self.num_clips and not len(x) % math.prod(
@@ -139,7 +141,7 @@ class Task:
             memory=jax.tree.map(place, state.memory))
 
   def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-    """Within it the model knows of the mesh (`distributed.logical_axes.split_rows`)."""
+    """Opens a context in which the model uses the mesh (`logical_axes.split_rows`)."""
     if self.mesh is None:
       return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
@@ -151,9 +153,9 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """One step on a batch (`inputs.pipeline`); the old state is consumed."""
-    # For what is drawn once a step: the partners of mixup, the release's DropToken,
-    # and dropout, which combines it with each clip's own number.
+    """Takes a step on a batch (`inputs.pipeline`); the old state is donated."""
+    # For draws that are made once a step: the partners of mixup, the release's
+    # DropToken, and dropout, which combines the key with each clip's number.
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
     pair_key, model_key = jax.random.split(key)
     batch = dict(batch, key=clip_keys.make(
@@ -162,7 +164,7 @@ class Task:
     gradients = (self._gradients if self.num_microbatches == 1 else
                  self._gradients_by_microbatch)
     grads, metrics, model_state, memory = gradients(state, model_key, batch)
-    with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an integer
+    with jax.numpy_dtype_promotion('standard'):    # Adam raises a float to an int
       updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     metrics |= dict(learning_rate=self.schedule(state.step),
                     gradient_norm=optax.tree.norm(grads))
@@ -177,11 +179,11 @@ class Task:
         state.step + 1, params, model_state, opt_state, average, memory)), metrics
 
   def _clip(self, params: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters, those of the losses within their bounds."""
+    """Returns the parameters, with those of the losses within their bounds."""
     if 'losses' not in params:
       return params
-    return params | {'losses': {name: self.losses[name].clip_params(learnt)
-                                for name, learnt in params['losses'].items()}}
+    return params | {'losses': {name: self.losses[name].clip_params(loss_params)
+                                for name, loss_params in params['losses'].items()}}
 
   def _gradients(self, state: State, key: jax.Array, batch: Batch
                  ) -> tuple[Any, Metrics, Any, Any]:
@@ -197,21 +199,22 @@ class Task:
 
   def _gradients_by_microbatch(self, state: State, key: jax.Array, batch: Batch
                                ) -> tuple[Any, Metrics, Any, Any]:
-    """As `_gradients`, by GradCache (arXiv 2101.06983, section 3).
+    """Computes `_gradients` by GradCache (arXiv 2101.06983, section 3).
 
-    First the features of one microbatch after the other, of which nothing else is kept;
-    then head and losses of the whole batch, and the gradient by the features; then the
-    backbones of each microbatch once more, to carry its share of that gradient down.
-    With `clip`, a microbatch plays a replica of the released code.
+    First it computes the features of one microbatch after the other, and keeps nothing
+    else. Then it computes head and losses of the whole batch, and the gradient with
+    respect to the features. Last it runs the backbones of each microbatch once more, to
+    propagate its share of that gradient. With `clip`, a microbatch stands for a replica
+    of the released code.
     """
     def encode(params, index):
       inputs = self.augment(sharding.take_rows(batch, index, self.num_microbatches))
       encoded, model_state = self._apply(state, params, inputs, key=key,
                                          method='encode')
       stats = {k: v for k, v in model_state.items() if k == 'batch_stats'}
-      seen = {m: jnp.any(x) for m, x in multimodal.find_present(inputs).items()}
+      is_present = {m: jnp.any(x) for m, x in multimodal.find_present(inputs).items()}
       rest = {k: v for k, v in inputs.items() if k not in ('video', 'audio')}
-      return encoded['pooled'], (rest, stats, seen)
+      return encoded['pooled'], (rest, stats, is_present)
 
     def loss_fn(params, pooled):
       outputs, model_state = self._apply(encoded_state, params, pooled, inputs, key=key,
@@ -227,11 +230,11 @@ class Task:
       return jax.tree.map(jnp.add, grads, more), None
 
     each = jnp.arange(self.num_microbatches)
-    pooled, (inputs, stats, seen) = jax.lax.map(
+    pooled, (inputs, stats, is_present) = jax.lax.map(
         lambda i: encode(state.params, i), each)
     pooled, inputs = sharding.join_rows((pooled, inputs))
     encoded_state = state.replace(
-        model_state=state.model_state | _mean_stats(stats, seen))
+        model_state=state.model_state | _mean_stats(stats, is_present))
     (_, aux), (grads, by_pooled) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True)(state.params, pooled)
     grads, _ = jax.lax.scan(add, grads, each)
@@ -242,9 +245,9 @@ class Task:
     """Applies the model in training.
 
     Returns:
-      Its outputs, and its other variables with new batch statistics.
+      The outputs, and the model's other variables with new batch statistics.
     """
-    if self.frozen is not None:    # so that no gradient is computed for them
+    if self.frozen is not None:    # computes no gradient for frozen parameters
       params = jax.tree.map(lambda x, f: jax.lax.stop_gradient(x) if f else x,
                             params, self.frozen(params))
     with self._on_mesh():
@@ -256,7 +259,7 @@ class Task:
   def _loss(self, state: State, params: Any, outputs: Mapping[str, Any],
             model_state: Any, inputs: Batch
             ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
-    """Returns the loss; its metrics, the model's other variables, and the memory."""
+    """Returns the loss, and its metrics, the model's other variables and the memory."""
     loss, metrics, memory = losses_lib.total_loss(
         self.losses, params.get('losses', {}), outputs, inputs, state.memory)
     model_state = multimodal.keep_absent(model_state, state.model_state,
@@ -275,26 +278,26 @@ class Task:
 
 
 def variables(state: State) -> dict[str, Any]:
-  """What `model.apply` takes."""
+  """Returns the variables for `model.apply`."""
   params = {k: v for k, v in state.params.items() if k != 'losses'}
   return {'params': params, **state.model_state}
 
 
 def evaluated(state: State) -> dict[str, Any]:
-  """The same for evaluation: the averaged parameters, where there are such."""
+  """Returns the variables for evaluation, with averaged parameters if there are any."""
   average = state.params if state.average is None else state.average
   return variables(state.replace(params=average))
 
 
-def _mean_stats(model_state: Any, seen: Mapping[str, jax.Array]) -> Any:
-  """Returns the mean, over microbatches that have the modality, of what they updated.
+def _mean_stats(model_state: Any, is_present: Mapping[str, jax.Array]) -> Any:
+  """Averages updated variables over the microbatches that have their modality.
 
   Args:
     model_state: the model's other variables after each microbatch, [n, ...].
-    seen: modality -> bool [n], whether the microbatch has it.
+    is_present: modality -> bool [n], whether the microbatch has it.
   """
   def mean(path, x):
-    weights = seen.get(multimodal.modality_of(path))
+    weights = is_present.get(multimodal.modality_of(path))
     if weights is None or not jnp.issubdtype(x.dtype, jnp.floating):
       return jnp.mean(x, axis=0, dtype=x.dtype)
     weights = weights.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""vatt_jax/distributed/hosts.py; two processes through launch/multi_process.sh"""
+"""vatt_jax/distributed/hosts.py, and two processes with launch/multi_process.sh"""
 
 import concurrent.futures
 import json
@@ -34,48 +34,48 @@ def _free_port():
 
 
 def _meet(*processes, seconds=2.0, port=None):
-  """Lets (process_id, num_processes) meet.  -> what each is told."""
+  """Joins processes (process_id, num_processes).  -> the error message of each."""
   where = f'127.0.0.1:{port or _free_port()}'
 
-  def come(process):
+  def join(process):
     number, count = process
     with pytest.raises(UserError) as error, hosts.joined(where, count, number,
-                                                              seconds):
+                                                         seconds):
       pass
     return str(error.value)
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    return list(pool.map(come, processes))
+    return list(pool.map(join, processes))
 
 
-def test_everybody_is_told_who_is_missing(monkeypatch, caplog):
+def test_all_processes_report_the_missing_ones(monkeypatch, caplog):
   monkeypatch.setattr(hosts, '_TELL_SECONDS', 0.5)
-  here = socket.gethostname()
-  told = _meet((0, 4), (2, 4))
-  assert len(set(told)) == 1
-  assert 'of 4 processes these did not come' in told[0]
-  assert f': 1, 3 (here: 0 on {here}, 2 on {here})' in told[0]
-  waiting = [r.getMessage() for r in caplog.records]    # and long before the end
-  assert waiting and all(': 1, 3 (here' in line for line in waiting)
+  host = socket.gethostname()
+  errors = _meet((0, 4), (2, 4))
+  assert len(set(errors)) == 1
+  assert 'of 4 processes these did not connect to' in errors[0]
+  assert f': 1, 3 (connected: 0 on {host}, 2 on {host})' in errors[0]
+  waiting = [r.getMessage() for r in caplog.records]    # long before the timeout
+  assert waiting and all(': 1, 3 (connected' in line for line in waiting)
 
 
-def test_a_coordinator_that_is_not_there_is_named(monkeypatch, caplog):
+def test_missing_coordinator_is_named(monkeypatch, caplog):
   monkeypatch.setattr(hosts, '_TELL_SECONDS', 0.3)
-  (told,) = _meet((1, 2), seconds=1.0)
-  assert '--coordinator=127.0.0.1:' in told and 'does not answer' in told
+  (error,) = _meet((1, 2), seconds=1.0)
+  assert '--coordinator=127.0.0.1:' in error and 'does not answer' in error
   assert 'does not answer' in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize('processes', [[(0, 3), (1, 3), (1, 3)], [(0, 2), (1, 3)]])
-def test_one_that_does_not_belong_there_is_refused(processes):
-  told = _meet(*processes, seconds=30)
-  assert all('process 1 of 3 on' in why and 'expected one of' in why for why in told)
+def test_unexpected_process_is_refused(processes):
+  errors = _meet(*processes, seconds=30)
+  assert all('process 1 of 3 on' in why and 'expected one of' in why for why in errors)
 
 
-def test_a_port_in_use_and_numbers_without_sense_are_refused():
+def test_port_in_use_and_inconsistent_numbers_are_refused():
   with socket.create_server(('', 0)) as server:
-    (told,) = _meet((0, 2), port=server.getsockname()[1])
-  assert 'cannot listen at the port' in told
+    (error,) = _meet((0, 2), port=server.getsockname()[1])
+  assert 'cannot listen at the port' in error
   for where, count, number in (('nowhere', 2, 0), ('a:b', 2, 0), ('a:1', 2, 2)):
     with pytest.raises(UserError, match='expected HOST:PORT'), hosts.joined(
         where, count, number, 1):
@@ -83,7 +83,7 @@ def test_a_port_in_use_and_numbers_without_sense_are_refused():
 
 
 class _Reader(pipeline.Reader):
-  """Of each view only its number is read."""
+  """Reads only the number of each view."""
 
   def views(self, index, place=0.5, num_crops=1):
     empty = self.window.empty()
@@ -92,18 +92,18 @@ class _Reader(pipeline.Reader):
 
 
 @pytest.mark.parametrize('num_windows, num_crops', [(1, 1), (3, 2)])
-def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
+def test_each_host_reads_its_share_and_all_get_every_clip_in_order(
     monkeypatch, num_windows, num_crops):
-  """Two threads play the hosts."""
+  """Two threads stand for the hosts."""
   window = pipeline.Window(1, 1.0, 1, 8, modalities=('audio',))
   clips = [clip.Clip(f'{i}.wav', 0, 1) for i in range(7)]
   reader = _Reader(clips, window, text.WordTokenizer(()), pipeline.FileNotes(1.0, 7))
-  host, said, meeting = threading.local(), {}, threading.Barrier(2)
+  host, trees, meeting = threading.local(), {}, threading.Barrier(2)
 
   def gather(tree):
-    said[host.number] = tree
+    trees[host.number] = tree
     meeting.wait(30)
-    both = jax.tree.map(lambda *x: np.stack(x), said[0], said[1])
+    both = jax.tree.map(lambda *x: np.stack(x), trees[0], trees[1])
     meeting.wait(30)
     return both
 
@@ -118,9 +118,9 @@ def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
       reads.extend(batch['id'])
       return jax.numpy.asarray(batch['id'])
 
-    found = extract.by_clip(predict, None, reader, 4, num_windows, num_crops,
-                            lambda outputs, batch: outputs)
-    return found, reads
+    outputs = extract.by_clip(predict, None, reader, 4, num_windows, num_crops,
+                              lambda outputs, batch: outputs)
+    return outputs, reads
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
     (one, reads), (two, others) = pool.map(play, (0, 1))
@@ -133,9 +133,9 @@ def test_each_host_reads_its_share_and_all_get_every_clip_once_in_order(
 
 
 @pytest.mark.parametrize('ready', [(True, True), (True, False), (False, False)])
-def test_hosts_wait_for_the_first_unless_all_have_nothing_to_wait_for(
+def test_hosts_wait_for_the_first_unless_all_are_ready(
     monkeypatch, ready):
-  """Two threads play the hosts."""
+  """Two threads stand for the hosts."""
   host, votes, log = threading.local(), {}, []
   meeting, within = threading.Barrier(2), threading.Barrier(2)
 
@@ -169,7 +169,7 @@ def _environment(devices):
 
 
 def _run(command, count, devices):
-  """Runs it as `count` processes."""
+  """Runs a command as `count` processes."""
   launch = ['bash', 'launch/multi_process.sh', str(count)] if count > 1 else []
   done = subprocess.run([*launch, *command], cwd=ROOT, env=_environment(devices),
                         capture_output=True, text=True, timeout=1500)
@@ -202,23 +202,23 @@ def get_config():
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(toy_world, tmp_path):
-  recipe = tmp_path / 'recipe.py'
-  recipe.write_text(_SMALL % f'{toy_world}/train.csv')
-  command = [sys.executable, '-m', 'vatt_jax.main', f'--config={recipe}']
+def test_two_processes_train_like_one(toy_world, tmp_path):
+  config = tmp_path / 'config.py'
+  config.write_text(_SMALL % f'{toy_world}/train.csv')
+  command = [sys.executable, '-m', 'vatt_jax.main', f'--config={config}']
   _run([*command, f'--workdir={tmp_path / "one"}'], 1, 1)
   done = _run([*command, f'--workdir={tmp_path / "two"}'], 2, 2)
   losses = [_losses(tmp_path / name) for name in ('one', 'two')]
   assert len(losses[0]) == 3
   np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
-  # One speaks for both.
+  # Only the first process logs.
   assert len([line for line in done.stderr.splitlines() if ' loss ' in line]) == 3
   assert done.stdout.count('Report: ') == 1
 
 
 @pytest.mark.slow
-def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
-  # The learning rates of its first steps, though no others come.
+def test_quickstart_on_two_processes_equals_that_on_one(toy_world, tmp_path):
+  # These settings give the learning rates of the quickstart's first 20 steps.
   flags = [f'--config.{flag}' for flag in (
       'total_steps=20', 'optim.warmup_steps=20', 'optim.peak_rate=1e-4',
       'log_every_steps=1', f'data.path={toy_world}/train.csv',
@@ -241,7 +241,7 @@ def test_the_quickstart_on_two_processes_is_the_quickstart(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_every_checkpoint_as_one_does(toy_world, tmp_path):
+def test_two_processes_evaluate_every_checkpoint_like_one(toy_world, tmp_path):
   one, two = (test_main._command(toy_world, tmp_path / name, 'total_steps=6',
                                  'evals.retrieval.every_steps=0')
               for name in ('one', 'two'))
@@ -254,17 +254,17 @@ def test_two_processes_evaluate_every_checkpoint_as_one_does(toy_world, tmp_path
       tmp_path / name / 'eval' / 'quickstart' / 'metrics.jsonl'
       ).read_text().splitlines()] for name in ('one', 'two'))
   assert [row['step'] for row in two] == [row['step'] for row in one] == [3, 6]
-  for ours, theirs in zip(one, two, strict=True):
-    assert ours.keys() == theirs.keys() and len(ours) > 20
-    for key in ours:
+  for row, other in zip(one, two, strict=True):
+    assert row.keys() == other.keys() and len(row) > 20
+    for key in row:
       if 'chance' in key or 'MeanR' in key:
-        assert theirs[key] == pytest.approx(ours[key], abs=0.5), key
+        assert other[key] == pytest.approx(row[key], abs=0.5), key
   results = json.loads((tmp_path / 'two/eval/quickstart/results.json').read_text())
   assert results == two[-1]
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
+def test_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
                                                                       tmp_path):
   command = test_main._command(toy_world, tmp_path / 'run', 'total_steps=3',
                                'evals.retrieval.every_steps=0')
@@ -278,7 +278,7 @@ def test_a_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
   try:
     folder = tmp_path / 'run' / 'eval' / 'quickstart'
     test_main._wait_for((folder / 'metrics.jsonl').exists, processes[0], seconds=300)
-    time.sleep(3)    # now both wait
+    time.sleep(3)    # until both wait
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=60)[1] for process in processes]
   finally:
@@ -290,7 +290,7 @@ def test_a_signal_to_one_process_stops_all_that_wait_for_a_checkpoint(toy_world,
 
 @pytest.fixture
 def pair(toy_world, tmp_path):
-  """Starts two processes that train for long.  -> them, and their workdir."""
+  """Returns a function that starts two training processes.  -> processes, workdir."""
   processes = []
 
   def start():
@@ -318,7 +318,7 @@ def _wait_for_steps(workdir, process, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-def test_when_one_process_is_killed_the_other_says_so_and_both_go_on(pair, victim):
+def test_killed_process_is_reported_and_both_resume(pair, victim):
   processes, workdir = pair()
   _wait_for_steps(workdir, processes[0], 5)
   processes[victim].kill()
@@ -326,7 +326,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_both_go_on(pair, victi
   _, stderr = processes[1 - victim].communicate(timeout=60)
   assert time.monotonic() - since < 60
   assert processes[1 - victim].returncode == 1
-  assert f'vatt_jax: process {victim} on {socket.gethostname()} is gone' in (
+  assert f'vatt_jax: process {victim} on {socket.gethostname()} has disconnected' in (
       stderr.splitlines()[-1])
   assert 'Traceback' not in stderr
   processes, _ = pair()
@@ -337,7 +337,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_both_go_on(pair, victi
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(pair):
+def test_signal_to_one_process_stops_all_at_the_same_step(pair):
   processes, workdir = pair()
   _wait_for_steps(workdir, processes[0], 5)
   processes[1].send_signal(signal.SIGTERM)

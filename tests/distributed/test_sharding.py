@@ -1,4 +1,4 @@
-"""vatt_jax/distributed/: eight devices compute the same as one"""
+"""vatt_jax/distributed/: eight devices compute the same as one."""
 
 import json
 import os
@@ -21,13 +21,13 @@ from vatt_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 6
-MESHES = {    # of eight devices, two and four of them, and one
+MESHES = {    # of eight, four, two devices and one
     'data': dict(data=8), 'all': dict(data=2, fsdp=2, model=2), 'fsdp': dict(fsdp=8),
     'four': dict(data=2, fsdp=2), 'two': dict(model=2), 'one': {}}
 
 
 def _run(tmp_path, without, *commands):
-  """Runs `_child` where there are eight devices.  -> what each command found."""
+  """Runs `_child` on eight devices.  -> the result of each command."""
   done = subprocess.run(
       [sys.executable, __file__, str(tmp_path), without, *commands],
       capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
@@ -36,18 +36,18 @@ def _run(tmp_path, without, *commands):
 
 
 def _child(folder, without, *commands):
-  """Takes steps.
+  """Takes training steps.
 
   Args:
     folder: of checkpoints.
     without: a modality that the batch lacks, for speed.
-    *commands: MESH:FIRST:LAST, to go on from step FIRST, that another one has saved.
+    *commands: MESH:FIRST:LAST, to resume from step FIRST, saved by another command.
   """
   jax.config.update('jax_num_cpu_devices', 8)
   import test_step
 
   from vatt_jax import checkpoint
-  found = []
+  results = []
   batch = {k: v for k, v in test_step.make_batch(16).items()
            if k not in (without, f'has_{without}')}
   for command in commands:
@@ -72,23 +72,23 @@ def _child(folder, without, *commands):
     shapes = {
         jax.tree_util.keystr(path): (x.shape, x.addressable_shards[0].data.shape)
         for path, x in jax.tree_util.tree_leaves_with_path(state)}
-    found.append(dict(losses=losses, shapes=shapes,
-                      stats=np.concatenate(stats).tolist()))
-  print(json.dumps(found))
+    results.append(dict(losses=losses, shapes=shapes,
+                        stats=np.concatenate(stats).tolist()))
+  print(json.dumps(results))
 
 
-def _check_alike(parts, one):
-  losses = [loss for part in parts for loss in part['losses']]
+def _check_alike(runs, one):
+  losses = [loss for run in runs for loss in run['losses']]
   np.testing.assert_allclose(losses, one['losses'], rtol=0, atol=1e-5)
-  # Of the whole batch: that of a device has but two rows.
-  np.testing.assert_allclose(parts[0]['stats'], one['stats'], rtol=1e-5, atol=1e-6)
+  # Statistics are of the whole batch; a device has only two rows.
+  np.testing.assert_allclose(runs[0]['stats'], one['stats'], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
-  one, eight, on = _run(tmp_path, 'text', f'one:0:{STEPS}', 'all:0:3',
-                        f'one:3:{STEPS}')
-  _check_alike([eight, on], one)
+def test_eight_devices_train_like_one_and_one_resumes_their_checkpoint(tmp_path):
+  one, eight, resumed = _run(tmp_path, 'text', f'one:0:{STEPS}', 'all:0:3',
+                             f'one:3:{STEPS}')
+  _check_alike([eight, resumed], one)
   assert {tuple(local) == tuple(whole) for whole, local in one['shapes'].values()} == {
       True}
   kernel = "['backbones_video']['block_0']['attention']['query']['kernel']"
@@ -101,21 +101,21 @@ def test_eight_devices_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['data', 'fsdp'])
-def test_every_mesh_trains_alike_and_any_other_goes_on_from_it(tmp_path, name):
-  one, *parts = _run(tmp_path, 'nothing', f'one:0:{STEPS}', f'{name}:0:2', 'four:2:4',
-                     'two:4:5', f'one:5:{STEPS}')
-  _check_alike(parts, one)
+def test_every_mesh_trains_alike_and_any_other_resumes_its_checkpoint(tmp_path, name):
+  one, *runs = _run(tmp_path, 'nothing', f'one:0:{STEPS}', f'{name}:0:2', 'four:2:4',
+                    'two:4:5', f'one:5:{STEPS}')
+  _check_alike(runs, one)
 
 
 def _places(mesh, rules=sharding.RULES, **shapes):
-  """The specs of matrices of a video tower's first block."""
+  """Returns the partition specs of matrices of a video tower's first block."""
   block = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
   tree = {'backbones_video': {'block_0': {k: {'kernel': v} for k, v in block.items()}}}
   specs = sharding.of_parameters(tree, mesh, rules)['backbones_video']['block_0']
   return {k: tuple(v['kernel'].spec) for k, v in specs.items()}
 
 
-def test_each_axis_takes_the_first_rule_that_fits_or_stays_whole():
+def test_each_axis_uses_the_first_rule_that_fits_or_stays_whole():
   mesh = sharding.make_mesh(2, fsdp=2)
   assert _places(mesh, mlp_1=(6, 8), mlp_2=(8, 6)) == dict(
       mlp_1=('fsdp', None), mlp_2=('fsdp', None))
@@ -135,20 +135,20 @@ def test_unknown_parameter_is_split_by_its_size():
                        scale=(None,))
 
 
-def test_known_parameter_with_other_axes_is_an_error():
+def test_known_parameter_with_another_shape_is_refused():
   with pytest.raises(ValueError, match=r'expected axes width, mlp, found .*\(2,\)'):
     logical_axes.logical_axes({'a': {'mlp_1': {'kernel': np.zeros(2)}}})
 
 
-def test_the_step_of_a_recipe_is_told_without_its_data():
+def test_make_step_needs_no_data():
   config = quickstart.get_config().to_dict() | dict(mesh=dict(fsdp=2))
   config['data']['path'] = '/nowhere'
   task, state, batch = recipe.make_step(config)
   assert batch['video'].shape == (32, 8, 48, 48, 3)
   assert batch['text'].sharding == sharding.rows(task.mesh)
   for tree in (state.params, state.opt_state[0].mu):
-    words = tree['tokenizers_text']['embedding']['embedding']
-    assert words.sharding.shard_shape(words.shape) == (128, 64)
+    table = tree['tokenizers_text']['embedding']['embedding']
+    assert table.sharding.shard_shape(table.shape) == (128, 64)
     positions = tree['tokenizers_audio']['positions']
     assert positions.sharding.is_fully_replicated
   config = finetune_video.get_config().to_dict()
@@ -161,7 +161,7 @@ def test_the_step_of_a_recipe_is_told_without_its_data():
     (dict(data=3), 'data=3, fsdp=1, model=1: expected a product of 2'),
     (dict(fsdp=-1), 'one of them may be -1'), (dict(data=0), 'expected a product'),
     (dict(data=-1, model=4), 'expected a product of 2')])
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
+def test_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
   with pytest.raises(UserError, match=message):
     sharding.make_mesh(8, **sizes)
   assert sharding.make_mesh(8, model=-1, data=1).shape == dict(data=1, fsdp=1, model=2)
@@ -171,8 +171,8 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
     (1, {}, 1), (2, {}, 2), (3, {}, 1), (4, {}, 4), (6, {}, 2), (8, {}, 8), (12, {}, 4),
     (20, {}, 4), (256, {}, 8), (8, dict(model=2), 4), (6, dict(model=3), 2),
     (8, dict(data=2), 4), (8, dict(data=1, model=-1), 8)])
-def test_fsdp_auto_is_the_largest_of_8_4_2_1_that_fits(count, sizes, fsdp, caplog):
-  """So a config that says so starts on any number of devices."""
+def test_fsdp_auto_is_the_largest_size_that_fits(count, sizes, fsdp, caplog):
+  """A config with 'auto' starts on any number of devices."""
   sizes = dict(data=-1, model=1) | sizes
   with caplog.at_level('INFO'):
     assert sharding._fsdp('auto', **sizes, count=count) == fsdp
@@ -180,7 +180,7 @@ def test_fsdp_auto_is_the_largest_of_8_4_2_1_that_fits(count, sizes, fsdp, caplo
   assert f"config.mesh.fsdp='auto': {fsdp}, of {count} devices" in caplog.text
 
 
-def test_the_paper_s_pre_training_starts_here_with_fsdp_of_two_or_as_it_is_told():
+def test_pretraining_uses_fsdp_auto_unless_told_otherwise():
   config = pretrain_mbs.get_config('toy').to_dict()
   for fsdp, expected in (('auto', 2), ('1', 1), (2, 2)):
     task, _, _ = recipe.make_step(config | dict(mesh=dict(data=-1, fsdp=fsdp)))
@@ -191,7 +191,7 @@ def test_the_paper_s_pre_training_starts_here_with_fsdp_of_two_or_as_it_is_told(
 
 
 @pytest.mark.parametrize('rules', [[('widht', 'fsdp')], [('width', 'rows')], ['width']])
-def test_a_rule_of_unknown_axes_is_refused(rules):
+def test_rule_of_unknown_axes_is_refused(rules):
   with pytest.raises(UserError, match=r'config\.sharding_rules: '):
     sharding.check_rules(rules)
 

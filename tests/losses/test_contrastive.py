@@ -19,7 +19,7 @@ def _embeddings(b=5, k=3, d=8, seed=0):
 
 
 def _naive(video, text, present, tau, form):
-  """Equation 5 by loops, and its mirror."""
+  """Computes equation 5 and the other forms by loops."""
   video, text = np.asarray(video, np.float64), np.asarray(text, np.float64)
   b, k, _ = text.shape
   similar = lambda i, j, n: np.exp(video[i] @ text[j, n] / tau) * present[j, n]
@@ -40,18 +40,18 @@ def _naive(video, text, present, tau, form):
 
 
 @pytest.mark.parametrize('b', [2, 5])
-def test_nce_of_orthonormal_pairs_has_a_closed_form(b):
-  """One score of 1/tau, the others 0."""
+def test_nce_of_orthonormal_pairs_matches_its_closed_form(b):
+  """One score is 1/tau, the others are 0."""
   x = jnp.eye(b)
   expected = np.log(1 + (b - 1) * np.exp(-1 / 0.5))
-  there = jnp.ones(b, bool)
-  np.testing.assert_allclose(contrastive.nce(x, x, there, 0.5), expected, rtol=1e-6)
-  np.testing.assert_allclose(contrastive.nce(x, x, there, 0.5, 'symmetric'),
+  present = jnp.ones(b, bool)
+  np.testing.assert_allclose(contrastive.nce(x, x, present, 0.5), expected, rtol=1e-6)
+  np.testing.assert_allclose(contrastive.nce(x, x, present, 0.5, 'symmetric'),
                              2 * expected, rtol=1e-6)
 
 
-def test_mil_nce_of_equal_candidates_has_a_closed_form():
-  """All alike: K of B * K candidates are right, at any temperature."""
+def test_mil_nce_of_equal_candidates_matches_its_closed_form():
+  """If all are equal, K of B * K candidates are positives at any temperature."""
   video = jnp.ones((4, 2)) / np.sqrt(2)
   text = jnp.ones((4, 5, 2)) / np.sqrt(2)
   loss = contrastive.mil_nce(video, text, jnp.ones((4, 5), bool), 0.07)
@@ -59,7 +59,7 @@ def test_mil_nce_of_equal_candidates_has_a_closed_form():
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_mil_nce_is_equation_5(form):
+def test_mil_nce_computes_equation_5(form):
   video, text = _embeddings()
   present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
   np.testing.assert_allclose(
@@ -68,7 +68,7 @@ def test_mil_nce_is_equation_5(form):
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_one_candidate_makes_mil_nce_nce(form):
+def test_nce_equals_mil_nce_of_one_candidate(form):
   video, text = _embeddings(k=1)
   present = np.array([1, 1, 0, 1, 1], bool)
   np.testing.assert_allclose(
@@ -77,7 +77,7 @@ def test_one_candidate_makes_mil_nce_nce(form):
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_what_is_not_there_changes_nothing_and_learns_nothing(form):
+def test_absent_candidates_change_no_loss_and_get_no_gradient(form):
   video, text = _embeddings()
   present = jnp.ones((5, 3), bool).at[1].set(False).at[3, 0].set(False)
   loss = lambda v, t: contrastive.mil_nce(v, t, present, 0.07, form)
@@ -88,8 +88,8 @@ def test_what_is_not_there_changes_nothing_and_learns_nothing(form):
   assert abs(gradient[3, 1:]).min() > 0
 
 
-def test_rows_left_out_give_their_weight_to_the_rest():
-  """The loss of the rest, had it been a batch of its own (but for no negatives)."""
+def test_loss_is_the_mean_over_the_present_rows():
+  """It equals the loss of a batch of the present rows only."""
   video, text = _embeddings(k=1)
   present = jnp.array([True, True, False, True, False])
   kept = np.flatnonzero(present)
@@ -99,29 +99,30 @@ def test_rows_left_out_give_their_weight_to_the_rest():
 
 
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_an_absent_anchor_leaves_the_loss_of_the_rest(form):
-  """As if the batch had never had it, nor its candidates, whatever stands there."""
+def test_absent_anchor_does_not_change_the_loss_of_the_rest(form):
+  """The loss is that of a batch without the anchor and its candidates."""
   video, text = _embeddings(b=7)
-  anchored = np.array([1, 0, 1, 1, 1, 0, 1], bool)
+  anchor_mask = np.array([1, 0, 1, 1, 1, 0, 1], bool)
   present = np.array([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1],
                       [0, 0, 0], [0, 1, 0]], bool)
 
-  def loss(video, text, present, anchored=None):
+  def loss(video, text, present, anchor_mask=None):
     if form == 'siglip':
-      return contrastive.siglip(video, text, present, 0.2, -3.0, anchored)
-    return contrastive.mil_nce(video, text, present, 0.2, form, anchored)
+      return contrastive.siglip(video, text, present, 0.2, -3.0, anchor_mask)
+    return contrastive.mil_nce(video, text, present, 0.2, form, anchor_mask)
 
-  alone = loss(video[anchored], text[anchored], present[anchored])
-  np.testing.assert_allclose(loss(video, text, present, anchored), alone, rtol=1e-6)
-  other = video.at[~anchored].set(7.0), text.at[~present].set(-7.0)
-  value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*other, present, anchored)
+  alone = loss(video[anchor_mask], text[anchor_mask], present[anchor_mask])
+  np.testing.assert_allclose(loss(video, text, present, anchor_mask), alone, rtol=1e-6)
+  other = video.at[~anchor_mask].set(7.0), text.at[~present].set(-7.0)
+  value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(
+      *other, present, anchor_mask)
   np.testing.assert_allclose(value, alone, rtol=1e-6)
-  assert not gradients[0][~anchored].any() and not gradients[1][~anchored].any()
-  assert abs(gradients[0][anchored & present.any(1)]).min() > 0
+  assert not gradients[0][~anchor_mask].any() and not gradients[1][~anchor_mask].any()
+  assert abs(gradients[0][anchor_mask & present.any(1)]).min() > 0
 
 
 @pytest.mark.parametrize('form', contrastive.FORMS)
-def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
+def test_loss_and_gradient_of_an_absent_batch_are_zero(form):
   video, text = _embeddings()
   loss, gradients = jax.value_and_grad(contrastive.mil_nce, argnums=(0, 1))(
       video, text, jnp.zeros((5, 3), bool), 0.07, form)
@@ -129,7 +130,7 @@ def test_nothing_there_at_all_is_zero_and_so_is_its_gradient(form):
   assert all((g == 0).all() for g in gradients)
 
 
-def test_the_loss_is_float32_even_of_bfloat16_embeddings():
+def test_loss_of_bfloat16_embeddings_is_float32():
   video, text = _embeddings()
   loss = contrastive.mil_nce(video.astype(jnp.bfloat16), text.astype(jnp.bfloat16),
                              jnp.ones((5, 3), bool), 0.07)
@@ -147,22 +148,22 @@ def test_similarities_and_their_gradients_are_float32_products_on_every_device(f
     assert 'precision = [HIGHEST, HIGHEST]' in line and 'bf16' not in line, line
 
 
-def test_an_unknown_form_is_named():
+def test_unknown_form_is_named():
   video, text = _embeddings()
   with pytest.raises(ValueError, match="form='other': expected one of paper, sy"):
     contrastive.mil_nce(video, text, jnp.ones((5, 3), bool), 0.07, 'other')
 
 
-def test_the_least_asymmetric_loss_is_log_2():
-  """The positives are in its denominator twice."""
+def test_minimum_of_the_asymmetric_loss_is_log_2():
+  """Its denominator contains the positives twice."""
   x = jnp.eye(4)
   loss = contrastive.nce(x, x, jnp.ones(4, bool), 0.1, 'asymmetric')
   np.testing.assert_allclose(loss, np.log(2 + 6 * np.exp(-10)), rtol=3e-6)
 
 
 @pytest.mark.parametrize('k', [1, 3])
-def test_the_sigmoid_loss_asks_of_every_pair(k):
-  """Equation 1 of SigLIP by loops."""
+def test_siglip_sums_over_all_pairs(k):
+  """It equals equation 1 of SigLIP by loops."""
   video, text = _embeddings(k=k)
   present = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], bool)
   present = present[:, :k]
@@ -181,7 +182,7 @@ def test_the_sigmoid_loss_asks_of_every_pair(k):
         total / rows.sum(), rtol=1e-5)
 
 
-def test_the_sigmoid_loss_of_nothing_is_zero():
+def test_siglip_of_an_absent_batch_is_zero():
   video, text = _embeddings()
   assert contrastive.siglip(video, text, jnp.zeros((5, 3), bool), 0.1, -10.0) == 0
 
@@ -194,23 +195,24 @@ def _loss(form, num_chunks=1):
                            num_chunks=num_chunks)
 
 
-@pytest.mark.parametrize('anchored', [None, np.arange(24) % 5 != 1])
+@pytest.mark.parametrize('anchor_mask', [None, np.arange(24) % 5 != 1])
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_a_loss_in_chunks_is_the_loss(form, anchored):
-  """Its gradients too, with items and candidates missing."""
+def test_loss_in_chunks_equals_the_whole_loss(form, anchor_mask):
+  """Gradients are equal too, with items and candidates missing."""
   video, text = _embeddings(b=24)
   present = jax.random.bernoulli(jax.random.key(1), 0.7, (24, 3)).at[5].set(False)
   whole, chunked = (
       jax.value_and_grad(_loss(form, n), argnums=(0, 1))(
-          video, text, present, anchor_mask=anchored) for n in (1, 6))
+          video, text, present, anchor_mask=anchor_mask) for n in (1, 6))
   np.testing.assert_allclose(chunked[0], whole[0], rtol=1e-6)
-  for ours, theirs in zip(chunked[1], whole[1], strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6 * abs(theirs).max())
+  for actual, expected in zip(chunked[1], whole[1], strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=1e-6,
+                               atol=1e-6 * abs(expected).max())
 
 
 @pytest.mark.parametrize('form', [*contrastive.FORMS, 'siglip'])
-def test_a_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
-  """Of value and gradients together, beside what goes in and comes out."""
+def test_loss_in_chunks_takes_a_twentieth_of_the_memory(form):
+  """The memory is that of value and gradients, without arguments and results."""
   shapes = (jax.ShapeDtypeStruct((8192, 512), jnp.float32),
             jax.ShapeDtypeStruct((8192, 5, 512), jnp.float32),
             jax.ShapeDtypeStruct((8192, 5), bool))
@@ -228,7 +230,7 @@ def _unit(x):
 
 
 def _losses(embeddings, audio_mask, text_mask, tau, form):
-  """NCE and MIL-NCE of the golden set's embeddings, which are not of unit norm."""
+  """Computes NCE and MIL-NCE of golden embeddings, which are not of unit norm."""
   video_va, audio, video_vt, text = (
       _unit(embeddings[k]) for k in ('video_to_va', 'audio_to_va', 'video_to_vat',
                                      'text_to_vat'))
@@ -249,7 +251,7 @@ def _masks(golden, case):
 @pytest.mark.parametrize('case, weight_audio, weight_text', [
     ('masked', 1, 1), ('allvalid', 1, 1), ('notext', 1, 1), ('nomask', 1, 1),
     ('weighted', 2, 0.5)])
-def test_the_forms_are_the_release_s(shared, model, short, case, weight_audio,
+def test_forms_match_the_release(shared, model, short, case, weight_audio,
                                      weight_text):
   golden = np.load(shared / 'golden' / f'{model}_losses.npz')
   tau = 0.2 if case == 'weighted' else 0.07
@@ -266,7 +268,7 @@ def test_the_forms_are_the_release_s(shared, model, short, case, weight_audio,
 
 @pytest.mark.parametrize('model', ['tx_fac', 'ut_fac'])
 @pytest.mark.parametrize('short', FORMS)
-def test_the_gradients_are_the_release_s(shared, model, short):
+def test_gradients_match_the_release(shared, model, short):
   golden = np.load(shared / 'golden' / f'{model}_losses.npz')
   embeddings = {k: jnp.asarray(golden[k]) for k in (
       'video_to_va', 'audio_to_va', 'video_to_vat', 'text_to_vat')}
@@ -277,20 +279,20 @@ def test_the_gradients_are_the_release_s(shared, model, short):
 
 
 @pytest.mark.parametrize('short', FORMS)
-def test_the_loss_is_over_the_whole_batch(shared, short):
-  """Two replicas of the release, each with its own rows and everybody's negatives.
+def test_loss_is_the_mean_over_all_rows_of_all_replicas(shared, short):
+  """The golden losses are those of two replicas, with the negatives of both.
 
-  The release takes the mean over a replica's rows first; ours is over all rows.
+  The release averages over the rows of each replica; vatt_jax averages over all rows.
   """
   golden = np.load(shared / 'golden' / 'losses_two_replicas.npz')
   join = lambda k: golden[k].reshape(-1, *golden[k].shape[2:])
   embeddings = {k: join(k) for k in ('video_to_va', 'audio_to_va', 'video_to_vat',
                                      'text_to_vat')}
-  ours = _losses(embeddings, join('audio_mask'), join('text_mask'),
-                 float(golden['temperature']), FORMS[short])
-  for loss, name, mask in zip(ours, ('vidaud', 'vidtxt'), ('audio_mask', 'text_mask'),
+  losses = _losses(embeddings, join('audio_mask'), join('text_mask'),
+                   float(golden['temperature']), FORMS[short])
+  for loss, name, mask in zip(losses, ('vidaud', 'vidtxt'), ('audio_mask', 'text_mask'),
                               strict=True):
     rows = golden[mask].sum(axis=1)
-    theirs = [golden[f'replica{r}/{short}_{name}_loss'] for r in (0, 1)]
-    np.testing.assert_allclose(loss, np.sum(rows * theirs) / rows.sum(), rtol=0,
+    golden_losses = [golden[f'replica{r}/{short}_{name}_loss'] for r in (0, 1)]
+    np.testing.assert_allclose(loss, np.sum(rows * golden_losses) / rows.sum(), rtol=0,
                                atol=5e-6)

@@ -20,7 +20,7 @@ OTHERS = ('weights', 'scores')
 
 
 def _operands(dtype=jnp.float32, scale=1.0):
-  """Queries, keys, values and the gradient of the result, [B, N, A, D]."""
+  """Returns queries, keys, values and the result's gradient, [B, N, A, D]."""
   keys = jax.random.split(jax.random.key(0), 4)
   q, k, v, dy = (jax.random.normal(key, (2, 13, 3, 8)) for key in keys)
   return tuple(x.astype(dtype) for x in (q * scale, k, v, dy))
@@ -35,35 +35,35 @@ def _both_ways(form, q, k, v, dy):
 @pytest.mark.parametrize('scale, tolerance', [
     (1.0, 1e-6),
     (100.0, 1e-4)])    # one key has all the weight: the gradients nearly cancel
-def test_every_form_is_the_plain_one(form, scale, tolerance):
+def test_every_form_equals_the_plain_form(form, scale, tolerance):
   operands = _operands(scale=scale)
-  for ours, plain in zip(_both_ways(form, *operands), _both_ways('plain', *operands),
-                         strict=True):
-    np.testing.assert_allclose(ours, plain, atol=tolerance * np.abs(plain).max())
+  for actual, plain in zip(_both_ways(form, *operands), _both_ways('plain', *operands),
+                           strict=True):
+    np.testing.assert_allclose(actual, plain, atol=tolerance * np.abs(plain).max())
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_in_bfloat16_every_form_is_as_near_to_the_truth_as_the_plain_one(form):
+def test_every_form_in_bfloat16_is_as_exact_as_the_plain_form(form):
   operands = _operands(jnp.bfloat16)
   true = _both_ways('plain', *(x.astype(jnp.float32) for x in operands))
 
   def errors(form):
     return [float(jnp.sqrt(jnp.mean((x.astype(jnp.float32) - t) ** 2)))
             for x, t in zip(_both_ways(form, *operands), true, strict=True)]
-  for ours, plain in zip(errors(form), errors('plain'), strict=True):
-    assert ours < 1.1 * plain
+  for error, plain in zip(errors(form), errors('plain'), strict=True):
+    assert error < 1.1 * plain
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_scores_too_large_for_exp_are_no_matter(form):
+def test_large_scores_do_not_overflow(form):
   q, k, v, dy = _operands(scale=1e4)
   for x in _both_ways(form, q, k, v, dy):
     assert np.isfinite(x).all()
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_mask_and_bias_count_in_every_form(form):
-  """Also in the gradients, of the bias too."""
+def test_every_form_applies_mask_and_bias(form):
+  """Gradients apply them too, including the gradient of the bias."""
   q, k, v, dy = _operands()
   mask = jnp.arange(13)[None, :] < jnp.array([13, 7])[:, None]
   bias = jax.random.normal(jax.random.key(1), (3, 13, 13))
@@ -73,12 +73,12 @@ def test_mask_and_bias_count_in_every_form(form):
         lambda q, k, v, bias: attention.attend(q, k, v, mask, bias, form=form),
         q, k, v, bias)
     return y, *backward(dy)
-  for ours, plain in zip(both_ways(form), both_ways('plain'), strict=True):
-    np.testing.assert_allclose(ours, plain, atol=1e-6 * np.abs(plain).max())
+  for actual, plain in zip(both_ways(form), both_ways('plain'), strict=True):
+    np.testing.assert_allclose(actual, plain, atol=1e-6 * np.abs(plain).max())
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_the_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
+def test_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
   q, k, v, _ = _operands()
   _, backward = jax.vjp(functools.partial(attention.attend, form=form), q, k, v)
   assert [x.size for x in jax.tree.leaves(backward)].count(2 * 3 * 13 * 13) == 1
@@ -86,8 +86,8 @@ def test_the_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
 
 @pytest.mark.parametrize('num_tokens, width', [
     (130, 64), (40, 32), pytest.param(785, 64, marks=pytest.mark.slow)])
-def test_the_kernel_is_the_plain_one(num_tokens, width, monkeypatch):
-  """It runs as a TPU would run it, which a CPU plays; queries in several blocks."""
+def test_kernel_equals_the_plain_form(num_tokens, width, monkeypatch):
+  """A CPU interprets the kernel as a TPU would run it, with several query blocks."""
   monkeypatch.setattr(attention_pallas, '_MOST_WEIGHTS', 48 * num_tokens)
   shape = (2, num_tokens, 256 // width, width)
   q, *others = (jax.random.normal(key, shape)
@@ -98,12 +98,12 @@ def test_the_kernel_is_the_plain_one(num_tokens, width, monkeypatch):
     y, backward = jax.vjp(form, *operands[:3])
     return y, *backward(operands[3])
   with pltpu.force_tpu_interpret_mode():
-    found = both_ways(lambda *x: attention_pallas.attend(*x, jnp.float32))
-  for ours, plain in zip(found, both_ways(attention.plain), strict=True):
-    np.testing.assert_allclose(ours, plain, atol=2e-6 * np.abs(plain).max())
+    kernel = both_ways(lambda *x: attention_pallas.attend(*x, jnp.float32))
+  for actual, plain in zip(kernel, both_ways(attention.plain), strict=True):
+    np.testing.assert_allclose(actual, plain, atol=2e-6 * np.abs(plain).max())
 
 
-def test_a_kernel_takes_heads_that_fill_tiles():
+def test_kernel_fits_heads_that_fill_tiles():
   fits = lambda num_heads, width, num_tokens=9: attention_pallas.fits(
       jax.ShapeDtypeStruct((1, num_tokens, num_heads, width), jnp.float32))
   assert fits(12, 64, 1569) and not fits(12, 64, 3137)
@@ -112,24 +112,24 @@ def test_a_kernel_takes_heads_that_fill_tiles():
 
 
 @pytest.mark.parametrize('num_rows', [4, 3])    # split over devices, and not
-def test_a_kernel_is_run_on_each_device_s_rows_and_heads(num_rows):
+def test_kernel_runs_on_the_rows_and_heads_of_each_device(num_rows):
   mesh = sharding.make_mesh(4, data=2, devices=jax.devices())
-  seen = []
+  shapes = []
 
   def kernel(q, k, v):
-    seen.append(q.shape)
+    shapes.append(q.shape)
     return q + k * v
   q, k, v = jax.random.normal(jax.random.key(0), (3, num_rows, 5, 2, 4))
   whole = jax.device_put((q, k, v), sharding.replicated(mesh))
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):    # as a step does
-    found = jax.jit(lambda *x: logical_axes.on_each_device(kernel, *x))(*whole)
-  np.testing.assert_allclose(found, q + k * v, atol=1e-6)
-  assert seen[-1] == ((2 if num_rows == 4 else 3), 5, 2, 4)
+    result = jax.jit(lambda *x: logical_axes.on_each_device(kernel, *x))(*whole)
+  np.testing.assert_allclose(result, q + k * v, atol=1e-6)
+  assert shapes[-1] == ((2 if num_rows == 4 else 3), 5, 2, 4)
   assert logical_axes.on_each_device(kernel, q, k, v).shape == q.shape    # no mesh
 
 
-def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):
-  """Of (tokens, type, a mask) the form that the config's stands for."""
+def test_each_form_falls_back_where_another_is_faster(monkeypatch):
+  """The form that runs depends on the number of tokens, the type and the mask."""
   used = []
   for name in ('plain', 'from_weights', 'from_scores', 'cudnn', '_fused'):
     def stand_in(q, *args, name=name, operand=None):
@@ -162,12 +162,12 @@ def test_kernels_are_for_what_they_are_quicker_at(monkeypatch):
     (dict(platform='gpu', device_kind='V100', compute_capability='7.0'), 'weights'),
     (dict(platform='gpu', device_kind='MI300', compute_capability='gfx942'),
      'weights')])
-def test_each_device_has_its_form(device, form):
+def test_choose_form_depends_on_the_device(device, form):
   assert attention.choose_form(types.SimpleNamespace(**device)) == form
 
 
-def test_cudnn_is_asked_for_what_the_plain_one_does(monkeypatch):
-  """There is none here; JAX's own form of the same call takes its place."""
+def test_cudnn_form_calls_attention_with_the_same_result(monkeypatch):
+  """This machine has no cuDNN, so XLA's implementation of the same call replaces it."""
   ask = jax.nn.dot_product_attention
 
   def instead(*args, implementation, **kwargs):
@@ -179,7 +179,7 @@ def test_cudnn_is_asked_for_what_the_plain_one_does(monkeypatch):
                              atol=1e-6)
 
 
-def test_the_form_of_a_config_is_that_of_its_transformers():
+def test_attention_form_of_a_config_reaches_its_transformers():
   tower = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
   for name in attention.FORMS:
     model = build.build_model(video=tower, shared=None, attention=name)

@@ -13,8 +13,8 @@ def _x(*shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-def test_attention_is_softmax_of_scaled_products():
-  """Against loops over heads, queries and keys in NumPy."""
+def test_attention_is_the_softmax_of_scaled_products():
+  """It equals loops over heads, queries and keys in NumPy."""
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
   bias = _x(2, 5, 5, seed=1)
   module = layers.Attention(num_heads=2)
@@ -36,7 +36,7 @@ def test_attention_is_softmax_of_scaled_products():
                              atol=1e-5)
 
 
-def test_a_masked_token_changes_nothing():
+def test_masked_token_does_not_change_other_tokens():
   module = layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True)
   x, mask = _x(1, 6, 8), np.array([[1, 1, 1, 1, 0, 0]], bool)
   variables = module.init(jax.random.key(0), x)
@@ -45,19 +45,19 @@ def test_a_masked_token_changes_nothing():
                              module.apply(variables, other, mask)[:, :4], atol=1e-6)
 
 
-def test_relative_buckets_are_those_of_the_release(shared):
+def test_relative_buckets_match_the_release(shared):
   golden = np.load(shared / 'golden' / 'misc.npz')
-  found = [k for k in golden.files if 'bucket' in k]
-  assert found
-  for key in found:
+  names = [k for k in golden.files if 'bucket' in k]
+  assert names
+  for key in names:
     n = len(golden[key])
     position = np.arange(n)
-    ours = layers.relative_buckets(jnp.asarray(position[None] - position[:, None]),
-                                   num_buckets=32, max_distance=64)
-    np.testing.assert_array_equal(ours, golden[key])
+    buckets = layers.relative_buckets(jnp.asarray(position[None] - position[:, None]),
+                                      num_buckets=32, max_distance=64)
+    np.testing.assert_array_equal(buckets, golden[key])
 
 
-def test_near_distances_have_a_bucket_of_their_own():
+def test_short_distances_have_separate_buckets():
   buckets = layers.relative_buckets(jnp.arange(-200, 201), 32, 128)
   assert buckets.min() == 0 and buckets.max() == 31
   before, after = buckets[:200][::-1], buckets[201:]
@@ -74,7 +74,7 @@ def test_only_the_first_layer_has_a_relative_bias():
   assert params.keys() == {'relative_bias', 'block_0', 'block_1', 'norm'}
 
 
-def test_the_transformer_normalises_before_each_sublayer_and_at_the_end():
+def test_transformer_normalizes_its_output():
   x = 5 * _x(2, 3, 8) + 2
   module = layers.Transformer(depth=1, num_heads=2, mlp_dim=16)
   y = module.apply(module.init(jax.random.key(0), x), x)
@@ -82,8 +82,8 @@ def test_the_transformer_normalises_before_each_sublayer_and_at_the_end():
   np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
 
 
-def test_gelu_in_bfloat16_is_the_exact_one_but_for_rounding():
-  """At every number that bfloat16 has, between -30 and 30; its slope too."""
+def test_gelu_in_bfloat16_is_exact_up_to_rounding():
+  """Both it and its gradient are, at every bfloat16 number between -30 and 30."""
   positive = np.arange(2 ** 15, dtype=np.uint16).view(jnp.bfloat16)
   positive = positive[positive < jnp.bfloat16(30)]
   x = jnp.asarray(np.concatenate([positive, -positive]))
@@ -91,46 +91,50 @@ def test_gelu_in_bfloat16_is_the_exact_one_but_for_rounding():
   density = np.exp(-wide ** 2 / 2) / np.sqrt(2 * np.pi)
   exact = wide * special.ndtr(wide), special.ndtr(wide) + wide * density
   y, backward = jax.vjp(layers.gelu, x)
-  ours = [np.asarray(y, np.float64) for y in (y, *backward(jnp.ones_like(x)))]
-  for y, true in zip(ours, exact, strict=True):
+  actual = [np.asarray(y, np.float64) for y in (y, *backward(jnp.ones_like(x)))]
+  for y, true in zip(actual, exact, strict=True):
     assert (np.abs(y - true) <= 2.0 ** -8 * np.abs(true) + 1e-5).all()
-  assert np.abs(ours[0][wide < -8]).max() < 1e-5
+  assert np.abs(actual[0][wide < -8]).max() < 1e-5
 
 
 def _grad(module):
-  """Of the output's sines (squares of what is normalised add up to a constant)."""
+  """Differentiates the sum of the output's sines.
+
+  Squares would not do: those of a normalized output sum to a constant.
+  """
   return jax.jit(jax.grad(lambda params, x, mask: jnp.sum(jnp.sin(
       module.apply({'params': params}, x, mask))), argnums=(0, 1)))
 
 
-def _assert_same(ours, theirs):
-  """To 1e-6 of the largest number: a key's bias has no gradient but for rounding."""
-  largest = max(abs(x).max() for x in jax.tree.leaves(theirs))
+def _assert_same(actual, expected):
+  """Compares to 1e-6 of the largest number, since a key's bias has no gradient."""
+  largest = max(abs(x).max() for x in jax.tree.leaves(expected))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, rtol=1e-5, atol=1e-6 * largest), ours, theirs)
+      a, b, rtol=1e-5, atol=1e-6 * largest), actual, expected)
 
 
 @pytest.mark.parametrize('remat', ['dots', 'blocks'])
-def test_what_is_computed_anew_changes_no_name_and_no_gradient(remat):
+def test_remat_keeps_parameter_names_and_gradients(remat):
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
-  kept, anew = (layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
-                                   remat=kind) for kind in ('none', remat))
-  params = kept.init(jax.random.key(0), x)['params']
+  plain, saving = (
+      layers.Transformer(depth=2, num_heads=2, mlp_dim=16, relative_bias=True,
+                         remat=kind) for kind in ('none', remat))
+  params = plain.init(jax.random.key(0), x)['params']
   jax.tree.map(np.testing.assert_array_equal, params,
-               anew.init(jax.random.key(0), x)['params'])
-  _assert_same(_grad(anew)(params, x, mask), _grad(kept)(params, x, mask))
+               saving.init(jax.random.key(0), x)['params'])
+  _assert_same(_grad(saving)(params, x, mask), _grad(plain)(params, x, mask))
 
 
-def test_the_more_is_computed_anew_the_less_is_kept():
-  """Of eight blocks: bytes that the way there hands to the way back."""
+def test_remat_keeps_fewer_activations():
+  """Counts the numbers that eight blocks keep for the backward pass."""
   x = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32)
   kept = []
   for remat in layers.REMAT:
     module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    way_back = jax.eval_shape(lambda *args, m=module: jax.vjp(m.apply, *args)[1],
+    backward = jax.eval_shape(lambda *args, m=module: jax.vjp(m.apply, *args)[1],
                               variables, x)
-    kept.append(sum(leaf.size for leaf in jax.tree.leaves(way_back)))
+    kept.append(sum(leaf.size for leaf in jax.tree.leaves(backward)))
   assert list(layers.REMAT) == ['none', 'dots', 'blocks']
   assert kept[0] > 3 * kept[1] > 3 * 3 * kept[2]
 
@@ -138,7 +142,7 @@ def test_the_more_is_computed_anew_the_less_is_kept():
 @pytest.mark.parametrize('style, remat', [
     (dict(), 'none'), (dict(), 'blocks'), (dict(relative_bias=True), 'dots'),
     (dict(relative_bias=True, t5_style=True, width=8), 'none')])
-def test_a_loop_over_layers_changes_no_name_and_no_gradient(style, remat):
+def test_scan_layers_keeps_parameter_names_and_gradients(style, remat):
   x, mask = _x(2, 5, 8), np.array([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1]], bool)
   size = dict(depth=3, num_heads=2, mlp_dim=16)
   unrolled = layers.Transformer(**size, **style)
@@ -150,8 +154,8 @@ def test_a_loop_over_layers_changes_no_name_and_no_gradient(style, remat):
   _assert_same(_grad(loop)(params, x, mask), _grad(unrolled)(params, x, mask))
 
 
-def test_a_loop_drops_other_activations_in_every_layer():
-  """And bfloat16 towers keep their norms' parameters in float32."""
+def test_scan_layers_draws_dropout_separately_for_each_layer():
+  """Also, bfloat16 towers keep the parameters of norms in float32."""
   x, key = _x(2, 5, 8), jax.random.key(1)
   module = layers.Transformer(depth=3, num_heads=2, mlp_dim=16, dropout_rate=0.5,
                               scan_layers=True, dtype=jnp.bfloat16)
@@ -167,8 +171,8 @@ def test_a_loop_drops_other_activations_in_every_layer():
   assert (apply(3, True) != apply(3, False)).any()
 
 
-def test_the_program_of_a_loop_is_that_of_one_layer():
-  """As many matrix products, whatever the depth."""
+def test_scan_layers_compiles_one_layer():
+  """The number of matrix products does not depend on the depth."""
   x = _x(2, 5, 8)
 
   def products(depth):
@@ -180,8 +184,8 @@ def test_the_program_of_a_loop_is_that_of_one_layer():
 
 
 @pytest.mark.slow
-def test_a_loop_keeps_what_it_is_told_to_keep():
-  """Memory of a compiled gradient; a CPU's compiler undoes `remat` without a loop."""
+def test_remat_lowers_memory_with_scan_layers():
+  """Compares compiled gradients; without a loop a CPU's compiler undoes `remat`."""
   x, memory = jax.ShapeDtypeStruct((4, 64, 32), jnp.float32), []
   for remat in layers.REMAT:
     module = layers.Transformer(depth=8, num_heads=4, mlp_dim=128, remat=remat,
@@ -192,7 +196,7 @@ def test_a_loop_keeps_what_it_is_told_to_keep():
   assert memory[0] > 2 * memory[1] > 2 * 1.2 * memory[2]
 
 
-def test_gelu_and_its_slope_are_exact_to_float32():
+def test_gelu_and_its_gradient_are_exact_in_float32():
   x = np.linspace(-8, 8, 2001, dtype=np.float32)
   wide = x.astype(np.float64)
   density = np.exp(-0.5 * wide ** 2) / np.sqrt(2 * np.pi)
@@ -202,7 +206,7 @@ def test_gelu_and_its_slope_are_exact_to_float32():
                              special.ndtr(wide) + wide * density, atol=1e-6)
 
 
-def test_attention_drops_weights_and_scales_up_the_others():
+def test_attention_dropout_scales_up_the_kept_weights():
   x = _x(2, 5, 8)
   module = layers.Attention(num_heads=2, dropout_rate=0.5)
   variables = module.init(jax.random.key(0), x)
@@ -214,7 +218,7 @@ def test_attention_drops_weights_and_scales_up_the_others():
   np.testing.assert_allclose(draws.mean(axis=0), whole, atol=0.15)
 
 
-def test_gradients_of_a_product_are_right_for_tall_and_for_wide_kernels():
+def test_product_gradients_are_right_for_tall_and_wide_kernels():
   for rows, columns in ((6, 4), (4, 6)):
     x, kernel, dy = _x(2, 3, rows), _x(rows, columns, seed=1), _x(2, 3, columns, seed=2)
     y, backward = jax.vjp(layers.product, x, kernel)

@@ -46,7 +46,7 @@ def model_and_variables(request):
   return model, jax.jit(model.init)(jax.random.key(1), _batch())
 
 
-def test_outputs_are_those_of_the_contract(model_and_variables):
+def test_outputs_have_the_shapes_of_the_interface(model_and_variables):
   model, variables = model_and_variables
   out = _apply(model, variables, _batch())
   shapes = jax.tree.map(jnp.shape, out)
@@ -61,29 +61,29 @@ def test_outputs_are_those_of_the_contract(model_and_variables):
     np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), 1, rtol=1e-5)
 
 
-def test_the_input_space_is_the_mean_of_what_enters_the_transformer(
+def test_mean_inputs_average_the_input_tokens_of_the_transformer(
     model_and_variables):
-  """Of the tokens without AGG, of words without padding; nothing is dropped."""
+  """The mean is over tokens without AGG and padding, and none is dropped."""
   model, variables = model_and_variables
   batch = _batch()
   batch['text'] = batch['text'].at[0, 1, 2:].set(0).at[2, 0].set(0)
-  _, seen = model.apply(variables, batch, mutable='intermediates',
-                        capture_intermediates=True)
+  _, state = model.apply(variables, batch, mutable='intermediates',
+                         capture_intermediates=True)
   mean_inputs = jax.jit(functools.partial(model.apply, method='mean_inputs'))
   means = mean_inputs(variables, batch)
   for modality in ('video', 'audio'):
-    (tokens, *_), = seen['intermediates'][f'tokenizers_{modality}']['__call__']
+    (tokens, *_), = state['intermediates'][f'tokenizers_{modality}']['__call__']
     assert tokens.shape[1] == 8
     np.testing.assert_allclose(means[modality], tokens.mean(axis=1), atol=1e-6)
-  (words, *_), = seen['intermediates']['tokenizers_text']['__call__']
-  words = words.reshape(4, 3, 5, -1)
-  np.testing.assert_allclose(means['text'][1], words[1].mean(axis=1), atol=1e-6)
-  np.testing.assert_allclose(means['text'][0, 1], words[0, 1, :2].mean(axis=0),
+  (text, *_), = state['intermediates']['tokenizers_text']['__call__']
+  text = text.reshape(4, 3, 5, -1)
+  np.testing.assert_allclose(means['text'][1], text[1].mean(axis=1), atol=1e-6)
+  np.testing.assert_allclose(means['text'][0, 1], text[0, 1, :2].mean(axis=0),
                              atol=1e-6)
-  assert not means['text'][2, 0].any()    # no word at all
+  assert not means['text'][2, 0].any()    # only padding
 
 
-def test_an_absent_modality_is_skipped_and_changes_no_other(model_and_variables):
+def test_absent_modality_does_not_change_the_others(model_and_variables):
   model, variables = model_and_variables
   batch = _batch()
   whole = _apply(model, variables, batch)
@@ -94,7 +94,7 @@ def test_an_absent_modality_is_skipped_and_changes_no_other(model_and_variables)
                              whole['embed']['video_text']['video'], atol=1e-6)
 
 
-def test_padding_words_change_nothing(model_and_variables):
+def test_text_padding_does_not_change_features(model_and_variables):
   model, variables = model_and_variables
   text = jnp.zeros((1, 1, 5), int).at[0, 0, :2].set(jnp.array([7, 9]))
   long = _apply(model, variables, {'text': text})['pooled']['text']
@@ -102,16 +102,16 @@ def test_padding_words_change_nothing(model_and_variables):
   np.testing.assert_allclose(long, short, atol=1e-6)
 
 
-def test_word_order_matters(model_and_variables):
+def test_token_order_changes_text_features(model_and_variables):
   model, variables = model_and_variables
-  variables = jax.tree.map(     # tables begin too small to see
+  variables = jax.tree.map(     # initial tables are too small
       lambda x: x + 0.5 * jax.random.normal(jax.random.key(3), x.shape), variables)
-  pooled = [_apply(model, variables, {'text': jnp.array([[words]])})['pooled']['text']
-            for words in ([7, 9, 11], [11, 9, 7])]
+  pooled = [_apply(model, variables, {'text': jnp.array([[tokens]])})['pooled']['text']
+            for tokens in ([7, 9, 11], [11, 9, 7])]
   assert abs(pooled[0] - pooled[1]).max() > 1e-3
 
 
-def test_one_backbone_or_three():
+def test_agnostic_model_has_one_backbone_and_specific_model_three():
   batch = _batch()
   specific, agnostic = (
       jax.eval_shape(build.build_model(**kind).init, jax.random.key(0),
@@ -129,11 +129,11 @@ def test_training_drops_tokens_and_evaluation_does_not(model_and_variables):
                           dict(_batch(), key=clip_keys.make(0, 0, 4)))
   assert out['tokens']['video'].shape[1] == out['tokens']['audio'].shape[1] == 4
   assert out['tokens']['text'].shape[2] == 5
-  assert not out['grid']    # it has holes
+  assert not out['grid']    # tokens are missing
 
 
-def test_rows_that_only_fill_the_batch_leave_the_statistics_alone():
-  """Of clips without sound nothing reaches the others' embeddings."""
+def test_absent_rows_do_not_change_batch_statistics():
+  """Clips without audio do not change the embeddings of the others."""
   head = heads.FacHead(**HEAD)
   audio = jax.random.normal(jax.random.key(0), (4, 16))
   present = dict(audio=jnp.array([True, True, False, True]))
@@ -147,7 +147,7 @@ def test_rows_that_only_fill_the_batch_leave_the_statistics_alone():
   jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
 
 
-def test_a_batch_without_any_sound_is_no_nan():
+def test_batch_without_audio_gives_finite_outputs():
   head = heads.FacHead(**HEAD)
   pooled, present = dict(audio=jnp.ones((4, 16))), dict(audio=jnp.zeros(4, bool))
   variables = head.init(jax.random.key(1), pooled, present)
@@ -155,8 +155,8 @@ def test_a_batch_without_any_sound_is_no_nan():
   assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((out, updates)))
 
 
-def test_the_head_is_equation_3():
-  """Two layers with a ReLU to video-audio, one more to video-text; batch norms."""
+def test_fac_head_computes_equation_3():
+  """Two layers with a ReLU map to video-audio, one more to video-text; batch norms."""
   head = heads.FacHead(**HEAD)
   pooled = dict(video=jax.random.normal(jax.random.key(0), (6, 16)))
   variables = head.init(jax.random.key(1), pooled, {})
@@ -176,7 +176,7 @@ def test_the_head_is_equation_3():
                                atol=1e-5)
 
 
-def test_the_norm_of_zero_is_zero():
+def test_unit_norm_of_zero_is_zero():
   np.testing.assert_array_equal(heads.unit_norm(jnp.zeros((2, 3))), 0)
   assert jnp.isfinite(jax.grad(lambda x: heads.unit_norm(x).sum())(jnp.zeros(3))).all()
 
@@ -188,7 +188,7 @@ RELEASED_AGNOSTIC = dict(AGNOSTIC, variant='release',
 
 @pytest.mark.parametrize('settings', [RELEASED, RELEASED_AGNOSTIC],
                          ids=['specific', 'agnostic'])
-def test_the_release_s_reading_has_the_release_s_parts(settings):
+def test_release_variant_has_the_parameters_of_the_release(settings):
   params = jax.eval_shape(build.build_model(**settings).init, jax.random.key(0),
                           _batch())
   agnostic = 'shared' in settings
@@ -210,7 +210,7 @@ def test_the_release_s_reading_has_the_release_s_parts(settings):
   assert text['block_0']['norm_2'].keys() == {'scale', 'bias'}
 
 
-def test_the_release_drops_activations_and_the_paper_does_not():
+def test_only_the_release_variant_has_dropout():
   batch = _batch()
   for settings, same in ((SPECIFIC, True), (RELEASED, False)):
     model = build.build_model(text=settings['text'], head=HEAD,
@@ -225,8 +225,9 @@ def test_the_release_drops_activations_and_the_paper_does_not():
 
 @pytest.mark.parametrize('modality, places', [
     ('video', 4 * 2 + 2), ('audio', 4 * 2 + 2), ('text', 4 * 1 + 2)])
-def test_the_release_drops_in_all_its_places(modality, places, monkeypatch):
-  """Weights, output, hidden and output of each block; the input; behind the end."""
+def test_release_variant_has_dropout_in_all_its_places(modality, places, monkeypatch):
+  """Four places in each block (attention weights and output, MLP), input and output.
+  """
   tower = build.build_model(variant='release', **{
       modality: {k: v for k, v in SPECIFIC[modality].items() if 'drop' not in k}})
   batch = {modality: _batch()[modality]}
@@ -239,8 +240,8 @@ def test_the_release_drops_in_all_its_places(modality, places, monkeypatch):
   assert rates == [0.1] * places
 
 
-def test_initialisers_are_the_release_s():
-  """Glorot; of a convolution by its kernel's sides; tables of scale D^-0.5."""
+def test_initial_scales_match_the_release():
+  """Kernels are Glorot, patches by their convolution; tables have scale D^-0.5."""
   model = build.build_model(variant='release', video=dict(
       patch=(2, 4, 4), width=64, depth=1, num_heads=4, mlp_dim=256))
   params = jax.jit(model.init)(
@@ -252,12 +253,12 @@ def test_initialisers_are_the_release_s():
   patch = params['tokenizers_video']['projection']['kernel']
   np.testing.assert_allclose(patch.std(), np.sqrt(2 / (32 * (3 + 64))), rtol=0.05)
   positions = params['tokenizers_video']['time_positions']
-  # Cut off at two deviations, a normal distribution's is 0.88 of what it was.
+  # A normal distribution cut off at two deviations has 0.88 of its deviation.
   np.testing.assert_allclose(positions.std(), 0.88 * 64 ** -0.5, rtol=0.1)
 
 
-def test_in_the_release_s_reading_a_batch_keeps_the_same_tokens():
-  """Whose number follows from the table of positions; no clip's drop is its own."""
+def test_release_variant_keeps_the_same_tokens_in_all_rows():
+  """Their number follows from the table of positions."""
   tower = build.build_model(variant='release', audio=dict(
       patch=(4,), drop_token_rate=0.5, **SIZE), dropout_rate=0.0)
   variables = tower.init(jax.random.key(0), dict(audio=jnp.zeros((1, 40))))
@@ -270,7 +271,7 @@ def test_in_the_release_s_reading_a_batch_keeps_the_same_tokens():
 
 
 @pytest.mark.parametrize('modality', ['video', 'audio', 'text'])
-def test_a_tower_stands_alone(modality):
+def test_model_of_one_modality_works(modality):
   tower = build.build_model(**{modality: SPECIFIC[modality]})
   batch = _batch()
   variables = tower.init(jax.random.key(0), batch)
@@ -279,18 +280,20 @@ def test_a_tower_stands_alone(modality):
   assert outputs['pooled'].keys() == {modality}
 
 
-def test_an_image_is_a_video_of_one_frame():
+def test_image_equals_a_video_of_one_repeated_frame():
   tower = build.build_model(video=dict(patch=(2, 4, 4), **SIZE))
   images = jax.random.uniform(jax.random.key(0), (3, 1, 8, 8, 3))
   variables = tower.init(jax.random.key(1), dict(video=jnp.zeros((1, 4, 8, 8, 3))))
   outputs = tower.apply(variables, dict(video=images))
   assert outputs['tokens']['video'].shape == (3, 1 * 2 * 2, 16)
-  still = tower.apply(variables, dict(video=jnp.repeat(images, 2, axis=1)))
-  np.testing.assert_array_equal(outputs['pooled']['video'], still['pooled']['video'])
+  repeated = tower.apply(variables, dict(video=jnp.repeat(images, 2, axis=1)))
+  np.testing.assert_array_equal(outputs['pooled']['video'],
+                                repeated['pooled']['video'])
 
 
-def test_sound_may_be_read_as_a_spectrogram():
-  """VATT's: 3.2 s of 48 kHz are 153 windows, 9 of the patches of 16, 16 of 5 bins."""
+def test_spectrogram_tokenizer_has_the_expected_shapes():
+  """For VATT 3.2 s of 48 kHz are 153 windows: 9 patches of 16 windows, 16 of 5 bins.
+  """
   tower = build.build_model(
       variant='release', audio=dict(kind='spectrogram', drop_token_rate=0.5, **SIZE))
   variables = jax.eval_shape(tower.init, jax.random.key(0),
@@ -306,8 +309,8 @@ def test_sound_may_be_read_as_a_spectrogram():
   assert outputs['tokens']['audio'].shape == (2, 9 * 16 // 2, 16)
 
 
-def test_a_spectrogram_is_chosen_by_name_and_each_constant_may_change():
-  """STiCA's 257 x 199 of a second, in patches of 16 x 5; half as many bins."""
+def test_spectrogram_is_chosen_by_name_and_its_constants_can_change():
+  """STiCA has 257 bins and 199 windows per second; patches are 16 windows x 5 bins."""
   for changes, bins in ((dict(), 257), (dict(mel_bins=128), 128)):
     tower = build.build_model(audio=dict(
         kind='spectrogram', spectrogram=dict(name='stica', **changes), **SIZE))
@@ -318,13 +321,13 @@ def test_a_spectrogram_is_chosen_by_name_and_each_constant_may_change():
     assert tables['frequency_positions'].shape == (-(-bins // 5), 16)
 
 
-def test_a_spectrogram_is_normalized_as_its_name_or_its_settings_say():
+def test_spectrogram_normalization_follows_name_and_settings():
   def spectrogram(**settings):
     audio = dict(kind='spectrogram', spectrogram=settings, **SIZE)
     return build.build_model(audio=audio).tokenizers['audio'].spectrogram
   assert spectrogram().normalize == 'min_max'
   assert spectrogram(name='mmv').normalize == 'none'
-  # Settings of before there was `normalize`.
+  # Settings that are older than `normalize`.
   standardized = spectrogram(name='vatt', mean=3.0, std=3.5)
   assert (standardized.normalize, standardized.std) == ('standardize', 3.5)
   assert spectrogram(name='gdt', normalize='min_max').mean == 0
@@ -332,7 +335,7 @@ def test_a_spectrogram_is_normalized_as_its_name_or_its_settings_say():
     spectrogram(normalize='none', mean=2.0)
 
 
-def test_spectrograms_are_masked_in_training_only():
+def test_spectrograms_are_masked_only_in_training():
   masks = dict(time_masks=2, time_width=10, frequency_masks=0, frequency_width=0)
   plain, masking = (build.build_model(audio=dict(
       kind='spectrogram', spectrogram=dict(name='gdt'), patch=(1, 40), **more, **SIZE))
@@ -340,25 +343,25 @@ def test_spectrograms_are_masked_in_training_only():
   audio = dict(audio=jax.random.uniform(jax.random.key(0), (3, 24_000), minval=-1.0))
   variables = plain.init(jax.random.key(1), audio)
   tokenizers = [m.bind(variables).tokenizers['audio'] for m in (plain, masking)]
-  whole, again = (t(audio['audio']).x for t in tokenizers)
-  np.testing.assert_array_equal(whole, again)
+  whole, evaluated = (t(audio['audio']).x for t in tokenizers)
+  np.testing.assert_array_equal(whole, evaluated)
   masked = tokenizers[1](audio['audio'], clip_keys.make(2, 0, 3)).x
   changed = (abs(masked - whole) > 1e-6).any(-1)                     # [3, 99]
   assert changed.any() and changed.sum(1).max() <= 20
   assert (changed[0] != changed[1]).any()    # each clip draws its own
 
 
-def _mean_of_words(variant, **text):
-  """A model of text by the mean of its words, its variables, and some sentences."""
+def _mean_of_tokens(variant, **text):
+  """Returns a model of text by the mean of tokens, its variables and sentences."""
   settings = dict(vocabulary_size=32, width=8, depth=0) | text
   model = build.build_model(text=settings, head=HEAD, variant=variant)
   sentences = jnp.array([[[3, 4, 0, 0, 0], [5, 6, 7, 8, 9], [0, 0, 0, 0, 0]]])
   return model, model.init(jax.random.key(0), {'text': sentences}), sentences
 
 
-def test_text_of_depth_0_is_the_mean_of_its_words():
-  """Padding, which has a vector of its own, does not count."""
-  model, variables, text = _mean_of_words('paper', num_heads=3, mlp_dim=5)
+def test_text_of_depth_0_is_the_mean_of_its_tokens():
+  """Padding does not count, although it has a vector."""
+  model, variables, text = _mean_of_tokens('paper', num_heads=3, mlp_dim=5)
   out = model.apply(variables, {'text': text})
   table = variables['params']['tokenizers_text']['embedding']['embedding']
   pooled = out['pooled']['text']
@@ -372,8 +375,8 @@ def test_text_of_depth_0_is_the_mean_of_its_words():
   assert size.tokenizers['text'].width == 512
 
 
-def test_text_of_depth_0_in_the_release_is_the_mean_of_projected_frozen_words():
-  model, variables, text = _mean_of_words('release', table_width=6)
+def test_text_of_depth_0_in_the_release_averages_projected_frozen_vectors():
+  model, variables, text = _mean_of_tokens('release', table_width=6)
   projection = variables['params']['backbones_text']['projection']['kernel']
   table = variables['frozen']['tokenizers_text']['embedding']
   assert projection.shape == (6, 8) and table.shape == (32, 6)
@@ -382,11 +385,11 @@ def test_text_of_depth_0_in_the_release_is_the_mean_of_projected_frozen_words():
                              atol=1e-6)
 
 
-@pytest.mark.parametrize('variant, learnt', [
+@pytest.mark.parametrize('variant, trained', [
     ('paper', {'tokenizers_text'}), ('release', {'backbones_text'})])
-def test_text_of_depth_0_learns_its_words_alone_and_has_no_agg(variant, learnt):
-  model, variables, text = _mean_of_words(variant)
-  assert variables['params'].keys() - {'head'} == learnt
+def test_text_of_depth_0_trains_only_its_vectors_and_has_no_agg(variant, trained):
+  model, variables, text = _mean_of_tokens(variant)
+  assert variables['params'].keys() - {'head'} == trained
 
   def loss(params, text):
     batch = {'text': text, 'key': clip_keys.make(0, 0, 1)}
@@ -399,12 +402,12 @@ def test_text_of_depth_0_learns_its_words_alone_and_has_no_agg(variant, learnt):
   if variant == 'paper':
     moved = np.asarray(grads['tokenizers_text']['embedding']['embedding']).any(1)
     assert set(np.flatnonzero(moved)) <= set(range(3, 10)) and moved.any()
-  # Of a batch without any sentence, too.
-  silent = jax.grad(loss)(variables['params'], jnp.zeros_like(text))
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(silent))
+  # The same holds for a batch without sentences.
+  empty = jax.grad(loss)(variables['params'], jnp.zeros_like(text))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(empty))
 
 
-def test_a_classifier_gives_logits_of_one_modality():
+def test_classifier_gives_logits_of_one_modality():
   settings = dict(video=SPECIFIC['video'],
                   head=dict(name='classifier', num_classes=7, dropout_rate=0.5))
   model, batch = build.build_model(**settings), _batch()
@@ -443,6 +446,6 @@ def test_a_classifier_gives_logits_of_one_modality():
     (dict(SPECIFIC, dtype='int32'), r"model\.dtype='int32': expected one of float32"),
     (dict(video=dict(SIZE, drop_token_rate=1.0)), r'video\.drop_token_rate=1\.0: exp'),
     (dict(SPECIFIC, head=dict(name='fcc')), r"model\.head: name='fcc': ")])
-def test_a_mistake_in_the_model_s_settings_is_named(settings, message):
+def test_wrong_model_setting_is_named(settings, message):
   with pytest.raises(UserError, match=message):
     build.build_model(**settings)

@@ -1,7 +1,7 @@
-"""The scale of the tokens that enter a Transformer at initialisation, config by config.
+"""The scale of a Transformer's input tokens at initialization, for every config.
 
-A Transformer adds to its tokens whatever its blocks compute. Where all tokens have the
-same part, larger than that, hardly anything is learnt (docs/decisions/0008).
+A Transformer adds the outputs of its blocks to its tokens. If all tokens share a mean
+that is larger than these outputs, hardly anything is learned (docs/decisions/0008).
 """
 
 import dataclasses
@@ -22,55 +22,55 @@ from vatt_jax.models import build
 from vatt_jax.recipe import inherit
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Root mean square of all tokens. The least are waveforms in the paper's reading; those
-# of the release are 1 and a little more, for its positions are normalized.
+# Root mean square of all tokens. It is smallest for waveforms in the paper variant, and
+# slightly above 1 in the release variant, whose positions are normalized.
 RMS = (0.02, 1.3)
-# The same of the mean of all tokens: of the part that they have in common. At 0.3 a
-# tower was measured to learn, at 1.1 hardly at all.
+# Root mean square of the mean of all tokens, the part that they share. In measurements
+# a tower learned at 0.3, and hardly at all at 1.1.
 MOST_MEAN_RMS = 0.6
 
 SWITCHES = ('', 'release', 'ma', 'toy', 'spectrogram', 'ma,release', 'release,toy',
             'spectrogram,release', 'spectrogram,toy', 'large', 'large,release')
-# What does not change the scale.
+# Fields that do not change the scale.
 _IGNORED = ('drop_token_rate', 'fill_tiles', 'dropout_rate', 'dtype', 'parent', 'name')
 
 
 def _configs():
-  """'FILE:SWITCHES' -> the settings of its model."""
-  found = {}
+  """Returns the model settings of every config, by 'FILE:SWITCHES'."""
+  configs = {}
   for path in sorted((ROOT / 'configs').glob('*.py')):
     module = importlib.import_module(f'configs.{path.stem}')
     more = ()
     if path.stem == 'ablation':
-      more = [word + end for word in ablation.VARIANTS for end in ('', ',release')]
-    for words in dict.fromkeys((*SWITCHES, *more)):
+      more = [name + end for name in ablation.VARIANTS for end in ('', ',release')]
+    for switches in dict.fromkeys((*SWITCHES, *more)):
       try:
-        config = module.get_config(*[words] if words else [])
+        config = module.get_config(*[switches] if switches else [])
       except (TypeError, ValueError):    # not a switch of this file
         continue
       # Empty sizes are the checkpoint's, by default those of `defaults`.
       config = inherit.inherit(config.to_dict())
       if config.get('model'):
-        found[f'{path.stem}:{words}'] = config['model']
-  return found
+        configs[f'{path.stem}:{switches}'] = config['model']
+  return configs
 
 
 def _tokenizers():
-  """Each kind that the configs have -> (where, modality, tokenizer)."""
-  found = {}
+  """Returns (config, modality, tokenizer) of each kind of tokenizer in the configs."""
+  tokenizers = {}
   for where, settings in _configs().items():
     head = settings.get('head')
     if head and head.get('name') == 'classifier':
-      settings = settings | dict(head=None)    # the number of classes may be the data's
+      settings = settings | dict(head=None)    # the data may set the number of classes
     for modality, tokenizer in build.build_model(**settings).tokenizers.items():
       names = {f.name for f in dataclasses.fields(tokenizer)} - set(_IGNORED)
       fields = {name: getattr(tokenizer, name) for name in sorted(names)}
-      found.setdefault(str((modality, fields)), (where, modality, tokenizer))
-  return list(found.values())
+      tokenizers.setdefault(str((modality, fields)), (where, modality, tokenizer))
+  return list(tokenizers.values())
 
 
 def natural(shape, exponent, rng):
-  """Noise of mean 0 and deviation 1 whose power falls with frequency."""
+  """Returns noise of mean 0 and deviation 1 whose power falls with frequency."""
   grid = np.meshgrid(*(np.fft.fftfreq(n) * n for n in shape), indexing='ij')
   frequency = np.sqrt(sum(g ** 2 for g in grid))
   frequency.flat[0] = np.inf
@@ -80,25 +80,25 @@ def natural(shape, exponent, rng):
 
 
 def frames(shape, rng):
-  """Clips like natural ones: smooth in space and time.  -> uint8 [T, H, W, 3]."""
+  """Returns frames like natural ones, smooth in space and time: uint8 [T, H, W, 3]."""
   gray = 110 + rng.uniform(-40, 40) + 50 * natural(shape, 3.0, rng)
   tint = rng.uniform(0.8, 1.2, 3)
   return np.clip(gray[..., None] * tint, 0, 255).astype(np.uint8)
 
 
 def speech(num_samples, audio_hz, rng):
-  """Syllables of harmonics and noise, with pauses between.  -> int16 [S]."""
+  """Returns syllables of harmonics and noise, separated by pauses: int16 [S]."""
   time = np.arange(num_samples) / audio_hz
   syllables = np.maximum(np.sin(2 * np.pi * 3 * time + rng.uniform(0, 6)), 0)
   voice = sum(np.sin(2 * np.pi * 140 * k * time) / k for k in range(1, 20)
               if 140 * k < audio_hz / 2)
-  sound = syllables * (voice + 0.5 * natural((num_samples,), 1.0, rng))
-  sound = 0.1 * sound / sound.std() + 3e-4 * rng.normal(size=num_samples)
-  return np.clip(sound * 32768, -32768, 32767).astype(np.int16)
+  audio = syllables * (voice + 0.5 * natural((num_samples,), 1.0, rng))
+  audio = 0.1 * audio / audio.std() + 3e-4 * rng.normal(size=num_samples)
+  return np.clip(audio * 32768, -32768, 32767).astype(np.int16)
 
 
 def _input(modality, tokenizer):
-  """A clip or two, of places enough that their positions have hardly a mean."""
+  """Returns clips with so many positions that the mean of the positions is small."""
   rng = np.random.default_rng(0)
   if modality == 'text':
     return rng.integers(1, tokenizer.vocabulary_size, (8, tokenizer.max_tokens or 16))
@@ -113,7 +113,7 @@ def _input(modality, tokenizer):
 
 
 def _scale(tokenizer, x):
-  """Root mean squares, of tokens and of their mean."""
+  """Returns the root mean squares of tokens and of their mean."""
   def tokens(key, x):
     return tokenizer.init_with_output(key, x)[0][0].astype(np.float32)
   y = np.asarray(jax.jit(tokens)(jax.random.key(0), x))
@@ -126,16 +126,16 @@ def _is_fine(rms, mean_rms):
 
 def test_tokens_of_every_config_have_a_moderate_mean_and_scale():
   tokenizers = _tokenizers()
-  assert {where for where, _, _ in tokenizers} >= {    # where each kind comes first
+  assert {where for where, _, _ in tokenizers} >= {    # the first config of each kind
       'ablation:', 'ablation:release', 'ablation:spectrogram',
       'ablation:spectrogram,release', 'finetune_audio:spectrogram'}
   wrong = {}
   for where, modality, tokenizer in tokenizers:
-    if modality == 'text':    # a table of few words is as the whole one
+    if modality == 'text':    # a small table has the same scale
       tokenizer = tokenizer.clone(vocabulary_size=64)
-    found = _scale(tokenizer, _input(modality, tokenizer))
-    if not _is_fine(*found):
-      wrong[where, modality] = found
+    scale = _scale(tokenizer, _input(modality, tokenizer))
+    if not _is_fine(*scale):
+      wrong[where, modality] = scale
   assert not wrong
 
 
@@ -144,22 +144,22 @@ def _spectrogram_tokenizer(**settings):
       kind='spectrogram', size='base', spectrogram=settings)).tokenizers['audio']
 
 
-def test_a_spectrogram_that_is_not_normalized_is_out_of_that_range():
-  """So the range tells a tower that learns from one that does not."""
+def test_spectrogram_without_normalization_is_out_of_range():
+  """The range separates towers that learn from towers that do not."""
   raw = _spectrogram_tokenizer(normalize='none')
   rms, mean_rms = _scale(raw, _input('audio', raw))
   assert rms > RMS[1] and mean_rms > MOST_MEAN_RMS
 
 
-# Mean and root mean square of the bins that enter the projection. MMV's and STiCA's are
-# not normalized by their papers: a Transformer on them needs normalize='min_max' or
+# Mean and root mean square of the bins that enter the projection. The papers of MMV and
+# STiCA do not normalize them: a Transformer on them needs normalize='min_max' or
 # 'standardize'.
 BINS = {'vatt': ((0.0, 0.7), (0.1, 0.8)), 'gdt': ((-1.0, 1.0), (0.1, 1.5)),
         'mmv': ((-14.0, 0.0), (2.0, 14.0)), 'stica': ((-10.0, 10.0), (2.0, 20.0))}
 
 
 @pytest.mark.parametrize('name', spectrograms.SPECTROGRAMS)
-def test_the_bins_of_a_named_spectrogram_are_in_its_own_range(name):
+def test_bins_of_each_named_spectrogram_are_in_its_range(name):
   spectrogram = spectrograms.Spectrogram(**spectrograms.SPECTROGRAMS[name])
   rng = np.random.default_rng(0)
   audio = np.stack([speech(2 * spectrogram.audio_hz, spectrogram.audio_hz, rng)
@@ -170,7 +170,7 @@ def test_the_bins_of_a_named_spectrogram_are_in_its_own_range(name):
   assert least <= np.sqrt((bins ** 2).mean()) <= most
 
 
-def test_tokens_of_real_recordings_are_in_the_range_too(shared):
+def test_tokens_of_real_recordings_are_in_range(shared):
   tokenizer = _spectrogram_tokenizer()
   with tarfile.open(shared / 'real' / 'spoken_digits.tar.gz') as archive:
     names = [f'recordings/{digit}_theo_0.wav' for digit in range(10)]

@@ -9,7 +9,7 @@ from vatt_jax.inputs import clip_keys
 from vatt_jax.models import vatt
 
 
-def test_a_video_patch_holds_its_voxels():
+def test_video_patch_contains_its_voxels():
   video = jnp.arange(2 * 4 * 4 * 6 * 3).reshape(2, 4, 4, 6, 3)
   patches = vatt.cut_patches(video, (2, 2, 3)).reshape(2, 8, -1)
   assert patches.shape == (2, 2 * 2 * 2, 2 * 2 * 3 * 3)
@@ -19,7 +19,7 @@ def test_a_video_patch_holds_its_voxels():
 
 
 @pytest.mark.parametrize('patch', [(4,), (2, 3), (2, 4, 3)])
-def test_the_projection_of_a_patch_is_its_product_with_the_kernel(patch):
+def test_patch_projection_is_the_product_with_the_kernel(patch):
   x = jax.random.normal(jax.random.key(0), (1, *(2 * side for side in patch), 3))
   projection = vatt.PatchProjection((*patch, 3), width=5)
   patches = vatt.cut_patches(x, patch).reshape(1, 2 ** len(patch), -1)
@@ -30,7 +30,7 @@ def test_the_projection_of_a_patch_is_its_product_with_the_kernel(patch):
                              atol=1e-5)
 
 
-def test_what_does_not_fill_a_patch_is_padded_with_zeros():
+def test_last_patch_is_padded_with_zeros():
   patches = vatt.cut_patches(jnp.ones((1, 3, 4, 5, 3)), (2, 2, 2))
   assert patches.shape == (1, 2, 2, 3, 24)
   assert patches.sum() == 3 * 4 * 5 * 3
@@ -39,7 +39,7 @@ def test_what_does_not_fill_a_patch_is_padded_with_zeros():
       audio[0], [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]])
 
 
-def test_dropping_keeps_what_it_says_in_order_and_uniformly():
+def test_keep_tokens_draws_uniformly_and_in_order():
   kept = np.asarray(vatt.keep_tokens(jax.random.split(jax.random.key(0), 4000), 10, 3))
   assert kept.shape == (4000, 3)
   assert (np.diff(kept, axis=1) > 0).all()
@@ -53,7 +53,7 @@ def test_dropping_keeps_what_it_says_in_order_and_uniformly():
      jax.random.normal(jax.random.key(1), (3, 4, 8, 12, 3))),
     (vatt.WaveformTokenizer(width=8, patch=(16,), drop_token_rate=0.5),
      jax.random.normal(jax.random.key(1), (3, 190)))])
-def test_dropping_before_the_projection_is_dropping_after_it(tokenizer, x):
+def test_dropping_before_the_projection_equals_dropping_after_it(tokenizer, x):
   variables = tokenizer.init(jax.random.key(0), x)
   every = tokenizer.apply(variables, x).x
   some = tokenizer.apply(variables, x, clip_keys.make(2, 0, 3)).x
@@ -66,10 +66,10 @@ def test_dropping_before_the_projection_is_dropping_after_it(tokenizer, x):
 
 
 @pytest.mark.parametrize('samples, kept', [
-    (4 * 600, 255),    # of 300, with AGG nearer to 256 than to 384
-    (4 * 200, 127),    # of 100: a tile at least
-    (4 * 100, 100)])   # of 50: there are no more
-def test_what_is_kept_may_fill_tiles_with_the_token_that_stands_for_all(samples, kept):
+    (4 * 600, 255),    # 300 with AGG are nearer to 256 than to 384
+    (4 * 200, 127),    # at least one tile, not 100
+    (4 * 100, 100)])   # all tokens, not 50
+def test_fill_tiles_rounds_kept_tokens_with_agg_to_whole_tiles(samples, kept):
   tokenizer = vatt.WaveformTokenizer(width=8, patch=(4,), drop_token_rate=0.5,
                                      fill_tiles=True)
   x = jnp.ones((2, samples))
@@ -79,7 +79,7 @@ def test_what_is_kept_may_fill_tiles_with_the_token_that_stands_for_all(samples,
 
 
 def test_only_kept_patches_are_projected():
-  """Half of the tokens, half of the projection's multiplications."""
+  """Half of the tokens take half of the projection's multiplications."""
   tokenizer = vatt.VideoTokenizer(width=64, patch=(2, 8, 8), drop_token_rate=0.5)
   x = jnp.ones((2, 8, 64, 64, 3))
   variables = tokenizer.init(jax.random.key(0), x)

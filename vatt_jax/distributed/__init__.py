@@ -1,1 +1,1 @@
-"""Devices and hosts: what is split over which, and how hosts agree."""
+"""Devices and hosts: sharding of arrays, and coordination of processes."""

@@ -1,9 +1,9 @@
-"""Several processes that run as one: they meet, agree to stop, and end together.
+"""Runs several processes as one: they connect, agree to stop, and end together.
 
-Process 0 listens at the coordinator's port, and every other one reports to it there
-before JAX takes that port over: so it can be said who is missing, which JAX would
-not. The connections stay: the system closes those of a process that dies, and so the
-others know at once, where JAX would wait in a collective.
+Process 0 listens at the coordinator's port. Every other process connects to it before
+JAX takes over that port, so that missing processes can be named, which JAX does not do.
+The connections stay open. The system closes those of a process that dies, so the others
+notice at once, where JAX would wait in a collective.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from vatt_jax import platforms
 from vatt_jax.distributed import interrupt
 from vatt_jax.errors import UserError
 
-_TELL_SECONDS = 20.0    # from one word about who is missing to the next
-_DEAD_SECONDS = 30      # a host that does not answer for so long is taken for dead
+_TELL_SECONDS = 20.0    # between two log lines about missing processes
+_DEAD_SECONDS = 30      # a host that does not answer for so long counts as dead
 _LAG = 2                # steps that a vote may take
 
 
 class _Peer:
-  """Another process: a connection of lines, each a message in JSON."""
+  """Exchanges messages with another process, as lines of JSON."""
 
   def __init__(self, connection: socket.socket):
     connection.settimeout(None)
@@ -54,12 +54,12 @@ class _Peer:
     self._lines = connection.makefile('r', encoding='utf-8')
 
   def send(self, **message: Any) -> None:
-    """Sends; to one that is gone, nothing."""
+    """Sends a message; does nothing if the other process is gone."""
     with contextlib.suppress(OSError):
       self._connection.sendall(json.dumps(message).encode() + b'\n')
 
   def receive(self) -> dict[str, Any] | None:
-    """Waits for a message; None if the other is gone."""
+    """Waits for a message; returns None if the other process is gone."""
     try:
       line = self._lines.readline()
       return json.loads(line) if line.endswith('\n') else None
@@ -74,55 +74,56 @@ class _Peer:
 @contextlib.contextmanager
 def joined(coordinator: str, num_processes: int, process_id: int,
            start_timeout_seconds: float) -> Iterator[None]:
-  """Within this context the process is one of many.
+  """Joins this process with others while the context is open.
 
-  If another dies or fails, this one says so in a line and ends, whatever it is at.
+  If another process dies or fails, this one prints a line about it and ends at once.
 
   Args:
     coordinator: HOST:PORT, where process 0 listens.
-    num_processes: how many there are.
-    process_id: which of them this is, from 0.
-    start_timeout_seconds: how long to wait for the others.
+    num_processes: number of processes.
+    process_id: id of this process, from 0.
+    start_timeout_seconds: how long to wait for the other processes.
 
   Raises:
-    UserError: the numbers make no sense, or somebody is missing.
+    UserError: the numbers are inconsistent, or a process is missing.
   """
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdigit() or not 0 <= process_id < num_processes:
     raise UserError(
         f'--coordinator={coordinator} --num_processes={num_processes} --process_id='
-        f'{process_id}: expected HOST:PORT, a number, and one from 0 to less than that')
-  here = dict(process_id=process_id, num_processes=num_processes,
-              host=socket.gethostname())
+        f'{process_id}: expected HOST:PORT, a number of processes, and an id from 0 to '
+        'less than that number')
+  identity = dict(process_id=process_id, num_processes=num_processes,
+                  host=socket.gethostname())
   meet = _gather if process_id == 0 else _report
   with contextlib.ExitStack() as stack:
-    peers, hosts = meet(host, int(port), here,
+    peers, hosts = meet(host, int(port), identity,
                         time.monotonic() + start_timeout_seconds, stack)
-    stack.pop_all()    # they stay open as long as the process lives
+    stack.pop_all()    # keeps the connections open as long as the process lives
   jax.distributed.initialize(
       coordinator, num_processes, process_id, cluster_detection_method='deactivate',
       initialization_timeout=int(start_timeout_seconds),
       heartbeat_timeout_seconds=_DEAD_SECONDS)
-  platforms.check()    # all must ask for devices before any can go on
+  platforms.check()    # no process can go on before all have asked for devices
   if process_id:
     logging.set_verbosity(logging.WARNING)    # the first one's log is enough
   watch = _Watch(peers, hosts)
   try:
     yield
-  except interrupt.Interrupted:    # of which all have heard (`agreement`)
+  except interrupt.Interrupted:    # all processes know of it (`agreement`)
     watch.part()
     raise
   except Exception as e:
-    watch.tell(f'process {process_id} on {here["host"]} failed: {e}')
+    watch.tell(f'process {process_id} on {identity["host"]} failed: {e}')
     raise
   watch.part()
 
 
-def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float,
+def _gather(host: str, port: int, identity: Mapping[str, Any], deadline: float,
             stack: contextlib.ExitStack) -> tuple[dict[int, _Peer], dict[int, str]]:
-  """Process 0: waits for all others.  -> connections, and names of the hosts."""
-  where, count = f'{host}:{port}', here['num_processes']
-  peers, hosts = {}, {0: here['host']}
+  """Waits, in process 0, for all others.  -> connections, and names of the hosts."""
+  where, count = f'{host}:{port}', identity['num_processes']
+  peers, hosts = {}, {0: identity['host']}
   try:
     server = socket.create_server(
         ('', port), dualstack_ipv6=socket.has_dualstack_ipv6(),
@@ -138,8 +139,9 @@ def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float,
 
   def missing():
     ids = ', '.join(str(i) for i in range(count) if i not in hosts)
-    there = ', '.join(f'{i} on {name}' for i, name in sorted(hosts.items()))
-    return f'of {count} processes these did not come to {where}: {ids} (here: {there})'
+    connected = ', '.join(f'{i} on {name}' for i, name in sorted(hosts.items()))
+    return (f'of {count} processes these did not connect to {where}: {ids} '
+            f'(connected: {connected})')
 
   tell = time.monotonic() + _TELL_SECONDS
   with server:
@@ -153,15 +155,15 @@ def _gather(host: str, port: int, here: Mapping[str, Any], deadline: float,
           peer.send(waiting=missing())
       server.settimeout(0.2)
       with contextlib.suppress(TimeoutError):
-        peer, theirs = _accept(server, stack)
-        if theirs is None:    # a stranger
+        peer, other = _accept(server, stack)
+        if other is None:    # not a process of ours
           continue
-        if theirs['num_processes'] != count or theirs['process_id'] in hosts:
-          fail(f'process {theirs["process_id"]} of {theirs["num_processes"]} on '
-               f'{theirs["host"]} came to {where}; expected one of {count}, and not '
-               f'one of {", ".join(map(str, sorted(hosts)))}, which is there', peer)
-        peers[theirs['process_id']] = peer
-        hosts[theirs['process_id']] = theirs['host']
+        if other['num_processes'] != count or other['process_id'] in hosts:
+          fail(f'process {other["process_id"]} of {other["num_processes"]} on '
+               f'{other["host"]} connected to {where}; expected one of {count}, not '
+               f'{", ".join(map(str, sorted(hosts)))} (already connected)', peer)
+        peers[other['process_id']] = peer
+        hosts[other['process_id']] = other['host']
   for peer in peers.values():
     peer.send(hosts=hosts)
   return peers, hosts
@@ -172,16 +174,16 @@ def _accept(server: socket.socket, stack: contextlib.ExitStack
   connection, _ = server.accept()
   peer = stack.enter_context(contextlib.closing(_Peer(connection)))
   connection.settimeout(5)
-  theirs = peer.receive()
+  identity = peer.receive()
   connection.settimeout(None)
-  return peer, theirs if theirs and 'num_processes' in theirs else None
+  return peer, identity if identity and 'num_processes' in identity else None
 
 
-def _report(host: str, port: int, here: Mapping[str, Any], deadline: float,
+def _report(host: str, port: int, identity: Mapping[str, Any], deadline: float,
             stack: contextlib.ExitStack) -> tuple[dict[int, _Peer], dict[int, str]]:
-  """The others: reports to process 0, and waits until all have."""
+  """Reports, in any other process, to process 0, and waits until all have reported."""
   silent = (f'--coordinator={host}:{port}: does not answer; is process 0 running '
-            f'there, and can {here["host"]} reach it?')
+            f'there, and can {identity["host"]} reach it?')
   tell = time.monotonic() + _TELL_SECONDS
   while True:
     try:
@@ -196,10 +198,10 @@ def _report(host: str, port: int, here: Mapping[str, Any], deadline: float,
         logging.warning('Waiting: %s', silent)
       time.sleep(0.2)
   peer = stack.enter_context(contextlib.closing(_Peer(connection)))
-  peer.send(**here)
+  peer.send(**identity)
   while True:
     message = peer.receive() or dict(
-        error=f'--coordinator={host}:{port}: process 0 is gone')
+        error=f'--coordinator={host}:{port}: process 0 has disconnected')
     if 'error' in message:
       raise UserError(message['error'])
     if 'hosts' in message:
@@ -208,7 +210,7 @@ def _report(host: str, port: int, here: Mapping[str, Any], deadline: float,
 
 
 class _Watch:
-  """Ends this process when another one fails or is gone."""
+  """Ends this process when another one fails or disconnects."""
 
   def __init__(self, peers: Mapping[int, _Peer], hosts: Mapping[int, str]):
     self._peers, self._hosts = peers, hosts
@@ -224,7 +226,7 @@ class _Watch:
       peer.send(error=why)
 
   def part(self) -> None:
-    """Says that this process is done, and waits until the others are."""
+    """Reports that this process is done, and waits until the others are."""
     for peer in self._peers.values():
       peer.send(done=True)
     for thread in self._threads:
@@ -236,25 +238,25 @@ class _Watch:
   def _listen(self, other: int) -> None:
     message = self._peers[other].receive()
     if message is None:
-      self._end(f'process {other} on {self._hosts[other]} is gone')
+      self._end(f'process {other} on {self._hosts[other]} has disconnected')
     elif 'error' in message:
       self._end(message['error'])
 
   def _end(self, why: str) -> NoReturn:
-    self._failed.acquire()    # the first one speaks, any other waits for the end
+    self._failed.acquire()    # only the first thread reports, others wait here
     self.tell(why)
-    print('vatt_jax:', ' '.join(why.split()), '(the same command on every host goes on '
-          'from the newest checkpoint)', file=sys.stderr)
+    print('vatt_jax:', ' '.join(why.split()), '(run the same command on every host to '
+          'resume from the newest checkpoint)', file=sys.stderr)
     leave(1)
 
 
 def leave(status: int, at_once: bool = False) -> NoReturn:
-  """Ends the process; as one of many without a farewell, to which not all may come.
+  """Ends the process; one of many skips JAX's shutdown, which all would have to reach.
 
   Args:
-    status: of the process.
+    status: exit status of the process.
     at_once: do not wait for the threads of libraries, which takes many seconds after
-      an evaluation. All that is to be kept must be written.
+      an evaluation. All results must already be written.
   """
   if not at_once and not jax.distributed.is_initialized():
     sys.exit(status)
@@ -264,30 +266,30 @@ def leave(status: int, at_once: bool = False) -> NoReturn:
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes what all have found."""
+  """Returns whether this is the process that writes the results of all."""
   return jax.process_index() == 0
 
 
 def from_first(number: int) -> int:
-  """Returns the number that process 0 has; all must ask."""
+  """Returns process 0's number; all processes must call it."""
   if jax.process_count() == 1:
     return number
   return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))
 
 
 def all_of(true: bool) -> bool:
-  """Whether it is true in every process; all must ask."""
+  """Returns whether a value is true in every process; all processes must call it."""
   return bool(multihost_utils.process_allgather(np.asarray(true)).all())
 
 
 @contextlib.contextmanager
 def first_alone(unless: bool = False) -> Iterator[None]:
-  """Process 0 does what is within, then the others do.
+  """Runs the context's body in process 0 first, and then in the others.
 
   Args:
-    unless: nothing is left to make for the others; if all say so, none waits.
+    unless: this process has nothing to wait for; if it is true in all, none waits.
   """
-  if all_of(unless):    # on which all must agree: process 0 may be making it now
+  if all_of(unless):    # all must agree, since process 0 may still be at work
     yield
     return
   if not is_first():
@@ -298,10 +300,10 @@ def first_alone(unless: bool = False) -> Iterator[None]:
 
 
 def agreement() -> Callable[[int], int]:
-  """A function that tells all processes, at the same call, the largest number of any.
+  """Returns a function that gives all processes the largest number of any of them.
 
-  All must call it equally often. The answer lags behind by some calls, so that no
-  process waits for its devices.
+  All processes must call it equally often, and get the same number at the same call.
+  The answer lags behind by some calls, so that no process waits for its devices.
   """
   if jax.process_count() == 1:
     return lambda number: number
@@ -311,8 +313,8 @@ def agreement() -> Callable[[int], int]:
   votes: collections.deque[jax.Array] = collections.deque()
 
   def vote(number: int) -> int:
-    mine = np.full(jax.local_device_count(), number, np.int32)
-    votes.append(largest(jax.make_array_from_process_local_data(split, mine)))
+    local = np.full(jax.local_device_count(), number, np.int32)
+    votes.append(largest(jax.make_array_from_process_local_data(split, local)))
     return int(votes.popleft()) if len(votes) > _LAG else 0
 
   return vote

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as something a loop can ask about."""
+"""Turns SIGTERM and Ctrl-C into a flag that a loop can check."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class Interrupted(Exception):
-  """A signal asked the run to stop.
+  """Reports that a signal asked the run to stop.
 
   Attributes:
-    signal: which.
+    signal: the signal.
   """
 
   def __init__(self, number: int):
@@ -24,17 +24,17 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-  """Within this context a first SIGTERM or Ctrl-C only sets a flag.
+  """Makes a first SIGTERM or Ctrl-C within its context only set a flag.
 
-  A second one does what it always did.
+  A second signal has its usual effect.
   """
 
   def __init__(self, agree: Callable[[int], int] = lambda number: number):
-    """Takes what makes several processes stop at the same check.
+    """Takes a function that makes several processes stop at the same check.
 
     Args:
-      agree: the number of this process's signal, or 0 -> that of any (`multi_host.
-        agreement`).
+      agree: the number of this process's signal, or 0 -> that of any process's
+        (`hosts.agreement`).
     """
     self._agree = agree
     self._number = 0
@@ -56,15 +56,14 @@ class Interrupt:
       raise Interrupted(number)
 
   def end_within(self, seconds: float, end: Callable[[int], None]) -> None:
-    """From now on a signal ends the process, even if nothing checks for it.
+    """Makes a signal end the process from now on, even if nothing checks for it.
 
-    A compilation or the fit of a classifier takes long and is one call, in which
-    Python runs no handler of signals. Only for a single process, and where nothing is
-    left to save.
+    A compilation or the fit of a classifier is one long call, during which Python runs
+    no signal handler. This is only for a single process with nothing left to save.
 
     Args:
       seconds: from the signal to the end, unless the context of this object ends
-        before.
+        earlier.
       end: called in another thread with the number of the signal.
     """
     reader, writer = os.pipe()

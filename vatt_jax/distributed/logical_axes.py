@@ -1,4 +1,4 @@
-"""What the axes of arrays are: the one table that shardings are made from."""
+"""Logical axes of arrays: the table from which shardings are made."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-# Where the rows of a batch are, by the axes of the mesh (`distributed.sharding`).
+# Sharding of the rows of a batch, by the axes of the mesh (`distributed.sharding`).
 ROWS = PartitionSpec(('data', 'fsdp'))
 
-# A parameter's name, and its axes. 'features' are the width of what is too small to be
-# worth a split.
+# Pattern of a parameter's name, and its axes. 'features' is the width of arrays that
+# are too small to be split.
 _TABLE = (
     (r'.*/attention/(query|key|value)/kernel', ('width', 'heads', 'head')),
     (r'.*/attention/(query|key|value)/bias', ('heads', 'head')),
@@ -37,7 +37,7 @@ _TABLE = (
     (r'.*head/\w+/kernel', ('width', 'space')),
     (r'.*head/\w+/bias', ('features',)))
 
-# An axis of a parameter that the table lacks, if the parameter is worth a split.
+# An axis of a parameter that the table lacks and that is large enough to be split.
 OTHER = 'other'
 _MIN_SPLIT_SIZE = 2 ** 16    # elements
 
@@ -46,20 +46,20 @@ NAMES = (*dict.fromkeys(
 
 
 def logical_axes(tree: Any) -> Any:
-  """The names of the axes of parameters, and of all that has their names.
+  """Returns the names of the axes of arrays.
 
   Args:
-    tree: of arrays or their shapes: parameters, a model's other variables, or what
-      holds such trees, as the state of an optimiser does. What counts of a path are
-      the keys of dicts.
+    tree: of arrays or their shapes: parameters, a model's other variables, or a tree
+      that contains them, such as the state of an optimizer. Names are made of the keys
+      of dicts in a path.
 
   Returns:
-    The tree, with a tuple for each array: a name for each axis. Of a scalar it is
-    empty. An array that the table lacks falls to a rule by size: all its axes are
-    `OTHER` if it is large, 'features' otherwise.
+    The tree, with a tuple for each array: a name for each axis. It is empty for a
+    scalar. An array that the table lacks gets axes by its size: all are `OTHER` if it
+    is large, 'features' otherwise.
 
   Raises:
-    ValueError: the table has an array with another number of axes.
+    ValueError: an array has another number of axes than in the table.
   """
   return jax.tree_util.tree_map_with_path(_axes, tree)
 
@@ -72,7 +72,7 @@ def _axes(path: tuple[Any, ...], array: Any) -> tuple[str, ...]:
   axes = next((axes for pattern, axes in _TABLE if re.fullmatch(pattern, name)), None)
   if axes is None:
     return (OTHER if array.size >= _MIN_SPLIT_SIZE else 'features',) * array.ndim
-  if ... in axes:    # the axis before it, as often as there are such
+  if ... in axes:    # repeats the axis before it
     first, _, last = axes
     axes = (first,) * (array.ndim - 1) + (last,)
   if len(axes) != array.ndim:
@@ -82,10 +82,10 @@ def _axes(path: tuple[Any, ...], array: Any) -> tuple[str, ...]:
 
 
 def split_rows(x: jax.Array) -> jax.Array:
-  """An activation, split by rows as the batch is, where a step runs on a mesh.
+  """Splits an activation by rows, like the batch, in a step on a mesh.
 
-  [B, ...] -> [B, ...]. Without it the compiler may as well split it as the parameters
-  are, and hold the whole batch on every device.
+  [B, ...] -> [B, ...]. Without this constraint the compiler may split activations like
+  the parameters, and hold the whole batch on every device.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return x
@@ -93,10 +93,10 @@ def split_rows(x: jax.Array) -> jax.Array:
 
 
 def gathered(kernel: jax.Array) -> jax.Array:
-  """A kernel as it is multiplied with: whole on every device, for both ways at once.
+  """Gathers a kernel on every device, once for the forward and backward pass.
 
-  Without it the compiler gathers what `fsdp` splits anew for every product. Where
-  `model` splits kernels as well, it is left to find its way.
+  Without this constraint the compiler gathers a kernel that `fsdp` splits for every
+  product. If `model` splits kernels too, the choice is left to the compiler.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.shape['fsdp'] == 1 or mesh.shape['model'] > 1:
@@ -106,11 +106,11 @@ def gathered(kernel: jax.Array) -> jax.Array:
 
 def on_each_device(function: Callable[..., jax.Array], *operands: jax.Array
                    ) -> jax.Array:
-  """A function of rows and heads that know nothing of each other, on each one's own.
+  """Runs a function on each device's rows and heads, which must be independent.
 
   Args:
-    function: of the operands; what it gives has their axes.
-    *operands: [B, N, A, D] each. What the mesh does not divide is on all devices.
+    function: of the operands; its result has their axes.
+    *operands: [B, N, A, D] each. Axes that the mesh does not divide are on all devices.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -119,6 +119,6 @@ def on_each_device(function: Callable[..., jax.Array], *operands: jax.Array
   rows = ROWS[0] if num_rows % (mesh.shape['data'] * mesh.shape['fsdp']) == 0 else None
   heads = 'model' if num_heads % mesh.shape['model'] == 0 else None
   spec = PartitionSpec(rows, None, heads)
-  # What a kernel writes, the check that copies are equal knows nothing of.
+  # The check that copies are equal does not support kernels.
   return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(
       *operands)

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh of devices and what is split over it."""
+"""Sharding: the mesh of devices, and the arrays that are split over it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import numpy as np
 from vatt_jax.distributed import logical_axes
 from vatt_jax.errors import UserError
 
-# The batch is split over the first two; parameters over the others, `fsdp` to save
-# memory (each is gathered where it is used), `model` to compute in parts.
+# The batch is split over the first two, parameters over the last two: over `fsdp` to
+# save memory (each is gathered where it is used), over `model` to share computation.
 AXES = ('data', 'fsdp', 'model')
 
-# The name of a parameter's axis (`logical_axes`), and that of the mesh that splits it.
+# The name of a parameter's axis (`logical_axes`), and of the mesh's that splits it.
 Rule = tuple[str, str]
 
-# Over `model` as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
-# whose sum is the only thing exchanged; over `fsdp` every matrix.
+# `model` splits as in Megatron (arXiv 1909.08053, section 3): heads and hidden layers,
+# of which devices exchange only the sum. `fsdp` splits every matrix.
 RULES: tuple[Rule, ...] = (('heads', 'model'), ('mlp', 'model'),
                            ('vocabulary', 'model'), ('vocabulary', 'fsdp'),
                            ('width', 'fsdp'), ('mlp', 'fsdp'), ('heads', 'fsdp'),
@@ -40,18 +40,17 @@ AUTO_FSDP = (8, 4, 2, 1)
 
 def make_mesh(batch_size: int, data: int = -1, fsdp: int | str = 1, model: int = 1,
               devices: Sequence[Any] | None = None) -> Mesh:
-  """The devices of all hosts in a grid.
+  """Returns the mesh of the devices of all hosts.
 
   Args:
-    batch_size: of all of them together.
-    data: how many shares of the batch, whose devices keep the same parameters.
-    fsdp: how many shares of the batch, whose devices keep a part of the parameters
+    batch_size: of all devices together.
+    data: number of shares of the batch whose devices keep the same parameters.
+    fsdp: number of shares of the batch whose devices keep a part of the parameters
       each; 'auto' is the largest of 8, 4, 2 and 1 that divides the number of devices
-      that the other two leave.
-    model: how many devices compute one share of the batch together. One of the three
-      may be -1: as many as are left.
-    devices: by default all that there are; those of a topology can only be compiled
-      for.
+      left by the other two.
+    model: number of devices that compute one share of the batch together. One of the
+      three may be -1, for all devices that are left.
+    devices: by default all devices; those of a topology can only be compiled for.
 
   Raises:
     UserError: the sizes do not fit the devices, or the batch does not split evenly.
@@ -62,26 +61,26 @@ def make_mesh(batch_size: int, data: int = -1, fsdp: int | str = 1, model: int =
   if sizes is None:
     asked = ', '.join(f'{k}={v}' for k, v in given.items())
     raise UserError(f'config.mesh: {asked}: expected a product of {len(devices)}, the '
-                    'number of devices; one of them may be -1, for what is left')
+                    'number of devices; one of them may be -1, for all that are left')
   shares = sizes['data'] * sizes['fsdp']
   if batch_size % shares:
     near = max(batch_size // shares, 1) * shares
     raise UserError(f'batch_size={batch_size}: expected a multiple of the {shares} '
-                    'devices or groups of them that it is split over (config.mesh), '
-                    f'such as {near}')
+                    'devices or groups of devices that share it (config.mesh), such as '
+                    f'{near}')
   grid = mesh_utils.create_device_mesh(
       tuple(sizes.values()), devices, allow_split_physical_axes=True)
   for group in grid.reshape(-1, sizes['model']):
     if len({device.process_index for device in group}) > 1:
       raise UserError(f'config.mesh.model={sizes["model"]}: expected a divisor of the '
-                      'number of devices of a host, for each reads rows of its own')
+                      'number of devices of a host, since each host reads its own rows')
   return Mesh(grid, AXES)
 
 
 def _fsdp(fsdp: int | str, data: int, model: int, count: int) -> int:
-  """Returns the number that `fsdp` stands for, and logs it where it is 'auto'.
+  """Returns the number that `fsdp` stands for, and logs it for 'auto'.
 
-  A number may be text: so the command line gives it where the config has 'auto'.
+  A number may be a string: the command line passes one if the config has 'auto'.
   """
   if fsdp != 'auto':
     try:
@@ -95,19 +94,19 @@ def _fsdp(fsdp: int | str, data: int, model: int, count: int) -> int:
 
 
 def _fill(sizes: Mapping[str, int], count: int) -> dict[str, int] | None:
-  """The sizes, with a number for a single -1; None if they do not fit."""
-  known = math.prod(size for size in sizes.values() if size != -1)
-  if min(sizes.values()) < -1 or known < 1 or list(sizes.values()).count(-1) > 1:
+  """Returns the sizes, with a number for a single -1; None if they do not fit."""
+  product = math.prod(size for size in sizes.values() if size != -1)
+  if min(sizes.values()) < -1 or product < 1 or list(sizes.values()).count(-1) > 1:
     return None
-  filled = {k: count // known if v == -1 else v for k, v in sizes.items()}
+  filled = {k: count // product if v == -1 else v for k, v in sizes.items()}
   return filled if math.prod(filled.values()) == count else None
 
 
 def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-  """The rules as tuples.
+  """Returns the rules as tuples.
 
   Raises:
-    UserError: one is no pair of the name of a parameter's axis and one of the mesh.
+    UserError: a rule is not a pair of a parameter's axis and an axis of the mesh.
   """
   for rule in rules:
     if len(rule) != 2 or rule[0] not in logical_axes.NAMES or rule[1] not in AXES:
@@ -117,17 +116,17 @@ def check_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device."""
+  """Returns the sharding of arrays that are whole on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-  """Split by the first axis, as the batch is."""
+  """Returns the sharding of arrays that are split by rows, like the batch."""
   return NamedSharding(mesh, logical_axes.ROWS)
 
 
 def of_parameters(tree: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
-  """A sharding for each array of what `models.axes.logical_axes` knows."""
+  """Returns the sharding of each array of a tree that `logical_axes` takes."""
   def place(array, names):
     return NamedSharding(mesh, _spec(array.shape, names, mesh, rules))
   return jax.tree.map(place, tree, logical_axes.logical_axes(tree))
@@ -135,21 +134,21 @@ def of_parameters(tree: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
 
 def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
           rules: Sequence[Rule]) -> PartitionSpec:
-  """Of each axis of the array, in their order, the first rule that fits.
+  """Applies to each axis of an array, in order, the first rule that fits.
 
-  The first axis first, for its pieces are gathered as they are; those of the last one
-  would have to be sorted. What does not divide evenly stays whole.
+  The first axis comes first, because its pieces are gathered without reordering, unlike
+  those of the last one. An axis that does not divide evenly stays whole.
   """
   spec: list[str | None] = []
-  for size, known in zip(shape, names, strict=True):
+  for size, array_axis in zip(shape, names, strict=True):
     spec.append(next((axis for name, axis in rules if (
-        name == known and axis not in spec and mesh.shape[axis] > 1
+        name == array_axis and axis not in spec and mesh.shape[axis] > 1
         and size % mesh.shape[axis] == 0)), None))
   return PartitionSpec(*spec)
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """This host's share of a batch -> global arrays, split by rows over the devices."""
+  """Makes global arrays, split by rows over the devices, of this host's share."""
   return {k: jax.make_array_from_process_local_data(rows(mesh), v)
           for k, v in batch.items()}
 
@@ -157,7 +156,7 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 def take_rows(tree: Any, index: jax.typing.ArrayLike, stride: int) -> Any:
   """Returns rows index, index + stride, ... of every array.  [B, ...] -> [B / n, ...].
 
-  Rows are strided, so that each device's rows stay on it.
+  Rows are strided, so that no row moves to another device.
   """
   return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(
       x.reshape(-1, stride, *x.shape[1:]), index, axis=1, keepdims=False), tree)
@@ -169,7 +168,7 @@ def join_rows(trees: Any) -> Any:
 
 
 def local_rows(tree: Any) -> Any:
-  """This host's rows of arrays that are split by rows, in the order of `to_devices`."""
+  """Returns this host's rows of arrays split by rows, in the order of `to_devices`."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
 

@@ -1,4 +1,4 @@
-"""Hooks: actions of a run between steps, such as relabelling clips by clustering."""
+"""Hooks: actions of a run between steps, such as relabeling clips by clustering."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Protocol
 
 
 class Hook(Protocol):
-  """Changes the state of a run now and then.
+  """Changes the state of a run between some of its steps.
 
-  A hook is built with its section's keys, and with those of `reader`, `predict`,
-  `batch_size` and `seed` that it names as arguments. It must be a pure function of
-  state and step, because a resumed run calls it again at the step it resumes from.
+  A hook is built with the keys of its section, and with those of `reader`, `predict`,
+  `batch_size` and `seed` that are its arguments. It must be a pure function of state
+  and step, because a resumed run calls it again at the step from which it resumes.
   """
 
   def due(self, step: int) -> bool:
-    """Returns whether to run before the training step of this number."""
+    """Returns whether the hook runs before this training step."""
 
   def run(self, state: Any) -> Any:
-    """Returns the new state."""
+    """Computes the new state."""
 
 
 HOOKS: dict[str, Callable[..., Hook]] = {}

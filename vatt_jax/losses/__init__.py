@@ -1,4 +1,4 @@
-"""Training losses: one table from a config's name to a class, and their sum."""
+"""Training losses: a table from a config's loss name to its class, and their sum."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build(section_name: str, section: Settings) -> Loss:
 def init_memory(losses: Mapping[str, Loss], num_clips: int) -> dict[str, Any] | None:
   """Returns the memory of each loss that keeps one, by section; None if none does."""
   memory = {name: loss.init_memory(num_clips) for name, loss in losses.items()}
-  return {name: kept for name, kept in memory.items() if kept is not None} or None
+  return {name: arrays for name, arrays in memory.items() if arrays is not None} or None
 
 
 def total_loss(losses: Mapping[str, Loss], params: Mapping[str, Any],
@@ -66,10 +66,10 @@ def total_loss(losses: Mapping[str, Loss], params: Mapping[str, Any],
 
   Args:
     losses: by section name.
-    params: section name -> the loss's parameters, where it has any.
+    params: section name -> the loss's parameters, for losses that have any.
     outputs: of the model (`models.multimodal`).
-    batch: of the inputs, normalised.
-    memory: section name -> the loss's memory, where it keeps one.
+    batch: normalized inputs.
+    memory: section name -> the loss's memory, for losses that keep one.
 
   Returns:
     The sum [] in float32; metrics `loss_SECTION`, and `METRIC_SECTION` for each other
@@ -79,10 +79,10 @@ def total_loss(losses: Mapping[str, Loss], params: Mapping[str, Any],
     MissingOutput: the model or the batch lacks an array that a loss needs.
   """
   total, metrics = jnp.zeros((), jnp.float32), {}
-  memory, kept = memory or {}, {}
+  memory, new_memory = memory or {}, {}
   for name, loss in losses.items():
-    value, more, kept[name] = loss(params.get(name, {}), outputs, batch,
-                                   memory.get(name))
+    value, more, new_memory[name] = loss(params.get(name, {}), outputs, batch,
+                                         memory.get(name))
     metrics |= {f'loss_{name}': value, **{f'{k}_{name}': v for k, v in more.items()}}
     total += loss.weight * value
-  return total, metrics, {k: v for k, v in kept.items() if v is not None} or None
+  return total, metrics, {k: v for k, v in new_memory.items() if v is not None} or None

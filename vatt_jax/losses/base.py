@@ -1,4 +1,4 @@
-"""The contract of a loss, and how a loss finds what it needs in a model's outputs."""
+"""Interface of losses, and their access to a model's outputs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Metrics = dict[str, jax.Array]
 
 
 class MissingOutput(KeyError):
-  """A loss needs an array that neither the model's outputs nor the batch has.
+  """Reports that the model's outputs and the batch lack an array that a loss needs.
 
   Attributes:
-    needed: its path, such as `outputs.embed.video_text.text`.
-    available: the paths of the arrays that exist beside it.
+    needed: path of the array, such as `outputs.embed.video_text.text`.
+    available: paths of the arrays that exist beside it.
   """
 
   def __init__(self, needed: str, available: list[str]):
@@ -29,7 +29,7 @@ class MissingOutput(KeyError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-  """A term of the training loss; subclasses are rows of `losses.LOSSES`.
+  """Computes a term of the training loss; subclasses are rows of `losses.LOSSES`.
 
   The fields are the keys of the config's section.
 
@@ -39,7 +39,7 @@ class Loss:
   weight: float = 1.0
 
   def init(self, key: jax.Array) -> dict[str, jax.Array]:
-    """Returns the loss's own parameters, which the optimiser trains."""
+    """Returns the loss's own parameters, which the optimizer trains."""
     del key
     return {}
 

@@ -29,7 +29,7 @@ class _Classification(base.Loss):
   def __call__(self, params: Mapping[str, jax.Array], outputs: Mapping[str, Any],
                batch: base.Batch, memory: Any
                ) -> tuple[jax.Array, base.Metrics, Any]:
-    """See `Loss.__call__`."""
+    """Computes the loss; see `Loss.__call__`."""
     logits = base.take(outputs, 'outputs', 'logits')
     (modality,) = outputs['pooled']
     present = base.take(multimodal.find_present(batch), 'has', modality)
@@ -39,7 +39,7 @@ class _Classification(base.Loss):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Softmax(_Classification):
-  """Cross-entropy of one class a clip (`softmax`).
+  """Computes the cross-entropy of one class per clip (`softmax`).
 
   Attributes:
     weight: of this loss in the sum of all.
@@ -57,11 +57,11 @@ class Softmax(_Classification):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BCE(_Classification):
-  """Binary cross-entropy of several classes a clip (`binary_cross_entropy`).
+  """Computes the binary cross-entropy of multi-label clips (`binary_cross_entropy`).
 
   Attributes:
     weight: of this loss in the sum of all.
-    balance: weigh rare labels more.
+    balance: give rare labels a larger weight.
   """
   balance: bool = False
 
@@ -71,16 +71,16 @@ class BCE(_Classification):
 
 def softmax(logits: jax.Array, labels: jax.Array, present: jax.Array,
             smoothing: float = 0.0) -> jax.Array:
-  """Computes the cross-entropy of one class a clip (VATT, section 4.3).
+  """Computes the cross-entropy of one class per clip (VATT, section 4.3).
 
   Args:
     logits: [B, C].
-    labels: [B, C], shares that sum to 1; zero for a clip without a label.
-    present: bool [B], False where there is nothing to classify.
-    smoothing: alpha; that much of every label is spread over all classes.
+    labels: [B, C], probabilities that sum to 1; zero for a clip without a label.
+    present: bool [B], False for clips that lack the classified modality.
+    smoothing: alpha, the fraction of every label that is spread over all classes.
 
   Returns:
-    [], the mean over the clips that have both; zero if none has.
+    [], the mean over the present clips that have a label; zero if none has.
   """
   labels, weights = _weigh(labels, present)
   smoothed = optax.smooth_labels(labels, smoothing) if smoothing else labels
@@ -89,18 +89,18 @@ def softmax(logits: jax.Array, labels: jax.Array, present: jax.Array,
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array, present: jax.Array,
                          balance: bool = False) -> jax.Array:
-  """Computes the binary cross-entropy of several classes a clip, summed over classes.
+  """Computes the binary cross-entropy of multi-label clips, summed over classes.
 
   Args:
     logits: [B, C].
     labels: [B, C] in [0, 1]; zero for a clip without a label.
-    present: bool [B], False where there is nothing to classify.
-    balance: scale a clip's loss by the mean, over its labels, of one over how often
-      the label comes in the batch (VATT, section 4.3: "the inverse of the per-batch
-      number of repetitive labels it carries"; as its released code counts them).
+    present: bool [B], False for clips that lack the classified modality.
+    balance: scale a clip's loss by the mean, over its labels, of the inverse of the
+      label's count in the batch (VATT, section 4.3: "the inverse of the per-batch
+      number of repetitive labels it carries"; counted as in the released code).
 
   Returns:
-    [], the mean over the clips that have both; zero if none has.
+    [], the mean over the present clips that have a label; zero if none has.
   """
   labels, weights = _weigh(labels, present)
   loss = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=-1)
@@ -113,7 +113,7 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, present: jax.Arra
 
 
 def _weigh(labels: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns labels as numbers, and 1.0 for each clip that counts.  [B, C], [B]."""
+  """Returns labels in float32, and 1.0 for each clip that counts.  [B, C], [B]."""
   labels = labels.astype(jnp.float32)
   return labels, (present & jnp.any(labels > 0, axis=-1)).astype(jnp.float32)
 

@@ -1,7 +1,7 @@
 """Contrastive losses between two modalities, over the whole batch (VATT, section 3.4).
 
-All of them score every anchor against every candidate of the batch; `contrast` is the
-one kernel of those that normalise over candidates.
+Every loss scores each anchor against each candidate of the batch. Those that normalize
+over candidates share `contrast`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from vatt_jax.models import multimodal
 
 FORMS = ('paper', 'symmetric', 'asymmetric')
 
-# A learnt temperature is kept from falling below it, as in CLIP (arXiv 2103.00020,
-# section 2.5).
+# Lower bound of a trained temperature, as in CLIP (arXiv 2103.00020, section 2.5).
 MIN_TEMPERATURE = 0.01
 
 
@@ -35,10 +34,10 @@ class _Contrastive(base.Loss):
   Attributes:
     weight: of this loss in the sum of all.
     pair: anchor and other modality, joined by `_`; by default the section's name.
-    space: of the embeddings; empty: the pair's, or `video_text` for audio with text.
-    temperature: tau, or its start.
-    learn_temperature: train it, and other numbers of the loss.
-    num_chunks: items are contrasted in so many chunks, one after the other, which takes
+    space: of the embeddings; empty for the pair's, or `video_text` for audio with text.
+    temperature: tau, or its initial value.
+    learn_temperature: train the temperature and other numbers of the loss.
+    num_chunks: number of chunks of items, which are contrasted one after the other in
       1 / num_chunks of the memory; a divisor of the batch size.
   """
   pair: str
@@ -59,7 +58,7 @@ class _Contrastive(base.Loss):
       raise ValueError(f'num_chunks={self.num_chunks}: expected 1 or more')
 
   def _numbers(self) -> dict[str, float]:
-    """Returns the numbers that `learn_temperature` trains, at their start."""
+    """Returns the initial values of the numbers that `learn_temperature` trains."""
     return dict(temperature=self.temperature)
 
   def _loss(self, anchors: jax.Array, others: jax.Array, present: jax.Array,
@@ -67,7 +66,7 @@ class _Contrastive(base.Loss):
     raise NotImplementedError
 
   def init(self, key: jax.Array) -> dict[str, jax.Array]:
-    """Returns the learnt numbers; of a temperature its logarithm."""
+    """Returns the trained numbers; for a temperature its logarithm."""
     del key
     if not self.learn_temperature:
       return {}
@@ -75,7 +74,7 @@ class _Contrastive(base.Loss):
             for k, v in self._numbers().items()}
 
   def clip_params(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns the parameters, the temperature not below `MIN_TEMPERATURE`."""
+    """Returns the parameters with the temperature at least `MIN_TEMPERATURE`."""
     least = math.log(MIN_TEMPERATURE)
     return {k: jnp.maximum(v, least) if k == 'temperature' else v
             for k, v in params.items()}
@@ -83,30 +82,30 @@ class _Contrastive(base.Loss):
   def __call__(self, params: Mapping[str, jax.Array], outputs: Mapping[str, Any],
                batch: base.Batch, memory: Any
                ) -> tuple[jax.Array, base.Metrics, Any]:
-    """See `Loss.__call__`; the metrics are the learnt numbers."""
+    """Computes the loss; see `Loss.__call__`. The metrics are the trained numbers."""
     anchor, other = self.pair.split('_')
     space = self.space or ('video_text' if other == 'text' else self.pair)
     present = multimodal.find_present(batch)
-    learnt = {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
+    trained = {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
     loss = self._loss(base.take(outputs, 'outputs', 'embed', space, anchor),
                       base.take(outputs, 'outputs', 'embed', space, other),
                       base.take(present, 'has', other), present.get(anchor),
-                      self._numbers() | learnt)
-    return loss, learnt, memory
+                      self._numbers() | trained)
+    return loss, trained, memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NCE(_Contrastive):
-  """Noise-contrastive estimation (VATT, equation 4; `nce`).
+  """Computes noise-contrastive estimation (VATT, equation 4; `nce`).
 
   Attributes:
     weight: of this loss in the sum of all.
     pair: anchor and other modality, joined by `_`; by default the section's name.
-    space: of the embeddings; empty: the pair's, or `video_text` for audio with text.
-    temperature: tau, or its start.
-    learn_temperature: train it.
+    space: of the embeddings; empty for the pair's, or `video_text` for audio with text.
+    temperature: tau, or its initial value.
+    learn_temperature: train the temperature.
     num_chunks: see `mil_nce`.
-    form: which candidates stand in the denominator, of `FORMS` (see `mil_nce`).
+    form: one of `FORMS`; sets the candidates in the denominator (see `mil_nce`).
   """
   form: str = 'paper'
 
@@ -123,7 +122,7 @@ class NCE(_Contrastive):
 
 
 class MilNCE(NCE):
-  """Multiple-instance NCE, of several candidates a clip (VATT, equation 5; `mil_nce`).
+  """Computes NCE with several candidates per clip (VATT, equation 5; `mil_nce`).
 
   The fields are those of `NCE`.
   """
@@ -136,16 +135,17 @@ class MilNCE(NCE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigLIP(_Contrastive):
-  """The pairwise sigmoid loss (arXiv 2303.15343, equation 1; `siglip`).
+  """Computes the pairwise sigmoid loss (arXiv 2303.15343, equation 1; `siglip`).
 
   Attributes:
     weight: of this loss in the sum of all.
     pair: anchor and other modality, joined by `_`; by default the section's name.
-    space: of the embeddings; empty: the pair's, or `video_text` for audio with text.
-    temperature: tau, or its start.
-    learn_temperature: train it and the bias.
+    space: of the embeddings; empty for the pair's, or `video_text` for audio with text.
+    temperature: tau, or its initial value.
+    learn_temperature: train the temperature and the bias.
     num_chunks: see `mil_nce`.
-    bias: of the log-odds, or its start; very negative, for most pairs do not match.
+    bias: of the log-odds, or its initial value; very negative, since most pairs do not
+      match.
   """
   bias: float
 
@@ -171,8 +171,8 @@ def contrast(logits: jax.Array, positives: jax.Array, counts: jax.Array,
   Args:
     logits: [R, C], similarities over the temperature.
     positives: [R, C], bool, or weights >= 0 with over='each'.
-    counts: [R, C], bool, or how often a candidate stands in the sums; with 0 it is in
-      no pair.
+    counts: [R, C], bool, or the number of times that a candidate is in the sums; with 0
+      it is in no pair.
     rows: bool [R]; a row that counts has at least one positive with a count.
     over: 'any' or 'each'.
 
@@ -209,10 +209,10 @@ def nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
     anchors: [B, D], unit norm.
     others: [B, D], unit norm.
     present: bool [B].
-    temperature: see `mil_nce`, as all that follow.
-    form:
-    anchor_mask:
-    num_chunks:
+    temperature: see `mil_nce`.
+    form: see `mil_nce`.
+    anchor_mask: see `mil_nce`.
+    num_chunks: see `mil_nce`.
 
   Returns:
     [], float32.
@@ -229,21 +229,22 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
   Args:
     anchors: [B, D], unit norm.
     others: [B, K, D], unit norm: candidates; those of anchor i are its positives.
-    present: bool [B, K]; False: a missing candidate, neither positive nor negative. An
-      anchor without candidates is left out, and the rest weigh more.
+    present: bool [B, K], False for missing candidates, which are neither positives nor
+      negatives. Anchors without candidates are left out of the mean.
     temperature: tau.
     form: 'paper' is equation 5, each anchor against all candidates of the batch.
       'symmetric' adds the same with all anchors against each item's candidates
       (the release's SymmetricNCE). 'asymmetric' has one denominator for both: all
-      candidates against the anchor and all anchors against its candidates, so that
-      the positives count twice in it and the least loss is log 2 (the release's
+      candidates against the anchor and all anchors against its candidates. Positives
+      count twice in it, so the minimum of the loss is log 2 (the release's
       AsymmetricNCE, with which it was trained).
-    anchor_mask: bool [B]; False: a missing anchor, in no pair. None: all are present.
-    num_chunks: the items are taken in so many chunks, one after the other, forward
-      and backward, each with all others: 1 / num_chunks of the memory. A divisor of B.
+    anchor_mask: bool [B], False for missing anchors, in no pair; None for none missing.
+    num_chunks: number of chunks of items. Each chunk is contrasted with all items, one
+      after the other, forward and backward, in 1 / num_chunks of the memory. A divisor
+      of B.
 
   Returns:
-    [], float32, the mean over the anchors that are left; 0 if none is.
+    [], float32, the mean over the anchors that have candidates; 0 if none has.
 
   Raises:
     ValueError: `form` has another value.
@@ -260,15 +261,15 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
     return logits, counts
 
   def losses(chunk: _Items) -> list[jax.Array]:
-    there = scores(chunk, items)                                     # [R, B, K]
-    own = jnp.broadcast_to(_own(chunk, items), there[0].shape)
+    pairs = scores(chunk, items)                                     # [R, B, K]
+    own = jnp.broadcast_to(_own(chunk, items), pairs[0].shape)
     rows = jnp.any(chunk.present, axis=1)                            # [R]
     flat = lambda x: x.reshape(len(rows), -1)
-    logits, counts = map(flat, there)
+    logits, counts = map(flat, pairs)
     own = flat(own)
     if form == 'paper':
       return [contrast(logits, own, counts, rows)]
-    back = there if chunk is items else scores(items, chunk)         # [B, R, K]
+    back = pairs if chunk is items else scores(items, chunk)         # [B, R, K]
     back_logits, back_counts = (flat(x.transpose(1, 0, 2)) for x in back)
     if form == 'symmetric':
       return [contrast(logits, own, counts, rows),
@@ -285,16 +286,17 @@ def siglip(anchors: jax.Array, others: jax.Array, present: jax.Array,
            anchor_mask: jax.Array | None = None, num_chunks: int = 1) -> jax.Array:
   """Computes the sigmoid loss of all pairs (SigLIP, arXiv 2303.15343, equation 1).
 
-  -log sigmoid(+-(similarity / temperature + bias)), summed over all pairs, over
-  the number of anchors that have a candidate; 0 if none has. Not in the VATT paper.
+  The loss is -log sigmoid(+-(similarity / temperature + bias)), summed over all pairs
+  and divided by the number of anchors that have a candidate; 0 if none has. It is not
+  in the VATT paper.
 
   Args:
     anchors: [B, D], unit norm.
     others: [B, D], or candidates [B, K, D], unit norm; those of anchor i match it.
-    present: bool [B] or [B, K]; False: a missing candidate, in no pair.
+    present: bool [B] or [B, K], False for missing candidates, in no pair.
     temperature: tau.
-    bias: of the log-odds; very negative at the start, for most pairs do not match.
-    anchor_mask: bool [B]; False: a missing anchor, in no pair. None: all are present.
+    bias: of the log-odds; very negative at first, since most pairs do not match.
+    anchor_mask: bool [B], False for missing anchors, in no pair; None for none missing.
     num_chunks: see `mil_nce`.
 
   Returns:
@@ -314,7 +316,7 @@ def siglip(anchors: jax.Array, others: jax.Array, present: jax.Array,
 
 
 class _Items(NamedTuple):
-  """The arguments of the losses, and each item's place in the batch."""
+  """Holds the arguments of the losses, and each item's place in the batch."""
   anchors: jax.Array
   others: jax.Array
   present: jax.Array
@@ -324,7 +326,7 @@ class _Items(NamedTuple):
   @classmethod
   def of(cls, anchors: jax.Array, others: jax.Array, present: jax.Array,
          anchor_mask: jax.Array | None) -> _Items:
-    """Returns the items; candidates of a missing anchor are missing, too."""
+    """Returns the items; candidates of a missing anchor are missing too."""
     if anchor_mask is not None:
       present &= anchor_mask[:, None]
     return cls(anchors, others, present, anchor_mask, jnp.arange(len(anchors)))
@@ -332,7 +334,10 @@ class _Items(NamedTuple):
 
 def _as_candidates(others: jax.Array, present: jax.Array
                    ) -> tuple[jax.Array, jax.Array]:
-  """[B, D] or [B, K, D], bool [B] or [B, K] -> [B, K, D], bool [B, K]."""
+  """Adds K = 1 where it is missing.
+
+  [B, D] or [B, K, D], bool [B] or [B, K] -> [B, K, D], bool [B, K].
+  """
   if others.ndim == 2:
     return others[:, None], present[:, None]
   return others, present
@@ -344,7 +349,7 @@ def _check_form(form: str) -> None:
 
 
 def _own(rows: _Items, columns: _Items) -> jax.Array:
-  """Returns whether candidates belong to the row's anchor.  -> bool [R, C, 1]."""
+  """Tells which candidates belong to the row's anchor.  -> bool [R, C, 1]."""
   return (rows.place[:, None] == columns.place)[:, :, None]
 
 
@@ -352,7 +357,7 @@ def _sum_chunks(losses: Callable[[_Items], Any], items: _Items, num_chunks: int)
   """Returns a tree of sums over all items, computed chunk by chunk."""
   if num_chunks == 1:
     return losses(items)
-  # Checkpointed, so that the backward pass holds one chunk at a time, too.
+  # Checkpointed, so that the backward pass also holds one chunk at a time.
   chunk = jax.checkpoint(lambda i: losses(sharding.take_rows(items, i, num_chunks)),
                          prevent_cse=False)
   return jax.tree.map(lambda x: jnp.sum(x, axis=0),
@@ -366,11 +371,11 @@ def _mean(total: jax.Array, items: _Items) -> jax.Array:
 
 
 def _similarity(anchors: jax.Array, others: jax.Array) -> jax.Array:
-  """Returns similarities, of products in float32 on every device.
+  """Computes similarities with float32 products on every device.
 
-  [B, D], [B, K, D] -> float32 [B, B, K]. By default a TPU would round both to bfloat16
-  first, and a GPU to TF32: errors of a few thousandths, which the division by the
-  temperature makes fifteen times as large.
+  [B, D], [B, K, D] -> float32 [B, B, K]. By default a TPU would round the operands to
+  bfloat16, and a GPU to TF32. The errors would be a few thousandths, and the division
+  by the temperature makes them fifteen times as large.
   """
   return jnp.einsum('id,jkd->ijk', anchors.astype(jnp.float32),
                     others.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Models: one table from a config's name to a builder."""
+"""Models: a table from a config's model name to its builder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_config(section: Settings, device: jax.Device | None = None) -> Multimod
 
   Args:
     section: `name`, a key of `MODELS`, by default 'vatt', and the builder's arguments.
-    device: that it will run on; None for this machine's.
+    device: the device that the model will run on; None for this machine's.
 
   Raises:
     UserError: names the key that is unknown, missing or out of range.

@@ -1,4 +1,4 @@
-"""Attention of many heads, in forms that are equal but for rounding."""
+"""Multi-head attention in several forms, which differ only by rounding."""
 
 from collections.abc import Callable
 import functools
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from vatt_jax.distributed import logical_axes
 from vatt_jax.models import attention_pallas
 
-# Large enough to silence a key in float32 and bfloat16, small enough to stay finite.
+# Large enough to remove a key in float32 and bfloat16, small enough to stay finite.
 _MASKED = -1e9
 
-# The name, in the traced program, of the products of queries and keys.
+# Name scope of the products of queries and keys in the traced program.
 SCORES = 'attention_scores'
 
 FORMS = ('plain', 'weights', 'scores', 'fused', 'fused_float32', 'cudnn')
 
-# Tokens from which on the kernel is the quicker.
+# The number of tokens from which on the kernel is faster.
 FUSED_FROM = 128
 
 
@@ -27,21 +27,21 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
            bias: jax.Array | None = None,
            drop: Callable[[jax.Array], jax.Array] | None = None,
            form: str = 'plain') -> jax.Array:
-  """Each query's mean of the values, weighted by the softmax of its scores.
+  """Computes each query's mean of the values, weighted by the softmax of its scores.
 
-  The softmax runs in float32 whatever the type of the arguments.
+  The softmax is computed in float32 for arguments of any type.
 
   Args:
     q: [B, N, A, D], scaled.
     k: [B, N, A, D].
     v: [B, N, A, D].
-    mask: bool [B, N], False for keys that nobody may look at.
+    mask: bool [B, N], False for keys that no query attends to.
     bias: [A, N, N] (head, query, key), added to the scores.
-    drop: applied to the weights, [B, A, N, N]; takes the plain form.
-    form: of `FORMS`. Where there is a mask or a bias, 'weights' takes the place of the
-      later ones, and for float32 that of 'cudnn', which knows none; 'scores' takes that
-      of the fused ones for fewer than `FUSED_FROM` tokens, and for what a kernel does
-      not take (`attention_pallas.fits`).
+    drop: applied to the weights, [B, A, N, N]; selects the plain form.
+    form: one of `FORMS`. With a mask or a bias, 'weights' replaces the later forms. For
+      float32, which cuDNN does not support, it replaces 'cudnn'. 'scores' replaces the
+      fused forms for fewer than `FUSED_FROM` tokens, and for shapes that the kernel
+      does not support (`attention_pallas.fits`).
 
   Returns:
     [B, N, A, D].
@@ -55,7 +55,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
   if form == 'scores' or q.shape[1] < FUSED_FROM:
     return from_scores(q, k, v)
   operand = jnp.float32 if form == 'fused_float32' else q.dtype
-  # The compiler cannot split a kernel.
+  # The compiler cannot partition a kernel, so each device runs it on its own rows.
   kernel = functools.partial(_fused, operand=operand)
   return logical_axes.on_each_device(kernel, q, k, v)
 
@@ -67,12 +67,12 @@ def _fused(q, k, v, operand):
 
 
 def choose_form(device: jax.Device) -> str:
-  """The form that suits a device."""
+  """Returns the form that suits a device."""
   if device.platform == 'tpu':
-    # In a kernel these multiply only float32, which they round to bfloat16.
+    # Inside a kernel these multiply only float32 operands, rounded to bfloat16.
     is_old = device.device_kind in ('TPU v2', 'TPU v3')
     return 'fused_float32' if is_old else 'fused'
-  capability = getattr(device, 'compute_capability', '')    # AMD's are no numbers
+  capability = getattr(device, 'compute_capability', '')    # AMD's is not a number
   has_flash = re.fullmatch(r'\d+\.\d+', capability) and float(capability) >= 8
   return 'cudnn' if has_flash else 'weights'
 
@@ -80,7 +80,7 @@ def choose_form(device: jax.Device) -> str:
 def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
           bias: jax.Array | None = None,
           drop: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
-  """`attend` by the book."""
+  """Computes `attend` directly from its definition."""
   q, k = by_head(q), by_head(k)
   weights = nn.softmax(masked(products(q, k), mask, bias)).astype(v.dtype)
   if drop is not None:
@@ -89,9 +89,9 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = Non
 
 
 def products(q: jax.Array, k: jax.Array) -> jax.Array:
-  """Of queries and keys.  [B, A, N, D], [B, A, N, D] -> [B, A, N, N].
+  """Multiplies queries and keys.  [B, A, N, D], [B, A, N, D] -> [B, A, N, N].
 
-  Named in the traced program, where `vatt_jax cost` finds it by this name.
+  The name scope lets `vatt_jax cost` find the products in the traced program.
   """
   with jax.named_scope(SCORES):
     return jnp.einsum('baqd,bakd->baqk', q, k)
@@ -99,7 +99,7 @@ def products(q: jax.Array, k: jax.Array) -> jax.Array:
 
 def masked(scores: jax.Array, mask: jax.Array | None, bias: jax.Array | None
            ) -> jax.Array:
-  """With the bias, but for keys that nobody may look at.  -> float32 [B, A, N, N]."""
+  """Adds the bias to scores and masks keys.  -> float32 [B, A, N, N]."""
   scores = scores.astype(jnp.float32)
   if bias is not None:
     scores = scores + bias.astype(jnp.float32)
@@ -107,7 +107,7 @@ def masked(scores: jax.Array, mask: jax.Array | None, bias: jax.Array | None
 
 
 def by_head(x: jax.Array) -> jax.Array:
-  """[B, N, A, D] <-> [B, A, N, D]."""
+  """Transposes [B, N, A, D] to [B, A, N, D] and back."""
   return x.transpose(0, 2, 1, 3)
 
 
@@ -115,10 +115,11 @@ def by_head(x: jax.Array) -> jax.Array:
 def from_weights(q: jax.Array, k: jax.Array, v: jax.Array,
                  mask: jax.Array | None = None, bias: jax.Array | None = None
                  ) -> jax.Array:
-  """`attend` that keeps one [B, A, N, N] for the way back: the exponentials.
+  """Computes `attend` and keeps one [B, A, N, N] array for the backward pass.
 
-  They are never divided by their sum: what they are multiplied with is, which is
-  smaller by N / D. The quickest on a CPU.
+  That array holds the exponentials. They are never divided by their sum: the other
+  factor of each product is divided instead, since it is smaller by N / D. This form is
+  the fastest on a CPU.
   """
   return _from_weights(q, k, v, mask, bias)[0]
 
@@ -134,11 +135,14 @@ def _from_weights(q, k, v, mask, bias):
 
 
 def _from_weights_backward(saved, dy):
-  """With weights p = share * e: dv = p' dy, ds = p * (dy v' - sum(dy * y))."""
+  """Computes gradients from the weights p = share * e.
+
+  dv = p' dy, ds = p * (dy v' - sum(dy * y)).
+  """
   q, k, v, mask, bias, e, share, y = saved
   dy = (by_head(dy) * share).astype(v.dtype)
   along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True)
-  dv = jnp.einsum('baqd,baqk->badk', dy, e)      # this way round it is the quickest
+  dv = jnp.einsum('baqd,baqk->badk', dy, e)      # this order is the fastest
   dp = jnp.einsum('baqd,bakd->baqk', dy, v, preferred_element_type=jnp.float32)
   ds = e.astype(jnp.float32) * (dp - along)
   if mask is not None:
@@ -155,13 +159,13 @@ from_weights.defvjp(_from_weights, _from_weights_backward)
 
 @jax.custom_vjp
 def from_scores(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """`attend` that writes one [B, A, N, N] on the way there and one on the way back.
+  """Computes `attend` with one [B, A, N, N] array written in each pass.
 
-  Those arrays, not the products, are what attention costs a TPU. Here only matrix
-  products touch them: the scores are kept, and what becomes of them is computed anew
-  in every product that reads them; the sum of the weights comes out of the product
-  with the values, which get a column of ones; the gradient of the softmax is computed
-  as in FlashAttention (arXiv 2205.14135, appendix B.2).
+  These arrays, not the products, dominate the cost of attention on a TPU. Here only
+  matrix products read and write them. The scores are kept, and every product that
+  reads the weights recomputes them from the scores. The values get a column of ones,
+  so that their product also gives the sum of the weights. The gradient of the softmax
+  is computed as in FlashAttention (arXiv 2205.14135, appendix B.2).
   """
   return _from_scores(q, k, v)[0]
 
@@ -179,7 +183,7 @@ def _from_scores(q, k, v):
 
 
 def _weights(scores, highest):
-  """Of a largest one of 1; behind a barrier, or XLA would write them down."""
+  """Computes weights with a maximum of 1; a barrier keeps XLA from storing them."""
   scores, highest = jax.lax.optimization_barrier((scores, highest))
   return jnp.exp(scores.astype(jnp.float32) - highest)
 
@@ -199,5 +203,5 @@ from_scores.defvjp(_from_scores, _from_scores_backward)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """`attend` by cuDNN's FlashAttention; of 16 bits a number."""
+  """Computes `attend` by cuDNN's FlashAttention, for 16-bit types."""
   return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation='cudnn')

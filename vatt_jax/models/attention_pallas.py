@@ -1,14 +1,14 @@
-"""Attention as a kernel for TPUs, which writes no [B, A, N, N].
+"""Attention as a TPU kernel that writes no [B, A, N, N] array.
 
-A program has a block of queries of some heads, and all keys and values of these. So the
-softmax is one over whole rows, and the way back needs nothing but queries, keys and
-values: it computes the weights once more (FlashAttention, arXiv 2205.14135, without its
-running softmax, which is for longer sequences than ours).
+A program has a block of queries of some heads, and all keys and values of these heads.
+The softmax is therefore taken over whole rows, and the backward pass needs only
+queries, keys and values: it recomputes the weights. This is FlashAttention
+(arXiv 2205.14135) without its running softmax, which is for longer sequences.
 
-Arrays stay as they are, [B, N, A * D], and a block takes as many heads as fill a tile's
-128 lanes. Of a head, the lanes of the others are set to 0 in one operand of each
-product. That costs nothing where a matrix unit has 128 sides and D is 64: half of it
-would be empty.
+Arrays keep their layout, [B, N, A * D]. A block takes as many heads as fill the 128
+lanes of a tile. To select one head, the lanes of the others are set to 0 in one operand
+of each product. That costs nothing where a matrix unit has 128 sides and D is 64: half
+of it would be empty.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 _LANES = 128
-_SUBLANES = 16    # of a tile of 16 bits a number
+_SUBLANES = 16    # of a tile of 16-bit numbers
 
-# What the fast memory of 16 MiB holds: some arrays of so many weights, of 4 bytes each,
-# and several of keys or values of so many tokens.
+# Limits of the fast memory of 16 MiB. It holds several arrays of up to so many weights,
+# of 4 bytes each, and several arrays of keys or values of up to so many tokens.
 _MOST_WEIGHTS = 2 ** 19
 _MOST_TOKENS = 1664
 
-# What is summed over in a product, by the sides of its operands.
+# Contracted and batch dimensions of the products (`jax.lax.dot_general`).
 _LAST_BOTH = (((1,), (1,)), ((), ()))
 _LAST_FIRST = (((1,), (0,)), ((), ()))
 _FIRST_BOTH = (((0,), (0,)), ((), ()))
 
 
 def fits(q: jax.Array) -> bool:
-  """Whether heads fill tiles, and all keys the fast memory.  q: [B, N, A, D]."""
+  """Returns whether heads fill tiles and the keys fit in memory.  q: [B, N, A, D]."""
   _, num_tokens, num_heads, width = q.shape
   fills = _LANES % width == 0 and num_heads * width % _LANES == 0
   return fills and num_tokens <= _MOST_TOKENS
@@ -46,13 +46,13 @@ def fits(q: jax.Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, operand: Any) -> jax.Array:
-  """`attention.attend` of what `fits`, without mask and bias.
+  """Computes `attention.attend` without mask and bias, for shapes that `fits` accepts.
 
   Args:
-    q: [B, N, A, D], scaled; as k and v.
-    k: of all tokens.
-    v: likewise.
-    operand: type of what is multiplied; sums are in float32.
+    q: [B, N, A, D], scaled.
+    k: [B, N, A, D].
+    v: [B, N, A, D].
+    operand: type of the operands of products; sums are in float32.
 
   Returns:
     [B, N, A, D].
@@ -84,7 +84,10 @@ attend.defvjp(_attend, _attend_backward)
 
 
 def _blocks(q: jax.Array) -> tuple[pl.BlockSpec, pl.BlockSpec, tuple[int, int, int]]:
-  """Of some tokens and of all, and how often: examples, heads, blocks of queries."""
+  """Returns the block specs of some and of all tokens, and the grid.
+
+  The grid counts examples, groups of heads and blocks of queries.
+  """
   b, n, num_heads, width = q.shape
   count = math.ceil(n * n / _MOST_WEIGHTS)
   rows = n if count == 1 else math.ceil(n / count / _SUBLANES) * _SUBLANES
@@ -103,17 +106,17 @@ def _call(kernel: Callable[..., None], name: str, grid: tuple[int, ...], in_spec
 
 
 def _forward(q, k, v, y, *, width, operand):
-  """A block's rows of y; all are [1, rows, lanes]."""
+  """Computes a block's rows of y; all arrays are [1, rows, lanes]."""
   dot = functools.partial(_dot, operand)
-  found = jnp.zeros(q.shape[1:], jnp.float32)
-  for mine in _heads(width):
-    e, total = _exponentials(dot, _only(mine, q[0]), k[0])
-    found = jnp.where(mine, dot(e, v[0], _LAST_FIRST) / total, found)
-  y[0] = found.astype(y.dtype)
+  y_rows = jnp.zeros(q.shape[1:], jnp.float32)
+  for lanes in _heads(width):
+    e, total = _exponentials(dot, _only(lanes, q[0]), k[0])
+    y_rows = jnp.where(lanes, dot(e, v[0], _LAST_FIRST) / total, y_rows)
+  y[0] = y_rows.astype(y.dtype)
 
 
 def _backward(q, k, v, dy, dq, dk, dv, dk_sum, dv_sum, *, width, operand, num_tokens):
-  """A block's rows of dq, and what they add to dk and dv, of all rows."""
+  """Computes a block's rows of dq, and adds their share to all rows of dk and dv."""
   dot = functools.partial(_dot, operand)
   block = pl.program_id(2)
 
@@ -122,21 +125,21 @@ def _backward(q, k, v, dy, dq, dk, dv, dk_sum, dv_sum, *, width, operand, num_to
     dk_sum[...] = jnp.zeros_like(dk_sum)
     dv_sum[...] = jnp.zeros_like(dv_sum)
 
-  # Behind the last token a block holds whatever was there.
+  # Beyond the last token a block holds undefined numbers.
   row = jax.lax.broadcasted_iota(jnp.int32, (q.shape[1], 1), 0)
   is_token = row < num_tokens - block * q.shape[1]
-  found = jnp.zeros(q.shape[1:], jnp.float32)
-  for mine in _heads(width):
-    my_q, my_dy = (_only(mine, _only(is_token, x[0])) for x in (q, dy))
-    e, total = _exponentials(dot, my_q, k[0])
+  dq_rows = jnp.zeros(q.shape[1:], jnp.float32)
+  for lanes in _heads(width):
+    head_q, head_dy = (_only(lanes, _only(is_token, x[0])) for x in (q, dy))
+    e, total = _exponentials(dot, head_q, k[0])
     weights = e / total
-    dweights = dot(my_dy, v[0], _LAST_BOTH)
+    dweights = dot(head_dy, v[0], _LAST_BOTH)
     mean = jnp.sum(weights * dweights, axis=-1, keepdims=True)
     dscores = weights * (dweights - mean)
-    found = jnp.where(mine, dot(dscores, k[0], _LAST_FIRST), found)
-    dk_sum[...] += dot(dscores, my_q, _FIRST_BOTH)
-    dv_sum[...] += dot(weights, my_dy, _FIRST_BOTH)
-  dq[0] = found.astype(dq.dtype)
+    dq_rows = jnp.where(lanes, dot(dscores, k[0], _LAST_FIRST), dq_rows)
+    dk_sum[...] += dot(dscores, head_q, _FIRST_BOTH)
+    dv_sum[...] += dot(weights, head_dy, _FIRST_BOTH)
+  dq[0] = dq_rows.astype(dq.dtype)
 
   @pl.when(block == pl.num_programs(2) - 1)
   def _():
@@ -145,14 +148,14 @@ def _backward(q, k, v, dy, dq, dk, dv, dk_sum, dv_sum, *, width, operand, num_to
 
 
 def _heads(width: int) -> list[jax.Array]:
-  """Of each head of a block, which lanes are its own.  [1, lanes] each."""
+  """Returns a mask of the lanes of each head of a block.  bool [1, lanes] each."""
   lane = jax.lax.broadcasted_iota(jnp.int32, (1, _LANES), 1)
   return [(first <= lane) & (lane < first + width)
           for first in range(0, _LANES, width)]
 
 
-def _only(where: jax.Array, x: jax.Array) -> jax.Array:
-  return jnp.where(where, x, jnp.zeros_like(x))
+def _only(mask: jax.Array, x: jax.Array) -> jax.Array:
+  return jnp.where(mask, x, jnp.zeros_like(x))
 
 
 def _dot(operand, x, y, sides):
@@ -161,7 +164,10 @@ def _dot(operand, x, y, sides):
 
 
 def _exponentials(dot, q, k):
-  """Of the scores, [rows, N], and their sums, [rows, 1]: softmax, not yet divided."""
+  """Returns exponentials of the scores, [rows, N], and their sums, [rows, 1].
+
+  Their quotient is the softmax.
+  """
   scores = dot(q, k, _LAST_BOTH)
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   return e, jnp.sum(e, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""From the `model` section of a config to the model."""
+"""Builds VATT from the `model` section of a config."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE_KEYS = ('size', 'depth', 'width', 'mlp_dim', 'num_heads')
 
 VARIANTS = ('paper', 'release')
 _DTYPES = ('float32', 'bfloat16')
-# Of the release, everywhere in its Transformers and on its tokens; the paper has none.
+# The release drops everywhere in its Transformers and on its tokens, the paper nowhere.
 _RELEASE_DROPOUT_RATE = 0.1
 
 _Parts = tuple[dict[str, nn.Module], dict[str, nn.Module], dict[str, nn.Module]]
@@ -51,39 +51,38 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
                 attention: str = 'auto', remat: str = 'none',
                 scan_layers: bool = False, device: jax.Device | None = None
                 ) -> vatt.Vatt:
-  """VATT, or some of its towers; modality-agnostic where there is a `shared` one.
+  """Builds VATT, or some of its towers; with `shared` the modality-agnostic model.
 
   A tower's size is a `size` of `SIZES`, or `depth`, `width`, `mlp_dim`, `num_heads`.
 
   Args:
     video: the tower's size, and settings of `vatt.VideoTokenizer`.
-    audio: likewise of `vatt.WaveformTokenizer`, or with `kind='spectrogram'` of
-      `vatt.SpectrogramTokenizer`; its `spectrogram` gives a `name` of
-      `spectrograms.SPECTROGRAMS` (default: vatt) and what constants to change, its
-      `spec_augment` settings of `spectrograms.SpecAugment`.
-    text: likewise of `vatt.TextTokenizer`; with `depth=0` there is no Transformer, and
-      a sentence is the mean of its words (section 4.4.4). In the release's reading
-      `word_vectors` may name a file that a run from scratch takes its table from
-      (`inputs.word_vectors`); no model reads it.
-    shared: the size of the one Transformer for all, and in the release's reading
-      `projected_width`, of its projected output (default: its width); then the
-      modalities give no size, and text gives `max_tokens`.
+    audio: size, and settings of `vatt.WaveformTokenizer`, or with `kind='spectrogram'`
+      of `vatt.SpectrogramTokenizer`. Its `spectrogram` has a `name` of
+      `spectrograms.SPECTROGRAMS` (default: vatt) and the constants to change; its
+      `spec_augment` has settings of `spectrograms.SpecAugment`.
+    text: size, and settings of `vatt.TextTokenizer`. With `depth=0` the tower has no
+      Transformer and averages the tokens of a sentence (section 4.4.4). In the release
+      variant `word_vectors` may name the file that initializes the table of a new run
+      (`inputs.word_vectors`); the model does not read it.
+    shared: the size of the one Transformer for all modalities, and in the release
+      variant `projected_width`, that of its projected output (default: its width). The
+      modalities then have no size, and text has `max_tokens`.
     head: settings of `heads.FacHead`, or with `name='classifier'` of
       `heads.Classifier`; None for features only.
-    variant: how to read the paper where its code differs: 'paper', or 'release'.
-    dropout_rate: in and before the Transformers; None for the variant's own.
+    variant: 'paper' or 'release': which to follow where paper and code differ.
+    dropout_rate: in and before the Transformers; None for the variant's default.
     dtype: compute type; parameters are always float32.
-    attention: a form of `attention.FORMS`, or 'auto' for the one that suits
-      the device.
-    remat: what the Transformers keep for the way back, of `layers.REMAT`: 'none'
-      recomputes nothing, 'dots' all but the products with matrices, 'blocks' all but
-      the input of each block.
-    scan_layers: make the blocks of a Transformer one loop, whose program is that of
-      one block. Dropout draws otherwise.
-    device: where it will run; None for this machine's.
+    attention: one of `attention.FORMS`, or 'auto' to choose it by the device.
+    remat: how much the backward pass of a Transformer recomputes, of `layers.REMAT`:
+      'none' nothing, 'dots' all but the products with matrices, 'blocks' all but the
+      input of each block.
+    scan_layers: make one loop of the blocks of a Transformer, so that the program has
+      the size of one block. Dropout then draws other numbers.
+    device: the device that the model will run on; None for this machine's.
 
   Raises:
-    UserError: names the key that is wrong.
+    UserError: names the wrong key.
   """
   for key, value, expected in (('variant', variant, VARIANTS),
                                ('dtype', dtype, _DTYPES),
@@ -111,7 +110,7 @@ def build_model(video: Settings | None = None, audio: Settings | None = None,
 
 def _specific(modalities: Settings, release: bool, style: Settings, common: Settings
               ) -> _Parts:
-  """A Transformer, of a style, for each modality."""
+  """Builds the parts of a model that has a Transformer for each modality."""
   tokenizers, backbones = {}, {}
   for modality, settings in modalities.items():
     where = f'model.{modality}'
@@ -124,7 +123,7 @@ def _specific(modalities: Settings, release: bool, style: Settings, common: Sett
         given |= dict(t5_style=True, width=width)
     if size['depth']:
       backbones[modality] = _module(where, layers.Transformer, size, **given, **common)
-    else:    # of words that are learnt, the vectors are the projection
+    else:    # vectors that are trained need no projection
       backbones[modality] = layers.WordMean(width if release else 0, common['dtype'])
     tokenizers[modality] = _tokenizer(modality, settings, release, width=width,
                                       **common)
@@ -133,10 +132,10 @@ def _specific(modalities: Settings, release: bool, style: Settings, common: Sett
 
 def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Settings,
               common: Settings) -> _Parts:
-  """One Transformer, of a style, for all."""
+  """Builds the parts of a model that has one Transformer for all modalities."""
   if not modalities.get('text', {'max_tokens': 1}).get('max_tokens'):
-    raise UserError('config.model.text.max_tokens: missing; without positions, one '
-                    'Transformer for all could not tell the order of words')
+    raise UserError('config.model.text.max_tokens: missing; without positions a shared '
+                    'Transformer cannot tell the order of tokens')
   size, rest = _size('model.shared', shared)
   width, projectors = size.pop('width'), {}
   if release:
@@ -155,7 +154,7 @@ def _agnostic(modalities: Settings, shared: Settings, release: bool, style: Sett
 
 
 def _size(where: str, settings: Settings) -> tuple[dict[str, int], dict[str, Any]]:
-  """A tower's size, and the other settings."""
+  """Splits settings into a tower's size and the rest."""
   size = {k: settings[k] for k in SIZE_KEYS if k in settings}
   rest = {k: v for k, v in settings.items() if k not in size}
   if 'size' in size:
@@ -186,12 +185,12 @@ def _tokenizer(modality: str, settings: Settings, release: bool,
   where, settings = f'model.{modality}', dict(settings)
   given['release'] = release
   if modality == 'text':
-    vectors = settings.pop('word_vectors', '')    # read by who starts a run
+    vectors = settings.pop('word_vectors', '')    # read where a run starts
     if vectors and not release:
       raise UserError(f'config.{where}.word_vectors={vectors!r}: only variant='
                       "'release' has a table of frozen vectors; remove the key")
     if not release:
-      given['table_width'] = 0    # not the paper's to choose
+      given['table_width'] = 0    # the paper has no such table
     return _module(where, vatt.TextTokenizer, settings, **given)
   given['pre_projection'] = release and agnostic
   rate = settings.get('drop_token_rate', 0.0)
@@ -207,13 +206,13 @@ def _tokenizer(modality: str, settings: Settings, release: bool,
 
 
 def _spectrogram(where: str, settings: Settings, release: bool) -> dict[str, Any]:
-  """The parts of a `vatt.SpectrogramTokenizer` that have settings of their own."""
+  """Builds the parts of a `vatt.SpectrogramTokenizer` that have their own settings."""
   changes = dict(settings.get('spectrogram', {}))
   name = changes.pop('name', 'vatt')
   constants = _choose(f'{where}.spectrogram', spectrograms.SPECTROGRAMS, name, 'name')
   if release:
     constants = constants | spectrograms.RELEASED.get(name, {})
-  if {'mean', 'std'} & changes.keys():    # a config of before `normalize` says no more
+  if {'mean', 'std'} & changes.keys():    # a config older than `normalize`
     changes.setdefault('normalize', 'standardize')
   elif changes.get('normalize', 'standardize') != 'standardize':
     constants = {k: v for k, v in constants.items() if k not in ('mean', 'std')}
@@ -236,7 +235,7 @@ def _head(settings: Settings | None, release: bool, dtype: Any) -> nn.Module | N
 
 def _module(where: str, kind: Callable[..., nn.Module], settings: Settings,
             **given: Any) -> nn.Module:
-  check_keys(where, kind, settings, {*given, 'parent', 'name'})    # linen's own
+  check_keys(where, kind, settings, {*given, 'parent', 'name'})    # linen's fields
   return kind(**settings, **given)
 
 

@@ -1,4 +1,4 @@
-"""What comes after the Transformers: common spaces (VATT, section 3.3), classes."""
+"""Heads on pooled features: common spaces (VATT, section 3.3) and class scores."""
 
 from collections.abc import Mapping
 import math
@@ -12,26 +12,27 @@ from vatt_jax.models import layers
 
 
 def unit_norm(x: jax.Array) -> jax.Array:
-  """Scales rows to length one, in float32; zero stays zero.  [..., D] -> [..., D]."""
+  """Scales rows to unit norm in float32; zero stays zero.  [..., D] -> [..., D]."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
 
 
 class FacHead(nn.Module):
-  """Fine- and coarse-grained spaces: video-audio, and video-text above it.
+  """Embeds modalities in a fine-grained space and in a coarse-grained space above it.
 
+  The fine-grained space is video-audio, the coarse-grained space is video-text:
   video -> (two layers, ReLU between) -> video_audio -> (linear) -> video_text;
   audio -> (linear) -> video_audio; text -> (linear) -> video_text; batch norm
-  after every linear layer (equation 3). Rows that are only there to fill the
-  batch (no sound, no text) take no part in the batch statistics.
+  after every linear layer (equation 3). Rows that only fill the batch (no audio,
+  no text) do not count in the batch statistics.
 
   Attributes:
-    video_audio_dim: of the one space.
-    video_text_dim: of the other.
+    video_audio_dim: width of the video-audio space.
+    video_text_dim: width of the video-text space.
     audio_text: embed audio in the video_text space too, by the linear layer that
-      takes video there (as in MMV, arXiv 2006.16228, section 3.1).
-    release: as the released code has it: batch norm on video's way only, audio's
-      and text's linear layers with a bias; a ReLU before video_audio -> video_text.
+      maps video to it (as in MMV, arXiv 2006.16228, section 3.1).
+    release: follow the released code: batch norm for video only; a bias in the linear
+      layers of audio and text; a ReLU before video_audio -> video_text.
     norm_momentum: of the moving statistics.
     dtype: compute type of the linear layers.
   """
@@ -51,7 +52,7 @@ class FacHead(nn.Module):
     Args:
       pooled: modality -> [..., D].
       present: modality -> bool [...], False for rows that only fill the batch.
-      train: normalise by the batch's statistics, and remember them.
+      train: normalize by the batch's statistics, and update the moving ones.
       clips: not used.
 
     Returns:
@@ -62,7 +63,7 @@ class FacHead(nn.Module):
     def norm(x, modality, name):
       mask = present.get(modality)
       if mask is not None:
-        # A batch with none of them has no statistics: the fill must do.
+        # A batch without such rows takes the statistics of the rows that fill it.
         mask = (mask | ~jnp.any(mask))[..., None]
       return nn.BatchNorm(
           use_running_average=not train, momentum=self.norm_momentum, epsilon=1e-5,
@@ -96,14 +97,14 @@ class FacHead(nn.Module):
 
 
 class Classifier(nn.Module):
-  """Dropout and a linear layer on the features of one modality.
+  """Classifies features of one modality by dropout and a linear layer.
 
   Attributes:
-    num_classes: how many.
+    num_classes: number of classes.
     dropout_rate: of the features.
-    rare: start with scores of -log(C - 1), by sigmoid a share of 1/C for every
-      class, as the release does for sound events, which are mostly absent.
-    dtype: of the features; the layer itself computes in float32.
+    rare: initialize scores to -log(C - 1), whose sigmoid is 1/C for every class. The
+      release does so for audio events, which are mostly absent.
+    dtype: of the features; the layer computes in float32.
   """
   num_classes: int
   dropout_rate: float = 0.0

@@ -1,4 +1,4 @@
-"""The Transformer that every tower shares (VATT, equation 2)."""
+"""Layers of the Transformer of every tower (VATT, equation 2)."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ import jax.numpy as jnp
 from vatt_jax.distributed import logical_axes
 from vatt_jax.models import attention
 
-# The paper names no initialiser; these are the release's, of linear layers.
+# The paper names no initializer; this is the release's for linear layers.
 kernel_init = nn.initializers.xavier_uniform()
 
 
 def table_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
                ) -> jax.Array:
-  """Of learnable vectors, positions and AGG: truncated normal of scale D^-0.5."""
+  """Initializes vectors, positions and AGG: truncated normal of scale D^-0.5."""
   return nn.initializers.truncated_normal(shape[-1] ** -0.5)(key, shape, dtype)
 
 
 def small_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
                ) -> jax.Array:
-  """The release's of words and relative biases: uniform in [-0.05, 0.05]."""
+  """Initializes tokens and relative biases as the release: uniform in [-0.05, 0.05]."""
   return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
 class Dense(nn.Module):
-  """Linear layer.  [..., inputs] -> [..., features].
+  """Applies a linear layer.  [..., inputs] -> [..., features].
 
   Attributes:
-    features: one axis, or several.
-    use_bias: add one.
-    num_inputs: how many axes the inputs are.
+    features: size of the output's one axis, or of its several axes.
+    use_bias: add a bias.
+    num_inputs: number of axes of the inputs.
     dtype: compute type.
   """
   features: int | Sequence[int]
@@ -55,7 +55,7 @@ class Dense(nn.Module):
     kernel = self.param('kernel', init, (*inputs, *features))
     kernel = logical_axes.gathered(kernel.astype(self.dtype))
     if kernel.ndim > 2:
-      # Or else XLA would multiply, and copy activations, in the order of its axes.
+      # Without it XLA would multiply, and copy activations, in the order of its axes.
       kernel = jax.lax.optimization_barrier(kernel.reshape(flat))
     rows = x.shape[:-self.num_inputs]
     y = product(x.astype(self.dtype).reshape(*rows, flat[0]), kernel)
@@ -71,21 +71,21 @@ def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., K], [K, N] -> [..., N]."""
+  """Multiplies by a kernel.  [..., K], [K, N] -> [..., N]."""
   return x @ kernel
 
 
 def _product_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array
                       ) -> tuple[jax.Array, jax.Array]:
-  """The kernel's gradient, in float32 with the longer side last.
+  """Computes gradients; the kernel's in float32 with the longer side last.
 
-  Which is up to a third quicker on a CPU.
+  This order is up to a third faster on a CPU.
   """
   x, kernel = saved
   over = tuple(range(x.ndim - 1))
   sum_of_outer = lambda a, b: jax.lax.dot_general(a, b, ((over, over), ((), ())))
   if kernel.dtype == jnp.float32 and kernel.shape[0] > kernel.shape[1]:
-    # Or else XLA would move the transposition back into the product.
+    # Without it XLA would move the transposition back into the product.
     dkernel = jax.lax.optimization_barrier(sum_of_outer(dy, x)).T
   else:
     dkernel = sum_of_outer(x, dy)
@@ -96,36 +96,36 @@ product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:
-  """Computed in float32, returned as it came."""
+  """Applies layer norm in float32, and returns the input's type."""
   norm = nn.LayerNorm(epsilon=1e-6, name=name)
   return norm(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, name: str) -> jax.Array:
-  """Computed in float32, returned as it came."""
+  """Applies root-mean-square norm in float32, and returns the input's type."""
   return nn.RMSNorm(epsilon=1e-6, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact form, x * Phi(x); not the approximation by tanh.
+  """Computes the exact GELU, x * Phi(x); not the approximation by tanh.
 
-  In float32 whatever the type of x. Of the forward pass only x is kept.
+  It is computed in float32 for any type of x. The backward pass keeps only x.
   """
   wide = x.astype(jnp.float32)
   return (wide * _phi(wide, x.dtype)).astype(x.dtype)
 
 
 # log(Phi(x) / Phi(-x)) is x times a polynomial of x^2: x * Phi(x) errs by 3e-6 at most.
-# Fitted by least squares, weighed anew until the error was even.
+# Fitted by least squares, reweighted until the error was even.
 _LOG_ODDS = (1.59565627, 7.29375714e-2, -2.49715826e-4, -6.11635745e-5, 2.23825869e-6)
 
 
 def _phi(x: jax.Array, dtype: Any) -> jax.Array:
-  """The normal distribution's share below x, as exactly as a type can tell.
+  """Computes the normal distribution function as exactly as a type can represent it.
 
-  To 1e-7 in float32; erfc would take longer. What bfloat16 cannot tell from it takes
-  a TPU a fifth of erf's time.
+  In float32 the error is 1e-7, and erfc would take longer. For bfloat16 an
+  approximation rounds to the same numbers and takes a TPU a fifth of erf's time.
   """
   if dtype == jnp.bfloat16:
     return nn.sigmoid(x * jnp.polyval(jnp.array(_LOG_ODDS[::-1]), x * x))
@@ -143,21 +143,21 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Dropout(nn.Module):
-  """Zeroes a share of the activations of each clip.  [B, ...] -> [B, ...].
+  """Zeroes a fraction of the activations of each clip.  [B, ...] -> [B, ...].
 
   Attributes:
-    rate: the share.
+    rate: the fraction.
   """
   rate: float
 
   @nn.compact
   def __call__(self, x: jax.Array, clips: jax.Array | None) -> jax.Array:
-    """Drops activations, and scales the others up.
+    """Drops activations, and scales up the others.
 
     Args:
       x: [B, ...].
-      clips: uint32 [B], a number for each row (`clip_keys.numbers`), so that a clip
-        draws the same whatever else is in its batch; None drops nothing.
+      clips: uint32 [B], a number for each row (`clip_keys.numbers`). It makes the draw
+        of a clip independent of the rest of its batch. None drops nothing.
     """
     if clips is None or not self.rate:
       return x
@@ -173,26 +173,26 @@ def dropout(x: jax.Array, rate: float, clips: jax.Array | None) -> jax.Array:
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention.  [B, N, D] -> [B, N, D].
+  """Applies multi-head self-attention.  [B, N, D] -> [B, N, D].
 
-  Another attention takes its place as `attention` of `Transformer` if it takes the
-  same arguments; it sees the tokens in a row, AGG in front.
+  A module with the same arguments can replace it as `attention` of `Transformer`. Its
+  input is the sequence of tokens, with AGG in front.
   """
   num_heads: int
   t5_style: bool = False     # scores not scaled, no biases
   dropout_rate: float = 0.0  # of the weights
-  form: str = 'plain'        # of `attention.FORMS`
+  form: str = 'plain'        # one of `attention.FORMS`
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
                bias: jax.Array | None = None, clips: jax.Array | None = None
                ) -> jax.Array:
-    """Attends.
+    """Computes the attention of each token to all others.
 
     Args:
       x: [B, N, D].
-      mask: bool [B, N], False for keys that nobody may look at.
+      mask: bool [B, N], False for keys that no query attends to.
       bias: [A, N, N] (head, query, key), added to the scores.
       clips: for `Dropout` of the weights.
     """
@@ -211,7 +211,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm Transformer block.  [B, N, D] -> [B, N, D]."""
+  """Applies a pre-norm Transformer block.  [B, N, D] -> [B, N, D]."""
   num_heads: int
   mlp_dim: int
   t5_style: bool = False
@@ -239,11 +239,11 @@ class Block(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """T5's learnable bias by relative position, bidirectional.  -> [A, N, N].
+  """Computes T5's learnable bias by relative position, bidirectional.  -> [A, N, N].
 
-  Half of the buckets are for keys before the query, half for keys after it;
-  of each half, the nearer distances have a bucket of their own and the others
-  share logarithmically wider ones (Raffel et al. 2020, section 2.1).
+  Half of the buckets are for keys before the query, half for keys after it. In each
+  half, short distances have a bucket each, and longer ones share buckets of
+  logarithmically growing size (Raffel et al. 2020, section 2.1).
   """
   num_heads: int
   num_buckets: int = 32
@@ -261,7 +261,7 @@ class RelativeBias(nn.Module):
 
 def relative_buckets(distance: jax.Array, num_buckets: int,
                      max_distance: int) -> jax.Array:
-  """The bucket of each signed distance key - query.  int [...] -> int [...]."""
+  """Returns the bucket of each signed distance key - query.  int [...] -> int [...]."""
   half = num_buckets // 2
   exact = half // 2
   size = jnp.abs(distance)
@@ -271,25 +271,27 @@ def relative_buckets(distance: jax.Array, num_buckets: int,
   return bucket + half * (distance > 0).astype(size.dtype)
 
 
-# What is kept of a block for its way back; the rest is computed anew. Of 'dots' only
-# the products of the block's matrices are kept, not those of queries with keys.
+# Arrays of a block that are kept for the backward pass; the rest is recomputed. 'dots'
+# keeps only the products with the block's matrices, not those of queries with keys.
 REMAT = {'none': None,
          'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
          'blocks': jax.checkpoint_policies.nothing_saveable}
 
 
 class Transformer(nn.Module):
-  """Blocks and the last norm.  [B, N, D] -> [B, N, D]; D is that of the input.
+  """Applies blocks and a last norm.  [B, N, D] -> [B, N, D], with the input's D.
 
-  With `relative_bias`, the first layer's scores get a learnable bias by
-  relative position: VATT's text model (section 3.2). With `t5_style` too, it is
-  the release's text model: every layer's scores get that bias, with distances up
-  to 64 told apart; no other biases; scores not scaled; root-mean-square norms
-  before attention and at the end; and the input is projected to `width` first.
+  With `relative_bias`, the first layer's scores get a learnable bias by relative
+  position: VATT's text model (section 3.2). With `t5_style` too, it is the release's
+  text model. There every layer's scores get that bias, with distances up to 64 in
+  separate buckets; there are no other biases; scores are not scaled; norms before
+  attention and at the end are root-mean-square norms; and the input is first projected
+  to `width`.
 
-  `remat` of `REMAT` says what is kept for the way back, from everything to nothing
-  but what enters each block. With `scan_layers` blocks that are alike are one loop,
-  so that the program is that of one block; each still has its own parameters.
+  `remat`, a key of `REMAT`, sets which arrays are kept for the backward pass, from all
+  to only the input of each block. With `scan_layers` blocks that are alike run as one
+  loop, so that the program has the size of one block. Each block still has its own
+  parameters.
   """
   depth: int
   num_heads: int
@@ -315,7 +317,7 @@ class Transformer(nn.Module):
       bias = RelativeBias(self.num_heads, **style, name='relative_bias')(x.shape[1])
     unrolled = self.depth
     if self.scan_layers and not self.is_initializing():
-      # Of the paper's text model the first block alone has a bias.
+      # In the paper's text model only the first block has a bias.
       unrolled = int(self.relative_bias and not self.t5_style)
     block_type = Block
     if self.remat != 'none':
@@ -335,8 +337,8 @@ class Transformer(nn.Module):
 
   def _scan(self, numbers: Sequence[int], x: jax.Array, mask: jax.Array | None,
             bias: jax.Array | None, clips: jax.Array | None) -> jax.Array:
-    """The blocks of these numbers, as a loop over a stack of their parameters."""
-    def stack(*params):    # of matrices what is computed with; norms want all of it
+    """Applies the blocks of these numbers in a loop over their stacked parameters."""
+    def stack(*params):    # matrices in the compute type; norms need float32
       return jnp.stack([p.astype(self.dtype) if p.ndim > 1 else p for p in params])
 
     params = jax.tree.map(stack, *(self.get_variable('params', f'block_{i}')
@@ -357,14 +359,14 @@ class Transformer(nn.Module):
 
 
 class WordMean(nn.Module):
-  """Averages the words of a sentence: a text tower of depth 0 (VATT, section 4.4.4).
+  """Averages the tokens of a sentence: a text tower of depth 0 (VATT, section 4.4.4).
 
-  [B, N, D] -> [B, 1 + N, width or D]: the words behind their mean, which stands where
-  a Transformer has AGG. A sentence without words has a mean of zeros.
+  [B, N, D] -> [B, 1 + N, width or D]: the mean, in the place of a Transformer's AGG,
+  followed by the tokens. A sentence without tokens has a mean of zeros.
 
   Attributes:
-    width: of the linear projection of each word; 0 for none, since vectors that are
-      learnt are one already.
+    width: of the linear projection of each token; 0 for none, since trained vectors
+      need no projection.
     dtype: compute type.
   """
   width: int = 0
@@ -373,7 +375,7 @@ class WordMean(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array, clips: jax.Array | None = None
                ) -> jax.Array:
-    """Averages.
+    """Averages the tokens that are not padding.
 
     Args:
       x: [B, N, D].
@@ -383,16 +385,16 @@ class WordMean(nn.Module):
     del clips
     if self.width:
       x = dense(self.width, 'projection', self.dtype, use_bias=False)(x)
-    words = jnp.where(mask[..., None], x, 0).astype(jnp.float32)
+    tokens = jnp.where(mask[..., None], x, 0).astype(jnp.float32)
     count = jnp.maximum(mask.sum(axis=1), 1)[:, None, None]
-    mean = words.sum(axis=1, keepdims=True) / count
+    mean = tokens.sum(axis=1, keepdims=True) / count
     return jnp.concatenate([mean.astype(x.dtype), x], axis=1)
 
 
 class Aggregator(nn.Module):
-  """Puts the learnable AGG token, which will stand for all, in front.
+  """Prepends the learnable AGG token, whose output is the pooled feature.
 
-  It gets no position of its own: the sum of two learnable vectors is one.
+  It has no position: the sum of two learnable vectors is one learnable vector.
 
   [B, N, D] -> [B, N + 1, D]
   """
@@ -405,7 +407,7 @@ class Aggregator(nn.Module):
 
 
 class Projector(nn.Module):
-  """Linear layer and GELU.  [..., D] -> [..., width]."""
+  """Applies a linear layer and GELU.  [..., D] -> [..., width]."""
   width: int
   dtype: Any = jnp.float32
 

@@ -1,4 +1,4 @@
-"""The contract of a model of several modalities."""
+"""Interface of models of several modalities."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ MODALITIES = ('video', 'audio', 'text')
 
 
 class MultimodalModel(nn.Module):
-  """Base of all models: modalities in; embeddings, class scores and features out.
+  """Computes embeddings, class scores and features of modalities; base of all models.
 
-  A subclass has `encode`, and the fields `modalities` and `head`: a module that takes
-  (pooled, present, train, clips) and returns a dict of outputs, or None. It keeps rows
-  of absent modalities out of every batch statistic (`find_present`), and names the
-  module of a modality by it, `backbones_audio` say, so that `modality_of` finds it.
+  A subclass has `encode`, and the fields `modalities` and `head`. The head is None, or
+  a module that takes (pooled, present, train, clips) and returns a dict of outputs. A
+  subclass keeps rows of absent modalities out of every batch statistic
+  (`find_present`). It puts the modality in the name of a modality's module, such as
+  `backbones_audio`, so that `modality_of` finds it.
   """
 
   def __call__(self, batch: Mapping[str, jax.Array], train: bool = False
@@ -31,11 +32,11 @@ class MultimodalModel(nn.Module):
     Args:
       batch: `video` [B, T, H, W, C] (an image: T = 1) and `audio` [B, S], floats in
         [-1, 1], `text` int [B, K, N], each optional; `has_video`, `has_audio` [B],
-        where absent all true; in training `key` [B], from which each clip draws
+        by default all true; in training `key` [B], the random key of each clip
         (`clip_keys.make`).
-      train: drop tokens and activations, mask spectrograms (needs the generators
-        `drop_token` and `dropout` where a module has a draw for the whole batch), and
-        use the batch's statistics.
+      train: drop tokens and activations, mask spectrograms, and use the batch's
+        statistics. Modules that draw once for the whole batch need the generators
+        `drop_token` and `dropout`.
 
     Returns:
       The outputs of `encode` and of `apply_head`.
@@ -45,7 +46,7 @@ class MultimodalModel(nn.Module):
 
   def encode(self, batch: Mapping[str, jax.Array], train: bool = False
              ) -> dict[str, Any]:
-    """Computes features, up to the head; each row for itself.
+    """Computes features up to the head, each row independently.
 
     Args:
       batch: see `__call__`; may be a microbatch.
@@ -53,8 +54,8 @@ class MultimodalModel(nn.Module):
 
     Returns:
       `tokens[modality]` [B, N, D]; `grid[modality]` [B, t, h, w, D], the space-time map
-      of features where all of it is computed; `pooled[modality]` [B, D] (text: with K
-      behind B).
+      of features, unless tokens were dropped; `pooled[modality]` [B, D] (text: with K
+      after B).
     """
     raise NotImplementedError
 
@@ -63,13 +64,13 @@ class MultimodalModel(nn.Module):
     """Computes outputs of the whole batch from pooled features; {} without a head.
 
     Args:
-      pooled: of `encode`.
+      pooled: features of `encode`.
       batch: for the rows that are present, and the clips' keys.
       train: see `__call__`.
 
     Returns:
-      By the head: `embed[space][modality]` of unit norm, [B, dim] (text: [B, K, dim]),
-      or `logits` [B, classes].
+      Depending on the head: `embed[space][modality]` of unit norm, [B, dim] (text:
+      [B, K, dim]), or `logits` [B, classes].
     """
     if self.head is None:
       return {}
@@ -77,21 +78,21 @@ class MultimodalModel(nn.Module):
     return self.head(pooled, find_present(batch), train, clips)
 
   def layer_of(self, path: str) -> int:
-    """Returns how many layers are between a parameter and the head, for layer decay.
+    """Returns the number of layers between a parameter and the head, for layer decay.
 
     Args:
-      path: of the parameter, `backbones_video/block_0/mlp_1/kernel` say.
+      path: of the parameter, such as `backbones_video/block_0/mlp_1/kernel`.
     """
     del path
     return 0
 
 
 def find_present(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-  """Returns which rows are present and do not only fill the batch.
+  """Returns masks of the rows that are present and do not only fill the batch.
 
   Returns:
-    `video` and `audio` bool [B], and `text` bool [B, K], sentences that are more than
-    padding; a modality without such a mask is left out.
+    `video` and `audio` bool [B], and `text` bool [B, K], False for sentences of padding
+    only. A modality without a mask in the batch is left out.
   """
   present = {m: batch[f'has_{m}'] for m in ('video', 'audio') if f'has_{m}' in batch}
   if 'text' in batch:
@@ -100,23 +101,23 @@ def find_present(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def modality_of(path: tuple[Any, ...]) -> str | None:
-  """Returns the modality that a variable belongs to: the first that its path names.
+  """Returns the modality of a variable: the first one in its path.
 
   Args:
     path: of `jax.tree_util`, such as that of `head/audio_to_video_audio_norm/mean`.
   """
-  words = re.split(r'\W|_', '/'.join(
+  names = re.split(r'\W|_', '/'.join(
       str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)))
-  return next((word for word in words if word in MODALITIES), None)
+  return next((name for name in names if name in MODALITIES), None)
 
 
 def keep_absent(new: Any, old: Any, present: Mapping[str, jax.Array]) -> Any:
-  """Returns variables after a step; those of a modality that the batch lacks as before.
+  """Returns variables after a step, unchanged for modalities that the batch lacks.
 
   Args:
-    new: a model's variables, but for the parameters.
-    old: before the step.
-    present: of the batch (`find_present`).
+    new: a model's variables after the step, without the parameters.
+    old: the same before the step.
+    present: masks of the batch (`find_present`).
   """
   def choose(path, new, old):
     mask = present.get(modality_of(path))

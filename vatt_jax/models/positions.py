@@ -1,4 +1,4 @@
-"""Tables of learnable positions, and how they fit another grid."""
+"""Tables of learnable positions, and their resizing to another grid."""
 
 import functools
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from vatt_jax.models import layers
 
-# Tables whose places follow each other in time, at a rate that stays: a shorter input
-# has the first of them. The others divide a frame or a spectrum, whatever its size.
+# Tables of positions in time, at a constant rate: a shorter input takes the first ones.
+# The other tables divide a frame or a spectrum of any size.
 _IN_TIME = ('positions', 'time_positions')
 
 
 def table(module: nn.Module, name: str, size: int, width: int) -> jax.Array:
-  """The module's table of that name, as it was made or loaded.  -> [size', D].
+  """Returns the module's table of a name, or creates it.  -> [size', D].
 
-  It has `size` rows if it is made now; what a checkpoint brings may have others.
+  A new table has `size` rows; a table from a checkpoint may have another number.
   """
   if module.has_variable('params', name):
     return module.get_variable('params', name)
@@ -25,14 +25,14 @@ def table(module: nn.Module, name: str, size: int, width: int) -> jax.Array:
 
 
 def fit(positions: jax.Array, name: str, size: int, release: bool) -> jax.Array:
-  """Returns a table's positions for another number of places.  [N, D] -> [size, D].
+  """Fits a table to another number of positions.  [N, D] -> [size, D].
 
   Args:
     positions: the table.
-    name: of the table in its tokenizer. Positions in time are cut where the input is
-      shorter, since its begin has the places that it had; all others are resized.
-    size: number of places.
-    release: resize all of them by the spline, as the released code does.
+    name: of the table in its tokenizer. Positions in time are cut for a shorter input,
+      whose beginning keeps its positions; all others are resized.
+    size: number of positions.
+    release: resize all tables by the spline, as the released code does.
   """
   if not release and name in _IN_TIME and size < len(positions):
     return positions[:size]
@@ -40,12 +40,12 @@ def fit(positions: jax.Array, name: str, size: int, release: bool) -> jax.Array:
 
 
 def resize(positions: jax.Array, size: int, spline: bool) -> jax.Array:
-  """Positions for another number of places.  [N, D] -> [size, D].
+  """Resizes a table to another number of positions.  [N, D] -> [size, D].
 
   Args:
     positions: the table.
-    size: how many there are to be.
-    spline: as the release does it, by a polyharmonic spline; otherwise bicubic
+    size: the new number of positions.
+    spline: resize by a polyharmonic spline, as the release does; otherwise bicubic
       (VATT, section 4.3).
   """
   n, d = positions.shape
@@ -59,19 +59,19 @@ def resize(positions: jax.Array, size: int, spline: bool) -> jax.Array:
 
 @functools.lru_cache
 def spline_matrix(n: int, m: int) -> np.ndarray:
-  """The cubic polyharmonic spline as what it is, a linear map.  -> float64 [m, n].
+  """Returns the matrix of the cubic polyharmonic spline.  -> float64 [m, n].
 
-  From values at i/n to values at j/m, by |r|^3 and an affine term
-  (`interpolate_pos` of the release). Solved in float64: in float32 it loses all
+  The matrix maps values at i/n to values at j/m, by |r|^3 and an affine term
+  (`interpolate_pos` of the release). It is solved in float64: float32 would lose all
   but three digits.
   """
   if n == 1:
     return np.ones((m, 1))
-  known, asked = np.arange(n) / n, np.arange(m) / m
+  source, target = np.arange(n) / n, np.arange(m) / m
   affine = lambda x: np.stack([x, np.ones_like(x)], axis=1)
-  cubes = lambda x: np.abs(x[:, None] - known[None]) ** 3
-  system = np.block([[cubes(known), affine(known)],
-                     [affine(known).T, np.zeros((2, 2))]])
+  cubes = lambda x: np.abs(x[:, None] - source[None]) ** 3
+  system = np.block([[cubes(source), affine(source)],
+                     [affine(source).T, np.zeros((2, 2))]])
   values = np.concatenate([np.eye(n), np.zeros((2, n))])
-  return np.concatenate([cubes(asked), affine(asked)], axis=1) @ np.linalg.solve(
+  return np.concatenate([cubes(target), affine(target)], axis=1) @ np.linalg.solve(
       system, values)

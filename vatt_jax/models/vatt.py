@@ -1,4 +1,4 @@
-"""VATT: a tokenizer for each modality, one Transformer each or one for all, a head."""
+"""VATT: tokenizers of the modalities, Transformers or a shared one, and a head."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.models import positions
 
-# Numbers that a TPU computes with at once, along the last side of an array.
+# The number of elements that a TPU processes together along an array's last axis.
 _TILE = 128
 
 
 def patch_order(num_sides: int) -> tuple[int, ...]:
-  """How a patch's sides and its channels, which count as one more, run through it.
+  """Returns the order of a patch's sides in its vector, with channels as one more side.
 
-  Slowest first: the last side, the first ones, channels, the last but one. So on a
-  TPU a video is cut in two cheap transpositions; on a CPU it is the quickest too.
+  From slowest to fastest: the last side, the first ones, channels, the last but one. In
+  this order a TPU cuts a video in two cheap transpositions. It is also the fastest
+  order on a CPU.
   """
   *first, last = range(num_sides)
   return (last, *first[:-1], num_sides, *first[-1:])
@@ -39,14 +40,14 @@ def patch_order(num_sides: int) -> tuple[int, ...]:
 def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Array:
   """Cuts a video, a spectrogram or a waveform into patches.
 
-  Tokens run over the sides in order, the last side fastest; what is in them runs as
-  `patch_order` says.
+  Patches follow the sides in order, the last side fastest. The elements of a patch are
+  in the order of `patch_order`.
 
   Args:
     x: [B, sides..., C].
     patch: the size of a patch along each side.
-    pad: what does not fill a last patch is zero-padded (the paper counts ceil(T/t)
-      of them); otherwise it is left out, as in the release.
+    pad: zero-pad a last patch that is not full (the paper counts ceil(T/t) patches);
+      otherwise it is left out, as in the release.
 
   Returns:
     [B, patches along each side..., product of the patch's sides * C].
@@ -64,8 +65,8 @@ def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Arr
   inner = [2 + 2 * i for i in range(n - 1)]
   x = x.transpose(0, *(1 + 2 * i for i in range(n - 1)), 2 * n - 1, *inner[:-1], 2 * n,
                   *inner[-1:])
-  # Otherwise XLA joins this with the cut of the last side, into one that takes a TPU
-  # several times as long.
+  # Without it XLA would merge this transposition with the cut of the last side. The
+  # merged one takes a TPU several times as long.
   x = jax.lax.optimization_barrier(x.reshape(-1, sides[-1], c * math.prod(patch[:-1])))
   return x.reshape(b, *grid, -1)
 
@@ -73,19 +74,19 @@ def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Arr
 def keep_tokens(keys: jax.Array, num_tokens: int, num_kept: int) -> jax.Array:
   """Draws the tokens that DropToken keeps, in order.  key [B] -> int [B, num_kept].
 
-  Every clip draws its own, uniformly and without replacement.
+  Each clip has its own draw, uniform and without replacement.
   """
   noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys)
   return jnp.sort(noise.argsort(axis=1)[:, :num_kept], axis=1)
 
 
 class Tokens(NamedTuple):
-  """The tokens of a modality.
+  """Holds the tokens of a modality.
 
   Attributes:
     x: [B, N, D].
-    mask: bool [B, N], False for padding; None: all count.
-    grid: sizes (t, h, w) of the space-time grid whose product is N; None where tokens
+    mask: bool [B, N], False for padding; None for no padding.
+    grid: sizes (t, h, w) of the space-time grid, with the product N; None if tokens
       were dropped, and for text.
   """
   x: jax.Array
@@ -94,16 +95,15 @@ class Tokens(NamedTuple):
 
 
 class PatchProjection(nn.Module):
-  """Linear layer on what `cut_patches` gives.  [B, N, P] -> [B, N, D].
+  """Projects the patches of `cut_patches` linearly.  [B, N, P] -> [B, N, D].
 
-  Its kernel is kept as [sides..., D], whatever the order within a patch: so it says
-  what patches it is for, and is the one of the convolution that the release makes of
-  it.
+  The kernel has the shape [sides..., D] for any order within a patch. The shape tells
+  the size of patches, and is that of the convolution in the release.
 
   Attributes:
-    sides: of a patch, and C; their product is P.
+    sides: sizes of a patch, and C; their product is P.
     width: D.
-    release: start as a convolution, whose fans count every place of a patch.
+    release: initialize as a convolution, whose fans count every place of a patch.
     dtype: compute type.
   """
   sides: Sequence[int]
@@ -126,21 +126,20 @@ class PatchProjection(nn.Module):
 
 
 class RawTokenizer(nn.Module):
-  """Patches and their positions -> tokens; the base of those for video and audio.
+  """Computes tokens from patches and positions; base of video and audio tokenizers.
 
-  DropToken comes before the projection: a token that nobody will see is never
-  computed.
+  DropToken comes before the projection, so that dropped tokens are never computed.
 
   Attributes:
     width: D.
     patch: its size along each side.
     drop_token_rate: of DropToken, in training.
-    fill_tiles: of what it would keep, keep the nearest number that is, with AGG, a
-      multiple of 128: a TPU computes with 785 tokens as with 896.
-    release: as the released code has it: patches that are not full are left out;
-      the sum of positions is normalised; they stretch by a spline; the examples of
-      a batch keep the same tokens, a share of the table's places.
-    pre_projection: a linear layer with GELU before the positions come, as in the
+    fill_tiles: round the number of kept tokens, including AGG, to a multiple of 128: a
+      TPU takes as long for 785 tokens as for 896.
+    release: follow the released code: patches that are not full are left out; the sum
+      of positions is normalized; positions are resized by a spline; all examples of a
+      batch keep the same tokens, whose number is a fraction of the table's positions.
+    pre_projection: apply a linear layer with GELU before adding positions, as in the
       release's modality-agnostic model.
     dropout_rate: of tokens with their positions.
     dtype: compute type.
@@ -162,7 +161,7 @@ class RawTokenizer(nn.Module):
       x: [B, sides..., C].
       tables: the name of each side's table of positions.
       keys: the clips' keys, in training; None drops nothing.
-      modality: 'video' or 'audio', which draw apart.
+      modality: 'video' or 'audio', whose draws are independent.
     """
     patches = cut_patches(x, self.patch, pad=not self.release)
     b, *grid, _ = patches.shape
@@ -191,7 +190,10 @@ class RawTokenizer(nn.Module):
 
   def _positions(self, grid: Sequence[int], names: Sequence[str]
                  ) -> tuple[jax.Array, int]:
-    """The sum of a position along each side (equation 1), and the tables' places."""
+    """Returns the sum of positions of all sides (equation 1), and the table's size.
+
+    The size is the product of the tables' numbers of positions.
+    """
     total, num_places = jnp.zeros((), jnp.float32), 1
     for side, (name, size) in enumerate(zip(names, grid, strict=True)):
       table = positions.table(self, name, size, self.width)
@@ -207,7 +209,7 @@ class RawTokenizer(nn.Module):
 
 
 class VideoTokenizer(RawTokenizer):
-  """Linear projection of video patches plus factored positions.
+  """Projects video patches linearly and adds factored positions.
 
   [B, T, H, W, C] float in [-1, 1] -> tokens [B, N, D] and no mask. An image is a
   video of one frame, which is repeated to fill a patch (section 4.4.3).
@@ -223,7 +225,7 @@ class VideoTokenizer(RawTokenizer):
 
 
 class WaveformTokenizer(RawTokenizer):
-  """Linear projection of waveform segments plus positions.
+  """Projects waveform segments linearly and adds positions.
 
   [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask.
   """
@@ -235,16 +237,16 @@ class WaveformTokenizer(RawTokenizer):
 
 
 class SpectrogramTokenizer(RawTokenizer):
-  """Linear projection of patches of a log-mel spectrogram plus factored positions.
+  """Projects patches of a log-mel spectrogram linearly and adds factored positions.
 
   [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask (VATT, section 4.5.1; the
   patch is the release's).
 
   Attributes:
-    spectrogram: its constants.
-    spec_augment: masks of the spectrogram, in training; None for none. They come here,
-      for only here there is a spectrogram, and from the generator of DropToken, for
-      they too say what the model will not see.
+    spectrogram: computes the spectrogram from its constants.
+    spec_augment: masks of the spectrogram, in training; None for no masks. They are
+      applied here, since no earlier step has a spectrogram. They are drawn from the
+      clips' keys, like DropToken.
   """
   patch: Sequence[int] = (16, 5)
   spectrogram: spectrograms.Spectrogram = spectrograms.Spectrogram(
@@ -261,21 +263,21 @@ class SpectrogramTokenizer(RawTokenizer):
 
 
 class TextTokenizer(nn.Module):
-  """Vectors of word ids.  int [B, N] -> tokens [B, N, D], mask [B, N].
+  """Looks up the vectors of token ids.  int [B, N] -> tokens [B, N, D], mask [B, N].
 
-  Id 0 pads. The text tower has no positions but a relative bias; a Transformer
-  shared with other modalities has no such bias, so its text gets learnable
+  Id 0 is padding. The text tower has a relative bias instead of positions. A
+  Transformer shared with other modalities has no such bias, so its text gets learnable
   positions.
 
   Attributes:
     width: D.
-    vocabulary_size: of ids.
+    vocabulary_size: number of ids.
     max_tokens: rows of the table of positions; 0 for no positions.
-    release: as the released code has it: words are looked up in a frozen table of
-      vectors that came from word2vec (of `table_width`, which is then D; the tower
-      projects them); where there are positions, a linear layer with GELU brings
-      them to `width` first, and the positions are normalised.
-    table_width: of the release's table.
+    release: follow the released code: vectors come from a frozen word2vec table of
+      `table_width`, which is then D, and the tower projects them. With positions, a
+      linear layer with GELU first projects them to `width`, and the positions are
+      normalized.
+    table_width: width of the release's table.
     dropout_rate: of tokens with their positions.
     dtype: compute type.
   """
@@ -311,14 +313,14 @@ class TextTokenizer(nn.Module):
 
 
 class Vatt(multimodal.MultimodalModel):
-  """Tokenizers, Transformers with an AGG token in front, and a head (section 3).
+  """Applies tokenizers, Transformers with a leading AGG token, and a head (section 3).
 
   Attributes:
-    tokenizers: modality -> module, raw input -> `Tokens`; a tower alone has but one.
+    tokenizers: modality -> module, raw input -> `Tokens`; a single tower has only one.
     backbones: modality -> Transformer, or for text `layers.WordMean`, or 'shared' ->
       the one Transformer of the modality-agnostic model.
     projectors: modality -> module, applied to the Transformer's output in the release's
-      modality-agnostic model; none otherwise.
+      modality-agnostic model; empty otherwise.
     head: pooled features -> outputs (`multimodal.MultimodalModel.apply_head`).
   """
   tokenizers: Mapping[str, nn.Module]
@@ -331,19 +333,19 @@ class Vatt(multimodal.MultimodalModel):
 
   @property
   def modalities(self) -> tuple[str, ...]:
-    """The modalities that the model takes."""
+    """Returns the modalities that the model takes."""
     return tuple(m for m in multimodal.MODALITIES if m in self.tokenizers)
 
   def encode(self, batch: Mapping[str, jax.Array], train: bool = False
              ) -> dict[str, Any]:
-    """See `MultimodalModel.encode`."""
+    """Computes features; see `MultimodalModel.encode`."""
     outputs = dict(tokens={}, grid={}, pooled={})
     for modality, lead, (x, mask, grid), clips in self._tokenized(batch, train):
       tower = self._backbone(modality)
       if not isinstance(tower, layers.WordMean):
         x = self.aggregators[modality](x)
         if mask is not None:
-          mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # AGG is seen
+          mask = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)  # keep AGG
       x = tower(x, mask, clips)
       if modality in self.projectors:
         x = self.projectors[modality](x)
@@ -355,37 +357,40 @@ class Vatt(multimodal.MultimodalModel):
     return outputs
 
   def layer_of(self, path: str) -> int:
-    """See `MultimodalModel.layer_of`; tokenizers are below the first block."""
+    """Returns a parameter's distance from the head; tokenizers are below block 0.
+
+    See `MultimodalModel.layer_of`.
+    """
     place = re.match(r'(backbones|tokenizers|aggregators)_(\w+)/(?:block_(\d+)|norm)?',
                      path)
-    if not place or place[0].endswith('/norm'):    # the last norm goes with the head
+    if not place or place[0].endswith('/norm'):    # the last norm has the head's rate
       return 0
     tower = self.backbones['shared' if 'shared' in self.backbones else place[2]]
     depth = getattr(tower, 'depth', 0)
     return depth - int(place[3]) if place[3] else depth + 1
 
   def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The mean of the tokens that enter the Transformer (VATT, section 4.4.6).
+    """Computes the mean of the Transformer's input tokens (VATT, section 4.4.6).
 
     Args:
-      batch: as for a call.
+      batch: as for `__call__`.
 
     Returns:
-      modality -> [B, D] (text: [B, K, D], of words that are no padding).
+      modality -> [B, D] (text: [B, K, D], without padding).
     """
     means = {}
     for modality, lead, (x, mask, _), _ in self._tokenized(batch):
-      there = jnp.ones(x.shape[:2], bool) if mask is None else mask    # [B, N]
-      total = jnp.einsum('bnd,bn->bd', x, there.astype(x.dtype))
-      mean = total / jnp.maximum(there.sum(axis=1), 1)[:, None].astype(x.dtype)
+      present = jnp.ones(x.shape[:2], bool) if mask is None else mask  # [B, N]
+      total = jnp.einsum('bnd,bn->bd', x, present.astype(x.dtype))
+      mean = total / jnp.maximum(present.sum(axis=1), 1)[:, None].astype(x.dtype)
       means[modality] = mean.reshape(*lead, -1)
     return means
 
   def _tokenized(self, batch: Mapping[str, jax.Array], train: bool = False
                  ) -> Iterator[tuple[str, tuple[int, ...], Tokens, jax.Array | None]]:
-    """Yields, of every modality of the batch: name, lead, tokens, rows' numbers.
+    """Yields name, leading shape, tokens and rows' numbers of the batch's modalities.
 
-    The lead is [B], or [B, K] of text, whose rows are sentences.
+    The leading shape is [B]; for text, whose rows are sentences, it is [B, K].
     """
     keys = batch['key'] if train else None
     numbers = None if keys is None else clip_keys.numbers(keys)
