@@ -160,11 +160,11 @@ def test_a_damaged_checkpoint_is_named_with_the_whole_one_before_it(workdir, nam
     _restore(workdir)
   assert str(error.value).startswith(f'{three}: is damaged (default')
   assert str(error.value).endswith(
-      'step 2 before it is whole: give --resume_from=2, or delete the damaged folder')
+      'complete one before it is step 2: use --resume_from=2, or delete the damaged folder')
   with pytest.raises(checkpoint.Damaged) as error:
     checkpoint.load_model(workdir)
   assert str(error.value).startswith(f'{three}: is damaged (default')
-  assert str(error.value).endswith(f'step 2 before it is whole: name {two}')
+  assert str(error.value).endswith(f'complete one before it is step 2: use {two}')
   assert '\n' not in str(error.value)
   np.testing.assert_array_equal(checkpoint.load_model(two)[1]['params']['b'],
                                 _large_state(2)['params']['b'])
@@ -177,12 +177,13 @@ def test_a_whole_checkpoint_is_not_called_damaged(workdir):
 
 
 def test_a_checkpoint_before_the_damaged_one_must_itself_be_whole(workdir):
-  for step, advice in ((3, 'step 2 before it is whole'), (2, 'step 1 before it is'),
-                       (1, 'no checkpoint before it is whole')):
+  for step, advice in ((3, 'complete one before it is step 2'),
+                       (2, 'complete one before it is step 1'),
+                       (1, 'no earlier checkpoint is complete')):
     _damage(workdir, step, '', 'truncate')
     with pytest.raises(checkpoint.Damaged, match=advice):
       checkpoint.load_model(checkpoint.of_step(workdir, step))
-  with pytest.raises(checkpoint.Damaged, match='no checkpoint before it'):
+  with pytest.raises(checkpoint.Damaged, match='no earlier checkpoint is complete'):
     _restore(workdir)
 
 
@@ -211,7 +212,7 @@ def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdi
   assert checkpoint.steps(workdir) == [1]
   aside = workdir / 'checkpoints_discarded'
   assert sorted(p.name for p in aside.iterdir()) == ['2', '3']
-  assert f'Discarded the checkpoint of step 3, now {aside / "3"}' in caplog.text
+  assert f'Discarded the checkpoint of step 3; moved it to {aside / "3"}' in caplog.text
   assert int(_restore(workdir)['step']) == 1
   with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
     saved.save(2, _large_state(2))
@@ -223,7 +224,7 @@ def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdi
 
 def test_a_run_does_not_go_back_to_a_damaged_checkpoint(workdir):
   _damage(workdir, 2, '', 'truncate')
-  with pytest.raises(checkpoint.Damaged, match='step 1 before it is whole'):
+  with pytest.raises(checkpoint.Damaged, match='complete one before it is step 1'):
     checkpoint.go_back(workdir, 2)
   assert checkpoint.steps(workdir) == [1, 2, 3]
 
@@ -237,9 +238,9 @@ def test_a_full_disk_is_one_line_with_the_newest_whole_checkpoint(workdir, error
   with pytest.raises(UserError) as told, checkpoint.naming_a_full_disk(workdir):
     raise error
   assert str(told.value) == (
-      f'{workdir}: disk full; the newest whole checkpoint is '
-      f'{checkpoint.of_step(workdir, 2)}; free some space, and give the same command '
-      'again')
+      f'{workdir}: the disk is full; the newest complete checkpoint is '
+      f'{checkpoint.of_step(workdir, 2)}; free some space, and run the same command '
+      'to resume')
 
 
 def test_another_error_is_not_called_a_full_disk(tmp_path):
@@ -263,14 +264,14 @@ def small_disk(tmp_path):
 def test_saving_on_a_full_disk_keeps_the_last_whole_checkpoint(small_disk):
   workdir, step = small_disk / 'run', 0
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=99, every_steps=1)
-  with (pytest.raises(UserError, match='disk full; the newest whole') as told,
+  with (pytest.raises(UserError, match='disk is full; the newest complete') as error,
         checkpoint.naming_a_full_disk(workdir), checkpoints as saved):
     while True:
       step += 1
       saved.save(step, _large_state(step))
       saved.wait()
   kept = step - 1
-  assert str(checkpoint.of_step(workdir, kept)) in str(told.value)
+  assert str(checkpoint.of_step(workdir, kept)) in str(error.value)
   assert checkpoint.steps(workdir)[-1] == kept
   jax.tree.map(np.testing.assert_array_equal, checkpoint._load(workdir, kept)['params'],
                _large_state(kept)['params'])

@@ -140,7 +140,7 @@ def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_
   with pytest.raises(UserError, match='none/ckpt-1: no such folder or file'):
     train.train(config, tmp_path / 'run')
   config['init_from'] = str(tmp_path / 'ckpt-1')
-  with pytest.raises(UserError, match=r'comes without its words; set config\.data'):
+  with pytest.raises(UserError, match=r'has no vocabulary file; set config\.data'):
     train.train(config, tmp_path / 'run')
   (tmp_path / 'words.txt').write_text('a\nred\n')
   config['data'] = config['data'] | dict(vocabulary=str(tmp_path / 'words.txt'))

@@ -139,7 +139,7 @@ def test_evaluation_that_measures_nothing_is_a_warning(toy_world, workdir, brief
                       lambda reader, predict, batch_size: Nothing())
   config = _config(toy_world, evals=brief | dict(vain=dict(name='nothing')))
   evaluate.watch(config, workdir, 'vain')
-  assert caplog.text.count('config.evals.vain: measured nothing') == 3
+  assert caplog.text.count('config.evals.vain: returned no metrics') == 3
   assert all('brief/R@1' in row for row in _rows(workdir / 'eval' / 'vain'))
   config = _config(toy_world, evals=dict(vain=dict(name='nothing')))
   evaluate.watch(config, workdir, 'all_in_vain')
@@ -169,7 +169,7 @@ def test_what_is_deleted_under_its_hands_is_left_out(toy_world, workdir, brief,
   monkeypatch.setattr(checkpoint, '_load', load_too_late)
   evaluate.watch(_config(toy_world, evals=brief), workdir, 'late')
   assert [row['step'] for row in _rows(workdir / 'eval' / 'late')] == [2, 3]
-  left_out = [r.getMessage() for r in caplog.records if 'Left out:' in r.message]
+  left_out = [r.getMessage() for r in caplog.records if 'Skipped:' in r.message]
   assert len(left_out) == 1 and 'checkpoints/1: no such checkpoint' in left_out[0]
 
 

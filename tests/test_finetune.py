@@ -163,12 +163,12 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
   assert results(tmp_path / 'run')['train/loss'] == 0
   warnings = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
   assert [w for w in warnings if w.startswith('config.')] == [
-      f"config.data.label='kind': {tmp_path}/one.csv has one class alone, 'walk', from "
-      'which nothing can be learnt; expected two or more',
-      'config.batch_size=4: takes 4 clips from config.data.path, which has 3, so that '
-      'a batch holds some more than once; lower it, or add clips',
-      'config.evals.test: measured nothing; expected two classes or more, and clips '
-      'with all that is compared']
+      f"config.data.label='kind': {tmp_path}/one.csv has only one class, 'walk', so "
+      'there is nothing to learn; expected two or more',
+      'config.batch_size=4: takes 4 clips from config.data.path, which has 3, so every '
+      'batch repeats some clips; lower it, or add clips',
+      'config.evals.test: returned no metrics; expected two classes or more, and clips '
+      'that have all evaluated modalities']
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -177,7 +177,7 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
     (('augment', dict(mixup=-1.0)), r'config\.augment: mixup=-1\.0: expected 0 '),
     (('losses', dict(label=dict(name='softmax', smoothing=3))), r'smoothing=3: expec'),
     (('evals', dict(test=dict(name='classify', num_windows=0))), r'num_windows=0: exp'),
-    (('data', dict(label='')), r'num_classes: missing; set it, or config\.data\.lab'),
+    (('data', dict(label='')), r'num_classes: missing; set it, or set config\.dat'),
     (('data', dict(multi_label=True)), r"name='softmax': needs one class per clip"),
     (('data', dict(label='sound_event')), r'joins several labels; expected one, or'),
     (('model', dict(head=dict(name='classifier', num_classes=5))),
@@ -218,7 +218,7 @@ def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
   config['checkpoint'] |= dict(every_steps=1, keep=9)
   train.train(config, tmp_path / 'run')
   longer = config | dict(total_steps=5)
-  with pytest.raises(UserError, match=r'run of total_steps=2, .*go on with --extend, '):
+  with pytest.raises(UserError, match=r'run of total_steps=2, .*change; use --extend, '):
     train.train(longer, tmp_path / 'run')
   with caplog.at_level('INFO'):
     train.train(longer, tmp_path / 'run', extend=True)

@@ -133,7 +133,7 @@ def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, messa
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('init_from', '', r'config\.init_from: is empty; a recipe that trains nothing'),
+    ('init_from', '', r'config\.init_from: is empty; a config without training'),
     ('evals.linear.test', ('a.csv', 'b.csv'), r'config\.evals\.linear: train and test'),
     ('evals.linear.test', '', 'the path of a source .* is empty'),
     ('evals.linear.classifiers.low_rank.rate', 1.0,

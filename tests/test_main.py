@@ -261,7 +261,7 @@ def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
       env=os.environ | dict(JAX_PLATFORMS=platform))
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
   assert f'JAX_PLATFORMS={platform}: JAX finds no such device' in done.stderr
-  assert f"but cpu; install the extra for it, pip install -e '.[{platform}]'" in (
+  assert f"available: cpu; install the extra for it, pip install -e '.[{platform}]'" in (
       done.stderr)
 
 

@@ -239,7 +239,7 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
     words('b')
   assert words('b', vocabulary=str(tmp_path / 'b' / 'vocabulary.txt')).ids('the') == [1]
   (tmp_path / 'b' / 'vocabulary.txt').unlink()
-  with pytest.raises(UserError, match='b: comes without its words'):
+  with pytest.raises(UserError, match='b: has no vocabulary file'):
     words('b', drop_stop_words=True)
 
 
@@ -248,7 +248,7 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
      'wordpiece, sentencepiece'),
     (dict(tokenizer='wordpiece', drop_stop_words=True),
      r"drop_stop_words=True: expected False with tokenizer='wordpiece'"),
-    (dict(tokenizer='wordpiece'), r"config\.data\.tokenizer='wordpiece': needs its "
+    (dict(tokenizer='wordpiece'), r"config\.data\.tokenizer='wordpiece': needs a "
      r'file; set config\.data\.vocabulary'),
     (dict(vocabulary='none.txt'), r'none\.txt: no such vocabulary file')])
 def test_a_tokenizer_that_cannot_be_is_one_clear_line(data, message, tmp_path):

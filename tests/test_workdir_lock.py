@@ -81,8 +81,8 @@ def test_a_stale_lock_is_taken_over_though_its_process_id_lives(tmp_path, conten
 def test_another_host_is_respected_while_it_gives_signs_of_life(tmp_path):
   _write(tmp_path, 'elsewhere', 7, age=20)
   with (pytest.raises(UserError, match=(
-      r'by process 7 on elsewhere \(since noon\), which was alive 2\d s ago; if it is '
-      r'gone, delete \S+run\.lock, or wait \d+ s$')), workdir_lock.held(tmp_path)):
+      r'by process 7 on elsewhere \(since noon\), which was alive 2\d s ago; if it '
+      r'has ended, delete \S+run\.lock, or wait \d+ s$')), workdir_lock.held(tmp_path)):
     pass
   assert _owner(tmp_path)['pid'] == 7
   _write(tmp_path, 'elsewhere', 7, age=200)
