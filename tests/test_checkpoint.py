@@ -160,7 +160,8 @@ def test_a_damaged_checkpoint_is_named_with_the_whole_one_before_it(workdir, nam
     _restore(workdir)
   assert str(error.value).startswith(f'{three}: is damaged (default')
   assert str(error.value).endswith(
-      'complete one before it is step 2: use --resume_from=2, or delete the damaged folder')
+      'complete one before it is step 2: use --resume_from=2, or delete the damaged '
+      'folder')
   with pytest.raises(checkpoint.Damaged) as error:
     checkpoint.load_model(workdir)
   assert str(error.value).startswith(f'{three}: is damaged (default')

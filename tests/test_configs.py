@@ -109,7 +109,7 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
     variables = jax.eval_shape(model.init, jax.random.key(0), clip)
     sizes[switch] = sum(x.size for x in jax.tree.leaves(variables['params']))
   assert sizes['toy'] < 1e6 < 1e8 < sizes['release']
-  with pytest.raises(ValueError, match=r"'toys' after the recipe: did you mean toy\?"):
+  with pytest.raises(ValueError, match=r"'toys': unknown switch; did you mean toy\?"):
     load(path, 'toys')
 
 
@@ -238,7 +238,7 @@ def test_a_larger_batch_trains_for_six_epochs_of_howto100m(name):
   epochs = [c['total_steps'] * c['batch_size'] / 2 / 136e6 for c in (whole, larger)]
   np.testing.assert_allclose(epochs, [4, 6], atol=0.25)
   assert load(path, 'batch_8192,release').batch_size == 8192
-  with pytest.raises(ValueError, match='batch_8192 and toy after the recipe'):
+  with pytest.raises(ValueError, match='switches batch_8192 and toy: expected'):
     load(path, 'toy,batch_8192')
 
 
@@ -315,7 +315,7 @@ def test_an_ablation_changes_just_what_it_says_and_fits_the_model(word):
 def test_ablations_come_one_at_a_time_and_shrink_with_the_toy():
   module = importlib.import_module('configs.ablation')
   assert module.VARIANTS.keys() == ABLATIONS.keys()
-  with pytest.raises(ValueError, match='spectrogram and drop_token_0 after the recipe'):
+  with pytest.raises(ValueError, match='switches spectrogram and drop_token_0: expe'):
     module.get_config('spectrogram,toy,drop_token_0')
   # On the toy world, a quarter of the frames and pixels, and the toy's own sound.
   toy = flat(module.get_config('toy'))
@@ -370,8 +370,8 @@ def test_retrieval_is_the_paper_s_of_the_pretrained_models():
     assert config.init_from == f'runs/{run}'
     model, clip = recipe.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
-  for words, message in (('release,toy', 'toy after the recipe'),
-                         ('mbs', "'mbs' after the recipe: expected some of manifest")):
+  for words, message in (('release,toy', 'switch toy: has its own model'),
+                         ('mbs', "'mbs': unknown switch; expected some of manifest")):
     with pytest.raises(ValueError, match=message):
       load(path, words)
 

@@ -218,7 +218,7 @@ def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
   config['checkpoint'] |= dict(every_steps=1, keep=9)
   train.train(config, tmp_path / 'run')
   longer = config | dict(total_steps=5)
-  with pytest.raises(UserError, match=r'run of total_steps=2, .*change; use --extend, '):
+  with pytest.raises(UserError, match=r'run of total_steps=2, .*change; use --extend,'):
     train.train(longer, tmp_path / 'run')
   with caplog.at_level('INFO'):
     train.train(longer, tmp_path / 'run', extend=True)
@@ -287,9 +287,9 @@ def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
     assert load('finetune_video', words).model.head.num_classes == count
   assert load('finetune_video', 'toy,drop_token_50').model.video.drop_token_rate == 0.5
   for words in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
-    with pytest.raises(ValueError, match=f'{words.replace(",", " and ")} after the r'):
+    with pytest.raises(ValueError, match=f'{words.replace(",", " and ")}: expected'):
       load('finetune_video', words)
-  with pytest.raises(ValueError, match=r"'k500' after the recipe: did you mean k.00\?"):
+  with pytest.raises(ValueError, match=r"'k500': unknown switch; did you mean k.00\?"):
     load('finetune_video', 'k500')
 
 

@@ -125,8 +125,8 @@ def test_one_flag_sets_the_features_of_both_evaluators():
 
 
 @pytest.mark.parametrize('name, switches, message', [
-    ('linear_folder', 'action', "'action' after the recipe: expected COLUMN=MODALITY"),
-    ('linear_ucf101', 'mba', r"'mba' after the recipe: did you mean ma\?")])
+    ('linear_folder', 'action', "'action': invalid labels .* expected COLUMN=MODALITY"),
+    ('linear_ucf101', 'mba', r"'mba': unknown config .*; did you mean ma\?")])
 def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, message):
   with pytest.raises(ValueError, match=message):
     load(name, switches)

@@ -191,7 +191,7 @@ QUICKSTART = '--config=configs/quickstart.py'
     ([QUICKSTART, '--config.seed.value=1'],
      "--config.seed.value=1: unknown key 'value'; expected no key here"),
     (['--config=configs/pretrain_mbs.py:relase'],
-     "--config=configs/pretrain_mbs.py:relase: 'relase' after the recipe: did you mean "
+     "--config=configs/pretrain_mbs.py:relase: 'relase': unknown switch; did you mean "
      'release? expected some of batch_8192, release, toy, joined by commas')])
 def test_a_mistyped_command_is_told_in_one_line_with_a_guess(arguments, message,
                                                              monkeypatch):
@@ -261,8 +261,8 @@ def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
       env=os.environ | dict(JAX_PLATFORMS=platform))
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
   assert f'JAX_PLATFORMS={platform}: JAX finds no such device' in done.stderr
-  assert f"available: cpu; install the extra for it, pip install -e '.[{platform}]'" in (
-      done.stderr)
+  assert ("available: cpu; install the extra for it, pip install -e "
+          f"'.[{platform}]'") in done.stderr
 
 
 @pytest.mark.slow
