@@ -254,7 +254,7 @@ mkdir "$out/$name" && echo '{"a/R@1": 1}' > "$out/$name/results.json"
   assert '#SBATCH --array=2,3%4\n' in script and '#SBATCH --gres=gpu:1\n' in script
   assert "#SBATCH '--comment=a b'\n" in script
   assert [(r['status'], r['error']) for r in _table(out)] == [
-      ('done', ''), ('done', ''), ('done', ''), ('failed', 'it never began')]
+      ('done', ''), ('done', ''), ('done', ''), ('failed', 'it never started')]
 
 
 GCLOUD = r"""#!/usr/bin/env bash
