@@ -20,7 +20,7 @@ def _state(value):
   return dict(step=jnp.int32(value), params=dict(a=jnp.full((3, 2), value / 3)))
 
 
-def test_the_newest_state_comes_back_exactly(tmp_path):
+def test_restore_returns_the_newest_state_exactly(tmp_path):
   with checkpoint.Checkpoints(tmp_path / 'c', keep=2, every_steps=10) as saved:
     assert saved.latest() is None
     for step in (10, 20, 30):
@@ -41,7 +41,7 @@ class Newer(Older):
   average: jax.Array | None = None
 
 
-def test_a_state_of_an_older_version_lacks_what_is_not_used(tmp_path):
+def test_state_without_a_newer_field_is_restored(tmp_path):
   """Or an update would end all runs that are under way."""
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
     saved.save(1, Older(jnp.int32(7)))
@@ -52,14 +52,14 @@ def test_a_state_of_an_older_version_lacks_what_is_not_used(tmp_path):
     np.testing.assert_array_equal(restored.average, [1, 1])
 
 
-def test_a_checkpoint_is_due_every_so_often_and_once(tmp_path):
+def test_checkpoint_is_due_at_multiples_of_every_steps_once(tmp_path):
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=10) as saved:
     assert [s for s in range(31) if saved.due(s)] == [10, 20, 30]
     saved.save(20, _state(20))
     assert not saved.due(20)
 
 
-def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
+def test_donating_the_state_does_not_affect_saving(tmp_path):
   """The next step writes over the very memory that is being saved."""
   step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   state = dict(step=jnp.int32(0), big=jnp.zeros(2_000_000))
@@ -75,7 +75,7 @@ def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
       assert restored['step'] == expected
 
 
-def test_the_digest_is_of_names_types_shapes_and_bits():
+def test_digest_depends_on_names_types_shapes_and_bits():
   a = dict(x=jnp.ones((2, 3)), y=jnp.zeros(4))
   same = checkpoint.digest(dict(y=jnp.zeros(4), x=jnp.ones((2, 3))))
   assert checkpoint.digest(a) == same
@@ -86,7 +86,7 @@ def test_the_digest_is_of_names_types_shapes_and_bits():
     assert checkpoint.digest(other) != same
 
 
-def test_a_path_names_a_workdir_or_a_step_of_one():
+def test_split_returns_workdir_and_step():
   assert checkpoint.split('runs/a') == (pathlib.Path('runs/a'), None)
   assert checkpoint.split('runs/a/checkpoints') == (
       pathlib.Path('runs/a/checkpoints'), None)
@@ -96,7 +96,7 @@ def test_a_path_names_a_workdir_or_a_step_of_one():
       pathlib.Path('vatt/tx_fac/ckpt-500000'), None)
 
 
-def test_checkpoints_are_followed_by_number_and_only_whole(tmp_path):
+def test_follow_yields_completed_checkpoints_in_order(tmp_path):
   folder = tmp_path / 'checkpoints'
 
   def write(*names):
@@ -153,7 +153,7 @@ def _restore(workdir):
 @pytest.mark.parametrize('name, how', [
     ('', 'truncate'), ('', 'empty'), ('', 'delete'), ('_METADATA', 'delete'),
     ('_METADATA', 'truncate'), ('_sharding', 'truncate'), ('manifest.ocdbt', 'empty')])
-def test_a_damaged_checkpoint_is_named_with_the_whole_one_before_it(workdir, name, how):
+def test_damaged_checkpoint_error_names_the_newest_complete_one(workdir, name, how):
   _damage(workdir, 3, name, how)
   three, two = checkpoint.of_step(workdir, 3), checkpoint.of_step(workdir, 2)
   with pytest.raises(checkpoint.Damaged) as error:
@@ -171,13 +171,13 @@ def test_a_damaged_checkpoint_is_named_with_the_whole_one_before_it(workdir, nam
                                 _large_state(2)['params']['b'])
 
 
-def test_a_whole_checkpoint_is_not_called_damaged(workdir):
+def test_complete_checkpoint_has_no_damage(workdir):
   assert [checkpoint.damage(checkpoint.of_step(workdir, s)) for s in (1, 2, 3)] == (
       ['', '', ''])
   jax.tree.map(np.testing.assert_array_equal, _restore(workdir), _large_state(3))
 
 
-def test_a_checkpoint_before_the_damaged_one_must_itself_be_whole(workdir):
+def test_damaged_checkpoint_error_skips_other_damaged_ones(workdir):
   for step, advice in ((3, 'complete one before it is step 2'),
                        (2, 'complete one before it is step 1'),
                        (1, 'no earlier checkpoint is complete')):
@@ -188,7 +188,7 @@ def test_a_checkpoint_before_the_damaged_one_must_itself_be_whole(workdir):
     _restore(workdir)
 
 
-def test_damage_is_found_below_inner_nodes_of_the_table(tmp_path):
+def test_damage_is_found_below_inner_nodes_of_the_index(tmp_path):
   """Large models have a table of arrays of more than one node."""
   item = tmp_path / 'default'
   item.mkdir()
@@ -206,8 +206,7 @@ def test_damage_is_found_below_inner_nodes_of_the_table(tmp_path):
   assert checkpoint.damage(tmp_path)
 
 
-def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdir,
-                                                                          caplog):
+def test_go_back_moves_newer_checkpoints_aside(workdir, caplog):
   _damage(workdir, 3, '', 'truncate')
   checkpoint.go_back(workdir, 1)
   assert checkpoint.steps(workdir) == [1]
@@ -223,7 +222,7 @@ def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdi
     checkpoint.go_back(workdir, 2)
 
 
-def test_a_run_does_not_go_back_to_a_damaged_checkpoint(workdir):
+def test_go_back_to_a_damaged_checkpoint_is_an_error(workdir):
   _damage(workdir, 2, '', 'truncate')
   with pytest.raises(checkpoint.Damaged, match='complete one before it is step 1'):
     checkpoint.go_back(workdir, 2)
@@ -234,7 +233,7 @@ def test_a_run_does_not_go_back_to_a_damaged_checkpoint(workdir):
     OSError(errno.ENOSPC, 'No space left on device'),
     OSError(errno.EDQUOT, 'Disk quota exceeded'),
     ValueError('RESOURCE_EXHAUSTED: Failed to write: No space left on device [..]')])
-def test_a_full_disk_is_one_line_with_the_newest_whole_checkpoint(workdir, error):
+def test_full_disk_error_names_the_newest_complete_checkpoint(workdir, error):
   _damage(workdir, 3, '', 'truncate')
   with pytest.raises(UserError) as told, checkpoint.naming_a_full_disk(workdir):
     raise error
@@ -244,7 +243,7 @@ def test_a_full_disk_is_one_line_with_the_newest_whole_checkpoint(workdir, error
       'to resume')
 
 
-def test_another_error_is_not_called_a_full_disk(tmp_path):
+def test_other_errors_are_not_reported_as_a_full_disk(tmp_path):
   full = checkpoint.naming_a_full_disk(tmp_path)
   with pytest.raises(ValueError, match='shape'), full:
     raise ValueError('shape')
@@ -262,7 +261,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_saving_on_a_full_disk_keeps_the_last_whole_checkpoint(small_disk):
+def test_saving_on_a_full_disk_keeps_the_last_complete_checkpoint(small_disk):
   workdir, step = small_disk / 'run', 0
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=99, every_steps=1)
   with (pytest.raises(UserError, match='disk is full; the newest complete') as error,

@@ -81,7 +81,7 @@ def takes_switches(path: pathlib.Path) -> bool:
     if not switches or takes_switches(path)],
                          ids=lambda x: x.stem if isinstance(x, pathlib.Path) else
                          ','.join(x) or 'plain')
-def test_every_recipe_takes_a_shrunk_step(path, switches, toy_world, tmp_path, capsys):
+def test_every_config_trains_a_shrunk_step(path, switches, toy_world, tmp_path, capsys):
   config = shrink(load(path, *switches), toy_world)
   train.train(config.to_dict(), tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
@@ -94,7 +94,7 @@ def test_every_recipe_takes_a_shrunk_step(path, switches, toy_world, tmp_path, c
 
 @pytest.mark.parametrize('path', [path for path in PRETRAINING if takes_switches(path)],
                          ids=lambda p: p.stem)
-def test_switches_change_what_they_say_and_fit_the_model(path):
+def test_switches_change_the_config_as_documented(path):
   whole = load(path)
   release = load(path, 'release')
   assert (whole.model.variant, release.model.variant) == ('paper', 'release')
@@ -114,7 +114,7 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
 
 
 @pytest.mark.slow
-def test_the_toy_recipe_runs_as_it_stands(toy_world, tmp_path):
+def test_toy_config_runs_unchanged(toy_world, tmp_path):
   """But for the number of steps, and on fewer clips; by the release's reading, too."""
   config = load(pathlib.Path('configs/pretrain_mbs.py'), 'release,toy').to_dict()
   config['data'] |= dict(path=str(toy_world / 'train.csv'))
@@ -128,7 +128,8 @@ def test_the_toy_recipe_runs_as_it_stands(toy_world, tmp_path):
   assert np.isfinite(results['train/loss'])
 
 
-def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_path):
+def test_run_starts_from_a_released_checkpoint_of_another_input_size(toy_world,
+                                                                     tmp_path):
   config = shrink(load(pathlib.Path('configs/pretrain_mbs.py'), 'release'), toy_world)
   config = config.to_dict() | dict(total_steps=0)
   model, clip = recipe.model_and_clip(config)
@@ -154,8 +155,7 @@ def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_
   assert rows == [1, 2]
 
 
-def test_a_run_of_the_release_s_reading_starts_from_word_vectors(toy_world, tmp_path,
-                                                                 caplog):
+def test_release_variant_starts_from_word_vectors(toy_world, tmp_path, caplog):
   """They stay as they are, go with the checkpoint, and are read but once."""
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config |= dict(evals={}, total_steps=1)
@@ -190,7 +190,7 @@ def test_a_run_of_the_release_s_reading_starts_from_word_vectors(toy_world, tmp_
   assert not (tmp_path / 'third').exists()
 
 
-def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_path):
+def test_run_resumes_if_a_new_key_is_off(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   (tmp_path / 'config.json').write_text(json.dumps(config))
   config['model']['text']['word_vectors'] = ''
@@ -204,7 +204,7 @@ def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_p
 @pytest.mark.parametrize('name, video, shared', [
     ('bbs', 'base', None), ('mbs', 'medium', None), ('lbs', 'large', None),
     ('ma', None, 'medium')])
-def test_the_paper_s_recipes_have_the_paper_s_numbers(name, video, shared):
+def test_pretraining_configs_have_the_paper_values(name, video, shared):
   """Section 4.3 and Table 1."""
   c = load(pathlib.Path(f'configs/pretrain_{name}.py'))
   assert c.model.video.get('size') == video
@@ -230,7 +230,7 @@ def test_the_paper_s_recipes_have_the_paper_s_numbers(name, video, shared):
 
 
 @pytest.mark.parametrize('name', ['mbs', 'bbs', 'lbs', 'ma'])
-def test_a_larger_batch_trains_for_six_epochs_of_howto100m(name):
+def test_batch_8192_trains_for_six_epochs_of_howto100m(name):
   path = pathlib.Path(f'configs/pretrain_{name}.py')
   whole, larger = (flat(load(path, words)) for words in ('', 'batch_8192'))
   assert larger == whole | {'batch_size': 8192, 'total_steps': 199_218}
@@ -244,7 +244,7 @@ def test_a_larger_batch_trains_for_six_epochs_of_howto100m(name):
 
 @pytest.mark.parametrize('howto100m, audioset', [
     (1_200_000, 2_100_000), (136_000_000, 2_100_000), (10_000, 2_100_000)])
-def test_half_of_a_batch_is_of_either_dataset_however_it_is_packed(howto100m, audioset):
+def test_each_dataset_gives_half_of_a_batch(howto100m, audioset):
   config = load(pathlib.Path('configs/pretrain_mbs.py'))
   for name in ('pretrain_bbs', 'pretrain_lbs', 'pretrain_ma', 'ablation'):
     for words in ('', 'release'):
@@ -296,7 +296,7 @@ ABLATED_TOKENS = {
 
 
 @pytest.mark.parametrize('word', ABLATIONS)
-def test_an_ablation_changes_just_what_it_says_and_fits_the_model(word):
+def test_ablation_changes_only_the_documented_values(word):
   ablation = pathlib.Path('configs/ablation.py')
   whole = flat(load(pathlib.Path('configs/pretrain_mbs.py')))
   # Section 4.3: exploration in batches of 512, all else being the same.
@@ -312,7 +312,7 @@ def test_an_ablation_changes_just_what_it_says_and_fits_the_model(word):
       assert tokens == dict(video=1568, audio=1200) | ABLATED_TOKENS.get(word, {})
 
 
-def test_ablations_come_one_at_a_time_and_shrink_with_the_toy():
+def test_only_one_ablation_at_a_time_and_toy_shrinks_it():
   module = importlib.import_module('configs.ablation')
   assert module.VARIANTS.keys() == ABLATIONS.keys()
   with pytest.raises(ValueError, match='switches spectrogram and drop_token_0: expe'):
@@ -331,7 +331,7 @@ def test_ablations_come_one_at_a_time_and_shrink_with_the_toy():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('word', ABLATIONS)
-def test_an_ablation_on_the_toy_world_takes_a_step(word, toy_world, tmp_path, capsys):
+def test_ablation_trains_a_step_on_the_toy_world(word, toy_world, tmp_path, capsys):
   config = load(pathlib.Path('configs/ablation.py'), f'{word},toy').to_dict()
   config['data'] |= dict(path=str(toy_world / 'train.csv'))
   for tower in ('video', 'audio', 'text'):
@@ -342,7 +342,7 @@ def test_an_ablation_on_the_toy_world_takes_a_step(word, toy_world, tmp_path, ca
   assert np.isfinite(results['train/loss'])
 
 
-def test_retrieval_is_the_paper_s_of_the_pretrained_models():
+def test_retrieval_config_has_the_paper_values():
   """Section 4.3: 4 windows of 32 frames, every second of 25 Hz, central crops."""
   path = pathlib.Path('configs/retrieval.py')
   c = load(path)
@@ -377,16 +377,16 @@ def test_retrieval_is_the_paper_s_of_the_pretrained_models():
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_every_recipe_says_what_it_is_and_how_to_run_it(path):
+def test_every_config_docstring_has_its_command(path):
   doc = importlib.import_module(f'configs.{path.stem}').__doc__
   assert f'--config=configs/{path.name}' in doc
 
 
-def test_there_are_recipes():
+def test_configs_are_found():
   assert {'quickstart', 'pretrain_folder'} <= {p.stem for p in CONFIGS}
 
 
-def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
+def test_results_have_the_documented_names(toy_world, tmp_path, capsys):
   train.train(shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict(),
               tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
@@ -405,7 +405,7 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, capsys):
+def test_run_of_zero_steps_evaluates_init_from(toy_world, tmp_path, capsys):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
   with config.unlocked():
     del config.evals['probe']
@@ -438,7 +438,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
     ('batch_size', 3, 'batch_size=3: expected a multiple of the 2 devices'),
     ('losses.video_text.name', 'nec', r"video_text: name='nec': did you mean nce"),
     ('model.audio.num_heads', 3, r'model\.audio\.width=16: expected a multiple')])
-def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
+def test_invalid_value_error_names_the_key(key, value, message, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message) as error:
@@ -452,7 +452,7 @@ def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_pat
     ('checkpoint', 'every'), ('model', 'dtypes'), ('model.text', 'heads'),
     ('model.head', 'dim'), ('losses', 'video_adio'),
     ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
-def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
+def test_unknown_key_error_names_the_key(section, key, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   place = config
   for name in (section or '').split('.'):
@@ -468,7 +468,7 @@ def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
     (dict(head=None), r'needs outputs\.embed.*; the model and data give outputs\.grid'),
     (dict(head=dict(name='classifier', num_classes=3)),
      'config.losses.video_audio: a classifier of video, audio, text: expected one')])
-def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tmp_path):
+def test_loss_without_its_inputs_is_an_error(changes, message, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   for part, settings in changes.items():
     config['model'][part] = settings
@@ -476,14 +476,14 @@ def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tm
     train.train(config, tmp_path / 'run')
 
 
-def test_chunks_that_do_not_split_the_batch_are_named(toy_world, tmp_path):
+def test_num_chunks_must_divide_the_batch(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['losses']['video_text']['num_chunks'] = 3
   with pytest.raises(UserError, match=r'video_text\.num_chunks=3: expected a div'):
     train.train(config, tmp_path / 'run')
 
 
-def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
+def test_audio_text_loss_needs_audio_text_head(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['losses']['audio_text'] = dict(name='mil_nce', temperature=0.07)
   with pytest.raises(UserError, match=r'audio_text: needs outputs\.embed\.video_text'
@@ -492,7 +492,7 @@ def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_sound_meets_text_where_that_is_asked_for(toy_world, tmp_path):
+def test_audio_text_loss_trains_with_audio_text_head(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['model']['head']['audio_text'] = True
   config['losses'] = {'audio_text': dict(name='mil_nce', temperature=0.07)}
@@ -500,7 +500,7 @@ def test_sound_meets_text_where_that_is_asked_for(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_without_words_trains_and_is_evaluated(toy_world, tmp_path):
+def test_model_without_text_trains_and_is_evaluated(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   del config['model']['text'], config['losses']['video_text'], config['evals']['probe']
   train.train(config, tmp_path / 'run')

@@ -69,7 +69,7 @@ def pretrained(toy_world, tmp_path_factory):
     ('finetune_audio', {'mAP', 'AUC', 'd_prime'}),
     pytest.param('finetune_video', {'top1', 'top5'}, marks=pytest.mark.slow),
     pytest.param('finetune_image', {'top1', 'top5'}, marks=pytest.mark.slow)])
-def test_a_tower_goes_on_from_its_pretraining(name, measures, toy_world, pretrained,
+def test_tower_starts_from_pretrained_weights(name, measures, toy_world, pretrained,
                                               tmp_path, caplog, capsys):
   config = shrunk(toy_world, name) | dict(init_from=str(pretrained))
   train.train(config | dict(total_steps=0), tmp_path / 'start')
@@ -89,8 +89,8 @@ def test_a_tower_goes_on_from_its_pretraining(name, measures, toy_world, pretrai
 
 
 @pytest.mark.slow
-def test_a_tower_goes_on_from_the_released_checkpoint_on_a_larger_grid(
-    toy_world, tmp_path, capsys):
+def test_tower_starts_from_a_released_checkpoint_at_a_larger_size(toy_world, tmp_path,
+                                                                  capsys):
   config = shrunk(toy_world, 'finetune_video', 'toy,release')
   smaller = config | dict(window=config['window'] | dict(image_size=8))
   smaller['model'] = config['model'] | dict(head=dict(name='classifier', num_classes=3))
@@ -113,7 +113,8 @@ def folder(toy_world, tmp_path):
   return tmp_path / 'mine'
 
 
-def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
+def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog,
+                                                        capsys):
   """Trained, gone on with, evaluated elsewhere, and started from for other classes."""
   config = shrunk(folder, 'finetune_video_folder', '')
   config['data']['path'] = str(folder / 'train')
@@ -149,8 +150,7 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
     evaluate.watch(config, tmp_path / 'run', 'other')
 
 
-def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, caplog,
-                                                         capsys):
+def test_single_class_and_large_batch_are_warnings(toy_world, tmp_path, caplog, capsys):
   """All of it trains and ends well; the log names what was in vain."""
   with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
     rows = [row for row in csv.DictReader(file)][:3]
@@ -189,7 +189,7 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
     (('optim', dict(rules=(('head', 1.0),))), r'rules: none fits the parameter'),
     (('optim', dict(b1=0.9)), r'config\.optim\.b1: unknown key'),
     (('evals', dict(test=dict(name='classify', path='none.csv'))), r'none\.csv: no')])
-def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_path):
+def test_invalid_value_error_names_the_key(changes, message, toy_world, tmp_path):
   section, values = changes
   config = shrunk(toy_world, 'finetune_video')
   config[section] = config[section] | values
@@ -203,8 +203,7 @@ def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_pa
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_world,
-                                                                        tmp_path):
+def test_label_missing_in_the_label_map_is_an_error(toy_world, tmp_path):
   (tmp_path / 'map.csv').write_text('label\nleft\nright\n')
   config = shrunk(toy_world, 'finetune_video')
   config['data']['label_map'] = str(tmp_path / 'map.csv')
@@ -212,8 +211,7 @@ def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_worl
     train.train(config, tmp_path / 'run')
 
 
-def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
-    toy_world, tmp_path, capsys, caplog):
+def test_extended_run_is_bit_exact_after_a_restart(toy_world, tmp_path, capsys, caplog):
   config = shrunk(toy_world, 'finetune_audio') | dict(evals={})
   config['checkpoint'] |= dict(every_steps=1, keep=9)
   train.train(config, tmp_path / 'run')
@@ -238,7 +236,7 @@ def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
     train.train(config, tmp_path / 'run')
 
 
-def test_classes_are_looked_for_once(toy_world, tmp_path, monkeypatch):
+def test_classes_are_searched_once(toy_world, tmp_path, monkeypatch):
   """Of records, that reads all of them."""
   asked = []
   find = labels.find
@@ -247,8 +245,7 @@ def test_classes_are_looked_for_once(toy_world, tmp_path, monkeypatch):
   assert len(asked) == 1 and len(run.reader.labels.names) == 8
 
 
-def test_a_checkpoint_that_was_never_whole_is_not_gone_on_from(toy_world, pretrained,
-                                                               tmp_path, capsys):
+def test_incomplete_checkpoint_is_not_resumed(toy_world, pretrained, tmp_path, capsys):
   """A kill in the first save leaves such a folder."""
   config = shrunk(toy_world, 'finetune_audio') | dict(
       total_steps=0, evals={}, init_from=str(pretrained))
@@ -267,7 +264,7 @@ VIDEO = {    # words -> what they change
     'drop_token_75': {'drop_token_rate': 0.75}, 'ma': {'size': None}}
 
 
-def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
+def test_video_config_has_the_paper_values():
   """Section 4.3."""
   c = load('finetune_video')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (100_000, 64, 400)
@@ -294,7 +291,7 @@ def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
 
 
 @pytest.mark.parametrize('name', ['finetune_video', 'finetune_audio', 'finetune_image'])
-def test_only_the_release_s_reading_clips_and_on_each_replica(name):
+def test_only_release_clips_gradients_per_replica(name):
   for words, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
                                 ('toy,release', 0.75, 32)):
     optim = load(name, words).optim
@@ -304,7 +301,7 @@ def test_only_the_release_s_reading_clips_and_on_each_replica(name):
 @pytest.mark.parametrize('changes, message', [
     (dict(num_microbatches=2), r'num_microbatches=2: expected 1 or config\.optim'),
     (dict(batch_size=6), r'config\.optim\.clip_replicas=4: expected a divisor')])
-def test_replicas_that_do_not_fit_are_one_clear_line(changes, message):
+def test_replicas_must_fit_batch_and_microbatches(changes, message):
   config = load('finetune_video', 'toy').to_dict() | dict(batch_size=8)
   config['optim'] |= dict(clip_norm=0.75, clip_replicas=4)
   config['model']['head'] |= dict(num_classes=3)
@@ -317,7 +314,7 @@ def test_replicas_that_do_not_fit_are_one_clear_line(changes, message):
   assert recipe.make_step(config | dict(num_microbatches=2))[0].num_microbatches == 2
 
 
-def test_the_paper_s_audio_and_image_recipes_have_the_paper_s_numbers():
+def test_audio_and_image_configs_have_the_paper_values():
   """Section 4.3."""
   c = load('finetune_audio')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (50_000, 1024, 527)

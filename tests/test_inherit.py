@@ -56,7 +56,7 @@ def source(tmp_path):
   return folder
 
 
-def test_empty_values_are_those_of_the_checkpoint(source):
+def test_empty_values_come_from_the_checkpoint(source):
   c = inherit.inherit(config('retrieval', 'manifest').to_dict(), source)
   assert 'defaults' not in c
   assert c['window'] == dict(SIZES, max_tokens=7, num_candidates=1)
@@ -79,7 +79,7 @@ def test_empty_values_are_those_of_the_checkpoint(source):
   assert c['window']['num_frames'] == 1 and c['window']['image_size'] == 32
 
 
-def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
+def test_window_comes_from_defaults_if_the_checkpoint_has_none(source):
   """`vatt_jax import_vatt` writes one; the paper's evaluation has its own frames."""
   (source / 'config.json').write_text(json.dumps(dict(model=RUN['model'])))
   c = inherit.inherit(config('retrieval').to_dict(), source)
@@ -90,7 +90,7 @@ def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
 
 
 @pytest.mark.parametrize('name', FOLDER_CONFIGS)
-def test_without_a_checkpoint_the_sizes_are_the_defaults(name):
+def test_sizes_come_from_defaults_without_a_checkpoint(name):
   c = config(name).to_dict()
   resolved = inherit.inherit(c)
   towers = {m: resolved['model'][m] for m in ('video', 'audio') if m in c['model']}
@@ -102,7 +102,7 @@ def test_without_a_checkpoint_the_sizes_are_the_defaults(name):
   assert inherit.inherit(c, '/nowhere/ckpt-1') == resolved
 
 
-def test_values_of_the_command_line_win(source):
+def test_command_line_values_take_precedence(source):
   c, _ = from_command_line(
       'finetune_video_folder', f'init_from={source}', 'window.image_size=64',
       'window.frame_rate_hz=2.5', 'model.dtype=bfloat16', 'model.video.patch=(2,8,8)')
@@ -112,7 +112,7 @@ def test_values_of_the_command_line_win(source):
   assert c['model']['dtype'] == 'bfloat16' and c['model']['video']['width'] == 16
 
 
-def test_a_named_size_displaces_all_sizes_of_the_defaults():
+def test_named_size_replaces_all_default_sizes():
   c, _ = from_command_line('finetune_video_folder', 'model.video.size=base')
   video = inherit.inherit(c)['model']['video']
   assert video == dict(size='base', patch=(4, 16, 16), drop_token_rate=0.0)
@@ -125,15 +125,14 @@ def test_a_named_size_displaces_all_sizes_of_the_defaults():
      'checkpoint .*mine has 1;'),
     ('model.video.patch=(4,8,8)', r'video\.patch=\(4, 8, 8\): the .* has \(2, 8, 8\)'),
     ('model.shared.depth=2', r'config\.model\.shared: the checkpoint .*mine has none')])
-def test_a_size_that_does_not_fit_is_named_with_that_of_the_checkpoint(
-    override, message, source):
+def test_wrong_size_error_names_the_size_of_the_checkpoint(override, message, source):
   c, _ = from_command_line('finetune_video_folder', override)
   with pytest.raises(UserError, match=message) as error:
     inherit.inherit(c, source)
   assert '\n' not in str(error.value)
 
 
-def test_a_checkpoint_without_the_modality_is_named(source):
+def test_checkpoint_without_the_modality_is_an_error(source):
   model = {k: v for k, v in RUN['model'].items() if k != 'audio'}
   (source / 'config.json').write_text(json.dumps(RUN | dict(model=model)))
   with pytest.raises(UserError, match=r'config\.init_from=.*mine: the checkpoint has '
@@ -143,7 +142,7 @@ def test_a_checkpoint_without_the_modality_is_named(source):
   assert retrieval['model'].keys() == model.keys()
 
 
-def test_a_run_that_has_begun_goes_on_with_its_own_sizes(source, tmp_path):
+def test_resumed_run_keeps_its_own_sizes(source, tmp_path):
   """The checkpoint that it started from may be gone, or another by then."""
   c = config('finetune_video_folder').to_dict()
   workdir = tmp_path / 'run'
@@ -157,12 +156,12 @@ def test_a_run_that_has_begun_goes_on_with_its_own_sizes(source, tmp_path):
   assert inherit.inherit(c, source, workdir) == first
 
 
-def test_a_config_without_defaults_is_left_as_it_is(source):
+def test_config_without_defaults_is_unchanged(source):
   c = config('pretrain_folder').to_dict()
   assert inherit.inherit(c, source) is c
 
 
-def test_modes_take_from_the_run_what_is_not_given(tmp_path):
+def test_modes_take_other_values_from_the_run(tmp_path):
   c, given = from_command_line('pretrain_folder', 'data.path=other',
                                'model.video.width=64', 'mesh.fsdp=2')
   run = json.loads(json.dumps(c | dict(
@@ -201,8 +200,7 @@ def results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_own_sentences_are_retrieved_by_naming_the_checkpoint_alone(
-    mine, toy_world, tmp_path, capsys):
+def test_retrieval_needs_only_the_checkpoint(mine, toy_world, tmp_path, capsys):
   c = config('retrieval', 'manifest', init_from=mine)
   c.evals.manifest.path = str(toy_world / 'test_segments.csv')
   c.evals.manifest.num_windows = 1
@@ -219,8 +217,7 @@ def test_own_sentences_are_retrieved_by_naming_the_checkpoint_alone(
                           if k.endswith(('R@1', 'MedR')) and 'chance' not in k}.items()
 
 
-def test_frozen_features_are_measured_by_naming_the_checkpoint_alone(
-    mine, toy_world, tmp_path, capsys):
+def test_frozen_features_need_only_the_checkpoint(mine, toy_world, tmp_path, capsys):
   c = config('linear_folder', 'shape=video', init_from=mine)
   c.evals.linear.update(train=str(toy_world / 'train_segments.csv'), num_windows=1,
                         test=str(toy_world / 'test_segments.csv'), cache='')
@@ -231,8 +228,8 @@ def test_frozen_features_are_measured_by_naming_the_checkpoint_alone(
   assert 'linear/shape/top1' in results(tmp_path / 'run')
 
 
-def test_a_tower_is_tuned_by_naming_the_checkpoint_alone(mine, toy_world, tmp_path,
-                                                         capsys, caplog):
+def test_finetuning_needs_only_the_checkpoint(mine, toy_world, tmp_path, capsys,
+                                              caplog):
   c = config('finetune_video_folder', init_from=mine)
   c.total_steps, c.batch_size, c.optim.warmup_steps = 1, 4, 0
   c.data.update(path=str(toy_world / 'train_segments.csv'), label='shape')
@@ -243,7 +240,7 @@ def test_a_tower_is_tuned_by_naming_the_checkpoint_alone(mine, toy_world, tmp_pa
   assert f'{mine} has no head for this model' in caplog.text
 
 
-def test_a_run_is_evaluated_and_drawn_without_repeating_its_flags(mine, capsys):
+def test_eval_and_figures_need_no_flags_of_the_run(mine, capsys):
   c, given = from_command_line('pretrain_folder')
   c = inherit.of_run(c, given, mine)
   evaluate.watch(c, mine, 'pretrain_folder')

@@ -64,15 +64,15 @@ def undisturbed(toy_world, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_same_seed_twice_gives_the_same_bits(toy_world, tmp_path, undisturbed):
+def test_same_seed_is_bit_exact(toy_world, tmp_path, undisturbed):
   workdir, _ = undisturbed
   assert _run(toy_world, tmp_path / 'again').returncode == 0
   assert _digest(tmp_path / 'again') == _digest(workdir)
 
 
 @pytest.mark.parametrize('checkpoints', [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_killed_run_started_again_ends_with_the_same_bits(
-    toy_world, tmp_path, undisturbed, checkpoints):
+def test_killed_and_resumed_run_is_bit_exact(toy_world, tmp_path, undisturbed,
+                                             checkpoints):
   """SIGKILL before the first checkpoint, or whenever so many have been begun."""
   workdir = tmp_path / 'killed'
   process = subprocess.Popen(_command(toy_world, workdir), cwd=ROOT,
@@ -95,7 +95,7 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, number):
+def test_signal_saves_the_state_and_exits(toy_world, tmp_path, undisturbed, number):
   workdir = tmp_path / 'stopped'
   process = subprocess.Popen(
       _command(toy_world, workdir), cwd=ROOT,
@@ -112,7 +112,7 @@ def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, n
   assert _digest(workdir) == _digest(undisturbed[0])
 
 
-def test_a_finished_run_started_again_only_evaluates(toy_world, undisturbed):
+def test_finished_run_only_evaluates_when_repeated(toy_world, undisturbed):
   workdir, _ = undisturbed
   before, rows = ((workdir / name).read_text()
                   for name in ('results.json', 'metrics.jsonl'))
@@ -124,7 +124,7 @@ def test_a_finished_run_started_again_only_evaluates(toy_world, undisturbed):
   assert (workdir / 'metrics.jsonl').read_text() == rows
 
 
-def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
+def test_log_shows_only_progress(undisturbed):
   """One line a report, no noise of the libraries, the table on standard output."""
   workdir, done = undisturbed
   # Orbax warns where the disk is slow, which tells of the machine.
@@ -151,8 +151,7 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
     pytest.param('total_steps=many', 'total_steps=many: expected a whole number',
                  marks=pytest.mark.slow),
     ('optim.rate=1', "--config.optim.rate=1: unknown key 'rate'; did you mean peak_")])
-def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
-                                                  message):
+def test_user_error_is_one_line_and_a_status(toy_world, tmp_path, override, message):
   done = _run(toy_world, tmp_path / 'run', override)
   assert done.returncode not in (0, None)
   assert 'Traceback' not in done.stderr, done.stderr
@@ -161,7 +160,7 @@ def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):
+def test_workdir_of_another_config_is_unchanged(toy_world, undisturbed):
   workdir, _ = undisturbed
   before = (workdir / 'config.json').read_bytes()
   done = _run(toy_world, workdir, 'seed=1')
@@ -193,8 +192,8 @@ QUICKSTART = '--config=configs/quickstart.py'
     (['--config=configs/pretrain_mbs.py:relase'],
      "--config=configs/pretrain_mbs.py:relase: 'relase': unknown switch; did you mean "
      'release? expected some of batch_8192, release, toy, joined by commas')])
-def test_a_mistyped_command_is_told_in_one_line_with_a_guess(arguments, message,
-                                                             monkeypatch):
+def test_mistyped_command_line_error_suggests_the_nearest(arguments, message,
+                                                          monkeypatch):
   monkeypatch.chdir(ROOT)
   argv, flag_values = ['main', *arguments], flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, '', flag_values, sys_argv=argv)
@@ -205,7 +204,7 @@ def test_a_mistyped_command_is_told_in_one_line_with_a_guess(arguments, message,
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
-def test_a_config_file_may_follow_its_flag(monkeypatch):
+def test_config_file_may_follow_its_flag(monkeypatch):
   monkeypatch.chdir(ROOT)
   argv, flag_values = ['main', *QUICKSTART.split('=')], flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, '', flag_values, sys_argv=argv)
@@ -218,7 +217,7 @@ def test_a_config_file_may_follow_its_flag(monkeypatch):
     pytest.param(['--config=none.py'], 'none.py: no such file', marks=pytest.mark.slow),
     pytest.param(['--config=configs/quickstart.py', 'more'], 'more: expected only fl',
                  marks=pytest.mark.slow)])
-def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
+def test_missing_or_extra_arguments_are_errors(flags, message):
   done = subprocess.run([sys.executable, '-m', 'vatt_jax.main', *flags], cwd=ROOT,
                         capture_output=True, text=True)
   assert done.returncode == 2
@@ -229,8 +228,8 @@ def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
 @pytest.mark.parametrize('phase, seconds', [('Evaluating: probe', 0.0),
                                             ('Evaluating: probe', 1.0),
                                             ('Evaluating: retrieval', 0.0)])
-def test_a_signal_during_the_final_evaluation_ends_it(toy_world, tmp_path, phase,
-                                                      seconds):
+def test_signal_during_the_final_evaluation_ends_the_run(toy_world, tmp_path, phase,
+                                                         seconds):
   """Within 5 s on an idle machine."""
   process = subprocess.Popen(
       _command(toy_world, tmp_path / 'run', 'total_steps=3',
@@ -252,7 +251,7 @@ def test_a_signal_during_the_final_evaluation_ends_it(toy_world, tmp_path, phase
 
 @pytest.mark.parametrize('platform', [
     'cuda', pytest.param('tpu', marks=pytest.mark.slow)])
-def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
+def test_missing_device_error_is_one_line(platform, tmp_path):
   if shutil.which('nvidia-smi'):
     pytest.skip('this machine has a GPU')
   done = subprocess.run(
@@ -266,7 +265,7 @@ def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_clips_train_as_they_are(shared, tmp_path):
+def test_real_media_files_train_unchanged(shared, tmp_path):
   """The folder holds sound without picture, a broken film and silent ones."""
   flags = ['total_steps=3', 'batch_size=4', 'optim.warmup_steps=1',
            'window.image_size=32', f'data.path={shared / "media"}']

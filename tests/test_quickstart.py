@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_quickstart_learns(tmp_path):
+def test_quickstart_reaches_the_documented_results(tmp_path):
   # Not compiled as plainly as the other tests are (conftest.py).
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(

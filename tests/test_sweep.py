@@ -76,7 +76,7 @@ def _table(out):
     return list(csv.DictReader(file))
 
 
-def test_a_grid_is_read_as_it_is_written(sweep):
+def test_grid_is_parsed(sweep):
   assert sweep.parse_grid(['a.b=1,x y', 'patch=(1,2),[3, 4]', 'path=']) == {
       'a.b': ['1', 'x y'], 'patch': ['(1,2)', '[3, 4]'], 'path': ['']}
   for texts, message in ((['a'], '--grid=a: expected KEY=VALUE'),
@@ -93,13 +93,13 @@ def test_a_grid_is_read_as_it_is_written(sweep):
     ('optim.rate', '1', r"--config\.optim\.rate=0: unknown key 'rate'"),
     ('sede', '1', r"--config\.sede=0: unknown key 'sede'; did you mean seed"),
     ('seed', 'x', r"--config\.seed=x: expected a whole number")])
-def test_what_the_recipe_does_not_take_is_told(sweep, key, value, message):
+def test_invalid_grid_key_or_value_is_an_error(sweep, key, value, message):
   sweep.check_grid(str(ROOT / RECIPE), GRID | {'model.video.patch': ['(2,4,4)']})
   with pytest.raises(UserError, match=message):
     sweep.check_grid(str(ROOT / RECIPE), GRID | {key: ['0', value]})
 
 
-def test_points_have_names_that_files_can_have(sweep, plan):
+def test_points_have_valid_unique_file_names(sweep, plan):
   points = plan({'data.path': ['a/b c', 'a/b_c'], 'seed': ['0']})
   names = [pathlib.Path(p.workdir).name for p in points]
   assert re.fullmatch(r'data\.path=a_b_c,seed=0-[0-9a-f]{8}', names[0])
@@ -111,8 +111,8 @@ def test_points_have_names_that_files_can_have(sweep, plan):
   assert len(pathlib.Path(point.workdir).name) < 140
 
 
-def test_a_failed_point_is_a_row_and_the_others_go_on(sweep, plan, python, tmp_path,
-                                                      capsys):
+def test_failed_point_is_a_row_and_the_others_continue(sweep, plan, python, tmp_path,
+                                                       capsys):
   out, points, launcher = tmp_path / 'out', plan(), sweep.Local(1, lambda: None)
   assert sweep.sweep(points, out, launcher) == 2
   rows = _table(out)
@@ -132,8 +132,8 @@ def test_a_failed_point_is_a_row_and_the_others_go_on(sweep, plan, python, tmp_p
   assert [r['status'] for r in _table(out)] == ['done'] * 4
 
 
-def test_more_values_add_points_and_another_command_is_refused(sweep, plan, python,
-                                                               tmp_path):
+def test_more_values_add_points_and_other_arguments_are_an_error(sweep, plan, python,
+                                                                 tmp_path):
   (python.parent / 'mended').touch()
   out, launcher = tmp_path / 'out', sweep.Local(3, lambda: None)
   sweep.sweep(plan(), out, launcher)
@@ -147,8 +147,7 @@ def test_more_values_add_points_and_another_command_is_refused(sweep, plan, pyth
     plan(arguments=['--config.total_steps=6'])
 
 
-def test_a_stopped_sweep_stops_its_points_once_and_goes_on(sweep, plan, tmp_path,
-                                                           monkeypatch):
+def test_stopped_sweep_stops_its_points_once(sweep, plan, tmp_path, monkeypatch):
   """As training does, the point saves its state when it is asked to stop."""
   python = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
 trap 'echo TERM >> HERE/signals; exit 143' TERM
@@ -170,7 +169,7 @@ touch HERE/begun; while true; do sleep 0.05; done
   assert [r['status'] for r in _table(tmp_path / 'out')] == ['open'] * 4
 
 
-def test_the_page_marks_the_best_and_gives_means_over_seeds(sweep, plan, tmp_path):
+def test_page_marks_the_best_and_shows_means_over_seeds(sweep, plan, tmp_path):
   points = plan()
   for point, x in zip(points, (0.2, 0.4, 0.5, 0.7), strict=True):
     pathlib.Path(point.workdir).mkdir()
@@ -192,8 +191,7 @@ def test_the_page_marks_the_best_and_gives_means_over_seeds(sweep, plan, tmp_pat
   assert 'chance_R@1' not in page and 'beef' not in page
 
 
-def test_every_step_of_a_run_is_a_point_that_the_main_command_evaluates(
-    sweep, plan, tmp_path, monkeypatch):
+def test_every_checkpoint_of_a_run_is_a_point(sweep, plan, tmp_path, monkeypatch):
   class Sum:
     def run(self, state):
       yield 'R@1', 0.5
@@ -233,7 +231,7 @@ exit $status
 """
 
 
-def test_slurm_runs_what_is_not_done_as_one_array(sweep, plan, tmp_path, monkeypatch):
+def test_slurm_runs_unfinished_points_as_one_array(sweep, plan, tmp_path, monkeypatch):
   """The tasks run the script by itself, with a made-up Python in place of the real."""
   task = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
 [ "$(basename "$1")" = sweep.py ] || exit 3
@@ -266,8 +264,7 @@ esac
 """
 
 
-def test_tpus_work_through_the_points_and_results_are_fetched(sweep, plan, tmp_path,
-                                                              monkeypatch):
+def test_tpus_run_the_points_and_results_are_copied(sweep, plan, tmp_path, monkeypatch):
   _program(tmp_path / 'bin' / 'gcloud', GCLOUD)
   monkeypatch.setenv('PATH', str(tmp_path / 'bin'), prepend=os.pathsep)
   out, points = tmp_path / 'out', plan(GRID | {'data.path': ['a b']})
@@ -293,7 +290,7 @@ def test_tpus_work_through_the_points_and_results_are_fetched(sweep, plan, tmp_p
 @pytest.mark.parametrize('flags, message', [
     (['--grid=sede=1'], "--config.sede=1: unknown key 'sede'; did you mean seed"),
     ([], '--grid, --checkpoints: both missing')])
-def test_a_mistake_is_one_line_before_anything_runs(flags, message, tmp_path):
+def test_user_error_is_one_line_before_any_point_runs(flags, message, tmp_path):
   done = subprocess.run(
       [sys.executable, 'launch/sweep.py', f'--config={RECIPE}',
        f'--out={tmp_path / "out"}', *flags], cwd=ROOT, capture_output=True, text=True,

@@ -14,7 +14,7 @@ from vatt_jax.recipe import evals
 from vatt_jax.train_step import State
 
 
-def test_a_checkpoint_gives_parameters_and_their_average_and_the_rest_is_random():
+def test_start_from_sets_parameters_and_average():
   ours = dict(tower=jnp.zeros(3), head=jnp.ones(2), losses=jnp.ones(1))
   state = State(jnp.int32(0), ours, {}, (), average=jax.tree.map(jnp.copy, ours))
   initial = dict(params=dict(tower=jnp.full(3, 7.0),
@@ -39,7 +39,7 @@ def test_batch_larger_than_its_source_is_a_warning(caplog):
   assert len(caplog.records) == 2
 
 
-def test_after_a_signal_no_other_evaluation_begins(tmp_path):
+def test_no_evaluation_starts_after_a_signal(tmp_path):
   ran = []
 
   def evaluator(name):
