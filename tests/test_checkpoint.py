@@ -1,4 +1,4 @@
-"""vatt_jax/checkpoint.py"""
+"""Tests vatt_jax/checkpoint.py."""
 
 import dataclasses
 import errno
@@ -42,7 +42,7 @@ class Newer(Older):
 
 
 def test_state_without_a_newer_field_is_restored(tmp_path):
-  """Or an update would end all runs that are under way."""
+  """Otherwise a new version could not resume runs of an older one."""
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
     saved.save(1, Older(jnp.int32(7)))
     restored = saved.restore(Newer(jnp.int32(0)))
@@ -60,7 +60,7 @@ def test_checkpoint_is_due_at_multiples_of_every_steps_once(tmp_path):
 
 
 def test_donating_the_state_does_not_affect_saving(tmp_path):
-  """The next step writes over the very memory that is being saved."""
+  """The next step overwrites the memory that is being saved."""
   step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   state = dict(step=jnp.int32(0), big=jnp.zeros(2_000_000))
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
@@ -113,7 +113,7 @@ def test_follow_yields_completed_checkpoints_in_order(tmp_path):
 
 @pytest.fixture(scope='module')
 def three(tmp_path_factory):
-  """A workdir with checkpoints 1, 2 and 3 of arrays that do not compress."""
+  """Returns a workdir with checkpoints 1, 2 and 3 of incompressible arrays."""
   workdir = tmp_path_factory.mktemp('three')
   with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
     for step in (1, 2, 3):
@@ -134,7 +134,7 @@ def workdir(three, tmp_path, monkeypatch):
 
 
 def _damage(workdir, step, name, how):
-  """Damages the largest file of a checkpoint, or the one of that name."""
+  """Damages the largest file of a checkpoint, or the file `name`."""
   item = checkpoint.of_step(workdir, step) / 'default'
   files = [item / name] if name else [p for p in item.rglob('*') if p.is_file()]
   file = max(files, key=lambda p: p.stat().st_size)
@@ -189,7 +189,7 @@ def test_damaged_checkpoint_error_skips_other_damaged_ones(workdir):
 
 
 def test_damage_is_found_below_inner_nodes_of_the_index(tmp_path):
-  """Large models have a table of arrays of more than one node."""
+  """The index of a large model has more than one node."""
   item = tmp_path / 'default'
   item.mkdir()
   (item / '_METADATA').write_text('{}')
@@ -235,9 +235,9 @@ def test_go_back_to_a_damaged_checkpoint_is_an_error(workdir):
     ValueError('RESOURCE_EXHAUSTED: Failed to write: No space left on device [..]')])
 def test_full_disk_error_names_the_newest_complete_checkpoint(workdir, error):
   _damage(workdir, 3, '', 'truncate')
-  with pytest.raises(UserError) as told, checkpoint.naming_a_full_disk(workdir):
+  with pytest.raises(UserError) as raised, checkpoint.naming_a_full_disk(workdir):
     raise error
-  assert str(told.value) == (
+  assert str(raised.value) == (
       f'{workdir}: the disk is full; the newest complete checkpoint is '
       f'{checkpoint.of_step(workdir, 2)}; free some space, and run the same command '
       'to resume')
@@ -251,7 +251,7 @@ def test_other_errors_are_not_reported_as_a_full_disk(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A disk of one megabyte."""
+  """Mounts a disk of one megabyte."""
   mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', str(tmp_path)]
   if shutil.which('mount') is None or subprocess.run(
       mount, capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""vatt_jax/__main__.py"""
+"""Tests vatt_jax/__main__.py."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Every recipe of configs/ loads, and takes a shrunk step."""
+"""Tests the configs of configs/: each loads, and trains a shrunk step."""
 
 import importlib
 import inspect
@@ -25,23 +25,23 @@ from vatt_jax.weights import vatt_tf2
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
-# They train nothing.
+# These configs train nothing.
 LINEAR = [path for path in CONFIGS if path.stem.startswith('linear_')]
 TRAINED = [path for path in CONFIGS if path not in LINEAR]
 
 SHRUNK_TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
-SWITCHES = ('release', 'toy', 'release,toy')    # of the recipes that take some
+SWITCHES = ('release', 'toy', 'release,toy')    # for configs with switches
 
 
 def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
-  """The same recipe on a small toy world: fewer steps, smaller towers and inputs."""
+  """Shrinks a config to a small toy world: fewer steps, smaller towers and inputs."""
   config.total_steps, config.batch_size = 2, 4
   config.optim.warmup_steps = 1
   with config.unlocked(), config.ignore_type():
     config.data.path = str(toy_world / 'train.csv')
     config.data.captions = 'train_captions.csv'
-    config.data.weights = ()    # of one source
-    if 'youcook2' in config.evals:    # of data that the tests don't have
+    config.data.weights = ()    # a single source
+    if 'youcook2' in config.evals:    # its data is not available in tests
       config.evals = {}
   config.window.update(num_frames=4, image_size=32, audio_hz=4000)
   towers = ('shared',) if 'shared' in config.model else ('video', 'audio', 'text')
@@ -61,9 +61,9 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
   return config
 
 
-# They differ from pretrain_mbs, and from pretrain_ma, by numbers alone.
+# These differ from pretrain_mbs and pretrain_ma only by numbers.
 OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'quickstart_agnostic', 'ablation')
-# And what other tests run as well.
+# These are also trained by other tests.
 RUN_ELSEWHERE = ('quickstart', 'pretrain_folder')
 PRETRAINING = [path for path in CONFIGS
                if 'video_audio' in load(path).get('losses', {})]
@@ -115,7 +115,7 @@ def test_switches_change_the_config_as_documented(path):
 
 @pytest.mark.slow
 def test_toy_config_runs_unchanged(toy_world, tmp_path):
-  """But for the number of steps, and on fewer clips; by the release's reading, too."""
+  """Except for the number of steps and clips; with the switch `release`, too."""
   config = load(pathlib.Path('configs/pretrain_mbs.py'), 'release,toy').to_dict()
   config['data'] |= dict(path=str(toy_world / 'train.csv'))
   config['optim']['warmup_steps'] = config['total_steps'] = 1
@@ -146,17 +146,17 @@ def test_run_starts_from_a_released_checkpoint_of_another_input_size(toy_world,
   (tmp_path / 'words.txt').write_text('a\nred\n')
   config['data'] = config['data'] | dict(vocabulary=str(tmp_path / 'words.txt'))
   train.train(config, tmp_path / 'run')
-  theirs, ours = (weights.read(path)[1] for path in (
+  released, loaded = (weights.read(path)[1] for path in (
       config['init_from'], tmp_path / 'run'))
   towers = lambda v: v['params']['backbones_video']
-  jax.tree.map(np.testing.assert_array_equal, towers(theirs), towers(ours))
+  jax.tree.map(np.testing.assert_array_equal, towers(released), towers(loaded))
   rows = [v['params']['tokenizers_video']['vertical_positions'].shape[0]
-          for v in (theirs, ours)]
+          for v in (released, loaded)]
   assert rows == [1, 2]
 
 
 def test_release_variant_starts_from_word_vectors(toy_world, tmp_path, caplog):
-  """They stay as they are, go with the checkpoint, and are read but once."""
+  """Word vectors are not trained, are part of the checkpoint, and are read once."""
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config |= dict(evals={}, total_steps=1)
   config['model'] |= dict(variant='release')
@@ -205,7 +205,7 @@ def test_run_resumes_if_a_new_key_is_off(toy_world, tmp_path):
     ('bbs', 'base', None), ('mbs', 'medium', None), ('lbs', 'large', None),
     ('ma', None, 'medium')])
 def test_pretraining_configs_have_the_paper_values(name, video, shared):
-  """Section 4.3 and Table 1."""
+  """Values of section 4.3 and Table 1."""
   c = load(pathlib.Path(f'configs/pretrain_{name}.py'))
   assert c.model.video.get('size') == video
   assert c.model.get('shared', {}).get('size') == shared
@@ -232,9 +232,9 @@ def test_pretraining_configs_have_the_paper_values(name, video, shared):
 @pytest.mark.parametrize('name', ['mbs', 'bbs', 'lbs', 'ma'])
 def test_batch_8192_trains_for_six_epochs_of_howto100m(name):
   path = pathlib.Path(f'configs/pretrain_{name}.py')
-  whole, larger = (flat(load(path, words)) for words in ('', 'batch_8192'))
+  whole, larger = (flat(load(path, switches)) for switches in ('', 'batch_8192'))
   assert larger == whole | {'batch_size': 8192, 'total_steps': 199_218}
-  # Half of each batch is of its 136 M clips (sections 4.1 and 4.4.4).
+  # Half of each batch is from its 136 M clips (sections 4.1 and 4.4.4).
   epochs = [c['total_steps'] * c['batch_size'] / 2 / 136e6 for c in (whole, larger)]
   np.testing.assert_allclose(epochs, [4, 6], atol=0.25)
   assert load(path, 'batch_8192,release').batch_size == 8192
@@ -247,8 +247,8 @@ def test_batch_8192_trains_for_six_epochs_of_howto100m(name):
 def test_each_dataset_gives_half_of_a_batch(howto100m, audioset):
   config = load(pathlib.Path('configs/pretrain_mbs.py'))
   for name in ('pretrain_bbs', 'pretrain_lbs', 'pretrain_ma', 'ablation'):
-    for words in ('', 'release'):
-      other = load(pathlib.Path(f'configs/{name}.py'), words)
+    for switches in ('', 'release'):
+      other = load(pathlib.Path(f'configs/{name}.py'), switches)
       assert other.data.to_dict() == config.data.to_dict()
   assert [pathlib.Path(path).parent.name for path in config.data.path] == [
       'howto100m', 'audioset']
@@ -260,7 +260,7 @@ def test_each_dataset_gives_half_of_a_batch(howto100m, audioset):
   assert np.sum(batch['id'] < howto100m) == config.batch_size // 2
 
 
-ABLATIONS = {    # of the paper's Tables 9 to 13, what each changes
+ABLATIONS = {    # the paper's Tables 9 to 13 -> changes of the config
     'video_32x200x200': {'window.image_size': 200, 'model.video.patch': (5, 16, 16)},
     'video_32x224x224': {'model.video.patch': (5, 16, 16)},
     'video_64x224x224': {'window.num_frames': 64, 'model.video.patch': (5, 16, 16)},
@@ -285,7 +285,7 @@ def flat(config: ConfigDict) -> dict[str, object]:
           traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True).items()}
 
 
-# How many tokens that leaves, where not 1568 of pictures and 1200 of sound.
+# Number of tokens, if not 1568 for video and 1200 for audio.
 ABLATED_TOKENS = {
     'video_32x200x200': dict(video=7 * 13 * 13), 'video_32x224x224': dict(video=1372),
     'video_64x224x224': dict(video=13 * 14 * 14, audio=2400),
@@ -295,21 +295,22 @@ ABLATED_TOKENS = {
     'spectrogram': dict(audio=10 * 16)}
 
 
-@pytest.mark.parametrize('word', ABLATIONS)
-def test_ablation_changes_only_the_documented_values(word):
+@pytest.mark.parametrize('variant', ABLATIONS)
+def test_ablation_changes_only_the_documented_values(variant):
   ablation = pathlib.Path('configs/ablation.py')
   whole = flat(load(pathlib.Path('configs/pretrain_mbs.py')))
-  # Section 4.3: exploration in batches of 512, all else being the same.
-  assert flat(load(ablation, word)) == whole | {'batch_size': 512} | ABLATIONS[word]
-  assert f' {word} ' in importlib.import_module('configs.ablation').__doc__
+  # Section 4.3: ablations use batches of 512 and are otherwise the same.
+  assert flat(load(ablation, variant)) == (
+      whole | {'batch_size': 512} | ABLATIONS[variant])
+  assert f' {variant} ' in importlib.import_module('configs.ablation').__doc__
   for switch in ('', ',release', ',toy', ',release,toy'):
-    model, clip = recipe.model_and_clip(load(ablation, word + switch).to_dict())
+    model, clip = recipe.model_and_clip(load(ablation, variant + switch).to_dict())
     tokens = {m: jax.eval_shape(model.tokenizers[m].init_with_output,
                                 jax.random.key(0), clip[m])[0][0].shape[1]
               for m in ('video', 'audio')}
     assert min(tokens.values()) >= 1
     if not switch:
-      assert tokens == dict(video=1568, audio=1200) | ABLATED_TOKENS.get(word, {})
+      assert tokens == dict(video=1568, audio=1200) | ABLATED_TOKENS.get(variant, {})
 
 
 def test_only_one_ablation_at_a_time_and_toy_shrinks_it():
@@ -317,22 +318,22 @@ def test_only_one_ablation_at_a_time_and_toy_shrinks_it():
   assert module.VARIANTS.keys() == ABLATIONS.keys()
   with pytest.raises(ValueError, match='switches spectrogram and drop_token_0: expe'):
     module.get_config('spectrogram,toy,drop_token_0')
-  # On the toy world, a quarter of the frames and pixels, and the toy's own sound.
+  # On the toy world: a quarter of the frames and pixels, and the toy's sample rate.
   toy = flat(module.get_config('toy'))
-  for word, changes in {
+  for variant, changes in {
       'video_64x224x224': {'window.num_frames': 16, 'window.image_size': 56,
                            'model.video.patch': (5, 16, 16)},
       'video_patch_8x32x32': ABLATIONS['video_patch_8x32x32'],
       'spectrogram': ABLATIONS['spectrogram'] | {
           'model.audio.spectrogram.audio_hz': 8000,
           'model.audio.spectrogram.high_hz': 4000.0}}.items():
-    assert flat(module.get_config(f'{word},toy')) == toy | changes
+    assert flat(module.get_config(f'{variant},toy')) == toy | changes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('word', ABLATIONS)
-def test_ablation_trains_a_step_on_the_toy_world(word, toy_world, tmp_path, capsys):
-  config = load(pathlib.Path('configs/ablation.py'), f'{word},toy').to_dict()
+@pytest.mark.parametrize('variant', ABLATIONS)
+def test_ablation_trains_a_step_on_the_toy_world(variant, toy_world, tmp_path, capsys):
+  config = load(pathlib.Path('configs/ablation.py'), f'{variant},toy').to_dict()
   config['data'] |= dict(path=str(toy_world / 'train.csv'))
   for tower in ('video', 'audio', 'text'):
     config['model'][tower] |= SHRUNK_TOWER
@@ -343,7 +344,7 @@ def test_ablation_trains_a_step_on_the_toy_world(word, toy_world, tmp_path, caps
 
 
 def test_retrieval_config_has_the_paper_values():
-  """Section 4.3: 4 windows of 32 frames, every second of 25 Hz, central crops."""
+  """Section 4.3: 4 windows of 32 frames, every second frame at 25 Hz, central crops."""
   path = pathlib.Path('configs/retrieval.py')
   c = load(path)
   window = inherit.inherit(c.to_dict())['window']
@@ -358,22 +359,23 @@ def test_retrieval_config_has_the_paper_values():
           for name, e in c.evals.items()} == {
       name: (f'data/{name}/test.csv', 4, 1, 'embeddings')
       for name in ('youcook2', 'msrvtt')}
-  for words, trained, run in (
+  for switches, trained, run in (
       ('', ('pretrain_mbs',), 'mbs'), ('ma', ('pretrain_ma',), 'ma'),
       ('release', ('pretrain_mbs', 'release'), 'mbs'),
       ('toy', ('quickstart',), 'quickstart')):
-    config, theirs = load(path, words), load(pathlib.Path(f'{trained[0]}.py'),
-                                             *trained[1:])
-    ours, model = inherit.inherit(config.to_dict())['model'], theirs.model.to_dict()
-    assert ours.items() <= model.items()
-    assert model.keys() - ours.keys() <= {'attention', 'remat', 'scan_layers'}
+    config, pretrained = load(path, switches), load(pathlib.Path(f'{trained[0]}.py'),
+                                                 *trained[1:])
+    filled = inherit.inherit(config.to_dict())['model']
+    model = pretrained.model.to_dict()
+    assert filled.items() <= model.items()
+    assert model.keys() - filled.keys() <= {'attention', 'remat', 'scan_layers'}
     assert config.init_from == f'runs/{run}'
     model, clip = recipe.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
-  for words, message in (('release,toy', 'switch toy: has its own model'),
+  for switches, message in (('release,toy', 'switch toy: has its own model'),
                          ('mbs', "'mbs': unknown switch; expected some of manifest")):
     with pytest.raises(ValueError, match=message):
-      load(path, words)
+      load(path, switches)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -415,7 +417,7 @@ def test_run_of_zero_steps_evaluates_init_from(toy_world, tmp_path, capsys):
   second |= dict(init_from=str(tmp_path / 'first'), seed=5)
   with pytest.raises(UserError, match=r"config\.evals\.manifest: path='': expected"):
     train.train(second, tmp_path / 'second')
-  with pytest.raises(UserError, match=r'config\.losses: missing'):    # of training
+  with pytest.raises(UserError, match=r'config\.losses: missing'):    # for training
     train.train(second | dict(total_steps=1), tmp_path / 'second')
   second['evals']['manifest']['path'] = config.evals.retrieval.path
   train.train(second, tmp_path / 'second')
@@ -423,7 +425,7 @@ def test_run_of_zero_steps_evaluates_init_from(toy_world, tmp_path, capsys):
                    for run in ('first', 'second'))
   assert first['params/sha256'] == second['params/sha256']
   same = [k for k in first if k.startswith('retrieval') and 'random' not in k]
-  assert len(same) == 4 * 5 * 2    # directions, measures, and both by chance
+  assert len(same) == 4 * 5 * 2    # directions, metrics, and their chance levels
   assert all(first[k] == second[k.replace('retrieval', 'manifest')] for k in same)
   assert 'train/loss' not in second
 

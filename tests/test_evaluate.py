@@ -1,4 +1,4 @@
-"""vatt_jax/evaluate.py: a recipe's evaluators on the checkpoints of a run."""
+"""Tests vatt_jax/evaluate.py: evaluators of a config on the checkpoints of a run."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def _config(toy_world, **changes):
 
 @pytest.fixture(scope='module')
 def trained(toy_world, tmp_path_factory):
-  """The workdir of a run with checkpoints 1, 2 and 3, evaluated as it went."""
+  """Returns the workdir of a run with checkpoints 1, 2 and 3, evaluated in training."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   train.train(_config(toy_world), workdir)
   return workdir
@@ -56,7 +56,7 @@ def workdir(trained, tmp_path):
 
 @pytest.fixture
 def brief(monkeypatch):
-  """A recipe's `evals` of a made-up evaluator, which the features suffice for."""
+  """Returns `evals` with a fake evaluator that sums the parameters."""
   class Sum:
     def run(self, state):
       yield 'R@1', float(sum(x.sum() for x in jax.tree.leaves(state.params)))
@@ -83,9 +83,9 @@ def test_watch_returns_the_metrics_of_training(toy_world, workdir, caplog, capsy
   assert expected[:2] == rows[:2] and expected[2].items() >= rows[2].items()
   assert json.loads((folder / 'results.json').read_text()) == rows[2]
   assert (folder / 'tensorboard').is_dir()
-  told = [r.getMessage() for r in caplog.records if 'text_to_video/R@10' in r.message]
-  assert [line.split()[:2] for line in told] == [['step', '1'], ['step', '2'],
-                                                 ['step', '3']]
+  lines = [r.getMessage() for r in caplog.records if 'text_to_video/R@10' in r.message]
+  assert [line.split()[:2] for line in lines] == [['step', '1'], ['step', '2'],
+                                                  ['step', '3']]
   assert 'retrieval/text_to_video/R@1 ' in capsys.readouterr().out
 
 
@@ -97,10 +97,10 @@ def test_evaluated_checkpoints_are_skipped(toy_world, workdir, brief, monkeypatc
   before = metrics.read_text(), results.read_text()
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'load_model', None)    # not to be called
-    results.unlink()    # a kill came before it was written
+    results.unlink()    # as if killed before it was written
     evaluate.watch(config, workdir, 'twice')
   assert (metrics.read_text(), results.read_text()) == before
-  metrics.write_text(before[0][:-9])    # a kill came as the last row was written
+  metrics.write_text(before[0][:-9])    # as if killed while writing the last row
   evaluate.watch(config, workdir, 'twice')
   assert (metrics.read_text(), results.read_text()) == before
   with pytest.raises(UserError, match='holds a run of another config, seed=0'):
@@ -167,12 +167,12 @@ def test_checkpoint_deleted_while_loading_is_skipped(toy_world, workdir, brief,
   monkeypatch.setattr(checkpoint, '_load', load_too_late)
   evaluate.watch(_config(toy_world, evals=brief), workdir, 'late')
   assert [row['step'] for row in _rows(workdir / 'eval' / 'late')] == [2, 3]
-  left_out = [r.getMessage() for r in caplog.records if 'Skipped:' in r.message]
-  assert len(left_out) == 1 and 'checkpoints/1: no such checkpoint' in left_out[0]
+  skipped = [r.getMessage() for r in caplog.records if 'Skipped:' in r.message]
+  assert len(skipped) == 1 and 'checkpoints/1: no such checkpoint' in skipped[0]
 
 
 def test_another_config_loads_one_tower(toy_world, workdir, brief):
-  """Of the run's three towers one, by a recipe that trains nothing."""
+  """A config without training loads one of the run's three towers."""
   config = _config(toy_world, evals=brief, total_steps=0, data={})
   for section in ('losses', 'optim', 'checkpoint'):
     del config[section]

@@ -1,4 +1,4 @@
-"""Fine-tuning, from bytes to accuracy: configs/finetune_*.py on a small toy world."""
+"""Tests fine-tuning from files to accuracy: configs/finetune_*.py on a toy world."""
 
 import csv
 import importlib
@@ -24,16 +24,16 @@ TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
 
 
-def load(name: str, words: str = '') -> ConfigDict:
+def load(name: str, switches: str = '') -> ConfigDict:
   module = importlib.import_module(f'configs.{name}')
-  config = module.get_config(words) if words else module.get_config()
+  config = module.get_config(switches) if switches else module.get_config()
   config.lock()
   return config
 
 
-def shrunk(toy_world: pathlib.Path, name: str, words: str = 'toy') -> dict:
-  """A recipe of two steps, on small clips and a small tower, from scratch."""
-  config = inherit.inherit(load(name, words).to_dict())
+def shrunk(toy_world: pathlib.Path, name: str, switches: str = 'toy') -> dict:
+  """Returns a config of two steps, with small clips and a small tower, from scratch."""
+  config = inherit.inherit(load(name, switches).to_dict())
   config |= dict(total_steps=2, batch_size=4, init_from='')
   config['window'] |= WINDOW | dict(
       num_frames=min(config['window']['num_frames'], WINDOW['num_frames']))
@@ -53,7 +53,7 @@ def results(workdir: pathlib.Path) -> dict:
 
 @pytest.fixture(scope='module')
 def pretrained(toy_world, tmp_path_factory):
-  """A workdir of a model of three modalities that has taken no step."""
+  """Returns a workdir of an untrained model of three modalities."""
   workdir = tmp_path_factory.mktemp('runs') / 'pretrained'
   config = load('quickstart').to_dict()
   config |= dict(total_steps=0, batch_size=4, evals={})
@@ -75,15 +75,15 @@ def test_tower_starts_from_pretrained_weights(name, measures, toy_world, pretrai
   train.train(config | dict(total_steps=0), tmp_path / 'start')
   assert f'{pretrained} has no head for this model' in caplog.text
   (modality,) = config['window']['modalities']
-  ours, theirs = (weights.read(path)[1]['params'][f'backbones_{modality}']
-                  for path in (tmp_path / 'start', pretrained))
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  loaded, expected = (weights.read(path)[1]['params'][f'backbones_{modality}']
+                      for path in (tmp_path / 'start', pretrained))
+  jax.tree.map(np.testing.assert_array_equal, loaded, expected)
   train.train(config, tmp_path / 'run')
-  found = results(tmp_path / 'run')
+  trained = results(tmp_path / 'run')
   chances = {f'chance_{m}' for m in measures}
-  assert {k.removeprefix('test/') for k in found if k.startswith('test/')} == (
+  assert {k.removeprefix('test/') for k in trained if k.startswith('test/')} == (
       measures | chances)
-  assert np.isfinite(found['train/loss']) and found['params/sha256'] != results(
+  assert np.isfinite(trained['train/loss']) and trained['params/sha256'] != results(
       tmp_path / 'start')['params/sha256']
   assert (tmp_path / 'run' / 'labels.csv').exists()
 
@@ -103,19 +103,19 @@ def test_tower_starts_from_a_released_checkpoint_at_a_larger_size(toy_world, tmp
 
 @pytest.fixture
 def folder(toy_world, tmp_path):
-  """Films in a subfolder for each of two classes, to train on and to test on."""
+  """Returns a folder of training and test videos, with a subfolder for each class."""
   with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
     paths = sorted({row['path'] for row in csv.DictReader(file)})
   for i, path in enumerate(paths[:12]):
-    place = tmp_path / 'mine' / ('test' if i < 4 else 'train') / ('ab'[i % 2] * 3)
-    place.mkdir(parents=True, exist_ok=True)
-    shutil.copy(toy_world / path, place / f'{i}.mp4')
+    subfolder = tmp_path / 'mine' / ('test' if i < 4 else 'train') / ('ab'[i % 2] * 3)
+    subfolder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(toy_world / path, subfolder / f'{i}.mp4')
   return tmp_path / 'mine'
 
 
 def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog,
                                                         capsys):
-  """Trained, gone on with, evaluated elsewhere, and started from for other classes."""
+  """The run is resumed, evaluated elsewhere, and used to start with other classes."""
   config = shrunk(folder, 'finetune_video_folder', '')
   config['data']['path'] = str(folder / 'train')
   config['evals']['test']['path'] = str(folder / 'test')
@@ -129,7 +129,7 @@ def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog
   assert results(tmp_path / 'run') == first | dict(
       {k: v for k, v in results(tmp_path / 'run').items() if k.startswith('train/')})
 
-  # Only evaluated, of a split that lacks a class, by the weights' average.
+  # Evaluation only, with the averaged weights.
   again = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), average_decay=0)
   again['data'] = config['data'] | dict(path='')
   again['evals'] = dict(test=config['evals']['test'])
@@ -140,7 +140,7 @@ def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog
   evaluate.watch(again | dict(init_from=''), tmp_path / 'run', 'again')
   assert results(tmp_path / 'run' / 'eval' / 'again')['test/top1'] == first['test/top1']
 
-  # As many classes, but others: the head says nothing about them.
+  # The same number of classes, but other ones: the head is not loaded.
   for split in ('train', 'test'):
     (folder / split / 'bbb').rename(folder / split / 'ccc')
   other = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), evals={})
@@ -151,7 +151,7 @@ def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog
 
 
 def test_single_class_and_large_batch_are_warnings(toy_world, tmp_path, caplog, capsys):
-  """All of it trains and ends well; the log names what was in vain."""
+  """The run trains and finishes; the log names the useless settings."""
   with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
     rows = [row for row in csv.DictReader(file)][:3]
   (tmp_path / 'one.csv').write_text('path,start,end,kind\n' + ''.join(
@@ -237,35 +237,35 @@ def test_extended_run_is_bit_exact_after_a_restart(toy_world, tmp_path, capsys, 
 
 
 def test_classes_are_searched_once(toy_world, tmp_path, monkeypatch):
-  """Of records, that reads all of them."""
-  asked = []
+  """For shards, the search reads all records."""
+  calls = []
   find = labels.find
-  monkeypatch.setattr(labels, 'find', lambda *args: asked.append(args) or find(*args))
+  monkeypatch.setattr(labels, 'find', lambda *args: calls.append(args) or find(*args))
   run = recipe.make(shrunk(toy_world, 'finetune_video'), tmp_path / 'run')
-  assert len(asked) == 1 and len(run.reader.labels.names) == 8
+  assert len(calls) == 1 and len(run.reader.labels.names) == 8
 
 
 def test_incomplete_checkpoint_is_not_resumed(toy_world, pretrained, tmp_path, capsys):
-  """A kill in the first save leaves such a folder."""
+  """A kill during the first save leaves such a folder."""
   config = shrunk(toy_world, 'finetune_audio') | dict(
       total_steps=0, evals={}, init_from=str(pretrained))
   (tmp_path / 'run' / 'checkpoints' / '100.orbax-checkpoint-tmp').mkdir(parents=True)
   train.train(config | dict(total_steps=1), tmp_path / 'run')
   train.train(config, tmp_path / 'start')
-  ours, theirs = (weights.read(path)[1]['params']['backbones_audio']['norm']['scale']
-                  for path in (tmp_path / 'run', tmp_path / 'start'))
-  np.testing.assert_allclose(ours, theirs, atol=1e-2)    # but for one step
-  assert np.abs(theirs - weights.read(pretrained)[1]['params']['backbones_audio'][
+  trained, start = (weights.read(path)[1]['params']['backbones_audio']['norm']['scale']
+                    for path in (tmp_path / 'run', tmp_path / 'start'))
+  np.testing.assert_allclose(trained, start, atol=1e-2)    # one step apart
+  assert np.abs(start - weights.read(pretrained)[1]['params']['backbones_audio'][
       'norm']['scale']).max() == 0
 
 
-VIDEO = {    # words -> what they change
+VIDEO = {    # switches -> their changes
     'base': {'size': 'base'}, 'large': {'size': 'large'},
     'drop_token_75': {'drop_token_rate': 0.75}, 'ma': {'size': None}}
 
 
 def test_video_config_has_the_paper_values():
-  """Section 4.3."""
+  """Values of section 4.3."""
   c = load('finetune_video')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (100_000, 64, 400)
   assert c.optim.to_dict() == dict(
@@ -276,25 +276,25 @@ def test_video_config_has_the_paper_values():
       32, 25 / 2, 320)
   assert (c.evals.test.num_windows, c.evals.test.num_crops) == (4, 3)
   assert c.model.video.drop_token_rate == 0
-  for words, changes in VIDEO.items():
-    changed = load('finetune_video', words).model
+  for switches, changes in VIDEO.items():
+    changed = load('finetune_video', switches).model
     assert {k: changed.video.get(k) for k in changes} == changes
   assert load('finetune_video', 'ma').model.shared.size == 'medium'
-  for words, count in (('k600', 600), ('k700', 700), ('moments', 339)):
-    assert load('finetune_video', words).model.head.num_classes == count
+  for switches, count in (('k600', 600), ('k700', 700), ('moments', 339)):
+    assert load('finetune_video', switches).model.head.num_classes == count
   assert load('finetune_video', 'toy,drop_token_50').model.video.drop_token_rate == 0.5
-  for words in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
-    with pytest.raises(ValueError, match=f'{words.replace(",", " and ")}: expected'):
-      load('finetune_video', words)
+  for switches in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
+    with pytest.raises(ValueError, match=f'{switches.replace(",", " and ")}: expected'):
+      load('finetune_video', switches)
   with pytest.raises(ValueError, match=r"'k500': unknown switch; did you mean k.00\?"):
     load('finetune_video', 'k500')
 
 
 @pytest.mark.parametrize('name', ['finetune_video', 'finetune_audio', 'finetune_image'])
 def test_only_release_clips_gradients_per_replica(name):
-  for words, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
+  for switches, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
                                 ('toy,release', 0.75, 32)):
-    optim = load(name, words).optim
+    optim = load(name, switches).optim
     assert (optim.clip_norm, optim.clip_replicas) == (norm, replicas)
 
 
@@ -310,12 +310,12 @@ def test_replicas_must_fit_batch_and_microbatches(changes, message):
     assert task.num_microbatches == 4
   with pytest.raises(UserError, match=message):
     recipe.make_step(config | changes)
-  config['optim']['clip_norm'] = 0.0    # nothing is clipped, so parts are free
+  config['optim']['clip_norm'] = 0.0    # no clipping: any number of microbatches
   assert recipe.make_step(config | dict(num_microbatches=2))[0].num_microbatches == 2
 
 
 def test_audio_and_image_configs_have_the_paper_values():
-  """Section 4.3."""
+  """Values of section 4.3."""
   c = load('finetune_audio')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (50_000, 1024, 527)
   assert (c.optim.peak_rate, c.optim.warmup_steps, c.augment.mixup) == (0.2, 5000, 5)

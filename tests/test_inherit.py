@@ -1,4 +1,4 @@
-"""vatt_jax/recipe/inherit.py: configs that leave their sizes to the checkpoint."""
+"""Tests vatt_jax/recipe/inherit.py: configs that take sizes from a checkpoint."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from vatt_jax.reports import run_figures
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=24)
 SIZES = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000)
-# Of a run, as JSON gives it back; none of these sizes is a config's own.
+# A run's config as read from JSON; no config of configs/ has these sizes.
 RUN = dict(
     total_steps=2, losses=dict(video_audio=dict(name='nce')),
     data=dict(path='clips', drop_stop_words=True),
@@ -31,15 +31,15 @@ FOLDER_CONFIGS = ('finetune_video_folder', 'finetune_audio_folder',
                   'finetune_image_folder', 'linear_folder', 'retrieval')
 
 
-def config(name, *words, init_from=''):
-  c = importlib.import_module(f'configs.{name}').get_config(*words)
+def config(name, *switches, init_from=''):
+  c = importlib.import_module(f'configs.{name}').get_config(*switches)
   c.init_from = str(init_from)
   c.lock()
   return c
 
 
 def from_command_line(name, *overrides):
-  """A config as `vatt_jax.main` gets it, and the values that were given."""
+  """Returns a config as `vatt_jax.main` gets it, and the command-line values."""
   values = flags.FlagValues()
   argv = ['main', *(f'--config.{override}' for override in overrides)]
   config_flags.DEFINE_config_dict('config', config(name), flag_values=values,
@@ -80,7 +80,7 @@ def test_empty_values_come_from_the_checkpoint(source):
 
 
 def test_window_comes_from_defaults_if_the_checkpoint_has_none(source):
-  """`vatt_jax import_vatt` writes one; the paper's evaluation has its own frames."""
+  """`vatt_jax import_vatt` writes such a checkpoint."""
   (source / 'config.json').write_text(json.dumps(dict(model=RUN['model'])))
   c = inherit.inherit(config('retrieval').to_dict(), source)
   assert c['model']['video']['width'] == 16
@@ -95,9 +95,9 @@ def test_sizes_come_from_defaults_without_a_checkpoint(name):
   resolved = inherit.inherit(c)
   towers = {m: resolved['model'][m] for m in ('video', 'audio') if m in c['model']}
   for modality, tower in towers.items():
-    theirs = c['defaults']['model'][modality]
+    default = c['defaults']['model'][modality]
     assert {k: v for k, v in tower.items() if k != 'drop_token_rate'} == {
-        k: v for k, v in theirs.items() if k != 'drop_token_rate'}
+        k: v for k, v in default.items() if k != 'drop_token_rate'}
   # A TensorFlow checkpoint has no config either.
   assert inherit.inherit(c, '/nowhere/ckpt-1') == resolved
 
@@ -143,7 +143,7 @@ def test_checkpoint_without_the_modality_is_an_error(source):
 
 
 def test_resumed_run_keeps_its_own_sizes(source, tmp_path):
-  """The checkpoint that it started from may be gone, or another by then."""
+  """The checkpoint that it started from may be deleted or replaced meanwhile."""
   c = config('finetune_video_folder').to_dict()
   workdir = tmp_path / 'run'
   (workdir / 'checkpoints' / '1').mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_modes_take_other_values_from_the_run(tmp_path):
   assert new['data'] == dict(RUN['data'], path='other')
   assert new['model']['video']['width'] == 64 and new['mesh']['fsdp'] == 2
   assert new['evals'].keys() == {'retrieval', 'more'}
-  # Others, and a workdir without a run, are as they were.
+  # Other configs are unchanged, and so is a config for a workdir without a run.
   for other in (config('retrieval').to_dict(), config('finetune_video').to_dict()):
     assert inherit.of_run(other, {}, tmp_path) is other
   assert inherit.of_run(c, given, tmp_path / 'none') is c
@@ -181,7 +181,7 @@ def test_modes_take_other_values_from_the_run(tmp_path):
 
 @pytest.fixture(scope='module')
 def mine(toy_world, tmp_path_factory):
-  """A workdir of `configs/pretrain_folder.py`, told other sizes."""
+  """Returns a workdir of `configs/pretrain_folder.py` with other sizes."""
   workdir = tmp_path_factory.mktemp('runs') / 'mine'
   c = config('pretrain_folder')
   c.total_steps, c.batch_size, c.optim.warmup_steps = 1, 4, 0
@@ -209,12 +209,13 @@ def test_retrieval_needs_only_the_checkpoint(mine, toy_world, tmp_path, capsys):
   written = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert written['model']['video']['width'] == 16 and 'defaults' not in written
   train.train(c.to_dict(), tmp_path / 'run')    # the same command, once more
-  # The same of the run's workdir, checkpoint by checkpoint.
+  # The evaluation mode gives the same results in the run's workdir.
   evaluate.watch(c.to_dict() | dict(init_from='runs/mbs'), mine, 'retrieval')
-  ours = results(mine / 'eval' / 'retrieval')
-  assert ours['step'] == 1
-  assert ours.items() >= {k: v for k, v in results(tmp_path / 'run').items()
-                          if k.endswith(('R@1', 'MedR')) and 'chance' not in k}.items()
+  watched = results(mine / 'eval' / 'retrieval')
+  assert watched['step'] == 1
+  assert watched.items() >= {k: v for k, v in results(tmp_path / 'run').items()
+                             if k.endswith(('R@1', 'MedR')) and 'chance' not in k
+                             }.items()
 
 
 def test_frozen_features_need_only_the_checkpoint(mine, toy_world, tmp_path, capsys):

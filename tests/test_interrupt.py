@@ -1,4 +1,4 @@
-"""vatt_jax/distributed/interrupt.py"""
+"""Tests vatt_jax/distributed/interrupt.py."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ def test_signal_is_raised_at_the_next_check():
 
 
 def test_signal_during_a_long_call_ends_the_process():
-  """Python runs no handler until the call returns."""
+  """Python runs no signal handler until the call returns."""
   ended = []
   with interrupt.Interrupt() as stop:
     stop.end_within(0.05, lambda number: ended.append((number, time.monotonic())))

@@ -1,4 +1,4 @@
-"""launch/*.sh: what they would run, where there is neither Slurm nor a TPU"""
+"""Tests the commands that launch/*.sh run, with fake Slurm and gcloud programs."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ def _run(*command, **environment):
 
 
 def _fake(folder, name, script):
-  """A program of that name.  -> a PATH where it is found first."""
+  """Writes a program of this name.  -> a PATH with the program's folder first."""
   path = folder / name
   path.write_text(f'#!/usr/bin/env bash\n{script}\n')
   path.chmod(0o755)
@@ -57,7 +57,7 @@ def test_tpu_pod_dry_run_prints_every_command():
   assert '--accelerator-type=v3-256' in create and '--spot' in create
   assert archive.startswith('git archive') and 'scp vatt_jax.tar.gz pod:' in copy
   assert 'pip install' in install and '--worker=all' in run
-  assert 'two\\\\ words' in run    # quoted for the shell here, and for the one there
+  assert 'two\\\\ words' in run    # quoted for the local and the remote shell
   assert _run('launch/tpu_pod.sh', '--name=pod').returncode == 2
   done = _run('launch/tpu_pod.sh', *flags, '--dry_run', '--', '--config=a.py')
   assert done.returncode == 2 and 'expected --workdir=DIR' in done.stderr
@@ -65,9 +65,9 @@ def test_tpu_pod_dry_run_prints_every_command():
 
 @pytest.fixture
 def slice_(tmp_path):
-  """Returns a function that launches on a TPU slice that is played.
+  """Returns a function that launches on a fake TPU slice.
 
-  Each run is `STATUS:STEP`: how it ends, and the newest checkpoint then.
+  Each run is `STATUS:STEP`: its exit status, and its newest checkpoint.
   """
   _fake(tmp_path, 'sleep', '')
   _fake(tmp_path, 'git', '')

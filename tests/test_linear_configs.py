@@ -1,4 +1,4 @@
-"""The recipes of configs/ that evaluate frozen features, shrunk, on the toy world."""
+"""Tests the configs that evaluate frozen features, shrunk, on the toy world."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ def load(name: str, *switches: str) -> ConfigDict:
 
 def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
            labels: dict[str, str], num_splits: int = 1) -> dict[str, Any]:
-  """The same recipe, smaller, on a small toy world and a random checkpoint."""
+  """Shrinks a config to a small toy world and a random checkpoint."""
   config = inherit.inherit(config.to_dict()) | dict(
       batch_size=8, init_from=str(folder / 'model'))
   config['window'].update(num_frames=4, image_size=32, audio_hz=4000)
@@ -79,7 +79,7 @@ def test_dataset_config_evaluates_every_split(name, switches, toy_world, tmp_pat
     assert {f'{where}/top1_random_init', f'{where}/chance_top1'} <= results.keys()
   for measure in ('R@1', 'R@5', 'R@20', '1_shot/top1', '5_shot/top1', '20_shot/top1'):
     assert f'neighbours/shape/{measure}' in results
-  # Each model's once for both evaluators, and the augmented ones.
+  # Two models: features for both evaluators, and augmented features.
   assert len(list((tmp_path / 'features').iterdir())) == 4
 
 

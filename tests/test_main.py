@@ -1,4 +1,4 @@
-"""The main command as a user gives it: resumed, killed, interrupted, mistyped."""
+"""Tests the main command: runs, resumed, killed, interrupted and mistyped ones."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STEPS = 12
 
 
 def _command(toy_world, workdir, *overrides):
-  """Quickstart's recipe made small, by flags alone."""
+  """Returns the command of a small quickstart, shrunk by flags only."""
   flags = ['total_steps=12', 'batch_size=8', 'log_every_steps=4',
            'evals.retrieval.every_steps=6', 'evals.retrieval.num_windows=1',
            'evals.probe.num_windows=1',
@@ -50,13 +50,13 @@ def _wait_for(condition, process, seconds=180):
   deadline = time.monotonic() + seconds
   while not condition():
     assert process.poll() is None, process.communicate()
-    assert time.monotonic() < deadline, 'nothing came'
+    assert time.monotonic() < deadline, 'timeout'
     time.sleep(0.02)
 
 
 @pytest.fixture(scope='module')
 def undisturbed(toy_world, tmp_path_factory):
-  """A run that nobody disturbed: its workdir and what it printed."""
+  """Returns the workdir and the finished process of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
   done = _run(toy_world, workdir)
   assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ def test_same_seed_is_bit_exact(toy_world, tmp_path, undisturbed):
 @pytest.mark.parametrize('checkpoints', [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_and_resumed_run_is_bit_exact(toy_world, tmp_path, undisturbed,
                                              checkpoints):
-  """SIGKILL before the first checkpoint, or whenever so many have been begun."""
+  """Sends SIGKILL before the first checkpoint, or after a number of them."""
   workdir = tmp_path / 'killed'
   process = subprocess.Popen(_command(toy_world, workdir), cwd=ROOT,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -125,9 +125,9 @@ def test_finished_run_only_evaluates_when_repeated(toy_world, undisturbed):
 
 
 def test_log_shows_only_progress(undisturbed):
-  """One line a report, no noise of the libraries, the table on standard output."""
+  """One line per report, no lines of libraries, the table on standard output."""
   workdir, done = undisturbed
-  # Orbax warns where the disk is slow, which tells of the machine.
+  # Orbax warns about slow disks, which depends on the machine.
   lines = [line for line in done.stderr.splitlines()
            if 'previous save to complete' not in line]
   progress = [line for line in lines if ' loss ' in line]
@@ -135,8 +135,8 @@ def test_log_shows_only_progress(undisturbed):
       '1', '4', '8', '12']
   assert 'compiled in' in progress[0]
   assert all('clips/s' in line and line.endswith(' left') for line in progress[1:])
-  # And the size of the model, the share of unknown words in the captions, and which of
-  # the two evaluations is under way.
+  # Other lines: the size of the model, the share of unknown words in the captions, and
+  # one for each of the two evaluations.
   assert len(lines) == len(progress) + 4, done.stderr
   assert 'retrieval/text_to_video/R@10' in done.stdout
   rows = [json.loads(line) for line in
@@ -172,7 +172,7 @@ def test_workdir_of_another_config_is_unchanged(toy_world, undisturbed):
 QUICKSTART = '--config=configs/quickstart.py'
 
 
-# ml_collections' own.
+# The warning is from ml_collections.
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize('arguments, message', [
     ([], '--config: missing; give a config file, such as --config=configs/quick'),
@@ -230,7 +230,7 @@ def test_missing_or_extra_arguments_are_errors(flags, message):
                                             ('Evaluating: retrieval', 0.0)])
 def test_signal_during_the_final_evaluation_ends_the_run(toy_world, tmp_path, phase,
                                                          seconds):
-  """Within 5 s on an idle machine."""
+  """The process ends within 5 s on an idle machine."""
   process = subprocess.Popen(
       _command(toy_world, tmp_path / 'run', 'total_steps=3',
                'evals.retrieval.every_steps=0'),
@@ -266,7 +266,7 @@ def test_missing_device_error_is_one_line(platform, tmp_path):
 
 @pytest.mark.slow
 def test_real_media_files_train_unchanged(shared, tmp_path):
-  """The folder holds sound without picture, a broken film and silent ones."""
+  """The folder has audio files, a broken video and videos without audio."""
   flags = ['total_steps=3', 'batch_size=4', 'optim.warmup_steps=1',
            'window.image_size=32', f'data.path={shared / "media"}']
   for tower in ('video', 'audio', 'text'):
@@ -282,13 +282,13 @@ def test_real_media_files_train_unchanged(shared, tmp_path):
   assert results['input/skipped_files'] == 1
   notes = [json.loads(line) for line in
            (workdir / 'file_notes.jsonl').read_text().splitlines()]
-  sound = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_video'}
-  assert sound == {'robin.ogg', 'sine_mono_s16.wav'}
+  no_video = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_video'}
+  assert no_video == {'robin.ogg', 'sine_mono_s16.wav'}
   assert results['input/no_video_files'] == 2
-  silent = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_audio'}
-  assert silent == {    # those without an audio stream
+  no_audio = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_audio'}
+  assert no_audio == {    # the files without an audio stream
       'av1_video.mkv', 'discard_first_keyframe.mp4', 'h265_video.mp4',
       'nasa_13013_rotated.mp4', 'test_non_zero_start.mp4', 'testsrc2_vp9.webm',
       'unordered.mov', 'video_90.mov', 'corrupted.mp4'}
-  assert results['input/no_audio_files'] == len(silent)
+  assert results['input/no_audio_files'] == len(no_audio)
   assert done.stderr.count('corrupted.mp4: ') == 1

@@ -1,4 +1,4 @@
-"""vatt_jax/metric_writer.py"""
+"""Tests vatt_jax/metric_writer.py."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def test_resuming_does_not_duplicate_rows(tmp_path):
     writer.write_scalars(step, {'train/x': step})
     writer.write_scalars(step, {'retrieval/y': step})
   writer.close()
-  path.write_text(path.read_text() + '{"step": 4, "x"')    # killed as it wrote
+  path.write_text(path.read_text() + '{"step": 4, "x"')    # killed while writing
   writer = metric_writer.JsonlWriter(path, 2)
   writer.write_scalars(2, {'retrieval/y': 20})
   writer.write_scalars(3, {'train/x': 30})

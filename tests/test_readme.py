@@ -1,4 +1,4 @@
-"""What README.md names is there."""
+"""Tests that files and commands named in README.md exist."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""vatt_jax/recipe.py"""
+"""Tests vatt_jax/recipe."""
 
 import collections.abc
 import json
@@ -57,7 +57,7 @@ def test_workdir_accepts_only_its_own_config(tmp_path):
   with pytest.raises(UserError, match=r'another config, model\.patch=\[2, 4\] where '
                                       r'this one has \[2, 8\]; choose another'):
     recipe._compare(config | dict(model=dict(patch=(2, 8))), tmp_path)
-  # Its figures may change: they change nothing in the run. A new switch is off.
+  # Figures may change, because they do not affect the run. An absent switch is off.
   recipe._compare(config | dict(figures=dict(label='shape')), tmp_path)
   recipe._compare(config | dict(switch=False), tmp_path)
   with pytest.raises(UserError, match='another config, switch=None'):
@@ -77,7 +77,7 @@ def test_window_short_of_an_older_workdir_is_hold(tmp_path):
 
 
 def test_is_begun_if_all_files_exist(tmp_path, monkeypatch):
-  """Then its processes open the sources at the same time."""
+  """In this case its processes open the sources at the same time."""
   monkeypatch.setattr(caption_index, 'MIN_BYTES', 0)
   (tmp_path / 'd').mkdir()
   (tmp_path / 'd' / 'm.csv').write_text('path\na.mp4\n')
@@ -94,7 +94,7 @@ def test_is_begun_if_all_files_exist(tmp_path, monkeypatch):
 
 def test_classes_are_counted_without_the_captions(tmp_path):
   (tmp_path / 'm.csv').write_text('path,label\na.mp4,x\nb.mp4,y\n')
-  (tmp_path / 'c.csv').write_text('not read, so that nothing is amiss')
+  (tmp_path / 'c.csv').write_text('invalid, but not read')
   config, classes = section.count_classes(dict(
       data=dict(path=str(tmp_path / 'm.csv'), captions='c.csv', label='label'),
       model=dict(head=dict(name='classifier', num_classes=0))), '', tmp_path / 'run')
@@ -148,7 +148,7 @@ CLIPS = [sources.Clip('a.mp4', captions=(
 
 
 def claim(workdir, tokenizer, /, **data):
-  """A workdir as a run leaves it."""
+  """Writes the workdir of a run."""
   run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer,
                                                            labels=None))
   recipe._claim(dict(data=dict(path='x', **data)), workdir, run)
@@ -156,7 +156,7 @@ def claim(workdir, tokenizer, /, **data):
 
 @pytest.fixture
 def pieces(tmp_path):
-  """A SentencePiece model's file."""
+  """Returns the file of a SentencePiece model."""
   path = tmp_path / 'mine.model'
   text.SentencePieceTokenizer.train(['the red circle', 'a blue square'], 40).save(path)
   return str(path)
@@ -170,7 +170,7 @@ def test_vocabulary_comes_from_captions_without_a_file(tmp_path):
 
 
 class Records(collections.abc.Sequence):
-  """Clips that say their number, and which of them were read."""
+  """A sequence of numbered clips that records the indices that were read."""
 
   def __init__(self, count):
     self.count, self.read = count, []
@@ -181,7 +181,7 @@ class Records(collections.abc.Sequence):
   def __getitem__(self, index):
     self.read.append(index)
     if index == 4:
-      raise media.MediaError('shard[4]', 'is no record')
+      raise media.MediaError('shard[4]', 'is not a record')
     return sources.Clip(f'{index}', captions=(sources.Caption(0, 1, f'word{index}'),))
 
 
@@ -198,12 +198,12 @@ def test_vocabulary_of_many_records_uses_a_sample(tmp_path, monkeypatch, caplog)
   caplog.clear()
   assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
   listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
-            for i in range(9)]    # these are in memory
+            for i in range(9)]    # in memory
   assert len(words(sources.Mixture([listed]))) == 9 and not caplog.text
 
 
 def test_resumed_run_uses_the_tokenizer_of_its_workdir(tmp_path, pieces):
-  """Even if the file that it was given is there no more."""
+  """The original file may be deleted."""
   data = dict(tokenizer='sentencepiece', vocabulary=pieces)
   run = tmp_path / 'run'
   load = lambda: section.open_words(section.Data('x', **data), CLIPS, 40, '', run)
@@ -215,7 +215,7 @@ def test_resumed_run_uses_the_tokenizer_of_its_workdir(tmp_path, pieces):
 
 
 def test_vocabulary_without_a_config_is_ignored(tmp_path):
-  """Without a config, which is written last, it may be half of one."""
+  """A killed start may leave an incomplete vocabulary; the config is written last."""
   (tmp_path / 'vocabulary.txt').write_text('re')
   words = section.open_words(section.Data('x'), CLIPS, 9, '', tmp_path)
   assert words.vocabulary == ('red', 'circle', 'the')

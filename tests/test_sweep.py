@@ -1,4 +1,4 @@
-"""launch/sweep.py, the points themselves made up"""
+"""Tests launch/sweep.py with fake runs."""
 
 import csv
 import importlib.util
@@ -24,8 +24,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = 'configs/quickstart.py'
 GRID = {'optim.peak_rate': ['1e-3', '0.01'], 'seed': ['0', '1']}
 
-# In place of Python and the main command: fails on seed 1 unless a file `mended` is
-# there, else writes results. HERE is its folder.
+# Replaces Python and the main command: fails on seed 1 unless a file `mended` exists,
+# else writes results. HERE is its folder.
 MADE_UP = r"""#!/usr/bin/env bash
 [ "$1" = -m ] && [ "$2" = vatt_jax.main ] || exit 3
 for a in "$@"; do case "$a" in
@@ -86,7 +86,7 @@ def test_grid_is_parsed(sweep):
       sweep.parse_grid(texts)
 
 
-# ml_collections' own.
+# The warning is from ml_collections.
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize('key, value, message', [
     ('seed.x', '1', r"--config\.seed\.x=0: unknown key 'x'"),
@@ -148,7 +148,7 @@ def test_more_values_add_points_and_other_arguments_are_an_error(sweep, plan, py
 
 
 def test_stopped_sweep_stops_its_points_once(sweep, plan, tmp_path, monkeypatch):
-  """As training does, the point saves its state when it is asked to stop."""
+  """Each process gets one SIGTERM, so that training can save its state."""
   python = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
 trap 'echo TERM >> HERE/signals; exit 143' TERM
 trap 'echo INT >> HERE/signals' INT
@@ -232,7 +232,7 @@ exit $status
 
 
 def test_slurm_runs_unfinished_points_as_one_array(sweep, plan, tmp_path, monkeypatch):
-  """The tasks run the script by itself, with a made-up Python in place of the real."""
+  """The tasks run the script with a fake Python."""
   task = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
 [ "$(basename "$1")" = sweep.py ] || exit 3
 out=${2#--out=}; name=optim.peak_rate=0.01,seed=0
@@ -276,7 +276,7 @@ def test_tpus_run_the_points_and_results_are_copied(sweep, plan, tmp_path, monke
   ssh = [line for line in ran if ' ssh ' in line]
   assert len(ssh) == 4 and len(ran) == 6
   assert {line.split()[4] for line in ssh} == {'one', 'two'}
-  assert min(ssh).startswith(    # of the two at once, either may be first
+  assert min(ssh).startswith(    # the two VMs run in any order
       'compute tpus tpu-vm ssh one --worker=all --command=env -C src/vatt .venv/bin/'
       f'python -m vatt_jax.main --config={RECIPE} ')
   assert "'--config.data.path=a b'" in ssh[0] and '--zone=eu-4' in ssh[0]

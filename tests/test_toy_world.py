@@ -1,4 +1,4 @@
-"""data/toy_world.py"""
+"""Tests data/toy_world.py."""
 
 import csv
 import hashlib
@@ -26,17 +26,17 @@ def test_files_depend_only_on_the_seed(tmp_path):
   a, b, c = (_digests(tmp_path / name) for name in 'abc')
   assert a == b
   assert a.keys() == c.keys()
-  films = [{v for k, v in d.items() if k.suffix == '.mp4'} for d in (a, c)]
-  assert not films[0] & films[1]
+  videos = [{v for k, v in d.items() if k.suffix == '.mp4'} for d in (a, c)]
+  assert not videos[0] & videos[1]
 
 
 def test_encoding_is_deterministic(tmp_path):
   clip = world.script(0, 'test', 0)
   video = world.draw(clip, np.random.default_rng(0))
-  sound = world.sing(clip, np.random.default_rng(1))
+  audio = world.sing(clip, np.random.default_rng(1))
   files = set()
   for _ in range(6):
-    world.encode(tmp_path / 'a.mp4', video, 10, sound)
+    world.encode(tmp_path / 'a.mp4', video, 10, audio)
     files.add((tmp_path / 'a.mp4').read_bytes())
   assert len(files) == 1
 
@@ -82,7 +82,7 @@ def test_test_split_has_one_correct_caption_per_clip(toy_world):
 
 
 def test_captions_are_noisy_like_transcripts():
-  """Some clips silent of words, some sentences off topic, some at the wrong time."""
+  """Some clips have no captions; some captions are off topic or at a wrong time."""
   clips = [world.script(0, 'train', i) for i in range(512)]
   assert 0.10 < np.mean([not c.captions for c in clips]) < 0.20
   assert 0.06 < np.mean([not c.has_sound for c in clips]) < 0.14

@@ -1,4 +1,4 @@
-"""vatt_jax/workdir_lock.py"""
+"""Tests vatt_jax/workdir_lock.py."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from vatt_jax import workdir_lock
 from vatt_jax.errors import UserError
 
 HERE = socket.gethostname()
-# A process that locks the file of argument 1, as an owner does, until it is killed.
+# A process that locks the file in argument 1, like an owner, until it is killed.
 _OWNER = """
 import fcntl, json, os, socket, sys, time
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -28,7 +28,7 @@ time.sleep(600)
 
 
 def _write(folder, host, pid, age=0.0):
-  """A lock file that nobody holds."""
+  """Writes a lock file that no process holds."""
   path = folder / workdir_lock.LOCK_FILE
   path.write_text(json.dumps(dict(host=host, pid=pid, since='noon')))
   os.utime(path, (time.time() - age,) * 2)
@@ -127,7 +127,7 @@ def test_unwritable_workdir_error_is_one_line(tmp_path):
     (lambda workdir: evaluate.watch({}, workdir, 'name'), 'eval/name')],
     ids=['train', 'eval'])
 def test_run_in_a_workdir_in_use_changes_no_file(tmp_path, run, own):
-  """Orbax would delete what the other is about to save."""
+  """Otherwise Orbax would delete the checkpoint that the other process is writing."""
   begun = tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp'
   begun.mkdir(parents=True)
   config = tmp_path / own / 'config.json'
