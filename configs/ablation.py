@@ -1,12 +1,12 @@
-"""VATT-MBS otherwise: the paper's ablations (arXiv 2104.11178, section 4.5).
+"""Pre-trains variants of VATT-MBS: the paper's ablations (2104.11178, section 4.5).
 
     python -m vatt_jax.main --config=configs/ablation.py:audio_patch_256 --workdir=DIR
 
-is `configs/pretrain_mbs.py` with batches of 512, as in all of the paper's exploration
-(section 4.3), and with one thing changed; it goes with the switches `release` and `toy`
-(`:audio_patch_256,toy`). The tables give, as the paper does, linear classification on
-UCF101, HMDB51 and ESC-50, top-1, and zero-shot retrieval, R@10. All numbers are the
-paper's.
+trains `configs/pretrain_mbs.py` with batches of 512, as in all of the paper's ablations
+(section 4.3), and with one change. It can be combined with the switches `release` and
+`toy` (`:audio_patch_256,toy`). The table lists the paper's numbers: top-1 of linear
+classification on UCF101, HMDB51 and ESC-50, and R@10 of zero-shot retrieval on YouCook2
+and MSR-VTT.
 
                             UCF101  HMDB51  YouCook2  MSR-VTT   ESC-50
     video_32x200x200         87.16   67.08     23.98    17.84    86.25   Table 9
@@ -26,9 +26,9 @@ paper's.
     drop_token_25            87.2    65.6                        84.6
     drop_token_0             87.6    66.4                        84.9
 
-Table 9 has patches of 5 x 16 x 16. Its 64 frames are taken to be of 6.4 s, and then
-so is the sound. What the drop rates cost, `python -m vatt_jax cost --paper` says;
-DropToken in fine-tuning, Table 14, is switches of `configs/finetune_video.py`.
+Table 9 uses patches of 5 x 16 x 16. Its 64 frames are assumed to cover 6.4 s, and the
+audio as well. `python -m vatt_jax cost --paper` prints the cost of the drop rates.
+DropToken in fine-tuning (Table 14) is a switch of `configs/finetune_video.py`.
 """
 
 from collections.abc import Callable
@@ -39,25 +39,26 @@ from ml_collections import ConfigDict
 from configs import pretrain_mbs
 from vatt_jax.config import nearest
 
-_TOY_SCALE = 4    # of frames and pixels
+_TOY_SCALE = 4    # divides frames and pixels
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  words = arg.split(',') if arg else []
-  for word in words:
-    if word not in (*VARIANTS, 'release', 'toy'):
-      guess = nearest(word, (*VARIANTS, 'release', 'toy'))
-      raise ValueError(f'{word!r} after the recipe: {guess}expected release, toy, or '
+  requested = arg.split(',') if arg else []
+  for name in requested:
+    if name not in (*VARIANTS, 'release', 'toy'):
+      guess = nearest(name, (*VARIANTS, 'release', 'toy'))
+      raise ValueError(f'{name!r}: unknown switch; {guess}expected release, toy, or '
                        f'one of {", ".join(VARIANTS)}')
-  variants = [word for word in words if word in VARIANTS]
+  variants = [name for name in requested if name in VARIANTS]
   if len(variants) > 1:
-    raise ValueError(f'{" and ".join(variants)} after the recipe: expected one of '
-                     'them, for an ablation changes one thing')
+    raise ValueError(f'switches {" and ".join(variants)}: expected one of them, as an '
+                     'ablation changes one thing')
   c = pretrain_mbs.recipe()
   c.batch_size = 512
-  c = pretrain_mbs.switch(c, ','.join(word for word in words if word not in variants))
-  for word in variants:
-    VARIANTS[word](c, toy='toy' in words)
+  c = pretrain_mbs.switch(
+      c, ','.join(name for name in requested if name not in variants))
+  for name in variants:
+    VARIANTS[name](c, toy='toy' in requested)
   return c
 
 
@@ -72,10 +73,10 @@ def _patch(modality: str, patch: tuple[int, ...], c: ConfigDict, toy: bool) -> N
 
 
 def _spectrogram(c: ConfigDict, toy: bool) -> None:
-  """80 mel bins of 42 ms every 21 ms; tokens and DropToken as in the release."""
+  """Uses 80 mel bins of 42 ms every 21 ms; tokens and DropToken as in the release."""
   c.model.audio.update(kind='spectrogram', patch=(16, 5),
                        spectrogram=dict(name='vatt'))
-  if toy:    # its sound has no more
+  if toy:    # its audio has a lower sample rate
     c.model.audio.spectrogram.update(audio_hz=c.window.audio_hz,
                                      high_hz=c.window.audio_hz / 2)
 

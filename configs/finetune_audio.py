@@ -1,22 +1,22 @@
-"""Fine-tuning an audio tower on AudioSet's sound events (VATT, section 4.3).
+"""Fine-tunes an audio tower on the sound events of AudioSet (VATT, section 4.3).
 
     python -m vatt_jax.main --config=configs/finetune_audio.py \
         --config.init_from=runs/mbs --workdir=runs/audioset
 
-50k steps of 1024 clips of 6.4 s at 24 kHz, mixed with each other, their losses balanced
-by how common their labels are in the batch. It starts from a workdir of ours or from a
-released checkpoint, and expects `data/audioset/train.csv` (docs/data.md). Words after
-the file's name, joined by commas:
+Trains 50k steps of 1024 clips of 6.4 s at 24 kHz, with mixup and with losses balanced
+by the frequency of the labels in the batch. It starts from a workdir of vatt_jax or
+from a released checkpoint, and expects `data/audioset/train.csv` (docs/data.md).
+Switches after the file name, joined by commas:
 
     ma             the modality-agnostic Medium tower instead of Base
-    spectrogram    for a tower that was trained on spectrograms (VATT, Table 12)
-    release        from a checkpoint of the released code: its dropout, positions and
-                   clipping of gradients
+    spectrogram    a tower that was trained on spectrograms (VATT, Table 12)
+    release        a checkpoint of the released code: its dropout, positions and
+                   gradient clipping
     toy            the toy world's sound events, on a laptop, from the quickstart's run
                    in runs/quickstart
 
-The paper's mAP / AUC / d-prime (Table 5): Base 39.4 / 97.1 / 2.895, MA-Medium 39.3 /
-97.0 / 2.884.
+Expected mAP / AUC / d-prime (the paper's Table 5): Base 39.4 / 97.1 / 2.895, MA-Medium
+39.3 / 97.0 / 2.884.
 """
 
 from ml_collections import ConfigDict
@@ -56,27 +56,27 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def spectrogram(c: ConfigDict) -> None:
-  """Mel spectrograms in place of the waveform (VATT, section 4.5.1)."""
+  """Uses mel spectrograms in place of the waveform (VATT, section 4.5.1)."""
   c.model.audio.update(kind='spectrogram', patch=(16, 5))
   c.model.audio.spectrogram = dict(audio_hz=c.window.audio_hz)
 
 
 def release(c: ConfigDict) -> None:
-  """What the released code does otherwise (docs/decisions/0003-two-readings.md)."""
+  """Follows the released code (docs/decisions/0003-two-readings.md)."""
   c.model.variant = 'release'
   finetune_video.clip_on_replicas(c)
 
 
 def toy(c: ConfigDict) -> None:
-  """Sound events of the toy world."""
+  """Trains on the sound events of the toy world."""
   finetune_video.toy_tower(c, 'audio')
-  c.data.update(label='sound_event', max_bad_fraction=0.3)    # many films are mute
+  c.data.update(label='sound_event', max_bad_fraction=0.3)    # many lack audio
   c.augment.mixup = 5.0
   c.model.audio.drop_token_rate = 0.0
   c.optim.warmup_steps = 20
 
 
-# The toy world has its own tower.
+# `toy` has its own tower.
 GROUPS = (
     {'toy': toy, 'ma': finetune_video.agnostic},
     {'toy': toy, 'spectrogram': spectrogram}, {'release': release})

@@ -1,12 +1,12 @@
-"""Your own sound events: fine-tunes a small audio tower on a folder or a manifest.
+"""Fine-tunes a small audio tower on your own sound events: a folder or a manifest.
 
     python -m vatt_jax.main --config=configs/finetune_audio_folder.py \
         --config.data.path=FOLDER_OR_CSV --config.evals.test.path=FOLDER_OR_CSV \
         --config.init_from=runs/mine --workdir=runs/my_sounds
 
-A folder has a subfolder for each class, a manifest a column `label` (another:
---config.data.label=COLUMN). Where a clip may have several, joined by `|`, add a word:
-configs/finetune_audio_folder.py:several. All else is as for
+A folder has a subfolder for each class. A manifest has a column `label`; set another
+one with --config.data.label=COLUMN. If a clip may have several labels, joined by `|`,
+add the switch `several`: configs/finetune_audio_folder.py:several. The rest is as in
 `configs/finetune_video_folder.py`.
 """
 
@@ -24,7 +24,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def several(c: ConfigDict) -> None:
-  """As AudioSet is learnt in `configs/finetune_audio.py`."""
+  """Trains multi-label classification as in `configs/finetune_audio.py`."""
   c.data.multi_label = True
   c.augment.mixup = 5.0
   c.model.head.rare = True

@@ -1,20 +1,21 @@
-"""Fine-tuning a video tower on ImageNet's pictures (VATT, sections 4.3 and 4.4.3).
+"""Fine-tunes a video tower on the images of ImageNet (VATT, sections 4.3 and 4.4.3).
 
     python -m vatt_jax.main --config=configs/finetune_image.py \
         --config.init_from=runs/bbs --workdir=runs/imagenet
 
-50 epochs of 1,281,167 pictures in batches of 512; a picture is repeated to fill the
-patch in time. It starts from a workdir of ours or from a released checkpoint, and
-expects `data/imagenet/train.csv` (docs/data.md). Words after the file's name, joined by
-commas:
+Trains 50 epochs of 1,281,167 images in batches of 512. An image is repeated to fill the
+patch in time. It starts from a workdir of vatt_jax or from a released checkpoint, and
+expects `data/imagenet/train.csv` (docs/data.md). Switches after the file name, joined
+by commas:
 
     medium, large, ma    the tower (default: base)
-    release              from a checkpoint of the released code: its dropout,
-                         positions and clipping of gradients
+    release              a checkpoint of the released code: its dropout, positions and
+                         gradient clipping
     toy                  the toy world's shapes, on a laptop, from the quickstart's run
                          in runs/quickstart
 
-The paper's top-1 / top-5 (Table 6): Base 78.7 / 93.9, from scratch 64.7 / 83.9.
+Expected top-1 / top-5 (the paper's Table 6): Base 78.7 / 93.9, from scratch 64.7 /
+83.9.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +36,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def toy(c: ConfigDict) -> None:
-  """Shapes of the toy world, one picture of each film."""
+  """Trains on the shapes of the toy world, one frame of each video."""
   finetune_video.toy_tower(c, 'video')
   c.data.label = 'shape'
   c.window.num_frames = 1
@@ -44,7 +45,7 @@ def toy(c: ConfigDict) -> None:
   c.optim.update(peak_rate=0.05, warmup_steps=20)
 
 
-# The toy world has its own tower.
+# `toy` has its own tower.
 GROUPS = (
     {'toy': toy, 'medium': finetune_video.size('medium'),
      'large': finetune_video.size('large'), 'ma': finetune_video.agnostic},

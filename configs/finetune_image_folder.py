@@ -1,11 +1,11 @@
-"""Your own classes of pictures: fine-tunes a small video tower on a folder, a manifest.
+"""Fine-tunes a small video tower on your own images: a folder or a manifest.
 
     python -m vatt_jax.main --config=configs/finetune_image_folder.py \
         --config.data.path=FOLDER_OR_CSV --config.evals.test.path=FOLDER_OR_CSV \
         --config.init_from=runs/mine --workdir=runs/my_pictures
 
-A folder has a subfolder for each class, a manifest a column `label`. A picture is a
-film of one frame, repeated to fill the patch (VATT, section 4.4.3). All else is as for
+A folder has a subfolder for each class; a manifest has a column `label`. An image is a
+video of one frame, repeated to fill the patch (VATT, section 4.4.3). The rest is as in
 `configs/finetune_video_folder.py`.
 """
 

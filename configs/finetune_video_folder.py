@@ -1,14 +1,14 @@
-"""Your own classes of films: fine-tunes a small video tower on a folder or a manifest.
+"""Fine-tunes a small video tower on your own classes: a folder or a manifest.
 
     python -m vatt_jax.main --config=configs/finetune_video_folder.py \
         --config.data.path=FOLDER_OR_CSV --config.evals.test.path=FOLDER_OR_CSV \
         --config.init_from=runs/mine --workdir=runs/my_classes
 
-A folder has a subfolder for each class, a manifest a column `label` (another:
---config.data.label=COLUMN). Tower and window are the checkpoint's, unless set by
---config.model.video.KEY and --config.window.KEY. Without --config.init_from it trains
-from scratch, with the sizes of `configs/pretrain_folder.py`. Without a path to test on,
-accuracy is that on the very clips trained on.
+A folder has a subfolder for each class. A manifest has a column `label`; set another
+one with --config.data.label=COLUMN. Tower and window are the checkpoint's, unless set
+with --config.model.video.KEY and --config.window.KEY. Without --config.init_from it
+trains from scratch, with the sizes of `configs/pretrain_folder.py`. Without a test
+path, the accuracy is measured on the training clips.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
 
 
 def recipe(modality: str) -> ConfigDict:
-  """Of a tower for one modality."""
+  """Returns the config of a tower for one modality."""
   c = ConfigDict()
   c.seed = 0
   c.total_steps = 1000
@@ -40,8 +40,8 @@ def recipe(modality: str) -> ConfigDict:
   c.model[modality].drop_token_rate = 0.0
   c.model.head = dict(name='classifier', num_classes=0, dropout_rate=0.0)
   c.losses = dict(label=dict(name='softmax', smoothing=0.1))
-  # The paper does not clip. This limit makes short runs on little data robust to the
-  # large gradients at the start.
+  # The paper does not clip gradients. The limit makes short runs on small datasets
+  # robust to the large gradients at the start.
   c.optim = dict(name='sgd', momentum=0.9, peak_rate=0.02, final_rate=0.0,
                  warmup_steps=50, decay='half_cosine', clip_norm=0.75, clip_replicas=1,
                  rules=(), layer_decay=1.0)

@@ -1,13 +1,13 @@
-"""Frozen audio features on ESC-50: linear classifiers and nearest neighbours.
+"""Evaluates frozen audio features on ESC-50: linear classifiers, nearest neighbors.
 
     python -m vatt_jax.main --config=configs/linear_esc50.py \
         --config.init_from=CHECKPOINT --workdir=runs/linear_esc50
 
-As `configs/linear_ucf101.py`, on `data/esc50` (python -m data.esc50) and its five
-official folds. Windows are those of pre-training, 3.2 s at 48 kHz, for the paper does
-not change the input of sound for evaluation (arXiv 2104.11178, section 4.3). Its top-1
-(Table 8): MBS with the low-rank classifier 84.7, with the SVM 82.5, MA with the
-low-rank classifier 81.2.
+It is `configs/linear_ucf101.py` for `data/esc50` (python -m data.esc50) and its five
+official folds. Windows are those of pre-training, 3.2 s at 48 kHz, because the paper
+does not change the audio input for evaluation (arXiv 2104.11178, section 4.3). Expected
+top-1 (the paper's Table 8): MBS with the low-rank classifier 84.7, with the SVM 82.5,
+MA with the low-rank classifier 81.2.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,18 @@
-"""Frozen features on labelled clips of your own; as it is, on the toy world.
+"""Evaluates frozen features on your own labeled clips; by default on the toy world.
 
     python -m vatt_jax.main --config=configs/linear_folder.py --workdir=runs/linear
 
-evaluates `runs/quickstart`. For your own, name the columns of the manifests that hold
-labels, and the modality whose features each is read off:
+evaluates `runs/quickstart`. For your own clips, name the label columns of the
+manifests, and for each column the modality of its features:
 
     python -m vatt_jax.main --config=configs/linear_folder.py:action=video,noise=audio \
         --config.init_from=runs/mine --config.evals.linear.train=TRAIN.csv \
         --config.evals.linear.test=TEST.csv --workdir=runs/linear_mine
 
-which evaluates a workdir of `configs/pretrain_folder.py` or of another config: the
-sizes are the checkpoint's. What is set for one evaluator is set for both. Of folders
-with a subfolder for each class the column is `label`. All three linear classifiers
-learn, and the nearest neighbours of the same clips are found.
+This evaluates a workdir of `configs/pretrain_folder.py` or of another config, with the
+sizes of the checkpoint. A value that is set for one evaluator applies to both. For
+folders with a subfolder for each class, the column is `label`. It fits all three linear
+classifiers, and finds the nearest neighbors of the same clips.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(labels: str = '') -> ConfigDict:
   base = (pretrain_folder if labels else quickstart).get_config()
   c = ConfigDict()
   c.seed = 0
-  c.total_steps = 0    # nothing of the model is trained
+  c.total_steps = 0    # the model is not trained
   c.batch_size = 32
   c.log_every_steps = 1
   c.init_from = '' if labels else 'runs/quickstart'
@@ -50,9 +50,9 @@ def get_config(labels: str = '') -> ConfigDict:
 
 
 def _parse(labels: str) -> dict[str, str]:
-  """'action=video,noise=audio' -> column: modality."""
+  """Parses 'action=video,noise=audio'.  -> column: modality."""
   pairs = [pair.split('=') for pair in labels.split(',')]
   if any(len(pair) != 2 for pair in pairs):
-    raise ValueError(f'{labels!r} after the recipe: expected COLUMN=MODALITY, and more '
-                     'of them with commas between')
+    raise ValueError(f'{labels!r}: invalid labels after the file name; expected '
+                     'COLUMN=MODALITY,COLUMN=MODALITY,...')
   return dict(pairs)

@@ -1,24 +1,25 @@
-"""Frozen video features on UCF101: linear classifiers and nearest neighbours.
+"""Evaluates frozen video features on UCF101: linear classifiers, nearest neighbors.
 
     python -m vatt_jax.main --config=configs/linear_ucf101.py \
         --config.init_from=CHECKPOINT --workdir=runs/linear_ucf101
 
 CHECKPOINT is a workdir of `configs/pretrain_mbs.py`, or a checkpoint of the released
-code. After the file's name comes which recipe made it, if another, and its switches:
+code. For a checkpoint of another config, add that config and its switches after the
+file name:
 
-    configs/linear_ucf101.py:ma                of configs/pretrain_ma.py
-    configs/linear_ucf101.py:lbs,release       of configs/pretrain_lbs.py:release
-    configs/linear_ucf101.py:ablation,WORD     of configs/ablation.py:WORD
+    configs/linear_ucf101.py:ma                configs/pretrain_ma.py
+    configs/linear_ucf101.py:lbs,release       configs/pretrain_lbs.py:release
+    configs/linear_ucf101.py:ablation,SWITCH   configs/ablation.py:SWITCH
 
 It expects `data/ucf101` (python -m data.ucf101). Windows are the paper's for
 evaluation, 32 frames of 320 x 320 pixels at 12.5 Hz (arXiv 2104.11178, section 4.3).
-Shorter videos repeat, as in MMV's evaluation; with --config.window.short=hold their
-last frame is held. Linear classifiers learn and are measured as in MMV, whose pipeline
-the paper follows (section 4.4.5): they are fitted to single windows, ten epochs of
-random windows, crops and flips; the score of a test clip is the mean over ten windows.
-All measures are means over the three official splits. The paper's top-1 (Table 8): MBS
-with the low-rank classifier 89.6, with the SVM 89.2, MA with the low-rank classifier
-84.4.
+Shorter videos are repeated, as in MMV's evaluation. With --config.window.short=hold,
+their last frame is repeated instead. Linear classifiers follow MMV's pipeline, as in
+the paper (section 4.4.5): they are trained on single windows, for ten epochs of random
+windows, crops and flips; the score of a test clip is the mean over ten windows. All
+metrics are means over the three official splits. Expected top-1 (the paper's Table 8):
+MBS with the low-rank classifier 89.6, with the SVM 89.2, MA with the low-rank
+classifier 84.4.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from configs import pretrain_ma
 from configs import pretrain_mbs
 from vatt_jax.config import nearest
 
-# Of the paper (section 4.3).
+# The paper's values (section 4.3).
 LOW_RANK = dict(rank=128, sample_rate=0.1, steps=50_000, learning_rate=5e-4,
                 batch_size=64, seed=0)
 PRETRAINED = dict(mbs=pretrain_mbs, bbs=pretrain_bbs, lbs=pretrain_lbs, ma=pretrain_ma,
@@ -46,15 +47,15 @@ def get_config(arg: str = 'mbs') -> ConfigDict:
 
 
 def recipe(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
-  """Of a data set with the column `label` in official splits, whose mean counts."""
+  """Returns the config of a dataset with column `label` and official splits."""
   name, _, switches = arg.partition(',')
   if name not in PRETRAINED:
-    raise ValueError(f'{name!r} after the recipe: {nearest(name, PRETRAINED)}expected '
-                     f'one of {", ".join(PRETRAINED)}, and perhaps a comma and its '
-                     'switches')
+    raise ValueError(f'{name!r}: unknown config after the file name; '
+                     f'{nearest(name, PRETRAINED)}expected one of '
+                     f'{", ".join(PRETRAINED)}, and then its switches, if any')
   c = ConfigDict()
   c.seed = 0
-  c.total_steps = 0    # nothing of the model is trained
+  c.total_steps = 0    # the model is not trained
   c.batch_size = 32
   c.log_every_steps = 1
   c.init_from = ''
@@ -79,7 +80,7 @@ def recipe(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict
 
 def evaluations(labels: Mapping[str, str], classifiers: Mapping[str, dict],
                 **features: Any) -> dict[str, dict]:
-  """Of the same features; what is set for one evaluator is set for the other."""
+  """Returns two evaluations of the same features, which share the features' values."""
   features = {key: FieldReference(value) for key, value in (
       dict(cache='runs/features', **features)).items()}
   return dict(

@@ -1,8 +1,8 @@
-"""VATT-BBS: as MBS, with a Base Transformer for video (arXiv 2104.11178, Table 1).
+"""Pre-trains VATT-BBS: MBS with a Base Transformer for video (2104.11178, Table 1).
 
     python -m vatt_jax.main --config=configs/pretrain_bbs.py --workdir=runs/bbs
 
-Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
+Switches as in `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 """
 
 from ml_collections import ConfigDict

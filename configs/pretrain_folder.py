@@ -1,13 +1,13 @@
-"""Your own clips: a small VATT on a folder of media files, or on a manifest.
+"""Pre-trains a small VATT on your own clips: a folder of media files or a manifest.
 
     python -m vatt_jax.main --config=configs/pretrain_folder.py \
         --config.data.path=FOLDER_OR_CSV --workdir=runs/mine
 
-A folder teaches video and audio; for text, give a manifest with a `text` column,
-or timed sentences by --config.data.captions=FILE (README, "Your own clips").
-Clips of 1.6 s: 16 frames of 96 x 96 pixels at 10 Hz, sound at 16 kHz. Retrieval at
-the end is over the very clips trained on, which says that training took and no
-more; for an honest figure give held-out ones, --config.evals.retrieval.path=FILE.
+A folder provides video and audio. For text, use a manifest with a `text` column, or
+timed captions with --config.data.captions=FILE (README, "Your own clips"). Clips have
+1.6 s: 16 frames of 96 x 96 pixels at 10 Hz, audio at 16 kHz. By default the final
+retrieval uses the training clips, which only shows that training works. To measure
+generalization, set held-out clips with --config.evals.retrieval.path=FILE.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   c.mesh = dict(data=-1, fsdp=1, model=1)
   c.init_from = ''
 
-  # Folders as one finds them hold things that are no films.
+  # Users' folders also contain files that are not media.
   c.data = dict(path='', captions='', tokenizer='words', vocabulary='',
                 drop_stop_words=False, max_bad_fraction=0.5)
   c.window = dict(num_frames=16, frame_rate_hz=10.0, image_size=96, audio_hz=16_000,
@@ -52,8 +52,8 @@ def leave_to_checkpoint(c: ConfigDict, trained: ConfigDict,
                         modalities: Sequence[str] = ('video', 'audio', 'text')) -> None:
   """Leaves the sizes of model and window to the checkpoint that a config starts from.
 
-  Every key is there, empty, so that the command line can set it
-  (docs/recipes.md, "Sizes"). Without a checkpoint they are those of `trained`.
+  Every key is present but empty, so that the command line can set it
+  (docs/recipes.md, "Sizes"). Without a checkpoint, the sizes are those of `trained`.
   """
   c.defaults = dict(model=trained.model, window=trained.window)
   size = dict(size=str, width=int, depth=int, num_heads=int, mlp_dim=int)

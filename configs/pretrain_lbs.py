@@ -1,8 +1,8 @@
-"""VATT-LBS: as MBS, with a Large Transformer for video (arXiv 2104.11178, Table 1).
+"""Pre-trains VATT-LBS: MBS with a Large Transformer for video (2104.11178, Table 1).
 
     python -m vatt_jax.main --config=configs/pretrain_lbs.py --workdir=runs/lbs
 
-Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
+Switches as in `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 """
 
 from ml_collections import ConfigDict

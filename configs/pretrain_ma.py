@@ -1,10 +1,10 @@
-"""VATT-MA-Medium: as MBS, with one Transformer for video, audio and text.
+"""Pre-trains VATT-MA-Medium: MBS with one Transformer for video, audio and text.
 
     python -m vatt_jax.main --config=configs/pretrain_ma.py --workdir=runs/ma
 
-Only tokenisation is each modality's own; text gets learnable positions, for one
-Transformer for all has no relative bias (arXiv 2104.11178, sections 3 and 4.3).
-Switches as of `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
+Only tokenization is specific to a modality. Text has learnable positions, because the
+shared Transformer has no relative bias (arXiv 2104.11178, sections 3 and 4.3).
+Switches as in `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 """
 
 from ml_collections import ConfigDict

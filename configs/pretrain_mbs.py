@@ -1,19 +1,20 @@
-"""VATT-MBS: the paper's pre-training (arXiv 2104.11178, section 4.3).
+"""Pre-trains VATT-MBS as in the paper (arXiv 2104.11178, section 4.3).
 
     python -m vatt_jax.main --config=configs/pretrain_mbs.py --workdir=runs/mbs
 
-Video Medium, audio Base, text Small; HowTo100M and AudioSet, 500k steps of 2048
-clips; the paper took 3 days on 256 TPU v3 cores. It expects the manifests under
-`data/` (docs/data.md). Switches after the file's name, joined by commas:
+The towers are Medium for video, Base for audio and Small for text. It trains on
+HowTo100M and AudioSet for 500k steps of 2048 clips, which took the paper 3 days on 256
+TPU v3 cores. It expects the manifests under `data/` (docs/data.md). Switches after the
+file name, joined by commas:
 
-    configs/pretrain_mbs.py:release    reads the paper as its released code does
-    configs/pretrain_mbs.py:toy        the same recipe, shrunk, on the toy world
+    configs/pretrain_mbs.py:release    follows the released code where it differs
+    configs/pretrain_mbs.py:toy        the same config, smaller, on the toy world
     configs/pretrain_mbs.py:batch_8192 batches of 8192 and 6 epochs of HowTo100M in
                                        place of 4 (section 4.4.4)
 
-The paper's zero-shot text-to-video R@10: YouCook2 45.5, MSR-VTT 29.7 (Table 7), with
-batch_8192 51.2 and 29.2; its windows there are 32 frames at 12.5 Hz, those of the
-evaluations here 32 at 10 Hz.
+Expected zero-shot text-to-video R@10 (the paper's): YouCook2 45.5, MSR-VTT 29.7 (Table
+7); with batch_8192 51.2 and 29.2. The paper evaluates windows of 32 frames at 12.5 Hz;
+the evaluations during training use 32 frames at 10 Hz.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from vatt_jax.config import nearest
 
-_NARRATED_CLIPS = 136_000_000    # HowTo100M's (section 4.1)
+_NARRATED_CLIPS = 136_000_000    # clips of HowTo100M (section 4.1)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -34,7 +35,7 @@ def recipe() -> ConfigDict:
   c.total_steps = 500_000
   c.batch_size = 2048
   c.log_every_steps = 100
-  # Up to eight cores share the optimiser's state and its work, and gather parameters.
+  # Up to eight devices share the parameters and the optimizer's state (FSDP).
   c.mesh = dict(data=-1, fsdp='auto', model=1)
   c.init_from = ''
 
@@ -44,13 +45,13 @@ def recipe() -> ConfigDict:
   c.window = dict(num_frames=32, frame_rate_hz=10.0, image_size=224, audio_hz=48_000,
                   num_candidates=5, max_tokens=16, min_crop_area=0.08,
                   max_crop_aspect=2.0)
-  # The share of clips whose colours change is MMV's, which the paper follows.
+  # The rate of color changes is MMV's, which the paper follows.
   c.augment = dict(flip_rate=0.5, color_rate=0.8, brightness=32 / 255, saturation=0.4,
                    contrast=0.4, hue=0.2)
 
   c.model = dict(
       variant='paper', dtype='bfloat16',
-      attention='auto', remat='none', scan_layers=False,    # how, not what
+      attention='auto', remat='none', scan_layers=False,    # same results, other speed
       video=dict(size='medium', patch=(4, 16, 16), drop_token_rate=0.5,
                  fill_tiles=False),
       audio=dict(size='base', patch=(128,), drop_token_rate=0.5, fill_tiles=False),
@@ -72,48 +73,48 @@ def recipe() -> ConfigDict:
 
 
 def switch(c: ConfigDict, arg: str) -> ConfigDict:
-  """Changes a recipe of this family as the words after the file's name say."""
-  # In this order, whatever the words'.
+  """Applies the switches after the file name to a config of this family."""
+  # Applied in this order, independent of the order on the command line.
   switches = {'batch_8192': batch_8192, 'release': release, 'toy': toy}
-  words = arg.split(',') if arg else []
-  for word in words:
-    if word not in switches:
-      raise ValueError(f'{word!r} after the recipe: {nearest(word, switches)}expected '
+  requested = arg.split(',') if arg else []
+  for name in requested:
+    if name not in switches:
+      raise ValueError(f'{name!r}: unknown switch; {nearest(name, switches)}expected '
                        f'some of {", ".join(switches)}, joined by commas')
-  if {'batch_8192', 'toy'} <= set(words):
-    raise ValueError('batch_8192 and toy after the recipe: expected one of them')
-  for word, change in switches.items():
-    if word in words:
+  if {'batch_8192', 'toy'} <= set(requested):
+    raise ValueError('switches batch_8192 and toy: expected one of them')
+  for name, change in switches.items():
+    if name in requested:
       change(c)
   return c
 
 
 def batch_8192(c: ConfigDict) -> None:
-  """Trains on larger batches and for longer, as section 4.4.4 reports.
+  """Trains on larger batches and for longer, as in section 4.4.4.
 
-  It names no other learning rate for this. Half of each batch is HowTo100M.
+  The paper reports no other learning rate for it. Half of each batch is HowTo100M.
   """
   c.batch_size = 8192
   c.total_steps = 6 * _NARRATED_CLIPS // (c.batch_size // 2)
 
 
 def release(c: ConfigDict) -> None:
-  """What the released code does otherwise (docs/decisions/0003-two-readings.md)."""
+  """Follows the released code (docs/decisions/0003-two-readings.md)."""
   c.model.variant = 'release'
-  c.model.text.word_vectors = ''    # a file of vectors, which stay as they are
+  c.model.text.word_vectors = ''    # a file of vectors, which are not trained
   for loss in (c.losses.video_audio, c.losses.video_text):
-    loss.update(form='asymmetric', weight=0.5)    # it takes the mean of the two
+    loss.update(form='asymmetric', weight=0.5)    # the mean of the two losses
   c.window.update(min_crop_area=1.0, max_crop_aspect=1.0, scale_jitter=0.2)
   c.augment.noise = 0.01
   c.optim.update(warmup_steps=5000, decay='half_cosine')
 
 
 def toy(c: ConfigDict) -> None:
-  """A laptop's size, on the toy world: minutes, and the same code."""
+  """Shrinks the config to minutes on a laptop, with the toy world and the same code."""
   small = quickstart.get_config()
   c.total_steps, c.batch_size, c.log_every_steps = 300, 16, 20
   c.data, c.window, c.mesh = small.data, small.window, small.mesh
-  c.augment = {}    # its sentences tell left from right, and colours
+  c.augment = {}    # its captions name directions and colors
   c.evals, c.checkpoint, c.figures = small.evals, small.checkpoint, small.figures
   c.model.dtype = 'float32'
   c.model.text.vocabulary_size = small.model.text.vocabulary_size

@@ -1,10 +1,10 @@
-"""First light: a small VATT on the toy world, on a laptop's CPU.
+"""Trains a small VATT on the toy world, on a laptop's CPU.
 
     python -m vatt_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Clips of 1.6 s: 8 frames of 48 x 48 pixels at 5 Hz, sound at 8 kHz. The objective,
-the schedule and the DropToken rate are the paper's (arXiv 2104.11178, sections 3
-and 4.3), the sizes are not. What it reaches stands in the README.
+Clips have 1.6 s: 8 frames of 48 x 48 pixels at 5 Hz, audio at 8 kHz. The losses, the
+schedule and the DropToken rate are the paper's (arXiv 2104.11178, sections 3 and 4.3);
+the sizes are smaller. The README lists the expected results.
 """
 
 from ml_collections import ConfigDict

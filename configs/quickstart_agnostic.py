@@ -1,9 +1,9 @@
-"""The quickstart with one Transformer for video, audio and text (VATT, section 3).
+"""Trains the quickstart with one Transformer for all modalities (VATT, section 3).
 
     python -m vatt_jax.main --config=configs/quickstart_agnostic.py
 
-Only tokenisation is each modality's own; text gets learnable positions, for one
-Transformer for all has no relative bias.
+Only tokenization is specific to a modality. Text has learnable positions, because the
+shared Transformer has no relative bias.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-# Sourced by the launch scripts: goes to the checkout, makes .venv, installs.
+# Sourced by the launch scripts: changes to the checkout, creates .venv, installs.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
@@ -6,9 +6,9 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 2
 fi
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-# Only when the requirements changed since the last time.
+# Installs only if the requirements have changed since the last time.
 if [ setup.py -nt .venv/installed ]; then
-  echo "Installing into .venv; about a minute."
+  echo "Installing into .venv (about a minute)."
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
   touch .venv/installed
 fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command as several processes of this machine, which work as one:
+# Runs a command as several processes of one run on this machine:
 #   bash launch/multi_process.sh 2 .venv/bin/python -m vatt_jax.main --config=...
 # On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=4 gives each four devices.
-# PORT is where they meet; by default any.
+# PORT is the coordinator's port; by default a random one.
 set -uo pipefail
 if ! [[ ${1-} =~ ^[1-9][0-9]*$ ]] || [ $# -lt 2 ]; then
   echo 'launch: expected bash launch/multi_process.sh N COMMAND ...' >&2
@@ -21,7 +21,7 @@ status=0
 for pid in "${pids[@]}"; do
   wait "$pid"
   ended=$?
-  while kill -0 "$pid" 2>/dev/null; do    # it was only a signal to us
+  while kill -0 "$pid" 2>/dev/null; do    # only this script got a signal
     wait "$pid"
     ended=$?
   done

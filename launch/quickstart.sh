@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a clone to a trained model: installs, makes the toy world, trains, reports.
+# Trains a model from a fresh clone: installs, makes the toy world, trains, reports.
 #   bash launch/quickstart.sh [--workdir=DIR] [--config.KEY=VALUE ...]
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

@@ -1,21 +1,21 @@
-"""Runs a recipe once for every point of a grid, and puts the results in one table.
+"""Runs a config once for every point of a grid, and writes all results to one table.
 
     python launch/sweep.py --config=configs/quickstart.py --out=runs/rates \
         --grid=optim.peak_rate=3e-4,1e-3 --grid=seed=0,1,2
 
-runs the recipe six times, each in a folder of its own under `--out`. What holds for
-all of them is given as to the main command, `--config.total_steps=500`.
+runs the config six times, each in its own folder under `--out`. Values for all points
+are set as in the main command, `--config.total_steps=500`.
 
     python launch/sweep.py --config=configs/quickstart.py --out=runs/over_time \
         --checkpoints=runs/quickstart
 
-runs the recipe's `evals` with `--mode=eval` on every checkpoint of a run; or on one,
-`--checkpoints=runs/quickstart/checkpoints/500`. Both flags may be there several times.
+runs the config's `evals` with `--mode=eval` on every checkpoint of a run, or on one,
+`--checkpoints=runs/quickstart/checkpoints/500`. Both flags can be repeated.
 
-`results.csv` and `results.html` hold a row for each point. One that fails is a row
-too, with its last words, and the others go on. The same command runs what has no
-results yet, and again what failed; with more values it adds points. `--launcher` says
-where the points run: here, as an array of Slurm's, or on Cloud TPU virtual machines.
+`results.csv` and `results.html` have a row for each point. The row of a failed point
+has the last line of its log; the other points continue. The same command runs the
+points that have no results yet or failed. With more values it adds points. `--launcher`
+sets where the points run: on this machine, as a Slurm array, or on Cloud TPU VMs.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ from vatt_jax.evaluators import metrics
 
 _POLL_SECONDS = 0.2
 _LONGEST_NAME = 120
-# What stands beside a measure in `results.json`, and is in the CSV alone.
+# Numbers of `results.json` that are not metrics of the model; they are only in the CSV.
 _BESIDE = re.compile(r'(^|/)chance_|_random_init$|_std$|^input/|^step$')
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One run of the recipe.
+  """Describes one run of the config.
 
   Attributes:
-    number: its place in `sweep.json`.
-    values: key -> value, as given.
-    arguments: of the main command.
-    workdir: of the run.
-    results: the file that it writes when it is done.
+    number: its index in `sweep.json`.
+    values: key -> value, as on the command line.
+    arguments: the arguments of the main command.
+    workdir: the run's workdir.
+    results: the file that the run writes at its end.
   """
   number: int
   values: dict[str, str]
@@ -80,18 +80,18 @@ class Point:
     return pathlib.Path(self.workdir) / 'log.txt'
 
   def read_results(self) -> dict[str, Any] | None:
-    """Flat names to numbers; None if it is not done."""
+    """Returns the results, name -> number; None if the run has not finished."""
     try:
       return json.loads(pathlib.Path(self.results).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):    # none yet, or half of it
+    except (FileNotFoundError, ValueError):    # no file yet, or an incomplete one
       return None
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-  """`KEY=VALUE,VALUE` of each text; commas within brackets divide nothing.
+  """Parses `KEY=VALUE,VALUE` texts; commas within brackets do not separate values.
 
   Raises:
-    UserError: no such thing, or a key or a value twice.
+    UserError: invalid syntax, or a repeated key or value.
   """
   grid: dict[str, list[str]] = {}
   for text in texts:
@@ -100,13 +100,14 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
       raise UserError(f'--grid={text}: expected KEY=VALUE,VALUE,...')
     listed = re.split(r',(?![^(\[{]*[)\]}])', values)
     if key in grid or len(set(listed)) < len(listed):
-      raise UserError(f'--grid={text}: expected every key and every value once')
+      raise UserError(f'--grid={text}: repeated; expected every key and every value '
+                      'once')
     grid[key] = listed
   return grid
 
 
 def check_grid(recipe: str, grid: Mapping[str, Sequence[str]]) -> None:
-  """Raises UserError unless the recipe has the keys, and takes the values."""
+  """Raises UserError unless the config has the keys and accepts the values."""
   for key, values in grid.items():
     for value in values:
       argv = ['sweep', f'--config={recipe}', f'--config.{key}={value}']
@@ -116,10 +117,10 @@ def check_grid(recipe: str, grid: Mapping[str, Sequence[str]]) -> None:
 
 
 def list_checkpoints(paths: Sequence[str]) -> list[str]:
-  """The paths, in place of a workdir those of all its steps.
+  """Returns the paths, with every workdir replaced by the paths of all its steps.
 
   Raises:
-    UserError: a workdir holds none, or there is no such path.
+    UserError: a workdir holds no checkpoint, or a path does not exist.
   """
   listed = []
   for path in paths:
@@ -130,7 +131,7 @@ def list_checkpoints(paths: Sequence[str]) -> list[str]:
         raise UserError(f'{folder}: holds no checkpoint yet')
       listed += [str(checkpoint.of_step(folder, step)) for step in steps]
     elif any(pathlib.Path(path).parent.glob(f'{pathlib.Path(path).name}*')):
-      listed.append(path)    # the release's is the beginning of several files' names
+      listed.append(path)    # a released checkpoint is a prefix of several file names
     else:
       raise UserError(f'--checkpoints={path}: no such workdir or checkpoint')
   return listed
@@ -138,30 +139,30 @@ def list_checkpoints(paths: Sequence[str]) -> list[str]:
 
 def plan(out: pathlib.Path, recipe: str, arguments: Sequence[str],
          grid: Mapping[str, Sequence[str]]) -> list[Point]:
-  """Every point of a sweep: those that `sweep.json` holds, and those of a grid.
+  """Returns every point of a sweep: the points in `sweep.json`, then new ones.
 
   Args:
-    out: the sweep's folder; `sweep.json` in it is brought up to date.
-    recipe: its file, and switches.
-    arguments: of the main command, which all points share.
+    out: the sweep's folder; `sweep.json` in it is updated.
+    recipe: the config file and its switches.
+    arguments: the arguments of the main command that all points share.
     grid: key -> values.
 
   Raises:
-    UserError: the folder holds a sweep of another recipe or other arguments.
+    UserError: the folder holds a sweep of another config or other arguments.
   """
   path = out / 'sweep.json'
   common = [f'--config={recipe}', *arguments]
   points = []
   if path.exists():
-    theirs = json.loads(path.read_text(encoding='utf-8'))
-    if theirs['common'] != common:
-      raise UserError(f'{out}: holds a sweep of {shlex.join(theirs["common"])}, and '
+    saved = json.loads(path.read_text(encoding='utf-8'))
+    if saved['common'] != common:
+      raise UserError(f'{out}: holds a sweep of {shlex.join(saved["common"])}, but '
                       f'this is one of {shlex.join(common)}; choose another --out')
-    points = [Point(**point) for point in theirs['points']]
-  known = [point.values for point in points]
+    points = [Point(**point) for point in saved['points']]
+  existing = [point.values for point in points]
   for values in itertools.product(*grid.values()):
     chosen = dict(zip(grid, values, strict=True))
-    if chosen in known:
+    if chosen in existing:
       continue
     workdir = out / _file_name(chosen)
     results = workdir
@@ -182,7 +183,7 @@ def plan(out: pathlib.Path, recipe: str, arguments: Sequence[str],
 
 
 def read_point(out: pathlib.Path, number: int) -> Point:
-  """A point of `sweep.json`."""
+  """Reads a point of `sweep.json`."""
   plan = json.loads((out / 'sweep.json').read_text(encoding='utf-8'))
   return Point(**plan['points'][number])
 
@@ -192,7 +193,7 @@ def _title(values: Mapping[str, str]) -> str:
 
 
 def _file_name(values: Mapping[str, str]) -> str:
-  """The title, if need be shortened and without odd characters, but unlike others."""
+  """Returns a unique file name: the title, shortened and without special characters."""
   title = _title(values)
   name = re.sub(r'[^\w.,=+-]+', '_', title)[:_LONGEST_NAME]
   if name != title:
@@ -201,17 +202,22 @@ def _file_name(values: Mapping[str, str]) -> str:
 
 
 class Launcher(Protocol):
-  """Where points run."""
+  """Runs points somewhere."""
 
   def run(self, points: Sequence[Point]) -> Iterator[Point]:
-    """Runs points, and yields each when it has ended, well or not."""
+    """Runs points, and yields each when it has ended or failed."""
 
 
 class Local:
-  """On this machine, so many at once."""
+  """Runs points on this machine."""
 
   def __init__(self, jobs: int, check: Callable[[], None]):
-    """Takes `check`, which is called while points run and may raise to stop them."""
+    """Sets the number of points at a time, and a check.
+
+    Args:
+      jobs: the number of points that run at the same time.
+      check: called while points run; may raise to stop them.
+    """
     self._jobs, self._check = jobs, check
 
   def run(self, points: Sequence[Point]) -> Iterator[Point]:
@@ -223,18 +229,18 @@ class Local:
 
 
 class Slurm:
-  """As an array of Slurm's; returns when all of it has ended."""
+  """Runs points as a Slurm array; returns when the whole array has ended."""
 
   def __init__(self, out: pathlib.Path, jobs: int | None, options: Sequence[str],
                check: Callable[[], None]):
-    """Takes the sweep's folder, how many run at once, options of sbatch."""
+    """Sets the sweep's folder, the number of points at a time and sbatch options."""
     _need('sbatch')
     self._out, self._jobs, self._options, self._check = out, jobs, options, check
 
   def run(self, points: Sequence[Point]) -> Iterator[Point]:
     script = self._out / 'slurm.sh'
     script.write_text(self._script(points), encoding='utf-8')
-    # Its own words are for the terminal; it fails if one point fails.
+    # sbatch prints to the terminal. Its status is not used: it fails if a point fails.
     process = subprocess.Popen(['sbatch', '--wait', str(script)],
                                start_new_session=True)
     try:
@@ -242,7 +248,7 @@ class Slurm:
         self._check()
         time.sleep(_POLL_SECONDS)
     finally:
-      process.terminate()    # ends the waiting; scancel ends the array
+      process.terminate()    # ends only the waiting; scancel ends the array
     yield from points
 
   def _script(self, points: Sequence[Point]) -> str:
@@ -250,7 +256,7 @@ class Slurm:
     if self._jobs:
       tasks += f'%{self._jobs}'
     options = [f'--array={tasks}', f'--output={self._out / "slurm-%A_%a.txt"}',
-               '--signal=B:TERM@120',    # seconds for a last checkpoint
+               '--signal=B:TERM@120',    # leaves 120 s for a last checkpoint
                *self._options]
     command = shlex.join([sys.executable, str(pathlib.Path(__file__).resolve()),
                           f'--out={self._out}'])
@@ -260,16 +266,17 @@ class Slurm:
 
 
 class Tpu:
-  """On Cloud TPU virtual machines, one point at a time on each.
+  """Runs points on Cloud TPU VMs, one point at a time on each.
 
-  The files that a recipe names must be there. The results are fetched, checkpoints
-  stay there: a point that failed begins anew if it comes to another machine, unless
-  `--out` is on a disk that they share. One that is interrupted here may run on there.
+  The files that a config names must exist on the VMs. Results are copied back, but
+  checkpoints stay on the VM. A failed point starts from the beginning on another VM,
+  unless `--out` is on a shared disk. A point may keep running on its VM after the sweep
+  is interrupted.
   """
 
   def __init__(self, names: Sequence[str], zone: str | None, checkout: str,
                check: Callable[[], None]):
-    """Takes the machines, and the folder of this project on them."""
+    """Sets the VMs, their zone and the folder of this project on them."""
     _need('gcloud')
     if not (names and zone):
       raise UserError('--launcher=tpu: needs --tpu=NAME,NAME,... and --zone=ZONE')
@@ -303,13 +310,13 @@ class Tpu:
 def _need(program: str) -> None:
   if shutil.which(program) is None:
     raise UserError(f'{program}: no such program here; choose another --launcher, or '
-                    'a machine that has it')
+                    'use a machine that has it')
 
 
 def _start(argv: Sequence[str], point: Point) -> subprocess.Popen:
   """Starts a command that writes to the point's log.
 
-  In a session of its own: of Ctrl-C it hears through us, once.
+  It runs in its own session, so that Ctrl-C reaches it once, through this process.
   """
   point.log.parent.mkdir(parents=True, exist_ok=True)
   with point.log.open('a', encoding='utf-8') as log:
@@ -322,7 +329,7 @@ def _work_through(points: Sequence[Point], slots: Sequence[Any],
                   check: Callable[[], None]) -> Iterator[tuple[Point, Any, int]]:
   """Runs points, one at a time in each slot; yields point, slot and exit status.
 
-  What still runs when this ends is asked to stop, and waited for.
+  At the end, processes that still run are terminated and waited for.
   """
   waiting, running = collections.deque(points), {}
   try:
@@ -347,7 +354,7 @@ def _work_through(points: Sequence[Point], slots: Sequence[Any],
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What is known of a point: `status` is done, failed or open."""
+  """Holds the outcome of a point: `status` is done, failed or open."""
   point: Point
   status: str
   error: str
@@ -355,15 +362,15 @@ class Row:
 
 
 def read_row(point: Point, still_open: bool) -> Row:
-  """Looks up how a point ended, unless it has not."""
+  """Reads the outcome of a point from its results or its log."""
   results = point.read_results()
   if results is not None:
     return Row(point, 'done', '', results)
   if still_open:
     return Row(point, 'open', '', {})
-  words = (point.log.read_text(encoding='utf-8', errors='replace').split('\n')
+  lines = (point.log.read_text(encoding='utf-8', errors='replace').split('\n')
            if point.log.exists() else [])
-  last = next((w for w in reversed(words) if w.strip()), 'it never began')
+  last = next((line for line in reversed(lines) if line.strip()), 'it never started')
   return Row(point, 'failed', last, {})
 
 
@@ -392,7 +399,7 @@ def write_tables(out: pathlib.Path, rows: Sequence[Row]) -> None:
 
 def mark(groups: Sequence[Sequence[Row]], measures: Sequence[str]
          ) -> list[list[tuple[str, bool]]]:
-  """A cell for each group and measure: mean ± sample deviation, and is it the best?"""
+  """Returns (mean ± sample deviation, is it the best?) for each group and metric."""
   values = [{m: [row.results[m] for row in rows if m in row.results] for m in measures}
             for rows in groups]
   means = [{m: statistics.mean(x) for m, x in group.items() if x} for group in values]
@@ -408,15 +415,18 @@ def mark(groups: Sequence[Sequence[Row]], measures: Sequence[str]
 
 
 def _less_is_better(measure: str) -> bool:
-  """Returns whether the lowest value is the best; of an unknown measure the highest is.
-  """
+  """Returns whether the lowest value is the best; False for unknown metrics."""
   metric = metrics.find(measure)
   return metric is not None and metric.higher_is_better is False
 
 
 def _over_seeds(rows: Sequence[Row], keys: Sequence[str], measures: Sequence[str]
                 ) -> list[tuple[tuple[str, ...], int, list[tuple[str, bool]]]]:
-  """(values of the other keys, how many are done, cells), if seeds are in the grid."""
+  """Groups points by all keys but `seed`; empty if the grid has no seeds.
+
+  Returns:
+    (values of the other keys, number of finished seeds, cells) of each group.
+  """
   if 'seed' not in keys:
     return []
   groups: dict[tuple[str, ...], list[Row]] = {}
@@ -429,7 +439,7 @@ def _over_seeds(rows: Sequence[Row], keys: Sequence[str], measures: Sequence[str
 
 
 def sweep(points: Sequence[Point], out: pathlib.Path, launcher: Launcher) -> int:
-  """Runs what is not done, keeps the tables up to date.  -> how many failed."""
+  """Runs unfinished points and updates the tables.  -> the number of failed points."""
   waiting = {p.number: p for p in points if p.read_results() is None}
   print(f'{len(points)} points, {len(points) - len(waiting)} of them done', flush=True)
 
@@ -458,10 +468,10 @@ def _launcher(out: pathlib.Path, check: Callable[[], None]) -> Launcher:
 
 
 def _plan(out: pathlib.Path) -> list[Point]:
-  """What the command line asks for."""
+  """Returns the points that the command line requests."""
   f = flags.FLAGS
   if f.config is None:
-    raise UserError('--config: missing; the recipe, a file of configs/')
+    raise UserError('--config: missing; set it to a file of configs/')
   recipe = config_flags.get_config_filename(f['config'])
   overrides = config_flags.get_override_values(f['config'])
   arguments = [f'--config.{key}={value}' for key, value in overrides.items()]
@@ -472,7 +482,7 @@ def _plan(out: pathlib.Path) -> list[Point]:
     if f.allow_random_head:
       arguments.append('--allow_random_head')
   if not grid:
-    raise UserError('--grid, --checkpoints: both missing; say what to vary')
+    raise UserError('--grid, --checkpoints: both missing; set the values to vary')
   check_grid(recipe, grid)
   return plan(out, recipe, arguments, grid)
 
@@ -480,7 +490,7 @@ def _plan(out: pathlib.Path) -> list[Point]:
 def main() -> None:
   f = flags.FLAGS
   if not f.out:
-    raise UserError("--out: missing; the sweep's folder")
+    raise UserError("--out: missing; set it to the sweep's folder")
   out = pathlib.Path(f.out)
   with interrupt.Interrupt() as stop:
     if f.point is not None:
@@ -491,34 +501,34 @@ def main() -> None:
     failed = sweep(points, out, _launcher(out, stop.check))
   print(f'Results: {out / "results.csv"}, {out / "results.html"}')
   if failed:
-    print(f'{failed} of {len(points)} points failed; the same command tries them again',
+    print(f'{failed} of {len(points)} points failed; the same command retries them',
           file=sys.stderr)
     sys.exit(1)
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, '')    # as `python -m` has it: recipes import each other
-  config_flags.DEFINE_config_file('config', None, 'The recipe, a file of configs/.')
+  sys.path.insert(0, '')    # like `python -m`: config files import each other
+  config_flags.DEFINE_config_file('config', None, 'The config, a file of configs/.')
   flags.DEFINE_string('out', None, "The sweep's folder.")
   flags.DEFINE_multi_string(
-      'grid', [], 'KEY=VALUE,VALUE,... of the recipe; several of them are multiplied.')
+      'grid', [], 'KEY=VALUE,VALUE,... of the config; repeated flags form a product.')
   flags.DEFINE_multi_string(
-      'checkpoints', [], 'Whose weights to evaluate: a workdir, of which every step, '
+      'checkpoints', [], 'Checkpoints to evaluate: a workdir (all its steps), '
       'WORKDIR/checkpoints/STEP, or a released checkpoint.')
   flags.DEFINE_bool('allow_random_head', False,
-                    'With --checkpoints: as of the main command.')
+                    'With --checkpoints: as in the main command.')
   flags.DEFINE_enum('launcher', 'local', ['local', 'slurm', 'tpu'],
                     'Where the points run.')
   flags.DEFINE_integer(
-      'jobs', None, 'How many points run at once (local: 1; slurm: all that there is '
-      'room for; tpu: always one on each machine).', lower_bound=1)
+      'jobs', None, 'The number of points that run at the same time (local: 1; slurm: '
+      'unlimited; tpu: always one on each VM).', lower_bound=1)
   flags.DEFINE_multi_string(
       'sbatch', [], 'An option of sbatch for every point, --sbatch=--gres=gpu:1.')
   flags.DEFINE_list(
-      'tpu', [], 'Names of TPU virtual machines, which work through the points.')
-  flags.DEFINE_string('zone', None, 'Their zone.')
+      'tpu', [], 'Names of the TPU VMs that run the points.')
+  flags.DEFINE_string('zone', None, 'The zone of the TPU VMs.')
   flags.DEFINE_string('tpu_checkout', 'vatt_jax',
-                      'Where on them this project is, installed in its .venv.')
+                      'The folder of this project on the VMs, with a .venv.')
   flags.DEFINE_integer('point', None,
-                       "Run this point of --out alone; for Slurm's tasks.")
+                       'Run only this point of --out; used by Slurm tasks.')
   cli.run(main)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on all hosts of a Cloud TPU slice, and again if it is preempted:
+# Trains on all hosts of a Cloud TPU slice, and restarts after a preemption:
 #   bash launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v3-256 \
 #     [--version=RUNTIME] [--spot] [--dry_run] -- --config=FILE --workdir=DIR ...
-# Makes the slice where it is missing, copies what is committed here, installs, runs. What
-# comes after -- is the main command's. All hosts must share the disk of the workdir
-# and of the data (Filestore, or a mounted bucket). --dry_run only prints the commands.
-# A run that fails twice without a new checkpoint in between is not started again.
+# Creates the slice if it does not exist, copies the committed files, installs, runs.
+# Arguments after -- go to the main command. All hosts must share the disk of workdir and
+# data (Filestore, or a mounted bucket). --dry_run only prints the commands.
+# A run that fails twice without a new checkpoint in between is not restarted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name='' zone='' type='' version=tpu-ubuntu2204-base spot=() dry=''
@@ -18,12 +18,12 @@ while [ $# -gt 0 ]; do
     --spot) spot=(--spot) ;;
     --dry_run) dry=yes ;;
     --) shift; break ;;
-    *) echo "launch: $1: unknown; arguments of the run come after --" >&2; exit 2 ;;
+    *) echo "launch: $1: unknown flag; put arguments of the run after --" >&2; exit 2 ;;
   esac
   shift
 done
 if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$type" ] || [ $# -eq 0 ]; then
-  echo 'launch: expected --name, --zone, --type, and after -- what to run' >&2
+  echo 'launch: expected --name, --zone, --type, and arguments of the run after --' >&2
   exit 2
 fi
 
@@ -37,7 +37,8 @@ tpu() {
   do_or_print gcloud compute tpus tpu-vm "$verb" "$name" --zone="$zone" --quiet "$@"
 }
 
-state() {    # of the slice; empty where there is none
+# Prints the state of the slice, or nothing if it does not exist.
+state() {
   [ -n "$dry" ] || gcloud compute tpus tpu-vm describe "$name" --zone="$zone" \
     --format='value(state)' 2>/dev/null || true
 }
@@ -51,7 +52,7 @@ install() {
     .venv/bin/python -m pip install --quiet -e . "jax[tpu]"'
 }
 
-# Who they are, the hosts of a slice are told by its metadata server; 8476 is libtpu's.
+# The metadata server gives each host all addresses and its index. libtpu uses 8476.
 run='cd vatt_jax
 of() {
   curl -sf -H Metadata-Flavor:Google \
@@ -61,13 +62,13 @@ IFS=, read -ra hosts <<< "$(of worker-network-endpoints)"
 exec .venv/bin/python -m vatt_jax.main --coordinator="${hosts[0]##*:}:8477" \
   --num_processes="${#hosts[@]}" --process_id="$(of agent-worker-number)"'
 
-# The newest step of which there is a checkpoint.
+# Prints the newest step that has a checkpoint.
 newest() {
   tpu ssh --worker=0 --command="cd vatt_jax && ls $(printf '%q' "$workdir")/checkpoints" \
     2>/dev/null | grep -E '^[0-9]+$' | sort -n | tail -1 || true
 }
 
-# The last line that says why a run ended.
+# Prints the last error of a run.
 reason() {
   grep -E '^(vatt_jax: |[A-Za-z_.]*(Error|Exception)\b)' "$said" | tail -1
 }
@@ -95,9 +96,9 @@ while true; do
   { tpu ssh --worker=all --command="$run$(printf ' %q' "$@")" 2>&1 >&3 |
     tee "$said" >&2; } 3>&1 || status=$?
   case $status in
-    0 | 2 | 130 | 143) exit "$status" ;;    # done, a mistake, or asked to stop
+    0 | 2 | 130 | 143) exit "$status" ;;    # success, a user error, or a signal
   esac
-  if [ "$(state)" = READY ]; then    # it failed of itself
+  if [ "$(state)" = READY ]; then    # not preempted: the run itself failed
     step=$(newest)
     if [ "$failed_at" = "step ${step:-none yet}" ]; then
       echo "launch: failed twice without a new checkpoint in $workdir; the last error:" >&2
@@ -106,11 +107,11 @@ while true; do
     fi
     failed_at="step ${step:-none yet}"
   fi
-  # Only the first time: what is trained since is not to be discarded again.
+  # A restart must not discard the checkpoints that were saved since.
   for argument in "$@"; do
     shift
     case $argument in --resume_from=*) ;; *) set -- "$@" "$argument" ;; esac
   done
-  echo "launch: ended with $status; going on in 30 s" >&2
+  echo "launch: ended with status $status; restarting in 30 s" >&2
   sleep 30
 done

@@ -1,4 +1,4 @@
-"""What the tests share: a small toy world, the outside material, two fake devices."""
+"""Shared fixtures: a small toy world, the folder of test media, two fake devices."""
 
 import os
 import pathlib
@@ -10,23 +10,23 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))    # data/ and configs/ are not installed
 
-# Most of the time goes into compiling, so: plainly, and no program twice, whether
-# by one of the tests' processes or by a command that they start.
+# Most of the time is spent compiling, so optimization is off, and compiled programs are
+# cached for all processes of the tests and the commands that they start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _COMPILED = tempfile.TemporaryDirectory(prefix='vatt_jax_compiled_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 os.environ['XLA_FLAGS'] = ('--xla_backend_optimization_level=0 '
                            '--xla_llvm_disable_expensive_passes=true')
-import jax  # noqa: E402 (reads the lines above)
+import jax  # noqa: E402 (reads the variables above)
 
-# The batch is split over these everywhere but in the commands that tests start.
+# Batches are split over two devices, except in the commands that tests start.
 jax.config.update('jax_num_cpu_devices', 2)
 
 
 @pytest.fixture(scope='session')
 def toy_world(tmp_path_factory):
-  """Folder of a toy world of 24 clips to train on and 16 to test on."""
+  """Returns the folder of a toy world with 24 training clips and 16 test clips."""
   from data import toy_world
   folder = tmp_path_factory.mktemp('data') / 'toy_world'
   toy_world.build(folder, seed=1, train_clips=24, test_clips=16)
@@ -35,8 +35,8 @@ def toy_world(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def shared():
-  """Folder of real media and reference outputs, which the project doesn't ship."""
+  """Returns the folder of real media and reference outputs outside the project."""
   folder = ROOT.parent / 'shared'
   if not folder.is_dir():
-    pytest.skip(f'{folder} is absent: it holds what this test compares with')
+    pytest.skip(f'{folder} is absent: it holds the reference data of this test')
   return folder

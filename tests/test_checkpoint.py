@@ -1,4 +1,4 @@
-"""vatt_jax/checkpoint.py"""
+"""Tests vatt_jax/checkpoint.py."""
 
 import dataclasses
 import errno
@@ -20,7 +20,7 @@ def _state(value):
   return dict(step=jnp.int32(value), params=dict(a=jnp.full((3, 2), value / 3)))
 
 
-def test_the_newest_state_comes_back_exactly(tmp_path):
+def test_restore_returns_the_newest_state_exactly(tmp_path):
   with checkpoint.Checkpoints(tmp_path / 'c', keep=2, every_steps=10) as saved:
     assert saved.latest() is None
     for step in (10, 20, 30):
@@ -41,8 +41,8 @@ class Newer(Older):
   average: jax.Array | None = None
 
 
-def test_a_state_of_an_older_version_lacks_what_is_not_used(tmp_path):
-  """Or an update would end all runs that are under way."""
+def test_state_without_a_newer_field_is_restored(tmp_path):
+  """Otherwise a new version could not resume runs of an older one."""
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
     saved.save(1, Older(jnp.int32(7)))
     restored = saved.restore(Newer(jnp.int32(0)))
@@ -52,15 +52,15 @@ def test_a_state_of_an_older_version_lacks_what_is_not_used(tmp_path):
     np.testing.assert_array_equal(restored.average, [1, 1])
 
 
-def test_a_checkpoint_is_due_every_so_often_and_once(tmp_path):
+def test_checkpoint_is_due_at_multiples_of_every_steps_once(tmp_path):
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=10) as saved:
     assert [s for s in range(31) if saved.due(s)] == [10, 20, 30]
     saved.save(20, _state(20))
     assert not saved.due(20)
 
 
-def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
-  """The next step writes over the very memory that is being saved."""
+def test_donating_the_state_does_not_affect_saving(tmp_path):
+  """The next step overwrites the memory that is being saved."""
   step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   state = dict(step=jnp.int32(0), big=jnp.zeros(2_000_000))
   with checkpoint.Checkpoints(tmp_path / 'c', keep=1, every_steps=1) as saved:
@@ -75,7 +75,7 @@ def test_saving_is_not_disturbed_by_donating_the_state(tmp_path):
       assert restored['step'] == expected
 
 
-def test_the_digest_is_of_names_types_shapes_and_bits():
+def test_digest_depends_on_names_types_shapes_and_bits():
   a = dict(x=jnp.ones((2, 3)), y=jnp.zeros(4))
   same = checkpoint.digest(dict(y=jnp.zeros(4), x=jnp.ones((2, 3))))
   assert checkpoint.digest(a) == same
@@ -86,7 +86,7 @@ def test_the_digest_is_of_names_types_shapes_and_bits():
     assert checkpoint.digest(other) != same
 
 
-def test_a_path_names_a_workdir_or_a_step_of_one():
+def test_split_returns_workdir_and_step():
   assert checkpoint.split('runs/a') == (pathlib.Path('runs/a'), None)
   assert checkpoint.split('runs/a/checkpoints') == (
       pathlib.Path('runs/a/checkpoints'), None)
@@ -96,7 +96,7 @@ def test_a_path_names_a_workdir_or_a_step_of_one():
       pathlib.Path('vatt/tx_fac/ckpt-500000'), None)
 
 
-def test_checkpoints_are_followed_by_number_and_only_whole(tmp_path):
+def test_follow_yields_completed_checkpoints_in_order(tmp_path):
   folder = tmp_path / 'checkpoints'
 
   def write(*names):
@@ -113,7 +113,7 @@ def test_checkpoints_are_followed_by_number_and_only_whole(tmp_path):
 
 @pytest.fixture(scope='module')
 def three(tmp_path_factory):
-  """A workdir with checkpoints 1, 2 and 3 of arrays that do not compress."""
+  """Returns a workdir with checkpoints 1, 2 and 3 of incompressible arrays."""
   workdir = tmp_path_factory.mktemp('three')
   with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
     for step in (1, 2, 3):
@@ -134,7 +134,7 @@ def workdir(three, tmp_path, monkeypatch):
 
 
 def _damage(workdir, step, name, how):
-  """Damages the largest file of a checkpoint, or the one of that name."""
+  """Damages the largest file of a checkpoint, or the file `name`."""
   item = checkpoint.of_step(workdir, step) / 'default'
   files = [item / name] if name else [p for p in item.rglob('*') if p.is_file()]
   file = max(files, key=lambda p: p.stat().st_size)
@@ -153,41 +153,43 @@ def _restore(workdir):
 @pytest.mark.parametrize('name, how', [
     ('', 'truncate'), ('', 'empty'), ('', 'delete'), ('_METADATA', 'delete'),
     ('_METADATA', 'truncate'), ('_sharding', 'truncate'), ('manifest.ocdbt', 'empty')])
-def test_a_damaged_checkpoint_is_named_with_the_whole_one_before_it(workdir, name, how):
+def test_damaged_checkpoint_error_names_the_newest_complete_one(workdir, name, how):
   _damage(workdir, 3, name, how)
   three, two = checkpoint.of_step(workdir, 3), checkpoint.of_step(workdir, 2)
   with pytest.raises(checkpoint.Damaged) as error:
     _restore(workdir)
   assert str(error.value).startswith(f'{three}: is damaged (default')
   assert str(error.value).endswith(
-      'step 2 before it is whole: give --resume_from=2, or delete the damaged folder')
+      'complete one before it is step 2: use --resume_from=2, or delete the damaged '
+      'folder')
   with pytest.raises(checkpoint.Damaged) as error:
     checkpoint.load_model(workdir)
   assert str(error.value).startswith(f'{three}: is damaged (default')
-  assert str(error.value).endswith(f'step 2 before it is whole: name {two}')
+  assert str(error.value).endswith(f'complete one before it is step 2: use {two}')
   assert '\n' not in str(error.value)
   np.testing.assert_array_equal(checkpoint.load_model(two)[1]['params']['b'],
                                 _large_state(2)['params']['b'])
 
 
-def test_a_whole_checkpoint_is_not_called_damaged(workdir):
+def test_complete_checkpoint_has_no_damage(workdir):
   assert [checkpoint.damage(checkpoint.of_step(workdir, s)) for s in (1, 2, 3)] == (
       ['', '', ''])
   jax.tree.map(np.testing.assert_array_equal, _restore(workdir), _large_state(3))
 
 
-def test_a_checkpoint_before_the_damaged_one_must_itself_be_whole(workdir):
-  for step, advice in ((3, 'step 2 before it is whole'), (2, 'step 1 before it is'),
-                       (1, 'no checkpoint before it is whole')):
+def test_damaged_checkpoint_error_skips_other_damaged_ones(workdir):
+  for step, advice in ((3, 'complete one before it is step 2'),
+                       (2, 'complete one before it is step 1'),
+                       (1, 'no earlier checkpoint is complete')):
     _damage(workdir, step, '', 'truncate')
     with pytest.raises(checkpoint.Damaged, match=advice):
       checkpoint.load_model(checkpoint.of_step(workdir, step))
-  with pytest.raises(checkpoint.Damaged, match='no checkpoint before it'):
+  with pytest.raises(checkpoint.Damaged, match='no earlier checkpoint is complete'):
     _restore(workdir)
 
 
-def test_damage_is_found_below_inner_nodes_of_the_table(tmp_path):
-  """Large models have a table of arrays of more than one node."""
+def test_damage_is_found_below_inner_nodes_of_the_index(tmp_path):
+  """The index of a large model has more than one node."""
   item = tmp_path / 'default'
   item.mkdir()
   (item / '_METADATA').write_text('{}')
@@ -204,14 +206,13 @@ def test_damage_is_found_below_inner_nodes_of_the_table(tmp_path):
   assert checkpoint.damage(tmp_path)
 
 
-def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdir,
-                                                                          caplog):
+def test_go_back_moves_newer_checkpoints_aside(workdir, caplog):
   _damage(workdir, 3, '', 'truncate')
   checkpoint.go_back(workdir, 1)
   assert checkpoint.steps(workdir) == [1]
   aside = workdir / 'checkpoints_discarded'
   assert sorted(p.name for p in aside.iterdir()) == ['2', '3']
-  assert f'Discarded the checkpoint of step 3, now {aside / "3"}' in caplog.text
+  assert f'Discarded the checkpoint of step 3; moved it to {aside / "3"}' in caplog.text
   assert int(_restore(workdir)['step']) == 1
   with checkpoint.Checkpoints(workdir / 'checkpoints', keep=3, every_steps=1) as saved:
     saved.save(2, _large_state(2))
@@ -221,9 +222,9 @@ def test_a_run_goes_back_to_an_older_checkpoint_and_keeps_the_newer_aside(workdi
     checkpoint.go_back(workdir, 2)
 
 
-def test_a_run_does_not_go_back_to_a_damaged_checkpoint(workdir):
+def test_go_back_to_a_damaged_checkpoint_is_an_error(workdir):
   _damage(workdir, 2, '', 'truncate')
-  with pytest.raises(checkpoint.Damaged, match='step 1 before it is whole'):
+  with pytest.raises(checkpoint.Damaged, match='complete one before it is step 1'):
     checkpoint.go_back(workdir, 2)
   assert checkpoint.steps(workdir) == [1, 2, 3]
 
@@ -232,17 +233,17 @@ def test_a_run_does_not_go_back_to_a_damaged_checkpoint(workdir):
     OSError(errno.ENOSPC, 'No space left on device'),
     OSError(errno.EDQUOT, 'Disk quota exceeded'),
     ValueError('RESOURCE_EXHAUSTED: Failed to write: No space left on device [..]')])
-def test_a_full_disk_is_one_line_with_the_newest_whole_checkpoint(workdir, error):
+def test_full_disk_error_names_the_newest_complete_checkpoint(workdir, error):
   _damage(workdir, 3, '', 'truncate')
-  with pytest.raises(UserError) as told, checkpoint.naming_a_full_disk(workdir):
+  with pytest.raises(UserError) as raised, checkpoint.naming_a_full_disk(workdir):
     raise error
-  assert str(told.value) == (
-      f'{workdir}: disk full; the newest whole checkpoint is '
-      f'{checkpoint.of_step(workdir, 2)}; free some space, and give the same command '
-      'again')
+  assert str(raised.value) == (
+      f'{workdir}: the disk is full; the newest complete checkpoint is '
+      f'{checkpoint.of_step(workdir, 2)}; free some space, and run the same command '
+      'to resume')
 
 
-def test_another_error_is_not_called_a_full_disk(tmp_path):
+def test_other_errors_are_not_reported_as_a_full_disk(tmp_path):
   full = checkpoint.naming_a_full_disk(tmp_path)
   with pytest.raises(ValueError, match='shape'), full:
     raise ValueError('shape')
@@ -250,7 +251,7 @@ def test_another_error_is_not_called_a_full_disk(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A disk of one megabyte."""
+  """Mounts a disk of one megabyte."""
   mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'none', str(tmp_path)]
   if shutil.which('mount') is None or subprocess.run(
       mount, capture_output=True).returncode:
@@ -260,17 +261,17 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_saving_on_a_full_disk_keeps_the_last_whole_checkpoint(small_disk):
+def test_saving_on_a_full_disk_keeps_the_last_complete_checkpoint(small_disk):
   workdir, step = small_disk / 'run', 0
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=99, every_steps=1)
-  with (pytest.raises(UserError, match='disk full; the newest whole') as told,
+  with (pytest.raises(UserError, match='disk is full; the newest complete') as error,
         checkpoint.naming_a_full_disk(workdir), checkpoints as saved):
     while True:
       step += 1
       saved.save(step, _large_state(step))
       saved.wait()
   kept = step - 1
-  assert str(checkpoint.of_step(workdir, kept)) in str(told.value)
+  assert str(checkpoint.of_step(workdir, kept)) in str(error.value)
   assert checkpoint.steps(workdir)[-1] == kept
   jax.tree.map(np.testing.assert_array_equal, checkpoint._load(workdir, kept)['params'],
                _large_state(kept)['params'])

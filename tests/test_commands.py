@@ -1,4 +1,4 @@
-"""vatt_jax/__main__.py"""
+"""Tests vatt_jax/__main__.py."""
 
 import importlib.util
 import sys
@@ -6,7 +6,7 @@ import sys
 from vatt_jax import __main__ as commands
 
 
-def test_without_a_command_all_are_listed(capsys):
+def test_no_command_lists_all_commands(capsys):
   assert commands.main([]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert len([line for line in lines if line.startswith('  ')]) == len(
@@ -19,7 +19,7 @@ def test_every_command_is_a_module():
     assert importlib.util.find_spec(module), module
 
 
-def test_mistyped_command_is_answered_with_the_nearest(capsys):
+def test_mistyped_command_error_suggests_the_nearest(capsys):
   assert commands.main(['chek_data']) == 2
   assert capsys.readouterr().err.startswith(
       'vatt_jax: chek_data: unknown command; did you mean check_data? expected one of')

@@ -1,4 +1,4 @@
-"""Every recipe of configs/ loads, and takes a shrunk step."""
+"""Tests the configs of configs/: each loads, and trains a shrunk step."""
 
 import importlib
 import inspect
@@ -25,23 +25,23 @@ from vatt_jax.weights import vatt_tf2
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
-# They train nothing.
+# These configs train nothing.
 LINEAR = [path for path in CONFIGS if path.stem.startswith('linear_')]
 TRAINED = [path for path in CONFIGS if path not in LINEAR]
 
 SHRUNK_TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
-SWITCHES = ('release', 'toy', 'release,toy')    # of the recipes that take some
+SWITCHES = ('release', 'toy', 'release,toy')    # for configs with switches
 
 
 def shrink(config: ConfigDict, toy_world: pathlib.Path) -> ConfigDict:
-  """The same recipe on a small toy world: fewer steps, smaller towers and inputs."""
+  """Shrinks a config to a small toy world: fewer steps, smaller towers and inputs."""
   config.total_steps, config.batch_size = 2, 4
   config.optim.warmup_steps = 1
   with config.unlocked(), config.ignore_type():
     config.data.path = str(toy_world / 'train.csv')
     config.data.captions = 'train_captions.csv'
-    config.data.weights = ()    # of one source
-    if 'youcook2' in config.evals:    # of data that the tests don't have
+    config.data.weights = ()    # a single source
+    if 'youcook2' in config.evals:    # its data is not available in tests
       config.evals = {}
   config.window.update(num_frames=4, image_size=32, audio_hz=4000)
   towers = ('shared',) if 'shared' in config.model else ('video', 'audio', 'text')
@@ -61,9 +61,9 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
   return config
 
 
-# They differ from pretrain_mbs, and from pretrain_ma, by numbers alone.
+# These differ from pretrain_mbs and pretrain_ma only by numbers.
 OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'quickstart_agnostic', 'ablation')
-# And what other tests run as well.
+# These are also trained by other tests.
 RUN_ELSEWHERE = ('quickstart', 'pretrain_folder')
 PRETRAINING = [path for path in CONFIGS
                if 'video_audio' in load(path).get('losses', {})]
@@ -81,7 +81,7 @@ def takes_switches(path: pathlib.Path) -> bool:
     if not switches or takes_switches(path)],
                          ids=lambda x: x.stem if isinstance(x, pathlib.Path) else
                          ','.join(x) or 'plain')
-def test_every_recipe_takes_a_shrunk_step(path, switches, toy_world, tmp_path, capsys):
+def test_every_config_trains_a_shrunk_step(path, switches, toy_world, tmp_path, capsys):
   config = shrink(load(path, *switches), toy_world)
   train.train(config.to_dict(), tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
@@ -94,7 +94,7 @@ def test_every_recipe_takes_a_shrunk_step(path, switches, toy_world, tmp_path, c
 
 @pytest.mark.parametrize('path', [path for path in PRETRAINING if takes_switches(path)],
                          ids=lambda p: p.stem)
-def test_switches_change_what_they_say_and_fit_the_model(path):
+def test_switches_change_the_config_as_documented(path):
   whole = load(path)
   release = load(path, 'release')
   assert (whole.model.variant, release.model.variant) == ('paper', 'release')
@@ -109,13 +109,13 @@ def test_switches_change_what_they_say_and_fit_the_model(path):
     variables = jax.eval_shape(model.init, jax.random.key(0), clip)
     sizes[switch] = sum(x.size for x in jax.tree.leaves(variables['params']))
   assert sizes['toy'] < 1e6 < 1e8 < sizes['release']
-  with pytest.raises(ValueError, match=r"'toys' after the recipe: did you mean toy\?"):
+  with pytest.raises(ValueError, match=r"'toys': unknown switch; did you mean toy\?"):
     load(path, 'toys')
 
 
 @pytest.mark.slow
-def test_the_toy_recipe_runs_as_it_stands(toy_world, tmp_path):
-  """But for the number of steps, and on fewer clips; by the release's reading, too."""
+def test_toy_config_runs_unchanged(toy_world, tmp_path):
+  """Except for the number of steps and clips; with the switch `release`, too."""
   config = load(pathlib.Path('configs/pretrain_mbs.py'), 'release,toy').to_dict()
   config['data'] |= dict(path=str(toy_world / 'train.csv'))
   config['optim']['warmup_steps'] = config['total_steps'] = 1
@@ -128,7 +128,8 @@ def test_the_toy_recipe_runs_as_it_stands(toy_world, tmp_path):
   assert np.isfinite(results['train/loss'])
 
 
-def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_path):
+def test_run_starts_from_a_released_checkpoint_of_another_input_size(toy_world,
+                                                                     tmp_path):
   config = shrink(load(pathlib.Path('configs/pretrain_mbs.py'), 'release'), toy_world)
   config = config.to_dict() | dict(total_steps=0)
   model, clip = recipe.model_and_clip(config)
@@ -140,23 +141,22 @@ def test_a_run_starts_from_a_released_checkpoint_on_another_grid(toy_world, tmp_
   with pytest.raises(UserError, match='none/ckpt-1: no such folder or file'):
     train.train(config, tmp_path / 'run')
   config['init_from'] = str(tmp_path / 'ckpt-1')
-  with pytest.raises(UserError, match=r'comes without its words; set config\.data'):
+  with pytest.raises(UserError, match=r'has no vocabulary file; set config\.data'):
     train.train(config, tmp_path / 'run')
   (tmp_path / 'words.txt').write_text('a\nred\n')
   config['data'] = config['data'] | dict(vocabulary=str(tmp_path / 'words.txt'))
   train.train(config, tmp_path / 'run')
-  theirs, ours = (weights.read(path)[1] for path in (
+  released, loaded = (weights.read(path)[1] for path in (
       config['init_from'], tmp_path / 'run'))
   towers = lambda v: v['params']['backbones_video']
-  jax.tree.map(np.testing.assert_array_equal, towers(theirs), towers(ours))
+  jax.tree.map(np.testing.assert_array_equal, towers(released), towers(loaded))
   rows = [v['params']['tokenizers_video']['vertical_positions'].shape[0]
-          for v in (theirs, ours)]
+          for v in (released, loaded)]
   assert rows == [1, 2]
 
 
-def test_a_run_of_the_release_s_reading_starts_from_word_vectors(toy_world, tmp_path,
-                                                                 caplog):
-  """They stay as they are, go with the checkpoint, and are read but once."""
+def test_release_variant_starts_from_word_vectors(toy_world, tmp_path, caplog):
+  """Word vectors are not trained, are part of the checkpoint, and are read once."""
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config |= dict(evals={}, total_steps=1)
   config['model'] |= dict(variant='release')
@@ -190,7 +190,7 @@ def test_a_run_of_the_release_s_reading_starts_from_word_vectors(toy_world, tmp_
   assert not (tmp_path / 'third').exists()
 
 
-def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_path):
+def test_run_resumes_if_a_new_key_is_off(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   (tmp_path / 'config.json').write_text(json.dumps(config))
   config['model']['text']['word_vectors'] = ''
@@ -204,8 +204,8 @@ def test_a_workdir_of_before_a_key_goes_on_where_the_key_is_off(toy_world, tmp_p
 @pytest.mark.parametrize('name, video, shared', [
     ('bbs', 'base', None), ('mbs', 'medium', None), ('lbs', 'large', None),
     ('ma', None, 'medium')])
-def test_the_paper_s_recipes_have_the_paper_s_numbers(name, video, shared):
-  """Section 4.3 and Table 1."""
+def test_pretraining_configs_have_the_paper_values(name, video, shared):
+  """Values of section 4.3 and Table 1."""
   c = load(pathlib.Path(f'configs/pretrain_{name}.py'))
   assert c.model.video.get('size') == video
   assert c.model.get('shared', {}).get('size') == shared
@@ -230,25 +230,25 @@ def test_the_paper_s_recipes_have_the_paper_s_numbers(name, video, shared):
 
 
 @pytest.mark.parametrize('name', ['mbs', 'bbs', 'lbs', 'ma'])
-def test_a_larger_batch_trains_for_six_epochs_of_howto100m(name):
+def test_batch_8192_trains_for_six_epochs_of_howto100m(name):
   path = pathlib.Path(f'configs/pretrain_{name}.py')
-  whole, larger = (flat(load(path, words)) for words in ('', 'batch_8192'))
+  whole, larger = (flat(load(path, switches)) for switches in ('', 'batch_8192'))
   assert larger == whole | {'batch_size': 8192, 'total_steps': 199_218}
-  # Half of each batch is of its 136 M clips (sections 4.1 and 4.4.4).
+  # Half of each batch is from its 136 M clips (sections 4.1 and 4.4.4).
   epochs = [c['total_steps'] * c['batch_size'] / 2 / 136e6 for c in (whole, larger)]
   np.testing.assert_allclose(epochs, [4, 6], atol=0.25)
   assert load(path, 'batch_8192,release').batch_size == 8192
-  with pytest.raises(ValueError, match='batch_8192 and toy after the recipe'):
+  with pytest.raises(ValueError, match='switches batch_8192 and toy: expected'):
     load(path, 'toy,batch_8192')
 
 
 @pytest.mark.parametrize('howto100m, audioset', [
     (1_200_000, 2_100_000), (136_000_000, 2_100_000), (10_000, 2_100_000)])
-def test_half_of_a_batch_is_of_either_dataset_however_it_is_packed(howto100m, audioset):
+def test_each_dataset_gives_half_of_a_batch(howto100m, audioset):
   config = load(pathlib.Path('configs/pretrain_mbs.py'))
   for name in ('pretrain_bbs', 'pretrain_lbs', 'pretrain_ma', 'ablation'):
-    for words in ('', 'release'):
-      other = load(pathlib.Path(f'configs/{name}.py'), words)
+    for switches in ('', 'release'):
+      other = load(pathlib.Path(f'configs/{name}.py'), switches)
       assert other.data.to_dict() == config.data.to_dict()
   assert [pathlib.Path(path).parent.name for path in config.data.path] == [
       'howto100m', 'audioset']
@@ -260,7 +260,7 @@ def test_half_of_a_batch_is_of_either_dataset_however_it_is_packed(howto100m, au
   assert np.sum(batch['id'] < howto100m) == config.batch_size // 2
 
 
-ABLATIONS = {    # of the paper's Tables 9 to 13, what each changes
+ABLATIONS = {    # the paper's Tables 9 to 13 -> changes of the config
     'video_32x200x200': {'window.image_size': 200, 'model.video.patch': (5, 16, 16)},
     'video_32x224x224': {'model.video.patch': (5, 16, 16)},
     'video_64x224x224': {'window.num_frames': 64, 'model.video.patch': (5, 16, 16)},
@@ -285,7 +285,7 @@ def flat(config: ConfigDict) -> dict[str, object]:
           traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True).items()}
 
 
-# How many tokens that leaves, where not 1568 of pictures and 1200 of sound.
+# Number of tokens, if not 1568 for video and 1200 for audio.
 ABLATED_TOKENS = {
     'video_32x200x200': dict(video=7 * 13 * 13), 'video_32x224x224': dict(video=1372),
     'video_64x224x224': dict(video=13 * 14 * 14, audio=2400),
@@ -295,44 +295,45 @@ ABLATED_TOKENS = {
     'spectrogram': dict(audio=10 * 16)}
 
 
-@pytest.mark.parametrize('word', ABLATIONS)
-def test_an_ablation_changes_just_what_it_says_and_fits_the_model(word):
+@pytest.mark.parametrize('variant', ABLATIONS)
+def test_ablation_changes_only_the_documented_values(variant):
   ablation = pathlib.Path('configs/ablation.py')
   whole = flat(load(pathlib.Path('configs/pretrain_mbs.py')))
-  # Section 4.3: exploration in batches of 512, all else being the same.
-  assert flat(load(ablation, word)) == whole | {'batch_size': 512} | ABLATIONS[word]
-  assert f' {word} ' in importlib.import_module('configs.ablation').__doc__
+  # Section 4.3: ablations use batches of 512 and are otherwise the same.
+  assert flat(load(ablation, variant)) == (
+      whole | {'batch_size': 512} | ABLATIONS[variant])
+  assert f' {variant} ' in importlib.import_module('configs.ablation').__doc__
   for switch in ('', ',release', ',toy', ',release,toy'):
-    model, clip = recipe.model_and_clip(load(ablation, word + switch).to_dict())
+    model, clip = recipe.model_and_clip(load(ablation, variant + switch).to_dict())
     tokens = {m: jax.eval_shape(model.tokenizers[m].init_with_output,
                                 jax.random.key(0), clip[m])[0][0].shape[1]
               for m in ('video', 'audio')}
     assert min(tokens.values()) >= 1
     if not switch:
-      assert tokens == dict(video=1568, audio=1200) | ABLATED_TOKENS.get(word, {})
+      assert tokens == dict(video=1568, audio=1200) | ABLATED_TOKENS.get(variant, {})
 
 
-def test_ablations_come_one_at_a_time_and_shrink_with_the_toy():
+def test_only_one_ablation_at_a_time_and_toy_shrinks_it():
   module = importlib.import_module('configs.ablation')
   assert module.VARIANTS.keys() == ABLATIONS.keys()
-  with pytest.raises(ValueError, match='spectrogram and drop_token_0 after the recipe'):
+  with pytest.raises(ValueError, match='switches spectrogram and drop_token_0: expe'):
     module.get_config('spectrogram,toy,drop_token_0')
-  # On the toy world, a quarter of the frames and pixels, and the toy's own sound.
+  # On the toy world: a quarter of the frames and pixels, and the toy's sample rate.
   toy = flat(module.get_config('toy'))
-  for word, changes in {
+  for variant, changes in {
       'video_64x224x224': {'window.num_frames': 16, 'window.image_size': 56,
                            'model.video.patch': (5, 16, 16)},
       'video_patch_8x32x32': ABLATIONS['video_patch_8x32x32'],
       'spectrogram': ABLATIONS['spectrogram'] | {
           'model.audio.spectrogram.audio_hz': 8000,
           'model.audio.spectrogram.high_hz': 4000.0}}.items():
-    assert flat(module.get_config(f'{word},toy')) == toy | changes
+    assert flat(module.get_config(f'{variant},toy')) == toy | changes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('word', ABLATIONS)
-def test_an_ablation_on_the_toy_world_takes_a_step(word, toy_world, tmp_path, capsys):
-  config = load(pathlib.Path('configs/ablation.py'), f'{word},toy').to_dict()
+@pytest.mark.parametrize('variant', ABLATIONS)
+def test_ablation_trains_a_step_on_the_toy_world(variant, toy_world, tmp_path, capsys):
+  config = load(pathlib.Path('configs/ablation.py'), f'{variant},toy').to_dict()
   config['data'] |= dict(path=str(toy_world / 'train.csv'))
   for tower in ('video', 'audio', 'text'):
     config['model'][tower] |= SHRUNK_TOWER
@@ -342,8 +343,8 @@ def test_an_ablation_on_the_toy_world_takes_a_step(word, toy_world, tmp_path, ca
   assert np.isfinite(results['train/loss'])
 
 
-def test_retrieval_is_the_paper_s_of_the_pretrained_models():
-  """Section 4.3: 4 windows of 32 frames, every second of 25 Hz, central crops."""
+def test_retrieval_config_has_the_paper_values():
+  """Section 4.3: 4 windows of 32 frames, every second frame at 25 Hz, central crops."""
   path = pathlib.Path('configs/retrieval.py')
   c = load(path)
   window = inherit.inherit(c.to_dict())['window']
@@ -358,35 +359,36 @@ def test_retrieval_is_the_paper_s_of_the_pretrained_models():
           for name, e in c.evals.items()} == {
       name: (f'data/{name}/test.csv', 4, 1, 'embeddings')
       for name in ('youcook2', 'msrvtt')}
-  for words, trained, run in (
+  for switches, trained, run in (
       ('', ('pretrain_mbs',), 'mbs'), ('ma', ('pretrain_ma',), 'ma'),
       ('release', ('pretrain_mbs', 'release'), 'mbs'),
       ('toy', ('quickstart',), 'quickstart')):
-    config, theirs = load(path, words), load(pathlib.Path(f'{trained[0]}.py'),
-                                             *trained[1:])
-    ours, model = inherit.inherit(config.to_dict())['model'], theirs.model.to_dict()
-    assert ours.items() <= model.items()
-    assert model.keys() - ours.keys() <= {'attention', 'remat', 'scan_layers'}
+    config, pretrained = load(path, switches), load(pathlib.Path(f'{trained[0]}.py'),
+                                                 *trained[1:])
+    filled = inherit.inherit(config.to_dict())['model']
+    model = pretrained.model.to_dict()
+    assert filled.items() <= model.items()
+    assert model.keys() - filled.keys() <= {'attention', 'remat', 'scan_layers'}
     assert config.init_from == f'runs/{run}'
     model, clip = recipe.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
-  for words, message in (('release,toy', 'toy after the recipe'),
-                         ('mbs', "'mbs' after the recipe: expected some of manifest")):
+  for switches, message in (('release,toy', 'switch toy: has its own model'),
+                         ('mbs', "'mbs': unknown switch; expected some of manifest")):
     with pytest.raises(ValueError, match=message):
-      load(path, words)
+      load(path, switches)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_every_recipe_says_what_it_is_and_how_to_run_it(path):
+def test_every_config_docstring_has_its_command(path):
   doc = importlib.import_module(f'configs.{path.stem}').__doc__
   assert f'--config=configs/{path.name}' in doc
 
 
-def test_there_are_recipes():
+def test_configs_are_found():
   assert {'quickstart', 'pretrain_folder'} <= {p.stem for p in CONFIGS}
 
 
-def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
+def test_results_have_the_documented_names(toy_world, tmp_path, capsys):
   train.train(shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict(),
               tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
@@ -405,7 +407,7 @@ def test_results_have_the_promised_names(toy_world, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, capsys):
+def test_run_of_zero_steps_evaluates_init_from(toy_world, tmp_path, capsys):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
   with config.unlocked():
     del config.evals['probe']
@@ -415,7 +417,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
   second |= dict(init_from=str(tmp_path / 'first'), seed=5)
   with pytest.raises(UserError, match=r"config\.evals\.manifest: path='': expected"):
     train.train(second, tmp_path / 'second')
-  with pytest.raises(UserError, match=r'config\.losses: missing'):    # of training
+  with pytest.raises(UserError, match=r'config\.losses: missing'):    # for training
     train.train(second | dict(total_steps=1), tmp_path / 'second')
   second['evals']['manifest']['path'] = config.evals.retrieval.path
   train.train(second, tmp_path / 'second')
@@ -423,7 +425,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
                    for run in ('first', 'second'))
   assert first['params/sha256'] == second['params/sha256']
   same = [k for k in first if k.startswith('retrieval') and 'random' not in k]
-  assert len(same) == 4 * 5 * 2    # directions, measures, and both by chance
+  assert len(same) == 4 * 5 * 2    # directions, metrics, and their chance levels
   assert all(first[k] == second[k.replace('retrieval', 'manifest')] for k in same)
   assert 'train/loss' not in second
 
@@ -438,7 +440,7 @@ def test_a_run_of_no_steps_evaluates_what_it_starts_from(toy_world, tmp_path, ca
     ('batch_size', 3, 'batch_size=3: expected a multiple of the 2 devices'),
     ('losses.video_text.name', 'nec', r"video_text: name='nec': did you mean nce"),
     ('model.audio.num_heads', 3, r'model\.audio\.width=16: expected a multiple')])
-def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
+def test_invalid_value_error_names_the_key(key, value, message, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=message) as error:
@@ -452,7 +454,7 @@ def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_pat
     ('checkpoint', 'every'), ('model', 'dtypes'), ('model.text', 'heads'),
     ('model.head', 'dim'), ('losses', 'video_adio'),
     ('losses.video_audio', 'tau'), ('evals.probe', 'columns')])
-def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
+def test_unknown_key_error_names_the_key(section, key, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   place = config
   for name in (section or '').split('.'):
@@ -468,7 +470,7 @@ def test_a_key_that_nobody_takes_is_named(section, key, toy_world, tmp_path):
     (dict(head=None), r'needs outputs\.embed.*; the model and data give outputs\.grid'),
     (dict(head=dict(name='classifier', num_classes=3)),
      'config.losses.video_audio: a classifier of video, audio, text: expected one')])
-def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tmp_path):
+def test_loss_without_its_inputs_is_an_error(changes, message, toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   for part, settings in changes.items():
     config['model'][part] = settings
@@ -476,14 +478,14 @@ def test_a_loss_of_what_the_model_lacks_is_named(changes, message, toy_world, tm
     train.train(config, tmp_path / 'run')
 
 
-def test_chunks_that_do_not_split_the_batch_are_named(toy_world, tmp_path):
+def test_num_chunks_must_divide_the_batch(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['losses']['video_text']['num_chunks'] = 3
   with pytest.raises(UserError, match=r'video_text\.num_chunks=3: expected a div'):
     train.train(config, tmp_path / 'run')
 
 
-def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
+def test_audio_text_loss_needs_audio_text_head(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['losses']['audio_text'] = dict(name='mil_nce', temperature=0.07)
   with pytest.raises(UserError, match=r'audio_text: needs outputs\.embed\.video_text'
@@ -492,7 +494,7 @@ def test_sound_that_meets_text_must_be_asked_for(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_sound_meets_text_where_that_is_asked_for(toy_world, tmp_path):
+def test_audio_text_loss_trains_with_audio_text_head(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   config['model']['head']['audio_text'] = True
   config['losses'] = {'audio_text': dict(name='mil_nce', temperature=0.07)}
@@ -500,7 +502,7 @@ def test_sound_meets_text_where_that_is_asked_for(toy_world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_without_words_trains_and_is_evaluated(toy_world, tmp_path):
+def test_model_without_text_trains_and_is_evaluated(toy_world, tmp_path):
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
   del config['model']['text'], config['losses']['video_text'], config['evals']['probe']
   train.train(config, tmp_path / 'run')

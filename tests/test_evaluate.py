@@ -1,4 +1,4 @@
-"""vatt_jax/evaluate.py: a recipe's evaluators on the checkpoints of a run."""
+"""Tests vatt_jax/evaluate.py: evaluators of a config on the checkpoints of a run."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def _config(toy_world, **changes):
 
 @pytest.fixture(scope='module')
 def trained(toy_world, tmp_path_factory):
-  """The workdir of a run with checkpoints 1, 2 and 3, evaluated as it went."""
+  """Returns the workdir of a run with checkpoints 1, 2 and 3, evaluated in training."""
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   train.train(_config(toy_world), workdir)
   return workdir
@@ -56,7 +56,7 @@ def workdir(trained, tmp_path):
 
 @pytest.fixture
 def brief(monkeypatch):
-  """A recipe's `evals` of a made-up evaluator, which the features suffice for."""
+  """Returns `evals` with a fake evaluator that sums the parameters."""
   class Sum:
     def run(self, state):
       yield 'R@1', float(sum(x.sum() for x in jax.tree.leaves(state.params)))
@@ -74,8 +74,7 @@ def _evaluations(path):
   return [row for row in _rows(path) if 'retrieval/text_to_video/R@1' in row]
 
 
-def test_of_each_checkpoint_it_says_what_the_run_said(toy_world, workdir, caplog,
-                                                      capsys):
+def test_watch_returns_the_metrics_of_training(toy_world, workdir, caplog, capsys):
   caplog.set_level('INFO', 'absl')
   evaluate.watch(_config(toy_world), workdir, 'own')
   folder = workdir / 'eval' / 'own'
@@ -84,13 +83,13 @@ def test_of_each_checkpoint_it_says_what_the_run_said(toy_world, workdir, caplog
   assert expected[:2] == rows[:2] and expected[2].items() >= rows[2].items()
   assert json.loads((folder / 'results.json').read_text()) == rows[2]
   assert (folder / 'tensorboard').is_dir()
-  told = [r.getMessage() for r in caplog.records if 'text_to_video/R@10' in r.message]
-  assert [line.split()[:2] for line in told] == [['step', '1'], ['step', '2'],
-                                                 ['step', '3']]
+  lines = [r.getMessage() for r in caplog.records if 'text_to_video/R@10' in r.message]
+  assert [line.split()[:2] for line in lines] == [['step', '1'], ['step', '2'],
+                                                  ['step', '3']]
   assert 'retrieval/text_to_video/R@1 ' in capsys.readouterr().out
 
 
-def test_what_was_evaluated_is_not_again(toy_world, workdir, brief, monkeypatch):
+def test_evaluated_checkpoints_are_skipped(toy_world, workdir, brief, monkeypatch):
   config = _config(toy_world, evals=brief)
   evaluate.watch(config, workdir, 'twice')
   folder = workdir / 'eval' / 'twice'
@@ -98,18 +97,17 @@ def test_what_was_evaluated_is_not_again(toy_world, workdir, brief, monkeypatch)
   before = metrics.read_text(), results.read_text()
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'load_model', None)    # not to be called
-    results.unlink()    # a kill came before it was written
+    results.unlink()    # as if killed before it was written
     evaluate.watch(config, workdir, 'twice')
   assert (metrics.read_text(), results.read_text()) == before
-  metrics.write_text(before[0][:-9])    # a kill came as the last row was written
+  metrics.write_text(before[0][:-9])    # as if killed while writing the last row
   evaluate.watch(config, workdir, 'twice')
   assert (metrics.read_text(), results.read_text()) == before
   with pytest.raises(UserError, match='holds a run of another config, seed=0'):
     evaluate.watch(config | dict(seed=1), workdir, 'twice')
 
 
-def test_it_waits_for_what_is_not_there_yet(toy_world, workdir, brief, tmp_path,
-                                            monkeypatch):
+def test_watch_waits_for_checkpoints(toy_world, workdir, brief, tmp_path, monkeypatch):
   coming = tmp_path / 'coming'
   (workdir / 'checkpoints').rename(coming)
   waited = []
@@ -129,8 +127,8 @@ def test_it_waits_for_what_is_not_there_yet(toy_world, workdir, brief, tmp_path,
   assert len(waited) == 6
 
 
-def test_evaluation_that_measures_nothing_is_a_warning(toy_world, workdir, brief,
-                                                       monkeypatch, caplog, capsys):
+def test_evaluation_without_metrics_is_a_warning(toy_world, workdir, brief, monkeypatch,
+                                                 caplog, capsys):
   class Nothing:
     def run(self, state):
       yield from ()
@@ -139,7 +137,7 @@ def test_evaluation_that_measures_nothing_is_a_warning(toy_world, workdir, brief
                       lambda reader, predict, batch_size: Nothing())
   config = _config(toy_world, evals=brief | dict(vain=dict(name='nothing')))
   evaluate.watch(config, workdir, 'vain')
-  assert caplog.text.count('config.evals.vain: measured nothing') == 3
+  assert caplog.text.count('config.evals.vain: returned no metrics') == 3
   assert all('brief/R@1' in row for row in _rows(workdir / 'eval' / 'vain'))
   config = _config(toy_world, evals=dict(vain=dict(name='nothing')))
   evaluate.watch(config, workdir, 'all_in_vain')
@@ -147,7 +145,7 @@ def test_evaluation_that_measures_nothing_is_a_warning(toy_world, workdir, brief
   assert json.loads(results.read_text()) == dict(step=3)
 
 
-def test_a_signal_ends_the_waiting(toy_world, workdir, brief, monkeypatch):
+def test_signal_ends_the_waiting(toy_world, workdir, brief, monkeypatch):
   shutil.rmtree(workdir / 'checkpoints' / '3')
   monkeypatch.setattr(evaluate.time, 'sleep',
                       lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
@@ -156,7 +154,7 @@ def test_a_signal_ends_the_waiting(toy_world, workdir, brief, monkeypatch):
   assert [row['step'] for row in _rows(workdir / 'eval' / 'stopped')] == [1, 2]
 
 
-def test_what_is_deleted_under_its_hands_is_left_out(toy_world, workdir, brief,
+def test_checkpoint_deleted_while_loading_is_skipped(toy_world, workdir, brief,
                                                      monkeypatch, caplog):
   caplog.set_level('INFO', 'absl')
   load = checkpoint._load
@@ -169,12 +167,12 @@ def test_what_is_deleted_under_its_hands_is_left_out(toy_world, workdir, brief,
   monkeypatch.setattr(checkpoint, '_load', load_too_late)
   evaluate.watch(_config(toy_world, evals=brief), workdir, 'late')
   assert [row['step'] for row in _rows(workdir / 'eval' / 'late')] == [2, 3]
-  left_out = [r.getMessage() for r in caplog.records if 'Left out:' in r.message]
-  assert len(left_out) == 1 and 'checkpoints/1: no such checkpoint' in left_out[0]
+  skipped = [r.getMessage() for r in caplog.records if 'Skipped:' in r.message]
+  assert len(skipped) == 1 and 'checkpoints/1: no such checkpoint' in skipped[0]
 
 
-def test_another_recipe_takes_what_it_needs(toy_world, workdir, brief):
-  """Of the run's three towers one, by a recipe that trains nothing."""
+def test_another_config_loads_one_tower(toy_world, workdir, brief):
+  """A config without training loads one of the run's three towers."""
   config = _config(toy_world, evals=brief, total_steps=0, data={})
   for section in ('losses', 'optim', 'checkpoint'):
     del config[section]
@@ -187,7 +185,7 @@ def test_another_recipe_takes_what_it_needs(toy_world, workdir, brief):
       float(sum(x.sum() for x in jax.tree.leaves(tower))), rel=1e-4)
 
 
-def test_a_random_head_must_be_allowed(toy_world, workdir, brief, caplog):
+def test_random_head_needs_allow_random_head(toy_world, workdir, brief, caplog):
   config = _config(toy_world, evals=brief, losses={})
   config['model'] = dict(video=config['model']['video'],
                          head=dict(name='classifier', num_classes=3))
@@ -200,7 +198,7 @@ def test_a_random_head_must_be_allowed(toy_world, workdir, brief, caplog):
   assert 'whose head starts from random weights' in caplog.text
 
 
-def test_another_architecture_is_one_line_and_can_be_mended(toy_world, workdir, brief):
+def test_wrong_size_error_can_be_corrected(toy_world, workdir, brief):
   config = _config(toy_world, evals=brief)
   config['model'] = config['model'] | dict(video=dict(config['model']['video'],
                                                       depth=2))
@@ -213,8 +211,8 @@ def test_another_architecture_is_one_line_and_can_be_mended(toy_world, workdir, 
 
 
 @pytest.mark.parametrize('named, step', [('', 3), ('checkpoints/2', 2)])
-def test_without_a_run_what_it_starts_from_is_evaluated(toy_world, trained, brief,
-                                                        tmp_path, named, step):
+def test_init_from_is_evaluated_without_a_run(toy_world, trained, brief, tmp_path,
+                                              named, step):
   config = _config(toy_world, evals=brief, init_from=str(trained / named))
   evaluate.watch(config, tmp_path / 'none', 'start')
   evaluate.watch(config, tmp_path / 'none', 'start')
@@ -225,7 +223,7 @@ def test_without_a_run_what_it_starts_from_is_evaluated(toy_world, trained, brie
       float(sum(x.sum() for x in jax.tree.leaves(params))), rel=1e-4)
 
 
-def test_nothing_to_evaluate_is_said(toy_world, trained, tmp_path):
+def test_nothing_to_evaluate_is_an_error(toy_world, trained, tmp_path):
   with pytest.raises(UserError, match='none: holds no run to evaluate; give'):
     evaluate.watch(_config(toy_world), tmp_path / 'none', 'nothing')
   with pytest.raises(UserError, match=r'config\.evals: is empty'):
@@ -235,7 +233,7 @@ def test_nothing_to_evaluate_is_said(toy_world, trained, tmp_path):
     checkpoint.load_model(trained / 'checkpoints' / '7')
 
 
-def test_the_command_has_a_mode_for_it(tmp_path):
+def test_mode_eval_reports_a_missing_run(tmp_path):
   done = subprocess.run(
       [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',
        '--mode=eval', f'--workdir={tmp_path / "none"}'],

@@ -1,4 +1,4 @@
-"""Fine-tuning, from bytes to accuracy: configs/finetune_*.py on a small toy world."""
+"""Tests fine-tuning from files to accuracy: configs/finetune_*.py on a toy world."""
 
 import csv
 import importlib
@@ -24,16 +24,16 @@ TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=16)
 WINDOW = dict(num_frames=4, image_size=16, audio_hz=4000)
 
 
-def load(name: str, words: str = '') -> ConfigDict:
+def load(name: str, switches: str = '') -> ConfigDict:
   module = importlib.import_module(f'configs.{name}')
-  config = module.get_config(words) if words else module.get_config()
+  config = module.get_config(switches) if switches else module.get_config()
   config.lock()
   return config
 
 
-def shrunk(toy_world: pathlib.Path, name: str, words: str = 'toy') -> dict:
-  """A recipe of two steps, on small clips and a small tower, from scratch."""
-  config = inherit.inherit(load(name, words).to_dict())
+def shrunk(toy_world: pathlib.Path, name: str, switches: str = 'toy') -> dict:
+  """Returns a config of two steps, with small clips and a small tower, from scratch."""
+  config = inherit.inherit(load(name, switches).to_dict())
   config |= dict(total_steps=2, batch_size=4, init_from='')
   config['window'] |= WINDOW | dict(
       num_frames=min(config['window']['num_frames'], WINDOW['num_frames']))
@@ -53,7 +53,7 @@ def results(workdir: pathlib.Path) -> dict:
 
 @pytest.fixture(scope='module')
 def pretrained(toy_world, tmp_path_factory):
-  """A workdir of a model of three modalities that has taken no step."""
+  """Returns a workdir of an untrained model of three modalities."""
   workdir = tmp_path_factory.mktemp('runs') / 'pretrained'
   config = load('quickstart').to_dict()
   config |= dict(total_steps=0, batch_size=4, evals={})
@@ -69,28 +69,28 @@ def pretrained(toy_world, tmp_path_factory):
     ('finetune_audio', {'mAP', 'AUC', 'd_prime'}),
     pytest.param('finetune_video', {'top1', 'top5'}, marks=pytest.mark.slow),
     pytest.param('finetune_image', {'top1', 'top5'}, marks=pytest.mark.slow)])
-def test_a_tower_goes_on_from_its_pretraining(name, measures, toy_world, pretrained,
+def test_tower_starts_from_pretrained_weights(name, measures, toy_world, pretrained,
                                               tmp_path, caplog, capsys):
   config = shrunk(toy_world, name) | dict(init_from=str(pretrained))
   train.train(config | dict(total_steps=0), tmp_path / 'start')
   assert f'{pretrained} has no head for this model' in caplog.text
   (modality,) = config['window']['modalities']
-  ours, theirs = (weights.read(path)[1]['params'][f'backbones_{modality}']
-                  for path in (tmp_path / 'start', pretrained))
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  loaded, expected = (weights.read(path)[1]['params'][f'backbones_{modality}']
+                      for path in (tmp_path / 'start', pretrained))
+  jax.tree.map(np.testing.assert_array_equal, loaded, expected)
   train.train(config, tmp_path / 'run')
-  found = results(tmp_path / 'run')
+  trained = results(tmp_path / 'run')
   chances = {f'chance_{m}' for m in measures}
-  assert {k.removeprefix('test/') for k in found if k.startswith('test/')} == (
+  assert {k.removeprefix('test/') for k in trained if k.startswith('test/')} == (
       measures | chances)
-  assert np.isfinite(found['train/loss']) and found['params/sha256'] != results(
+  assert np.isfinite(trained['train/loss']) and trained['params/sha256'] != results(
       tmp_path / 'start')['params/sha256']
   assert (tmp_path / 'run' / 'labels.csv').exists()
 
 
 @pytest.mark.slow
-def test_a_tower_goes_on_from_the_released_checkpoint_on_a_larger_grid(
-    toy_world, tmp_path, capsys):
+def test_tower_starts_from_a_released_checkpoint_at_a_larger_size(toy_world, tmp_path,
+                                                                  capsys):
   config = shrunk(toy_world, 'finetune_video', 'toy,release')
   smaller = config | dict(window=config['window'] | dict(image_size=8))
   smaller['model'] = config['model'] | dict(head=dict(name='classifier', num_classes=3))
@@ -103,18 +103,19 @@ def test_a_tower_goes_on_from_the_released_checkpoint_on_a_larger_grid(
 
 @pytest.fixture
 def folder(toy_world, tmp_path):
-  """Films in a subfolder for each of two classes, to train on and to test on."""
+  """Returns a folder of training and test videos, with a subfolder for each class."""
   with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
     paths = sorted({row['path'] for row in csv.DictReader(file)})
   for i, path in enumerate(paths[:12]):
-    place = tmp_path / 'mine' / ('test' if i < 4 else 'train') / ('ab'[i % 2] * 3)
-    place.mkdir(parents=True, exist_ok=True)
-    shutil.copy(toy_world / path, place / f'{i}.mp4')
+    subfolder = tmp_path / 'mine' / ('test' if i < 4 else 'train') / ('ab'[i % 2] * 3)
+    subfolder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(toy_world / path, subfolder / f'{i}.mp4')
   return tmp_path / 'mine'
 
 
-def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
-  """Trained, gone on with, evaluated elsewhere, and started from for other classes."""
+def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog,
+                                                        capsys):
+  """The run is resumed, evaluated elsewhere, and used to start with other classes."""
   config = shrunk(folder, 'finetune_video_folder', '')
   config['data']['path'] = str(folder / 'train')
   config['evals']['test']['path'] = str(folder / 'test')
@@ -128,7 +129,7 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
   assert results(tmp_path / 'run') == first | dict(
       {k: v for k, v in results(tmp_path / 'run').items() if k.startswith('train/')})
 
-  # Only evaluated, of a split that lacks a class, by the weights' average.
+  # Evaluation only, with the averaged weights.
   again = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), average_decay=0)
   again['data'] = config['data'] | dict(path='')
   again['evals'] = dict(test=config['evals']['test'])
@@ -139,7 +140,7 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
   evaluate.watch(again | dict(init_from=''), tmp_path / 'run', 'again')
   assert results(tmp_path / 'run' / 'eval' / 'again')['test/top1'] == first['test/top1']
 
-  # As many classes, but others: the head says nothing about them.
+  # The same number of classes, but other ones: the head is not loaded.
   for split in ('train', 'test'):
     (folder / split / 'bbb').rename(folder / split / 'ccc')
   other = config | dict(total_steps=0, init_from=str(tmp_path / 'run'), evals={})
@@ -149,9 +150,8 @@ def test_a_folder_of_one_s_own_classes(folder, tmp_path, caplog, capsys):
     evaluate.watch(config, tmp_path / 'run', 'other')
 
 
-def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, caplog,
-                                                         capsys):
-  """All of it trains and ends well; the log names what was in vain."""
+def test_single_class_and_large_batch_are_warnings(toy_world, tmp_path, caplog, capsys):
+  """The run trains and finishes; the log names the useless settings."""
   with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
     rows = [row for row in csv.DictReader(file)][:3]
   (tmp_path / 'one.csv').write_text('path,start,end,kind\n' + ''.join(
@@ -163,12 +163,12 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
   assert results(tmp_path / 'run')['train/loss'] == 0
   warnings = [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
   assert [w for w in warnings if w.startswith('config.')] == [
-      f"config.data.label='kind': {tmp_path}/one.csv has one class alone, 'walk', from "
-      'which nothing can be learnt; expected two or more',
-      'config.batch_size=4: takes 4 clips from config.data.path, which has 3, so that '
-      'a batch holds some more than once; lower it, or add clips',
-      'config.evals.test: measured nothing; expected two classes or more, and clips '
-      'with all that is compared']
+      f"config.data.label='kind': {tmp_path}/one.csv has only one class, 'walk', so "
+      'there is nothing to learn; expected two or more',
+      'config.batch_size=4: takes 4 clips from config.data.path, which has 3, so every '
+      'batch repeats some clips; lower it, or add clips',
+      'config.evals.test: returned no metrics; expected two classes or more, and clips '
+      'that have all evaluated modalities']
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -177,7 +177,7 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
     (('augment', dict(mixup=-1.0)), r'config\.augment: mixup=-1\.0: expected 0 '),
     (('losses', dict(label=dict(name='softmax', smoothing=3))), r'smoothing=3: expec'),
     (('evals', dict(test=dict(name='classify', num_windows=0))), r'num_windows=0: exp'),
-    (('data', dict(label='')), r'num_classes: missing; set it, or config\.data\.lab'),
+    (('data', dict(label='')), r'num_classes: missing; set it, or set config\.dat'),
     (('data', dict(multi_label=True)), r"name='softmax': needs one class per clip"),
     (('data', dict(label='sound_event')), r'joins several labels; expected one, or'),
     (('model', dict(head=dict(name='classifier', num_classes=5))),
@@ -189,7 +189,7 @@ def test_single_class_and_too_large_a_batch_are_warnings(toy_world, tmp_path, ca
     (('optim', dict(rules=(('head', 1.0),))), r'rules: none fits the parameter'),
     (('optim', dict(b1=0.9)), r'config\.optim\.b1: unknown key'),
     (('evals', dict(test=dict(name='classify', path='none.csv'))), r'none\.csv: no')])
-def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_path):
+def test_invalid_value_error_names_the_key(changes, message, toy_world, tmp_path):
   section, values = changes
   config = shrunk(toy_world, 'finetune_video')
   config[section] = config[section] | values
@@ -203,8 +203,7 @@ def test_what_does_not_fit_is_one_clear_line(changes, message, toy_world, tmp_pa
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_world,
-                                                                        tmp_path):
+def test_label_missing_in_the_label_map_is_an_error(toy_world, tmp_path):
   (tmp_path / 'map.csv').write_text('label\nleft\nright\n')
   config = shrunk(toy_world, 'finetune_video')
   config['data']['label_map'] = str(tmp_path / 'map.csv')
@@ -212,13 +211,12 @@ def test_a_label_map_that_lacks_a_label_is_told_before_anything_is_read(toy_worl
     train.train(config, tmp_path / 'run')
 
 
-def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
-    toy_world, tmp_path, capsys, caplog):
+def test_extended_run_is_bit_exact_after_a_restart(toy_world, tmp_path, capsys, caplog):
   config = shrunk(toy_world, 'finetune_audio') | dict(evals={})
   config['checkpoint'] |= dict(every_steps=1, keep=9)
   train.train(config, tmp_path / 'run')
   longer = config | dict(total_steps=5)
-  with pytest.raises(UserError, match=r'run of total_steps=2, .*go on with --extend, '):
+  with pytest.raises(UserError, match=r'run of total_steps=2, .*change; use --extend,'):
     train.train(longer, tmp_path / 'run')
   with caplog.at_level('INFO'):
     train.train(longer, tmp_path / 'run', extend=True)
@@ -238,37 +236,36 @@ def test_an_extended_run_ends_with_the_same_bits_whether_it_is_stopped_or_not(
     train.train(config, tmp_path / 'run')
 
 
-def test_classes_are_looked_for_once(toy_world, tmp_path, monkeypatch):
-  """Of records, that reads all of them."""
-  asked = []
+def test_classes_are_searched_once(toy_world, tmp_path, monkeypatch):
+  """For shards, the search reads all records."""
+  calls = []
   find = labels.find
-  monkeypatch.setattr(labels, 'find', lambda *args: asked.append(args) or find(*args))
+  monkeypatch.setattr(labels, 'find', lambda *args: calls.append(args) or find(*args))
   run = recipe.make(shrunk(toy_world, 'finetune_video'), tmp_path / 'run')
-  assert len(asked) == 1 and len(run.reader.labels.names) == 8
+  assert len(calls) == 1 and len(run.reader.labels.names) == 8
 
 
-def test_a_checkpoint_that_was_never_whole_is_not_gone_on_from(toy_world, pretrained,
-                                                               tmp_path, capsys):
-  """A kill in the first save leaves such a folder."""
+def test_incomplete_checkpoint_is_not_resumed(toy_world, pretrained, tmp_path, capsys):
+  """A kill during the first save leaves such a folder."""
   config = shrunk(toy_world, 'finetune_audio') | dict(
       total_steps=0, evals={}, init_from=str(pretrained))
   (tmp_path / 'run' / 'checkpoints' / '100.orbax-checkpoint-tmp').mkdir(parents=True)
   train.train(config | dict(total_steps=1), tmp_path / 'run')
   train.train(config, tmp_path / 'start')
-  ours, theirs = (weights.read(path)[1]['params']['backbones_audio']['norm']['scale']
-                  for path in (tmp_path / 'run', tmp_path / 'start'))
-  np.testing.assert_allclose(ours, theirs, atol=1e-2)    # but for one step
-  assert np.abs(theirs - weights.read(pretrained)[1]['params']['backbones_audio'][
+  trained, start = (weights.read(path)[1]['params']['backbones_audio']['norm']['scale']
+                    for path in (tmp_path / 'run', tmp_path / 'start'))
+  np.testing.assert_allclose(trained, start, atol=1e-2)    # one step apart
+  assert np.abs(start - weights.read(pretrained)[1]['params']['backbones_audio'][
       'norm']['scale']).max() == 0
 
 
-VIDEO = {    # words -> what they change
+VIDEO = {    # switches -> their changes
     'base': {'size': 'base'}, 'large': {'size': 'large'},
     'drop_token_75': {'drop_token_rate': 0.75}, 'ma': {'size': None}}
 
 
-def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
-  """Section 4.3."""
+def test_video_config_has_the_paper_values():
+  """Values of section 4.3."""
   c = load('finetune_video')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (100_000, 64, 400)
   assert c.optim.to_dict() == dict(
@@ -279,32 +276,32 @@ def test_the_paper_s_video_recipe_has_the_paper_s_numbers():
       32, 25 / 2, 320)
   assert (c.evals.test.num_windows, c.evals.test.num_crops) == (4, 3)
   assert c.model.video.drop_token_rate == 0
-  for words, changes in VIDEO.items():
-    changed = load('finetune_video', words).model
+  for switches, changes in VIDEO.items():
+    changed = load('finetune_video', switches).model
     assert {k: changed.video.get(k) for k in changes} == changes
   assert load('finetune_video', 'ma').model.shared.size == 'medium'
-  for words, count in (('k600', 600), ('k700', 700), ('moments', 339)):
-    assert load('finetune_video', words).model.head.num_classes == count
+  for switches, count in (('k600', 600), ('k700', 700), ('moments', 339)):
+    assert load('finetune_video', switches).model.head.num_classes == count
   assert load('finetune_video', 'toy,drop_token_50').model.video.drop_token_rate == 0.5
-  for words in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
-    with pytest.raises(ValueError, match=f'{words.replace(",", " and ")} after the r'):
-      load('finetune_video', words)
-  with pytest.raises(ValueError, match=r"'k500' after the recipe: did you mean k.00\?"):
+  for switches in ('ma,toy', 'k400,k600', 'base,large', 'toy,64x224'):
+    with pytest.raises(ValueError, match=f'{switches.replace(",", " and ")}: expected'):
+      load('finetune_video', switches)
+  with pytest.raises(ValueError, match=r"'k500': unknown switch; did you mean k.00\?"):
     load('finetune_video', 'k500')
 
 
 @pytest.mark.parametrize('name', ['finetune_video', 'finetune_audio', 'finetune_image'])
-def test_only_the_release_s_reading_clips_and_on_each_replica(name):
-  for words, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
+def test_only_release_clips_gradients_per_replica(name):
+  for switches, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
                                 ('toy,release', 0.75, 32)):
-    optim = load(name, words).optim
+    optim = load(name, switches).optim
     assert (optim.clip_norm, optim.clip_replicas) == (norm, replicas)
 
 
 @pytest.mark.parametrize('changes, message', [
     (dict(num_microbatches=2), r'num_microbatches=2: expected 1 or config\.optim'),
     (dict(batch_size=6), r'config\.optim\.clip_replicas=4: expected a divisor')])
-def test_replicas_that_do_not_fit_are_one_clear_line(changes, message):
+def test_replicas_must_fit_batch_and_microbatches(changes, message):
   config = load('finetune_video', 'toy').to_dict() | dict(batch_size=8)
   config['optim'] |= dict(clip_norm=0.75, clip_replicas=4)
   config['model']['head'] |= dict(num_classes=3)
@@ -313,12 +310,12 @@ def test_replicas_that_do_not_fit_are_one_clear_line(changes, message):
     assert task.num_microbatches == 4
   with pytest.raises(UserError, match=message):
     recipe.make_step(config | changes)
-  config['optim']['clip_norm'] = 0.0    # nothing is clipped, so parts are free
+  config['optim']['clip_norm'] = 0.0    # no clipping: any number of microbatches
   assert recipe.make_step(config | dict(num_microbatches=2))[0].num_microbatches == 2
 
 
-def test_the_paper_s_audio_and_image_recipes_have_the_paper_s_numbers():
-  """Section 4.3."""
+def test_audio_and_image_configs_have_the_paper_values():
+  """Values of section 4.3."""
   c = load('finetune_audio')
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (50_000, 1024, 527)
   assert (c.optim.peak_rate, c.optim.warmup_steps, c.augment.mixup) == (0.2, 5000, 5)

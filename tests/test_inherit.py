@@ -1,4 +1,4 @@
-"""vatt_jax/recipe/inherit.py: configs that leave their sizes to the checkpoint."""
+"""Tests vatt_jax/recipe/inherit.py: configs that take sizes from a checkpoint."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from vatt_jax.reports import run_figures
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=24)
 SIZES = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000)
-# Of a run, as JSON gives it back; none of these sizes is a config's own.
+# A run's config as read from JSON; no config of configs/ has these sizes.
 RUN = dict(
     total_steps=2, losses=dict(video_audio=dict(name='nce')),
     data=dict(path='clips', drop_stop_words=True),
@@ -31,15 +31,15 @@ FOLDER_CONFIGS = ('finetune_video_folder', 'finetune_audio_folder',
                   'finetune_image_folder', 'linear_folder', 'retrieval')
 
 
-def config(name, *words, init_from=''):
-  c = importlib.import_module(f'configs.{name}').get_config(*words)
+def config(name, *switches, init_from=''):
+  c = importlib.import_module(f'configs.{name}').get_config(*switches)
   c.init_from = str(init_from)
   c.lock()
   return c
 
 
 def from_command_line(name, *overrides):
-  """A config as `vatt_jax.main` gets it, and the values that were given."""
+  """Returns a config as `vatt_jax.main` gets it, and the command-line values."""
   values = flags.FlagValues()
   argv = ['main', *(f'--config.{override}' for override in overrides)]
   config_flags.DEFINE_config_dict('config', config(name), flag_values=values,
@@ -56,7 +56,7 @@ def source(tmp_path):
   return folder
 
 
-def test_empty_values_are_those_of_the_checkpoint(source):
+def test_empty_values_come_from_the_checkpoint(source):
   c = inherit.inherit(config('retrieval', 'manifest').to_dict(), source)
   assert 'defaults' not in c
   assert c['window'] == dict(SIZES, max_tokens=7, num_candidates=1)
@@ -79,8 +79,8 @@ def test_empty_values_are_those_of_the_checkpoint(source):
   assert c['window']['num_frames'] == 1 and c['window']['image_size'] == 32
 
 
-def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
-  """`vatt_jax import_vatt` writes one; the paper's evaluation has its own frames."""
+def test_window_comes_from_defaults_if_the_checkpoint_has_none(source):
+  """`vatt_jax import_vatt` writes such a checkpoint."""
   (source / 'config.json').write_text(json.dumps(dict(model=RUN['model'])))
   c = inherit.inherit(config('retrieval').to_dict(), source)
   assert c['model']['video']['width'] == 16
@@ -90,19 +90,19 @@ def test_a_checkpoint_without_a_window_leaves_it_to_the_defaults(source):
 
 
 @pytest.mark.parametrize('name', FOLDER_CONFIGS)
-def test_without_a_checkpoint_the_sizes_are_the_defaults(name):
+def test_sizes_come_from_defaults_without_a_checkpoint(name):
   c = config(name).to_dict()
   resolved = inherit.inherit(c)
   towers = {m: resolved['model'][m] for m in ('video', 'audio') if m in c['model']}
   for modality, tower in towers.items():
-    theirs = c['defaults']['model'][modality]
+    default = c['defaults']['model'][modality]
     assert {k: v for k, v in tower.items() if k != 'drop_token_rate'} == {
-        k: v for k, v in theirs.items() if k != 'drop_token_rate'}
+        k: v for k, v in default.items() if k != 'drop_token_rate'}
   # A TensorFlow checkpoint has no config either.
   assert inherit.inherit(c, '/nowhere/ckpt-1') == resolved
 
 
-def test_values_of_the_command_line_win(source):
+def test_command_line_values_take_precedence(source):
   c, _ = from_command_line(
       'finetune_video_folder', f'init_from={source}', 'window.image_size=64',
       'window.frame_rate_hz=2.5', 'model.dtype=bfloat16', 'model.video.patch=(2,8,8)')
@@ -112,7 +112,7 @@ def test_values_of_the_command_line_win(source):
   assert c['model']['dtype'] == 'bfloat16' and c['model']['video']['width'] == 16
 
 
-def test_a_named_size_displaces_all_sizes_of_the_defaults():
+def test_named_size_replaces_all_default_sizes():
   c, _ = from_command_line('finetune_video_folder', 'model.video.size=base')
   video = inherit.inherit(c)['model']['video']
   assert video == dict(size='base', patch=(4, 16, 16), drop_token_rate=0.0)
@@ -125,15 +125,14 @@ def test_a_named_size_displaces_all_sizes_of_the_defaults():
      'checkpoint .*mine has 1;'),
     ('model.video.patch=(4,8,8)', r'video\.patch=\(4, 8, 8\): the .* has \(2, 8, 8\)'),
     ('model.shared.depth=2', r'config\.model\.shared: the checkpoint .*mine has none')])
-def test_a_size_that_does_not_fit_is_named_with_that_of_the_checkpoint(
-    override, message, source):
+def test_wrong_size_error_names_the_size_of_the_checkpoint(override, message, source):
   c, _ = from_command_line('finetune_video_folder', override)
   with pytest.raises(UserError, match=message) as error:
     inherit.inherit(c, source)
   assert '\n' not in str(error.value)
 
 
-def test_a_checkpoint_without_the_modality_is_named(source):
+def test_checkpoint_without_the_modality_is_an_error(source):
   model = {k: v for k, v in RUN['model'].items() if k != 'audio'}
   (source / 'config.json').write_text(json.dumps(RUN | dict(model=model)))
   with pytest.raises(UserError, match=r'config\.init_from=.*mine: the checkpoint has '
@@ -143,8 +142,8 @@ def test_a_checkpoint_without_the_modality_is_named(source):
   assert retrieval['model'].keys() == model.keys()
 
 
-def test_a_run_that_has_begun_goes_on_with_its_own_sizes(source, tmp_path):
-  """The checkpoint that it started from may be gone, or another by then."""
+def test_resumed_run_keeps_its_own_sizes(source, tmp_path):
+  """The checkpoint that it started from may be deleted or replaced meanwhile."""
   c = config('finetune_video_folder').to_dict()
   workdir = tmp_path / 'run'
   (workdir / 'checkpoints' / '1').mkdir(parents=True)
@@ -157,12 +156,12 @@ def test_a_run_that_has_begun_goes_on_with_its_own_sizes(source, tmp_path):
   assert inherit.inherit(c, source, workdir) == first
 
 
-def test_a_config_without_defaults_is_left_as_it_is(source):
+def test_config_without_defaults_is_unchanged(source):
   c = config('pretrain_folder').to_dict()
   assert inherit.inherit(c, source) is c
 
 
-def test_modes_take_from_the_run_what_is_not_given(tmp_path):
+def test_modes_take_other_values_from_the_run(tmp_path):
   c, given = from_command_line('pretrain_folder', 'data.path=other',
                                'model.video.width=64', 'mesh.fsdp=2')
   run = json.loads(json.dumps(c | dict(
@@ -174,7 +173,7 @@ def test_modes_take_from_the_run_what_is_not_given(tmp_path):
   assert new['data'] == dict(RUN['data'], path='other')
   assert new['model']['video']['width'] == 64 and new['mesh']['fsdp'] == 2
   assert new['evals'].keys() == {'retrieval', 'more'}
-  # Others, and a workdir without a run, are as they were.
+  # Other configs are unchanged, and so is a config for a workdir without a run.
   for other in (config('retrieval').to_dict(), config('finetune_video').to_dict()):
     assert inherit.of_run(other, {}, tmp_path) is other
   assert inherit.of_run(c, given, tmp_path / 'none') is c
@@ -182,7 +181,7 @@ def test_modes_take_from_the_run_what_is_not_given(tmp_path):
 
 @pytest.fixture(scope='module')
 def mine(toy_world, tmp_path_factory):
-  """A workdir of `configs/pretrain_folder.py`, told other sizes."""
+  """Returns a workdir of `configs/pretrain_folder.py` with other sizes."""
   workdir = tmp_path_factory.mktemp('runs') / 'mine'
   c = config('pretrain_folder')
   c.total_steps, c.batch_size, c.optim.warmup_steps = 1, 4, 0
@@ -201,8 +200,7 @@ def results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_own_sentences_are_retrieved_by_naming_the_checkpoint_alone(
-    mine, toy_world, tmp_path, capsys):
+def test_retrieval_needs_only_the_checkpoint(mine, toy_world, tmp_path, capsys):
   c = config('retrieval', 'manifest', init_from=mine)
   c.evals.manifest.path = str(toy_world / 'test_segments.csv')
   c.evals.manifest.num_windows = 1
@@ -211,16 +209,16 @@ def test_own_sentences_are_retrieved_by_naming_the_checkpoint_alone(
   written = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert written['model']['video']['width'] == 16 and 'defaults' not in written
   train.train(c.to_dict(), tmp_path / 'run')    # the same command, once more
-  # The same of the run's workdir, checkpoint by checkpoint.
+  # The evaluation mode gives the same results in the run's workdir.
   evaluate.watch(c.to_dict() | dict(init_from='runs/mbs'), mine, 'retrieval')
-  ours = results(mine / 'eval' / 'retrieval')
-  assert ours['step'] == 1
-  assert ours.items() >= {k: v for k, v in results(tmp_path / 'run').items()
-                          if k.endswith(('R@1', 'MedR')) and 'chance' not in k}.items()
+  watched = results(mine / 'eval' / 'retrieval')
+  assert watched['step'] == 1
+  assert watched.items() >= {k: v for k, v in results(tmp_path / 'run').items()
+                             if k.endswith(('R@1', 'MedR')) and 'chance' not in k
+                             }.items()
 
 
-def test_frozen_features_are_measured_by_naming_the_checkpoint_alone(
-    mine, toy_world, tmp_path, capsys):
+def test_frozen_features_need_only_the_checkpoint(mine, toy_world, tmp_path, capsys):
   c = config('linear_folder', 'shape=video', init_from=mine)
   c.evals.linear.update(train=str(toy_world / 'train_segments.csv'), num_windows=1,
                         test=str(toy_world / 'test_segments.csv'), cache='')
@@ -231,8 +229,8 @@ def test_frozen_features_are_measured_by_naming_the_checkpoint_alone(
   assert 'linear/shape/top1' in results(tmp_path / 'run')
 
 
-def test_a_tower_is_tuned_by_naming_the_checkpoint_alone(mine, toy_world, tmp_path,
-                                                         capsys, caplog):
+def test_finetuning_needs_only_the_checkpoint(mine, toy_world, tmp_path, capsys,
+                                              caplog):
   c = config('finetune_video_folder', init_from=mine)
   c.total_steps, c.batch_size, c.optim.warmup_steps = 1, 4, 0
   c.data.update(path=str(toy_world / 'train_segments.csv'), label='shape')
@@ -243,7 +241,7 @@ def test_a_tower_is_tuned_by_naming_the_checkpoint_alone(mine, toy_world, tmp_pa
   assert f'{mine} has no head for this model' in caplog.text
 
 
-def test_a_run_is_evaluated_and_drawn_without_repeating_its_flags(mine, capsys):
+def test_eval_and_figures_need_no_flags_of_the_run(mine, capsys):
   c, given = from_command_line('pretrain_folder')
   c = inherit.of_run(c, given, mine)
   evaluate.watch(c, mine, 'pretrain_folder')

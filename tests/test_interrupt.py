@@ -1,4 +1,4 @@
-"""vatt_jax/distributed/interrupt.py"""
+"""Tests vatt_jax/distributed/interrupt.py."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ import pytest
 from vatt_jax.distributed import interrupt
 
 
-def test_the_first_signal_is_only_noted_until_the_next_check():
+def test_signal_is_raised_at_the_next_check():
   with interrupt.Interrupt() as stop:
     stop.check()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -19,8 +19,8 @@ def test_the_first_signal_is_only_noted_until_the_next_check():
       stop.check()
 
 
-def test_a_signal_during_one_long_call_ends_it_all():
-  """Python runs no handler until the call returns."""
+def test_signal_during_a_long_call_ends_the_process():
+  """Python runs no signal handler until the call returns."""
   ended = []
   with interrupt.Interrupt() as stop:
     stop.end_within(0.05, lambda number: ended.append((number, time.monotonic())))
@@ -31,7 +31,7 @@ def test_a_signal_during_one_long_call_ends_it_all():
   assert number == signal.SIGTERM and at < returned
 
 
-def test_a_signal_that_is_noticed_in_time_ends_nothing_else():
+def test_signal_checked_in_time_does_not_end_the_process():
   ended, before = [], threading.active_count()
   with pytest.raises(interrupt.Interrupted), interrupt.Interrupt() as stop:
     stop.end_within(30, ended.append)

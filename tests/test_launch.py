@@ -1,4 +1,4 @@
-"""launch/*.sh: what they would run, where there is neither Slurm nor a TPU"""
+"""Tests the commands that launch/*.sh run, with fake Slurm and gcloud programs."""
 
 import os
 import pathlib
@@ -17,14 +17,14 @@ def _run(*command, **environment):
 
 
 def _fake(folder, name, script):
-  """A program of that name.  -> a PATH where it is found first."""
+  """Writes a program of this name.  -> a PATH with the program's folder first."""
   path = folder / name
   path.write_text(f'#!/usr/bin/env bash\n{script}\n')
   path.chmod(0o755)
   return f'{folder}:{os.environ["PATH"]}'
 
 
-def test_each_process_is_told_who_it_is_and_a_failure_is_reported(tmp_path):
+def test_each_process_gets_its_index_and_failures_are_reported(tmp_path):
   path = _fake(tmp_path, 'say', 'echo "$@"; [[ "$*" != *process_id=1 ]] || exit 7')
   done = _run('launch/multi_process.sh', '2', 'say', 'a b', PATH=path, PORT='1234')
   assert sorted(done.stdout.splitlines()) == [
@@ -34,7 +34,7 @@ def test_each_process_is_told_who_it_is_and_a_failure_is_reported(tmp_path):
   assert _run('launch/multi_process.sh', 'say').returncode == 2
 
 
-def test_slurm_s_nodes_meet_at_the_first(tmp_path):
+def test_slurm_nodes_use_the_first_node_as_coordinator(tmp_path):
   _fake(tmp_path, 'scontrol', 'echo node7; echo node9')
   path = _fake(tmp_path, 'srun', 'export SLURM_PROCID=1; shift; exec "$@"')
   python = tmp_path / '.venv/bin'
@@ -48,7 +48,7 @@ def test_slurm_s_nodes_meet_at_the_first(tmp_path):
       '--num_processes=2', '--process_id=1')), done.stderr
 
 
-def test_a_dry_run_for_a_tpu_slice_prints_every_command():
+def test_tpu_pod_dry_run_prints_every_command():
   flags = ['--name=pod', '--zone=europe-west4-a', '--type=v3-256', '--spot']
   done = _run('launch/tpu_pod.sh', *flags, '--dry_run', '--', *ARGUMENTS)
   assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ def test_a_dry_run_for_a_tpu_slice_prints_every_command():
   assert '--accelerator-type=v3-256' in create and '--spot' in create
   assert archive.startswith('git archive') and 'scp vatt_jax.tar.gz pod:' in copy
   assert 'pip install' in install and '--worker=all' in run
-  assert 'two\\\\ words' in run    # quoted for the shell here, and for the one there
+  assert 'two\\\\ words' in run    # quoted for the local and the remote shell
   assert _run('launch/tpu_pod.sh', '--name=pod').returncode == 2
   done = _run('launch/tpu_pod.sh', *flags, '--dry_run', '--', '--config=a.py')
   assert done.returncode == 2 and 'expected --workdir=DIR' in done.stderr
@@ -65,9 +65,9 @@ def test_a_dry_run_for_a_tpu_slice_prints_every_command():
 
 @pytest.fixture
 def slice_(tmp_path):
-  """Returns a function that launches on a TPU slice that is played.
+  """Returns a function that launches on a fake TPU slice.
 
-  Each run is `STATUS:STEP`: how it ends, and the newest checkpoint then.
+  Each run is `STATUS:STEP`: its exit status, and its newest checkpoint.
   """
   _fake(tmp_path, 'sleep', '')
   _fake(tmp_path, 'git', '')
@@ -105,7 +105,7 @@ def slice_(tmp_path):
     ('2:5', 'READY', ['describe', 'scp', 'ssh', 'ssh']),
     ('0:5', 'PREEMPTED', ['describe', 'describe', 'delete', 'create', 'scp', 'ssh',
                           'ssh'])])
-def test_a_tpu_slice_that_was_preempted_is_made_anew(slice_, runs, state, expected):
+def test_preempted_tpu_slice_is_created_again(slice_, runs, state, expected):
   done, left, verbs, _ = slice_(runs, state)
   assert done.returncode == int(runs.split()[-1].split(':')[0]), done.stderr
   assert verbs == expected and not left
@@ -113,8 +113,8 @@ def test_a_tpu_slice_that_was_preempted_is_made_anew(slice_, runs, state, expect
 
 @pytest.mark.parametrize('runs, runs_left', [
     ('1:0 1:0 0:9', ['0:9']), ('1:3 1:4 1:4 0:9', ['0:9']), ('1:9 1:10 1:11 0:12', [])])
-def test_two_failures_without_a_new_checkpoint_between_them_end_it(slice_, runs,
-                                                                  runs_left):
+def test_two_failures_without_a_new_checkpoint_stop_the_restarts(slice_, runs,
+                                                                 runs_left):
   done, left, _, _ = slice_(runs)
   assert left == runs_left
   if not left:
@@ -126,12 +126,12 @@ def test_two_failures_without_a_new_checkpoint_between_them_end_it(slice_, runs,
   assert error == 'RuntimeError: of worker 3'
 
 
-def test_preemptions_are_no_failures(slice_):
+def test_preemptions_do_not_count_as_failures(slice_):
   done, left, _, _ = slice_('1:3 1:3 1:3 0:4', 'PREEMPTED')
   assert done.returncode == 0 and not left
 
 
-def test_an_older_checkpoint_is_gone_back_to_once(slice_):
+def test_resume_from_applies_only_to_the_first_start(slice_):
   done, _, _, commands = slice_('1:3 0:4', 'READY', '--resume_from=2')
   assert done.returncode == 0
   last_lines = [line for line in commands if '--num_processes' in line]

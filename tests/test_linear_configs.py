@@ -1,4 +1,4 @@
-"""The recipes of configs/ that evaluate frozen features, shrunk, on the toy world."""
+"""Tests the configs that evaluate frozen features, shrunk, on the toy world."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ def load(name: str, *switches: str) -> ConfigDict:
 
 def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
            labels: dict[str, str], num_splits: int = 1) -> dict[str, Any]:
-  """The same recipe, smaller, on a small toy world and a random checkpoint."""
+  """Shrinks a config to a small toy world and a random checkpoint."""
   config = inherit.inherit(config.to_dict()) | dict(
       batch_size=8, init_from=str(folder / 'model'))
   config['window'].update(num_frames=4, image_size=32, audio_hz=4000)
@@ -64,8 +64,8 @@ def run(config: dict[str, Any], workdir: pathlib.Path) -> dict[str, float]:
     ('linear_esc50', ('ma,release',)),
     pytest.param('linear_ucf101', (), marks=pytest.mark.slow),
     pytest.param('linear_hmdb51', ('bbs',), marks=pytest.mark.slow)])
-def test_a_data_set_s_recipe_measures_every_split(name, switches, toy_world, tmp_path,
-                                                  capsys):
+def test_dataset_config_evaluates_every_split(name, switches, toy_world, tmp_path,
+                                              capsys):
   modality, *_, splits = DATA_SETS[name]
   config = shrink(load(name, *switches), toy_world, tmp_path, dict(shape=modality),
                   splits)
@@ -79,12 +79,12 @@ def test_a_data_set_s_recipe_measures_every_split(name, switches, toy_world, tmp
     assert {f'{where}/top1_random_init', f'{where}/chance_top1'} <= results.keys()
   for measure in ('R@1', 'R@5', 'R@20', '1_shot/top1', '5_shot/top1', '20_shot/top1'):
     assert f'neighbours/shape/{measure}' in results
-  # Each model's once for both evaluators, and the augmented ones.
+  # Two models: features for both evaluators, and augmented features.
   assert len(list((tmp_path / 'features').iterdir())) == 4
 
 
 @pytest.mark.slow
-def test_the_folder_s_recipe_takes_columns_of_one_s_own(toy_world, tmp_path, capsys):
+def test_folder_config_accepts_own_columns(toy_world, tmp_path, capsys):
   config = load('linear_folder', 'colour=video,sound_event=audio')
   config.evals.linear.multi_labels = ('sound_event',)
   labels = config.evals.neighbours.labels.to_dict()
@@ -96,7 +96,7 @@ def test_the_folder_s_recipe_takes_columns_of_one_s_own(toy_world, tmp_path, cap
 
 
 @pytest.mark.parametrize('name', DATA_SETS)
-def test_the_recipes_have_the_paper_s_numbers(name):
+def test_configs_have_the_paper_values(name):
   """Section 4.3 of arXiv 2104.11178: windows, and the low-rank classifier."""
   modality, frames, pixels, rate, splits = DATA_SETS[name]
   config = load(name)
@@ -125,15 +125,15 @@ def test_one_flag_sets_the_features_of_both_evaluators():
 
 
 @pytest.mark.parametrize('name, switches, message', [
-    ('linear_folder', 'action', "'action' after the recipe: expected COLUMN=MODALITY"),
-    ('linear_ucf101', 'mba', r"'mba' after the recipe: did you mean ma\?")])
-def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, message):
+    ('linear_folder', 'action', "'action': invalid labels .* expected COLUMN=MODALITY"),
+    ('linear_ucf101', 'mba', r"'mba': unknown config .*; did you mean ma\?")])
+def test_unknown_switch_error_names_the_switch(name, switches, message):
   with pytest.raises(ValueError, match=message):
     load(name, switches)
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('init_from', '', r'config\.init_from: is empty; a recipe that trains nothing'),
+    ('init_from', '', r'config\.init_from: is empty; a config without training'),
     ('evals.linear.test', ('a.csv', 'b.csv'), r'config\.evals\.linear: train and test'),
     ('evals.linear.test', '', 'the path of a source .* is empty'),
     ('evals.linear.classifiers.low_rank.rate', 1.0,
@@ -147,7 +147,7 @@ def test_words_after_the_recipe_that_say_nothing_are_named(name, switches, messa
     ('evals.neighbours.rows', 'windows', r'evals\.neighbours\.rows: unknown key'),
     ('evals.linear.windows', 3, r'config\.evals\.linear\.windows: unknown key'),
     ('evals.neighbours.shots', (0,), r'config\.evals\.neighbours: shots=\(0,\)')])
-def test_a_value_that_cannot_be_is_named(key, value, message, toy_world, tmp_path):
+def test_invalid_value_error_names_the_key(key, value, message, toy_world, tmp_path):
   config = place = shrink(load('linear_folder'), toy_world, tmp_path,
                           dict(shape='video', sound_event='audio'))
   *sections, last = key.split('.')

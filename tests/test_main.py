@@ -1,4 +1,4 @@
-"""The main command as a user gives it: resumed, killed, interrupted, mistyped."""
+"""Tests the main command: runs, resumed, killed, interrupted and mistyped ones."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STEPS = 12
 
 
 def _command(toy_world, workdir, *overrides):
-  """Quickstart's recipe made small, by flags alone."""
+  """Returns the command of a small quickstart, shrunk by flags only."""
   flags = ['total_steps=12', 'batch_size=8', 'log_every_steps=4',
            'evals.retrieval.every_steps=6', 'evals.retrieval.num_windows=1',
            'evals.probe.num_windows=1',
@@ -50,13 +50,13 @@ def _wait_for(condition, process, seconds=180):
   deadline = time.monotonic() + seconds
   while not condition():
     assert process.poll() is None, process.communicate()
-    assert time.monotonic() < deadline, 'nothing came'
+    assert time.monotonic() < deadline, 'timeout'
     time.sleep(0.02)
 
 
 @pytest.fixture(scope='module')
 def undisturbed(toy_world, tmp_path_factory):
-  """A run that nobody disturbed: its workdir and what it printed."""
+  """Returns the workdir and the finished process of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
   done = _run(toy_world, workdir)
   assert done.returncode == 0, done.stderr
@@ -64,16 +64,16 @@ def undisturbed(toy_world, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_same_seed_twice_gives_the_same_bits(toy_world, tmp_path, undisturbed):
+def test_same_seed_is_bit_exact(toy_world, tmp_path, undisturbed):
   workdir, _ = undisturbed
   assert _run(toy_world, tmp_path / 'again').returncode == 0
   assert _digest(tmp_path / 'again') == _digest(workdir)
 
 
 @pytest.mark.parametrize('checkpoints', [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_killed_run_started_again_ends_with_the_same_bits(
-    toy_world, tmp_path, undisturbed, checkpoints):
-  """SIGKILL before the first checkpoint, or whenever so many have been begun."""
+def test_killed_and_resumed_run_is_bit_exact(toy_world, tmp_path, undisturbed,
+                                             checkpoints):
+  """Sends SIGKILL before the first checkpoint, or after a number of them."""
   workdir = tmp_path / 'killed'
   process = subprocess.Popen(_command(toy_world, workdir), cwd=ROOT,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -95,7 +95,7 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, number):
+def test_signal_saves_the_state_and_exits(toy_world, tmp_path, undisturbed, number):
   workdir = tmp_path / 'stopped'
   process = subprocess.Popen(
       _command(toy_world, workdir), cwd=ROOT,
@@ -112,7 +112,7 @@ def test_a_signal_saves_the_state_and_leaves(toy_world, tmp_path, undisturbed, n
   assert _digest(workdir) == _digest(undisturbed[0])
 
 
-def test_a_finished_run_started_again_only_evaluates(toy_world, undisturbed):
+def test_finished_run_only_evaluates_when_repeated(toy_world, undisturbed):
   workdir, _ = undisturbed
   before, rows = ((workdir / name).read_text()
                   for name in ('results.json', 'metrics.jsonl'))
@@ -124,10 +124,10 @@ def test_a_finished_run_started_again_only_evaluates(toy_world, undisturbed):
   assert (workdir / 'metrics.jsonl').read_text() == rows
 
 
-def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
-  """One line a report, no noise of the libraries, the table on standard output."""
+def test_log_shows_only_progress(undisturbed):
+  """One line per report, no lines of libraries, the table on standard output."""
   workdir, done = undisturbed
-  # Orbax warns where the disk is slow, which tells of the machine.
+  # Orbax warns about slow disks, which depends on the machine.
   lines = [line for line in done.stderr.splitlines()
            if 'previous save to complete' not in line]
   progress = [line for line in lines if ' loss ' in line]
@@ -135,8 +135,8 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
       '1', '4', '8', '12']
   assert 'compiled in' in progress[0]
   assert all('clips/s' in line and line.endswith(' left') for line in progress[1:])
-  # And the size of the model, the share of unknown words in the captions, and which of
-  # the two evaluations is under way.
+  # Other lines: the size of the model, the share of unknown words in the captions, and
+  # one for each of the two evaluations.
   assert len(lines) == len(progress) + 4, done.stderr
   assert 'retrieval/text_to_video/R@10' in done.stdout
   rows = [json.loads(line) for line in
@@ -151,8 +151,7 @@ def test_a_run_says_how_far_it_is_and_nothing_else(undisturbed):
     pytest.param('total_steps=many', 'total_steps=many: expected a whole number',
                  marks=pytest.mark.slow),
     ('optim.rate=1', "--config.optim.rate=1: unknown key 'rate'; did you mean peak_")])
-def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
-                                                  message):
+def test_user_error_is_one_line_and_a_status(toy_world, tmp_path, override, message):
   done = _run(toy_world, tmp_path / 'run', override)
   assert done.returncode not in (0, None)
   assert 'Traceback' not in done.stderr, done.stderr
@@ -161,7 +160,7 @@ def test_a_mistake_is_one_clear_line_and_a_status(toy_world, tmp_path, override,
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):
+def test_workdir_of_another_config_is_unchanged(toy_world, undisturbed):
   workdir, _ = undisturbed
   before = (workdir / 'config.json').read_bytes()
   done = _run(toy_world, workdir, 'seed=1')
@@ -173,7 +172,7 @@ def test_a_workdir_of_another_config_is_left_alone(toy_world, undisturbed):
 QUICKSTART = '--config=configs/quickstart.py'
 
 
-# ml_collections' own.
+# The warning is from ml_collections.
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize('arguments, message', [
     ([], '--config: missing; give a config file, such as --config=configs/quick'),
@@ -191,10 +190,10 @@ QUICKSTART = '--config=configs/quickstart.py'
     ([QUICKSTART, '--config.seed.value=1'],
      "--config.seed.value=1: unknown key 'value'; expected no key here"),
     (['--config=configs/pretrain_mbs.py:relase'],
-     "--config=configs/pretrain_mbs.py:relase: 'relase' after the recipe: did you mean "
+     "--config=configs/pretrain_mbs.py:relase: 'relase': unknown switch; did you mean "
      'release? expected some of batch_8192, release, toy, joined by commas')])
-def test_a_mistyped_command_is_told_in_one_line_with_a_guess(arguments, message,
-                                                             monkeypatch):
+def test_mistyped_command_line_error_suggests_the_nearest(arguments, message,
+                                                          monkeypatch):
   monkeypatch.chdir(ROOT)
   argv, flag_values = ['main', *arguments], flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, '', flag_values, sys_argv=argv)
@@ -205,7 +204,7 @@ def test_a_mistyped_command_is_told_in_one_line_with_a_guess(arguments, message,
 
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
-def test_a_config_file_may_follow_its_flag(monkeypatch):
+def test_config_file_may_follow_its_flag(monkeypatch):
   monkeypatch.chdir(ROOT)
   argv, flag_values = ['main', *QUICKSTART.split('=')], flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, '', flag_values, sys_argv=argv)
@@ -218,7 +217,7 @@ def test_a_config_file_may_follow_its_flag(monkeypatch):
     pytest.param(['--config=none.py'], 'none.py: no such file', marks=pytest.mark.slow),
     pytest.param(['--config=configs/quickstart.py', 'more'], 'more: expected only fl',
                  marks=pytest.mark.slow)])
-def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
+def test_missing_or_extra_arguments_are_errors(flags, message):
   done = subprocess.run([sys.executable, '-m', 'vatt_jax.main', *flags], cwd=ROOT,
                         capture_output=True, text=True)
   assert done.returncode == 2
@@ -229,9 +228,9 @@ def test_a_command_that_says_too_little_or_too_much_is_told_so(flags, message):
 @pytest.mark.parametrize('phase, seconds', [('Evaluating: probe', 0.0),
                                             ('Evaluating: probe', 1.0),
                                             ('Evaluating: retrieval', 0.0)])
-def test_a_signal_during_the_final_evaluation_ends_it(toy_world, tmp_path, phase,
-                                                      seconds):
-  """Within 5 s on an idle machine."""
+def test_signal_during_the_final_evaluation_ends_the_run(toy_world, tmp_path, phase,
+                                                         seconds):
+  """The process ends within 5 s on an idle machine."""
   process = subprocess.Popen(
       _command(toy_world, tmp_path / 'run', 'total_steps=3',
                'evals.retrieval.every_steps=0'),
@@ -252,7 +251,7 @@ def test_a_signal_during_the_final_evaluation_ends_it(toy_world, tmp_path, phase
 
 @pytest.mark.parametrize('platform', [
     'cuda', pytest.param('tpu', marks=pytest.mark.slow)])
-def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
+def test_missing_device_error_is_one_line(platform, tmp_path):
   if shutil.which('nvidia-smi'):
     pytest.skip('this machine has a GPU')
   done = subprocess.run(
@@ -261,13 +260,13 @@ def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
       env=os.environ | dict(JAX_PLATFORMS=platform))
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
   assert f'JAX_PLATFORMS={platform}: JAX finds no such device' in done.stderr
-  assert f"but cpu; install the extra for it, pip install -e '.[{platform}]'" in (
-      done.stderr)
+  assert ("available: cpu; install the extra for it, pip install -e "
+          f"'.[{platform}]'") in done.stderr
 
 
 @pytest.mark.slow
-def test_real_clips_train_as_they_are(shared, tmp_path):
-  """The folder holds sound without picture, a broken film and silent ones."""
+def test_real_media_files_train_unchanged(shared, tmp_path):
+  """The folder has audio files, a broken video and videos without audio."""
   flags = ['total_steps=3', 'batch_size=4', 'optim.warmup_steps=1',
            'window.image_size=32', f'data.path={shared / "media"}']
   for tower in ('video', 'audio', 'text'):
@@ -283,13 +282,13 @@ def test_real_clips_train_as_they_are(shared, tmp_path):
   assert results['input/skipped_files'] == 1
   notes = [json.loads(line) for line in
            (workdir / 'file_notes.jsonl').read_text().splitlines()]
-  sound = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_video'}
-  assert sound == {'robin.ogg', 'sine_mono_s16.wav'}
+  no_video = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_video'}
+  assert no_video == {'robin.ogg', 'sine_mono_s16.wav'}
   assert results['input/no_video_files'] == 2
-  silent = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_audio'}
-  assert silent == {    # those without an audio stream
+  no_audio = {pathlib.Path(n['path']).name for n in notes if n['note'] == 'no_audio'}
+  assert no_audio == {    # the files without an audio stream
       'av1_video.mkv', 'discard_first_keyframe.mp4', 'h265_video.mp4',
       'nasa_13013_rotated.mp4', 'test_non_zero_start.mp4', 'testsrc2_vp9.webm',
       'unordered.mov', 'video_90.mov', 'corrupted.mp4'}
-  assert results['input/no_audio_files'] == len(silent)
+  assert results['input/no_audio_files'] == len(no_audio)
   assert done.stderr.count('corrupted.mp4: ') == 1

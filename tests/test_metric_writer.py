@@ -1,11 +1,11 @@
-"""vatt_jax/metric_writer.py"""
+"""Tests vatt_jax/metric_writer.py."""
 
 import numpy as np
 
 from vatt_jax import metric_writer
 
 
-def test_numbers_go_to_jsonl_and_tensorboard(tmp_path):
+def test_scalars_are_written_to_jsonl_and_tensorboard(tmp_path):
   writer = metric_writer.open_writers(tmp_path, 0)
   writer.write_scalars(3, {'train/loss': np.float32(0.5), 'n': 2})
   writer.close()
@@ -14,14 +14,14 @@ def test_numbers_go_to_jsonl_and_tensorboard(tmp_path):
   assert list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
 
 
-def test_what_comes_again_after_a_resume_is_not_there_twice(tmp_path):
+def test_resuming_does_not_duplicate_rows(tmp_path):
   path = tmp_path / 'm.jsonl'
   writer = metric_writer.JsonlWriter(path, 0)
   for step in (1, 2, 3):
     writer.write_scalars(step, {'train/x': step})
     writer.write_scalars(step, {'retrieval/y': step})
   writer.close()
-  path.write_text(path.read_text() + '{"step": 4, "x"')    # killed as it wrote
+  path.write_text(path.read_text() + '{"step": 4, "x"')    # killed while writing
   writer = metric_writer.JsonlWriter(path, 2)
   writer.write_scalars(2, {'retrieval/y': 20})
   writer.write_scalars(3, {'train/x': 30})

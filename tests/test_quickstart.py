@@ -1,4 +1,4 @@
-"""The quickstart reaches what the README says, on the toy world as it is."""
+"""Tests that the quickstart reaches the README's results on the full toy world."""
 
 import json
 import os
@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_quickstart_learns(tmp_path):
-  # Not compiled as plainly as the other tests are (conftest.py).
+def test_quickstart_reaches_the_documented_results(tmp_path):
+  # Compiled with optimization, unlike the other tests (conftest.py).
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(
       [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',

@@ -1,4 +1,4 @@
-"""What README.md names is there."""
+"""Tests that files and commands named in README.md exist."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
 
-def test_every_file_that_it_names_is_there():
+def test_every_named_file_exists():
   names = re.findall(r'(?:bash|--config=|\]\()\s*((?:launch|configs|docs)/[\w./-]+)',
                      README)
   assert {'launch/quickstart.sh', 'launch/test.sh', 'configs/quickstart.py',
@@ -16,10 +16,10 @@ def test_every_file_that_it_names_is_there():
     assert (ROOT / name).exists(), name
 
 
-def test_no_number_is_missing():
+def test_no_placeholder_is_left():
   assert '@@' not in README
 
 
-def test_ci_calls_the_test_command_as_it_stands_there():
+def test_ci_runs_the_documented_test_command():
   assert 'bash launch/test.sh\n' in README
   assert 'bash launch/test.sh\n' in (ROOT / '.ci' / 'run').read_text()

@@ -1,4 +1,4 @@
-"""vatt_jax/recipe.py"""
+"""Tests vatt_jax/recipe."""
 
 import collections.abc
 import json
@@ -25,7 +25,7 @@ def _takes(a, b=2):
   return a, b
 
 
-def test_a_section_becomes_the_arguments_of_a_function():
+def test_section_is_passed_as_arguments():
   assert config_lib.call('x', _takes, dict(a=1)) == (1, 2)
   assert config_lib.call('x', _takes, dict(b=5), a=3) == (3, 5)
 
@@ -34,22 +34,22 @@ def test_a_section_becomes_the_arguments_of_a_function():
     (dict(a=1, c=3), r'config\.x\.c: unknown key; expected one of a, b$'),
     (dict(b=3), r'config\.x\.a: missing'),
     (dict(a=-1), r'config\.x: a=-1: expected 0 or more')])
-def test_a_section_that_does_not_fit_is_one_clear_line(section, message):
+def test_invalid_section_error_names_the_key(section, message):
   with pytest.raises(UserError, match=message):
     config_lib.call('x', _takes, section)
 
 
-def test_a_loss_of_another_name_is_named():
+def test_unknown_loss_error_suggests_the_nearest():
   with pytest.raises(UserError, match=r"losses\.x: name='nec': did you mean nce\?"):
     losses.build('x', dict(name='nec', temperature=1.0))
 
 
-def test_a_bug_keeps_its_trace():
+def test_bug_keeps_its_traceback():
   with pytest.raises(TypeError):
     config_lib.call('x', _takes, dict(a='text'))
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path):
+def test_workdir_accepts_only_its_own_config(tmp_path):
   config = dict(seed=0, model=dict(patch=(2, 4)), evals=dict())
   recipe._compare(config, tmp_path)
   (tmp_path / 'config.json').write_text(json.dumps(config))
@@ -57,14 +57,14 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   with pytest.raises(UserError, match=r'another config, model\.patch=\[2, 4\] where '
                                       r'this one has \[2, 8\]; choose another'):
     recipe._compare(config | dict(model=dict(patch=(2, 8))), tmp_path)
-  # Its figures may change: they change nothing in the run. A new switch is off.
+  # Figures may change, because they do not affect the run. An absent switch is off.
   recipe._compare(config | dict(figures=dict(label='shape')), tmp_path)
   recipe._compare(config | dict(switch=False), tmp_path)
   with pytest.raises(UserError, match='another config, switch=None'):
     recipe._compare(config | dict(switch=True), tmp_path)
 
 
-def test_a_workdir_older_than_window_short_holds_the_last_frame(tmp_path):
+def test_window_short_of_an_older_workdir_is_hold(tmp_path):
   config = dict(window=dict(num_frames=4))
   (tmp_path / 'config.json').write_text(json.dumps(config))
   short = lambda value: dict(window=dict(num_frames=4, short=value))
@@ -76,8 +76,8 @@ def test_a_workdir_older_than_window_short_holds_the_last_frame(tmp_path):
   recipe._compare(config, tmp_path)
 
 
-def test_a_run_is_begun_when_nothing_is_left_to_make(tmp_path, monkeypatch):
-  """Then its processes open the sources at the same time."""
+def test_is_begun_if_all_files_exist(tmp_path, monkeypatch):
+  """In this case its processes open the sources at the same time."""
   monkeypatch.setattr(caption_index, 'MIN_BYTES', 0)
   (tmp_path / 'd').mkdir()
   (tmp_path / 'd' / 'm.csv').write_text('path\na.mp4\n')
@@ -94,14 +94,14 @@ def test_a_run_is_begun_when_nothing_is_left_to_make(tmp_path, monkeypatch):
 
 def test_classes_are_counted_without_the_captions(tmp_path):
   (tmp_path / 'm.csv').write_text('path,label\na.mp4,x\nb.mp4,y\n')
-  (tmp_path / 'c.csv').write_text('not read, so that nothing is amiss')
+  (tmp_path / 'c.csv').write_text('invalid, but not read')
   config, classes = section.count_classes(dict(
       data=dict(path=str(tmp_path / 'm.csv'), captions='c.csv', label='label'),
       model=dict(head=dict(name='classifier', num_classes=0))), '', tmp_path / 'run')
   assert classes.names == ('x', 'y') and config['model']['head']['num_classes'] == 2
 
 
-def test_a_workdir_that_is_older_than_a_key_goes_on(tmp_path):
+def test_older_workdir_without_a_key_resumes(tmp_path):
   config = dict(seed=0, optim=dict(clip_norm=0.75))
   (tmp_path / 'config.json').write_text(json.dumps(config))
   recipe._compare(config, tmp_path)
@@ -111,7 +111,7 @@ def test_a_workdir_that_is_older_than_a_key_goes_on(tmp_path):
                     tmp_path)
 
 
-def test_a_longer_run_in_the_same_workdir_is_told_how_to_go_on(tmp_path):
+def test_longer_run_error_suggests_extend(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(dict(total_steps=12, seed=0)))
   with pytest.raises(UserError, match=r'holds a run of total_steps=12, and with total_'
                                       r'steps=24 its learning rates would .* --extend, '
@@ -122,7 +122,7 @@ def test_a_longer_run_in_the_same_workdir_is_told_how_to_go_on(tmp_path):
       recipe._compare(config, tmp_path)
 
 
-def test_only_a_run_with_a_checkpoint_is_extended_and_only_forward(tmp_path):
+def test_extend_needs_a_checkpoint_and_more_steps(tmp_path):
   config = dict(total_steps=24)
   assert recipe._extended(config, tmp_path, False) == config
   with pytest.raises(UserError, match=r'--extend: .* holds no checkpoint of'):
@@ -148,7 +148,7 @@ CLIPS = [sources.Clip('a.mp4', captions=(
 
 
 def claim(workdir, tokenizer, /, **data):
-  """A workdir as a run leaves it."""
+  """Writes the workdir of a run."""
   run = types.SimpleNamespace(reader=types.SimpleNamespace(tokenizer=tokenizer,
                                                            labels=None))
   recipe._claim(dict(data=dict(path='x', **data)), workdir, run)
@@ -156,13 +156,13 @@ def claim(workdir, tokenizer, /, **data):
 
 @pytest.fixture
 def pieces(tmp_path):
-  """A SentencePiece model's file."""
+  """Returns the file of a SentencePiece model."""
   path = tmp_path / 'mine.model'
   text.SentencePieceTokenizer.train(['the red circle', 'a blue square'], 40).save(path)
   return str(path)
 
 
-def test_without_a_file_the_words_are_those_of_the_captions(tmp_path):
+def test_vocabulary_comes_from_captions_without_a_file(tmp_path):
   words = lambda **data: section.open_words(
       section.Data('x', **data), CLIPS, 9, '', tmp_path)
   assert words().vocabulary == ('red', 'circle', 'the')
@@ -170,7 +170,7 @@ def test_without_a_file_the_words_are_those_of_the_captions(tmp_path):
 
 
 class Records(collections.abc.Sequence):
-  """Clips that say their number, and which of them were read."""
+  """A sequence of numbered clips that records the indices that were read."""
 
   def __init__(self, count):
     self.count, self.read = count, []
@@ -181,12 +181,11 @@ class Records(collections.abc.Sequence):
   def __getitem__(self, index):
     self.read.append(index)
     if index == 4:
-      raise media.MediaError('shard[4]', 'is no record')
+      raise media.MediaError('shard[4]', 'is not a record')
     return sources.Clip(f'{index}', captions=(sources.Caption(0, 1, f'word{index}'),))
 
 
-def test_words_of_many_records_are_those_of_a_stated_number_of_them(
-    tmp_path, monkeypatch, caplog):
+def test_vocabulary_of_many_records_uses_a_sample(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(section, 'VOCABULARY_CLIPS', 5)
   words = lambda clips: section.open_words(
       section.Data('x'), clips, 99, '', tmp_path).vocabulary
@@ -199,12 +198,12 @@ def test_words_of_many_records_are_those_of_a_stated_number_of_them(
   caplog.clear()
   assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
   listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
-            for i in range(9)]    # these are in memory
+            for i in range(9)]    # in memory
   assert len(words(sources.Mixture([listed]))) == 9 and not caplog.text
 
 
-def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):
-  """Even if the file that it was given is there no more."""
+def test_resumed_run_uses_the_tokenizer_of_its_workdir(tmp_path, pieces):
+  """The original file may be deleted."""
   data = dict(tokenizer='sentencepiece', vocabulary=pieces)
   run = tmp_path / 'run'
   load = lambda: section.open_words(section.Data('x', **data), CLIPS, 40, '', run)
@@ -215,15 +214,14 @@ def test_a_run_goes_on_with_the_tokenizer_of_its_workdir(tmp_path, pieces):
   assert load().ids('the red square') == first.ids('the red square')
 
 
-def test_what_a_killed_start_left_in_a_workdir_is_not_its_vocabulary(tmp_path):
-  """Without a config, which is written last, it may be half of one."""
+def test_vocabulary_without_a_config_is_ignored(tmp_path):
+  """A killed start may leave an incomplete vocabulary; the config is written last."""
   (tmp_path / 'vocabulary.txt').write_text('re')
   words = section.open_words(section.Data('x'), CLIPS, 9, '', tmp_path)
   assert words.vocabulary == ('red', 'circle', 'the')
 
 
-def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
-    tmp_path, pieces):
+def test_tokenizer_comes_from_init_from(tmp_path, pieces):
   mine = dict(tokenizer='sentencepiece', vocabulary=pieces)
   first = section.open_words(section.Data('x', **mine), CLIPS, 40, '', tmp_path / 'a')
   claim(tmp_path / 'a', first, **mine)
@@ -239,7 +237,7 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
     words('b')
   assert words('b', vocabulary=str(tmp_path / 'b' / 'vocabulary.txt')).ids('the') == [1]
   (tmp_path / 'b' / 'vocabulary.txt').unlink()
-  with pytest.raises(UserError, match='b: comes without its words'):
+  with pytest.raises(UserError, match='b: has no vocabulary file'):
     words('b', drop_stop_words=True)
 
 
@@ -248,15 +246,15 @@ def test_a_run_takes_the_tokenizer_of_the_checkpoint_that_it_starts_from(
      'wordpiece, sentencepiece'),
     (dict(tokenizer='wordpiece', drop_stop_words=True),
      r"drop_stop_words=True: expected False with tokenizer='wordpiece'"),
-    (dict(tokenizer='wordpiece'), r"config\.data\.tokenizer='wordpiece': needs its "
+    (dict(tokenizer='wordpiece'), r"config\.data\.tokenizer='wordpiece': needs a "
      r'file; set config\.data\.vocabulary'),
     (dict(vocabulary='none.txt'), r'none\.txt: no such vocabulary file')])
-def test_a_tokenizer_that_cannot_be_is_one_clear_line(data, message, tmp_path):
+def test_invalid_tokenizer_error_names_the_key(data, message, tmp_path):
   with pytest.raises(UserError, match=message):
     section.open_words(config_lib.call('data', section.Data, dict(data, path='x')),
                        CLIPS, 9, '', tmp_path)
 
 
-def test_a_model_without_text_needs_no_vocabulary(tmp_path):
+def test_model_without_text_needs_no_vocabulary(tmp_path):
   data = section.Data('x', tokenizer='wordpiece', vocabulary='none.txt')
   assert section.open_words(data, CLIPS, 2, '', tmp_path).size == 2

@@ -1,4 +1,4 @@
-"""launch/sweep.py, the points themselves made up"""
+"""Tests launch/sweep.py with fake runs."""
 
 import csv
 import importlib.util
@@ -24,8 +24,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = 'configs/quickstart.py'
 GRID = {'optim.peak_rate': ['1e-3', '0.01'], 'seed': ['0', '1']}
 
-# In place of Python and the main command: fails on seed 1 unless a file `mended` is
-# there, else writes results. HERE is its folder.
+# Replaces Python and the main command: fails on seed 1 unless a file `mended` exists,
+# else writes results. HERE is its folder.
 MADE_UP = r"""#!/usr/bin/env bash
 [ "$1" = -m ] && [ "$2" = vatt_jax.main ] || exit 3
 for a in "$@"; do case "$a" in
@@ -76,7 +76,7 @@ def _table(out):
     return list(csv.DictReader(file))
 
 
-def test_a_grid_is_read_as_it_is_written(sweep):
+def test_grid_is_parsed(sweep):
   assert sweep.parse_grid(['a.b=1,x y', 'patch=(1,2),[3, 4]', 'path=']) == {
       'a.b': ['1', 'x y'], 'patch': ['(1,2)', '[3, 4]'], 'path': ['']}
   for texts, message in ((['a'], '--grid=a: expected KEY=VALUE'),
@@ -86,20 +86,20 @@ def test_a_grid_is_read_as_it_is_written(sweep):
       sweep.parse_grid(texts)
 
 
-# ml_collections' own.
+# The warning is from ml_collections.
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 @pytest.mark.parametrize('key, value, message', [
     ('seed.x', '1', r"--config\.seed\.x=0: unknown key 'x'"),
     ('optim.rate', '1', r"--config\.optim\.rate=0: unknown key 'rate'"),
     ('sede', '1', r"--config\.sede=0: unknown key 'sede'; did you mean seed"),
     ('seed', 'x', r"--config\.seed=x: expected a whole number")])
-def test_what_the_recipe_does_not_take_is_told(sweep, key, value, message):
+def test_invalid_grid_key_or_value_is_an_error(sweep, key, value, message):
   sweep.check_grid(str(ROOT / RECIPE), GRID | {'model.video.patch': ['(2,4,4)']})
   with pytest.raises(UserError, match=message):
     sweep.check_grid(str(ROOT / RECIPE), GRID | {key: ['0', value]})
 
 
-def test_points_have_names_that_files_can_have(sweep, plan):
+def test_points_have_valid_unique_file_names(sweep, plan):
   points = plan({'data.path': ['a/b c', 'a/b_c'], 'seed': ['0']})
   names = [pathlib.Path(p.workdir).name for p in points]
   assert re.fullmatch(r'data\.path=a_b_c,seed=0-[0-9a-f]{8}', names[0])
@@ -111,8 +111,8 @@ def test_points_have_names_that_files_can_have(sweep, plan):
   assert len(pathlib.Path(point.workdir).name) < 140
 
 
-def test_a_failed_point_is_a_row_and_the_others_go_on(sweep, plan, python, tmp_path,
-                                                      capsys):
+def test_failed_point_is_a_row_and_the_others_continue(sweep, plan, python, tmp_path,
+                                                       capsys):
   out, points, launcher = tmp_path / 'out', plan(), sweep.Local(1, lambda: None)
   assert sweep.sweep(points, out, launcher) == 2
   rows = _table(out)
@@ -132,8 +132,8 @@ def test_a_failed_point_is_a_row_and_the_others_go_on(sweep, plan, python, tmp_p
   assert [r['status'] for r in _table(out)] == ['done'] * 4
 
 
-def test_more_values_add_points_and_another_command_is_refused(sweep, plan, python,
-                                                               tmp_path):
+def test_more_values_add_points_and_other_arguments_are_an_error(sweep, plan, python,
+                                                                 tmp_path):
   (python.parent / 'mended').touch()
   out, launcher = tmp_path / 'out', sweep.Local(3, lambda: None)
   sweep.sweep(plan(), out, launcher)
@@ -147,9 +147,8 @@ def test_more_values_add_points_and_another_command_is_refused(sweep, plan, pyth
     plan(arguments=['--config.total_steps=6'])
 
 
-def test_a_stopped_sweep_stops_its_points_once_and_goes_on(sweep, plan, tmp_path,
-                                                           monkeypatch):
-  """As training does, the point saves its state when it is asked to stop."""
+def test_stopped_sweep_stops_its_points_once(sweep, plan, tmp_path, monkeypatch):
+  """Each process gets one SIGTERM, so that training can save its state."""
   python = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
 trap 'echo TERM >> HERE/signals; exit 143' TERM
 trap 'echo INT >> HERE/signals' INT
@@ -170,7 +169,7 @@ touch HERE/begun; while true; do sleep 0.05; done
   assert [r['status'] for r in _table(tmp_path / 'out')] == ['open'] * 4
 
 
-def test_the_page_marks_the_best_and_gives_means_over_seeds(sweep, plan, tmp_path):
+def test_page_marks_the_best_and_shows_means_over_seeds(sweep, plan, tmp_path):
   points = plan()
   for point, x in zip(points, (0.2, 0.4, 0.5, 0.7), strict=True):
     pathlib.Path(point.workdir).mkdir()
@@ -192,8 +191,7 @@ def test_the_page_marks_the_best_and_gives_means_over_seeds(sweep, plan, tmp_pat
   assert 'chance_R@1' not in page and 'beef' not in page
 
 
-def test_every_step_of_a_run_is_a_point_that_the_main_command_evaluates(
-    sweep, plan, tmp_path, monkeypatch):
+def test_every_checkpoint_of_a_run_is_a_point(sweep, plan, tmp_path, monkeypatch):
   class Sum:
     def run(self, state):
       yield 'R@1', 0.5
@@ -233,8 +231,8 @@ exit $status
 """
 
 
-def test_slurm_runs_what_is_not_done_as_one_array(sweep, plan, tmp_path, monkeypatch):
-  """The tasks run the script by itself, with a made-up Python in place of the real."""
+def test_slurm_runs_unfinished_points_as_one_array(sweep, plan, tmp_path, monkeypatch):
+  """The tasks run the script with a fake Python."""
   task = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
 [ "$(basename "$1")" = sweep.py ] || exit 3
 out=${2#--out=}; name=optim.peak_rate=0.01,seed=0
@@ -254,7 +252,7 @@ mkdir "$out/$name" && echo '{"a/R@1": 1}' > "$out/$name/results.json"
   assert '#SBATCH --array=2,3%4\n' in script and '#SBATCH --gres=gpu:1\n' in script
   assert "#SBATCH '--comment=a b'\n" in script
   assert [(r['status'], r['error']) for r in _table(out)] == [
-      ('done', ''), ('done', ''), ('done', ''), ('failed', 'it never began')]
+      ('done', ''), ('done', ''), ('done', ''), ('failed', 'it never started')]
 
 
 GCLOUD = r"""#!/usr/bin/env bash
@@ -266,8 +264,7 @@ esac
 """
 
 
-def test_tpus_work_through_the_points_and_results_are_fetched(sweep, plan, tmp_path,
-                                                              monkeypatch):
+def test_tpus_run_the_points_and_results_are_copied(sweep, plan, tmp_path, monkeypatch):
   _program(tmp_path / 'bin' / 'gcloud', GCLOUD)
   monkeypatch.setenv('PATH', str(tmp_path / 'bin'), prepend=os.pathsep)
   out, points = tmp_path / 'out', plan(GRID | {'data.path': ['a b']})
@@ -279,7 +276,7 @@ def test_tpus_work_through_the_points_and_results_are_fetched(sweep, plan, tmp_p
   ssh = [line for line in ran if ' ssh ' in line]
   assert len(ssh) == 4 and len(ran) == 6
   assert {line.split()[4] for line in ssh} == {'one', 'two'}
-  assert min(ssh).startswith(    # of the two at once, either may be first
+  assert min(ssh).startswith(    # the two VMs run in any order
       'compute tpus tpu-vm ssh one --worker=all --command=env -C src/vatt .venv/bin/'
       f'python -m vatt_jax.main --config={RECIPE} ')
   assert "'--config.data.path=a b'" in ssh[0] and '--zone=eu-4' in ssh[0]
@@ -293,7 +290,7 @@ def test_tpus_work_through_the_points_and_results_are_fetched(sweep, plan, tmp_p
 @pytest.mark.parametrize('flags, message', [
     (['--grid=sede=1'], "--config.sede=1: unknown key 'sede'; did you mean seed"),
     ([], '--grid, --checkpoints: both missing')])
-def test_a_mistake_is_one_line_before_anything_runs(flags, message, tmp_path):
+def test_user_error_is_one_line_before_any_point_runs(flags, message, tmp_path):
   done = subprocess.run(
       [sys.executable, 'launch/sweep.py', f'--config={RECIPE}',
        f'--out={tmp_path / "out"}', *flags], cwd=ROOT, capture_output=True, text=True,

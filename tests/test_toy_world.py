@@ -1,4 +1,4 @@
-"""data/toy_world.py"""
+"""Tests data/toy_world.py."""
 
 import csv
 import hashlib
@@ -20,23 +20,23 @@ def _digests(folder):
           for p in sorted(folder.rglob('*')) if p.is_file()}
 
 
-def test_a_seed_makes_the_same_files_and_another_seed_others(tmp_path):
+def test_files_depend_only_on_the_seed(tmp_path):
   for name, seed in (('a', 5), ('b', 5), ('c', 6)):
     world.build(tmp_path / name, seed, train_clips=3, test_clips=2)
   a, b, c = (_digests(tmp_path / name) for name in 'abc')
   assert a == b
   assert a.keys() == c.keys()
-  films = [{v for k, v in d.items() if k.suffix == '.mp4'} for d in (a, c)]
-  assert not films[0] & films[1]
+  videos = [{v for k, v in d.items() if k.suffix == '.mp4'} for d in (a, c)]
+  assert not videos[0] & videos[1]
 
 
-def test_encoding_a_clip_again_gives_the_same_bytes(tmp_path):
+def test_encoding_is_deterministic(tmp_path):
   clip = world.script(0, 'test', 0)
   video = world.draw(clip, np.random.default_rng(0))
-  sound = world.sing(clip, np.random.default_rng(1))
+  audio = world.sing(clip, np.random.default_rng(1))
   files = set()
   for _ in range(6):
-    world.encode(tmp_path / 'a.mp4', video, 10, sound)
+    world.encode(tmp_path / 'a.mp4', video, 10, audio)
     files.add((tmp_path / 'a.mp4').read_bytes())
   assert len(files) == 1
 
@@ -56,7 +56,7 @@ def test_clips_are_h264_and_aac_of_6_to_10_seconds(toy_world):
   assert 0 < silent < 8
 
 
-def test_splits_share_nothing():
+def test_splits_are_disjoint():
   train = [world.script(0, 'train', i) for i in range(200)]
   test = [world.script(0, 'test', i) for i in range(200)]
   assert not {c.segments for c in train} & {c.segments for c in test}
@@ -65,13 +65,13 @@ def test_splits_share_nothing():
   assert len(set(draws)) == 400
 
 
-def test_training_reads_no_labels(toy_world):
+def test_training_manifest_has_no_labels(toy_world):
   assert list(_rows(toy_world / 'train.csv')[0]) == ['path']
   assert list(_rows(toy_world / 'train_captions.csv')[0]) == [
       'path', 'start', 'end', 'text']
 
 
-def test_the_test_split_has_one_true_sentence_a_clip(toy_world):
+def test_test_split_has_one_correct_caption_per_clip(toy_world):
   rows = _rows(toy_world / 'test_segments.csv')
   assert len({row['path'] for row in rows}) == len(rows) == 16
   for row in rows:
@@ -81,8 +81,8 @@ def test_the_test_split_has_one_true_sentence_a_clip(toy_world):
     assert float(row['end']) - float(row['start']) > 2
 
 
-def test_narrations_are_noisy_as_transcripts_are():
-  """Some clips silent of words, some sentences off topic, some at the wrong time."""
+def test_captions_are_noisy_like_transcripts():
+  """Some clips have no captions; some captions are off topic or at a wrong time."""
   clips = [world.script(0, 'train', i) for i in range(512)]
   assert 0.10 < np.mean([not c.captions for c in clips]) < 0.20
   assert 0.06 < np.mean([not c.has_sound for c in clips]) < 0.14
@@ -101,7 +101,7 @@ def test_narrations_are_noisy_as_transcripts_are():
   assert right / total > 0.7
 
 
-def test_a_segment_shows_its_object_only_while_it_lasts():
+def test_segment_shows_its_object_only_during_its_time():
   clip = world.script(3, 'train', 0)
   video = world.draw(clip, np.random.default_rng(0)).astype(int)
   for segment in clip.segments:
@@ -112,7 +112,7 @@ def test_a_segment_shows_its_object_only_while_it_lasts():
     assert near[now].min() > 2 * near[~now].max()
 
 
-def test_an_existing_folder_is_left_alone(toy_world):
+def test_existing_folder_is_unchanged(toy_world):
   with pytest.raises(FileExistsError, match='is there already'):
     world.build(toy_world, train_clips=1, test_clips=1)
 

@@ -1,4 +1,4 @@
-"""vatt_jax/train.py: what a run starts from, and how it is stopped in the end"""
+"""Tests vatt_jax/train.py: initial weights, warnings, and signals at the end."""
 
 import types
 
@@ -14,16 +14,16 @@ from vatt_jax.recipe import evals
 from vatt_jax.train_step import State
 
 
-def test_a_checkpoint_gives_parameters_and_their_average_and_the_rest_is_random():
-  ours = dict(tower=jnp.zeros(3), head=jnp.ones(2), losses=jnp.ones(1))
-  state = State(jnp.int32(0), ours, {}, (), average=jax.tree.map(jnp.copy, ours))
+def test_start_from_sets_parameters_and_average():
+  random = dict(tower=jnp.zeros(3), head=jnp.ones(2), losses=jnp.ones(1))
+  state = State(jnp.int32(0), random, {}, (), average=jax.tree.map(jnp.copy, random))
   initial = dict(params=dict(tower=jnp.full(3, 7.0),
                              head=jax.ShapeDtypeStruct((2,), jnp.float32)))
   begun = train.start_from(initial, state)
   for params in (begun.params, begun.average):
     assert {k: x[0] for k, x in params.items()} == dict(tower=7, head=1, losses=1)
   assert train.start_from(initial, state.replace(average=None)).average is None
-  jax.jit(lambda state: state, donate_argnums=0)(begun)    # no memory in common
+  jax.jit(lambda state: state, donate_argnums=0)(begun)    # fails if buffers are shared
 
 
 def test_batch_larger_than_its_source_is_a_warning(caplog):
@@ -39,7 +39,7 @@ def test_batch_larger_than_its_source_is_a_warning(caplog):
   assert len(caplog.records) == 2
 
 
-def test_after_a_signal_no_other_evaluation_begins(tmp_path):
+def test_no_evaluation_starts_after_a_signal(tmp_path):
   ran = []
 
   def evaluator(name):

@@ -1,4 +1,4 @@
-"""vatt_jax/workdir_lock.py"""
+"""Tests vatt_jax/workdir_lock.py."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from vatt_jax import workdir_lock
 from vatt_jax.errors import UserError
 
 HERE = socket.gethostname()
-# A process that locks the file of argument 1, as an owner does, until it is killed.
+# A process that locks the file in argument 1, like an owner, until it is killed.
 _OWNER = """
 import fcntl, json, os, socket, sys, time
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -28,7 +28,7 @@ time.sleep(600)
 
 
 def _write(folder, host, pid, age=0.0):
-  """A lock file that nobody holds."""
+  """Writes a lock file that no process holds."""
   path = folder / workdir_lock.LOCK_FILE
   path.write_text(json.dumps(dict(host=host, pid=pid, since='noon')))
   os.utime(path, (time.time() - age,) * 2)
@@ -38,7 +38,7 @@ def _owner(folder):
   return json.loads((folder / workdir_lock.LOCK_FILE).read_text())
 
 
-def test_a_second_one_is_refused_with_host_and_process_id(tmp_path):
+def test_second_process_error_names_host_and_process_id(tmp_path):
   with workdir_lock.held(tmp_path):
     before = (tmp_path / workdir_lock.LOCK_FILE).read_bytes()
     with (pytest.raises(UserError, match=f'in use by process {os.getpid()} on {HERE} '),
@@ -52,7 +52,7 @@ def test_a_second_one_is_refused_with_host_and_process_id(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path):
+def test_lock_of_a_killed_process_is_taken_over(tmp_path):
   path = tmp_path / workdir_lock.LOCK_FILE
   owner = subprocess.Popen([sys.executable, '-c', _OWNER, str(path)],
                            stdout=subprocess.PIPE)
@@ -69,7 +69,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['mine', '', '{"host": "a", "pi'])
-def test_a_stale_lock_is_taken_over_though_its_process_id_lives(tmp_path, content):
+def test_stale_lock_is_taken_over_even_if_its_process_id_exists(tmp_path, content):
   if content == 'mine':
     _write(tmp_path, HERE, os.getpid())
   else:
@@ -78,11 +78,11 @@ def test_a_stale_lock_is_taken_over_though_its_process_id_lives(tmp_path, conten
     assert _owner(tmp_path)['pid'] == os.getpid()
 
 
-def test_another_host_is_respected_while_it_gives_signs_of_life(tmp_path):
+def test_recently_touched_lock_of_another_host_is_held(tmp_path):
   _write(tmp_path, 'elsewhere', 7, age=20)
   with (pytest.raises(UserError, match=(
-      r'by process 7 on elsewhere \(since noon\), which was alive 2\d s ago; if it is '
-      r'gone, delete \S+run\.lock, or wait \d+ s$')), workdir_lock.held(tmp_path)):
+      r'by process 7 on elsewhere \(since noon\), which was alive 2\d s ago; if it '
+      r'has ended, delete \S+run\.lock, or wait \d+ s$')), workdir_lock.held(tmp_path)):
     pass
   assert _owner(tmp_path)['pid'] == 7
   _write(tmp_path, 'elsewhere', 7, age=200)
@@ -90,7 +90,7 @@ def test_another_host_is_respected_while_it_gives_signs_of_life(tmp_path):
     assert _owner(tmp_path) == _owner(tmp_path) | dict(host=HERE, pid=os.getpid())
 
 
-def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
+def test_owner_touches_the_lock(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir_lock, '_TOUCH_SECONDS', 0.01)
   with workdir_lock.held(tmp_path):
     path = tmp_path / workdir_lock.LOCK_FILE
@@ -101,7 +101,7 @@ def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
       time.sleep(0.01)
 
 
-def test_a_mistake_leaves_no_folder_behind_and_no_lock(tmp_path):
+def test_user_error_leaves_no_folder_and_no_lock(tmp_path):
   folder = tmp_path / 'runs' / 'one'
   with pytest.raises(UserError, match='typo'), workdir_lock.held(folder):
     raise UserError('typo')
@@ -112,7 +112,7 @@ def test_a_mistake_leaves_no_folder_behind_and_no_lock(tmp_path):
   assert [p.name for p in folder.iterdir()] == ['config.json']
 
 
-def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_workdir_error_is_one_line(tmp_path):
   (tmp_path / 'file').touch()
   for folder, why in ((tmp_path / 'file', 'is a file, or lies below one'),
                       (tmp_path / 'file' / 'run', 'is a file, or lies below one'),
@@ -126,8 +126,8 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
     (lambda workdir: train.train({}, workdir), '.'),
     (lambda workdir: evaluate.watch({}, workdir, 'name'), 'eval/name')],
     ids=['train', 'eval'])
-def test_a_run_in_a_workdir_in_use_disturbs_nothing(tmp_path, run, own):
-  """Orbax would delete what the other is about to save."""
+def test_run_in_a_workdir_in_use_changes_no_file(tmp_path, run, own):
+  """Otherwise Orbax would delete the checkpoint that the other process is writing."""
   begun = tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp'
   begun.mkdir(parents=True)
   config = tmp_path / own / 'config.json'

@@ -6,11 +6,11 @@ import difflib
 import runpy
 import sys
 
-# Command -> module, and its line in the list.
+# Command -> module, and its line in the list of commands.
 COMMANDS = {
-    'main': ('vatt_jax.main', 'train a config; evaluate or draw a run (--mode)'),
+    'main': ('vatt_jax.main', 'train a config; evaluate or plot a run (--mode)'),
     'check_data': ('vatt_jax.tools.check_data', 'report broken or silent files, speed'),
-    'prepare': ('vatt_jax.tools.prepare', 'write ArrayRecord shards, read faster'),
+    'prepare': ('vatt_jax.tools.prepare', 'write ArrayRecord shards for fast reading'),
     'vocabulary': ('vatt_jax.tools.vocabulary', 'make a vocabulary from captions'),
     'import_vatt': ('vatt_jax.weights.vatt_tf2', 'convert a released VATT checkpoint'),
     'cost': ('vatt_jax.tools.cost', 'count parameters and operations of a config'),
@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     return 0
   name = argv[0]
   if name not in COMMANDS:
-    found = difflib.get_close_matches(name, COMMANDS, n=1)
-    guess = f'did you mean {found[0]}? ' if found else ''
+    matches = difflib.get_close_matches(name, COMMANDS, n=1)
+    guess = f'did you mean {matches[0]}? ' if matches else ''
     print(f'vatt_jax: {name}: unknown command; {guess}expected one of '
           f'{", ".join(COMMANDS)}', file=sys.stderr)
     return 2

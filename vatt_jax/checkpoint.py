@@ -1,4 +1,4 @@
-"""Checkpoints: the only module that knows Orbax."""
+"""Saves and restores checkpoints; the only module that uses Orbax."""
 
 from __future__ import annotations
 
@@ -26,35 +26,36 @@ import tensorstore as ts
 from vatt_jax.errors import is_full_disk
 from vatt_jax.errors import UserError
 
-CONFIG_FILE = 'config.json'    # of a workdir
+CONFIG_FILE = 'config.json'    # in a workdir
 
-_FOLDER = 'checkpoints'    # of a workdir
-_ITEM = 'default'    # of a checkpoint: Orbax's name for the only item
-_DISCARDED = 'checkpoints_discarded'    # of a workdir
-_DELETING_SECONDS = 5.0    # at most, from the first file of a checkpoint to the last
+_FOLDER = 'checkpoints'    # in a workdir
+_ITEM = 'default'    # in a checkpoint: Orbax's name for the only item
+_DISCARDED = 'checkpoints_discarded'    # in a workdir
+_DELETING_SECONDS = 5.0    # longest time in which Orbax deletes a checkpoint's files
 
 
 class Gone(UserError):
-  """The checkpoint of a step is not there, or no longer: only the newest are kept."""
+  """Signals that a step has no checkpoint (any more): only the newest are kept."""
 
 
 class Damaged(UserError):
-  """A checkpoint cannot be read, because a file of it is missing or incomplete."""
+  """Signals that a file of a checkpoint is missing or incomplete."""
 
 
 class Checkpoints:
-  """The checkpoints of a run, by step; a context manager that waits for writing.
+  """Manages the checkpoints of a run, by step.
 
-  Writing goes on behind the run. A checkpoint appears whole or not at all.
+  A context manager: leaving it waits until all checkpoints are written. Checkpoints
+  are written in the background, and each appears complete or not at all.
   """
 
   def __init__(self, folder: str | os.PathLike[str], keep: int, every_steps: int):
-    """Opens or makes a folder of checkpoints.
+    """Opens or creates a folder of checkpoints.
 
     Args:
-      folder: where.
-      keep: how many of the newest to keep.
-      every_steps: when one is due.
+      folder: the folder.
+      keep: the number of newest checkpoints to keep.
+      every_steps: the number of steps between two checkpoints.
     """
     self._every_steps = every_steps
     self._folder = pathlib.Path(folder)
@@ -70,29 +71,29 @@ class Checkpoints:
     self._manager.close()
 
   def due(self, step: int) -> bool:
-    """True every so many steps, but not where there is one already."""
+    """Returns whether to save now: every `every_steps`, unless already saved."""
     return step > 0 and step % self._every_steps == 0 and step != self.latest()
 
   def latest(self) -> int | None:
-    """The step of the newest checkpoint."""
+    """Returns the step of the newest checkpoint, or None."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any) -> None:
-    """Saves a state, unless that of this step is there."""
+    """Saves a state, unless this step is already saved."""
     if step != self.latest():
       self._manager.save(step, args=ocp.args.StandardSave(_fields(state)))
 
   def wait(self) -> None:
-    """Waits until what was saved is written; raises what went wrong with it."""
+    """Waits until all checkpoints are written; raises any error of writing."""
     self._manager.wait_until_finished()
 
   def clear(self) -> None:
-    """Deletes all there are."""
+    """Deletes all checkpoints."""
     for step in self._manager.all_steps():
       self._manager.delete(step)
 
   def restore(self, like: Any) -> Any:
-    """The newest state, with the shapes, types and shardings of `like`.
+    """Returns the newest state, with the shapes, types and shardings of `like`.
 
     Raises:
       Damaged: a file of the checkpoint is missing or incomplete.
@@ -100,7 +101,7 @@ class Checkpoints:
     self.wait()
     step = self.latest()
     if reason := damage(self._folder / str(step)):
-      raise _damaged(self._folder.parent, step, reason, 'give --resume_from={step}, or '
+      raise _damaged(self._folder.parent, step, reason, 'use --resume_from={step}, or '
                      'delete the damaged folder')
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _fields(like))
     restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
@@ -109,7 +110,7 @@ class Checkpoints:
 
 
 def _fields(state: Any) -> dict[str, Any]:
-  """Those of a state that it has, so that it may have others in a later version."""
+  """Returns the fields that are set, so that later versions may add fields."""
   if not isinstance(state, Mapping):
     state = {field.name: getattr(state, field.name)
              for field in dataclasses.fields(state)}
@@ -117,9 +118,9 @@ def _fields(state: Any) -> dict[str, Any]:
 
 
 def digest(params: Any) -> str:
-  """SHA-256 over all parameters: names, types, shapes, bytes, in order of name.
+  """Returns the SHA-256 of all parameters: names, types, shapes, bytes, by name.
 
-  All hosts must ask for it, for each may hold but a part.
+  All hosts must call it, because each may hold only a part of the parameters.
   """
   sha = hashlib.sha256()
   leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -137,9 +138,9 @@ def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
   """Writes a model as a folder that `load_model` reads: config, Orbax, safetensors.
 
   Args:
-    folder: where; new, or empty.
-    settings: of `models.from_config`.
-    variables: of the model.
+    folder: the folder; new or empty.
+    settings: the model's settings (`models.from_config`).
+    variables: the model's variables.
 
   Raises:
     UserError: the folder is not empty.
@@ -158,7 +159,10 @@ def save_model(folder: pathlib.Path, settings: Mapping[str, Any],
 
 
 def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Notes a config in a folder, whole or not at all. It vouches for all else there."""
+  """Writes a config to a folder, completely or not at all.
+
+  It is written last: its presence means that the rest of the folder is valid.
+  """
   path = folder / CONFIG_FILE
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
@@ -166,17 +170,17 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-  """Reads the config that `write_config` noted, by this version's names."""
+  """Reads the config that `write_config` wrote, with this version's key names."""
   return _renamed(json.loads((folder / CONFIG_FILE).read_text(encoding='utf-8')))
 
 
-# Keys of configs until 0.5, and their names today.
+# Config keys up to version 0.5 -> their current names.
 _RENAMED = {'num_parts': 'num_microbatches', 'several_labels': 'multi_label',
             'max_words': 'max_tokens'}
 
 
 def _renamed(config: dict[str, Any], section: str = '') -> dict[str, Any]:
-  """Returns a config of an older version by this version's names."""
+  """Returns a config of an older version with this version's key names."""
   renamed = {}
   for key, value in config.items():
     if section == 'data' and key == 'builder':    # no longer a key
@@ -190,7 +194,7 @@ def _renamed(config: dict[str, Any], section: str = '') -> dict[str, Any]:
 
 
 def split(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:
-  """The workdir that a path names, and the step if it is WORKDIR/checkpoints/STEP."""
+  """Splits a path into workdir and step (None unless WORKDIR/checkpoints/STEP)."""
   path = pathlib.Path(path)
   if path.parent.name == _FOLDER and path.name.isdigit():
     return path.parent.parent, int(path.name)
@@ -198,71 +202,71 @@ def split(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:
 
 
 def of_step(folder: pathlib.Path, step: int | str) -> pathlib.Path:
-  """The path of a step's checkpoint in a workdir."""
+  """Returns the path of a step's checkpoint in a workdir."""
   return folder / _FOLDER / str(step)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-  """The steps of which a workdir holds a checkpoint, whole; oldest first."""
+  """Returns the steps of a workdir's completed checkpoints, oldest first."""
   return sorted(ocp.utils.checkpoint_steps((folder / _FOLDER).absolute()))
 
 
 def newest(folder: pathlib.Path) -> int:
-  """The newest of these steps.
+  """Returns the newest step of a workdir.
 
   Raises:
-    UserError: there is none.
+    UserError: the workdir has no checkpoint.
   """
-  if not (there := steps(folder)):
+  if not (present := steps(folder)):
     raise UserError(f'{folder}: holds no checkpoint yet')
-  return there[-1]
+  return present[-1]
 
 
 def go_back(folder: pathlib.Path, step: int) -> None:
-  """Moves the checkpoints after a step out of the way, so that it is the newest.
+  """Moves all checkpoints after a step aside, so that the step is the newest.
 
-  They go to `checkpoints_discarded/STEP` of the workdir, and are never read again.
+  They are moved to `checkpoints_discarded/STEP` of the workdir and never read again.
 
   Raises:
     UserError: the workdir holds no checkpoint of the step, or a damaged one.
   """
-  known = steps(folder)
-  if step not in known:
+  present = steps(folder)
+  if step not in present:
     raise UserError(f'--resume_from={step}: {folder} holds no checkpoint of that step; '
-                    f'expected one of {", ".join(map(str, known)) or "none"}')
+                    f'expected one of {", ".join(map(str, present)) or "none"}')
   if reason := damage(of_step(folder, step)):
-    raise _damaged(folder, step, reason, 'give --resume_from={step}')
-  for newer in (s for s in known if s > step):
+    raise _damaged(folder, step, reason, 'use --resume_from={step}')
+  for newer in (s for s in present if s > step):
     aside = folder / _DISCARDED / str(newer)
     copies = 0
-    while aside.exists():    # that step was discarded before
+    while aside.exists():    # this step was discarded before
       copies += 1
       aside = folder / _DISCARDED / f'{newer}.{copies}'
     aside.parent.mkdir(exist_ok=True)
     of_step(folder, newer).rename(aside)
-    logging.warning('Discarded the checkpoint of step %d, now %s', newer, aside)
+    logging.warning('Discarded the checkpoint of step %d; moved it to %s', newer, aside)
 
 
 @contextlib.contextmanager
 def naming_a_full_disk(folder: pathlib.Path) -> Iterator[None]:
-  """Turns any error of writing to a full disk into one line.
+  """Converts any error caused by a full disk to a UserError of one line.
 
   Args:
-    folder: the workdir, whose newest whole checkpoint the line names.
+    folder: the workdir; the message names its newest complete checkpoint.
 
   Raises:
     UserError: the disk is full.
   """
   try:
     yield
-  except Exception as e:    # Orbax, TensorFlow and Python each have a class for it
+  except Exception as e:    # Orbax, TensorFlow and Python raise different classes
     if not is_full_disk(e):
       raise
     whole = newest_whole(folder)
-    kept = ('there is no whole checkpoint yet' if whole is None else
-            f'the newest whole checkpoint is {of_step(folder, whole)}')
-    raise UserError(f'{folder}: disk full; {kept}; free some space, and give the same '
-                    'command again') from e
+    kept = ('no checkpoint is complete yet' if whole is None else
+            f'the newest complete checkpoint is {of_step(folder, whole)}')
+    raise UserError(f'{folder}: the disk is full; {kept}; free some space, and run the '
+                    'same command to resume') from e
 
 
 def follow(folder: pathlib.Path, after: int, last: int, wait: Callable[[], None],
@@ -271,14 +275,15 @@ def follow(folder: pathlib.Path, after: int, last: int, wait: Callable[[], None]
 
   Args:
     folder: the workdir.
-    after: a step; only later ones are yielded.
-    last: the step after which no other comes.
-    wait: called as long as there is no new one; may raise to end it.
-    agree: the step that this process finds next, or -1 for none -> the step that all
-      processes take (`multi_host.from_first`).
+    after: only later steps are yielded.
+    last: the last step of the run; the iteration ends with it.
+    wait: called while no new checkpoint exists; may raise to stop.
+    agree: maps this process's next step (-1: none) to the step that all processes
+      use (`hosts.from_first`).
   """
   while after < last:
-    # Looked up anew each time: the oldest may be deleted while its forerunner is used.
+    # The steps are listed again each time, because a checkpoint may be deleted while
+    # the caller uses the one before it.
     new = agree(min((step for step in steps(folder) if step > after), default=-1))
     if new > after:
       after = new
@@ -288,17 +293,18 @@ def follow(folder: pathlib.Path, after: int, last: int, wait: Callable[[], None]
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a model of a workdir, or one that `save_model` wrote.
+  """Reads a model from a workdir, or from a folder that `save_model` wrote.
 
   Args:
-    path: the folder, for its newest model, or WORKDIR/checkpoints/STEP.
+    path: a folder (its newest checkpoint is read), or WORKDIR/checkpoints/STEP.
 
   Returns:
-    The config, of which `model` is the settings of `models.from_config`, and
-    the variables as NumPy arrays; the averaged parameters, where there are such.
+    The config and the variables as NumPy arrays. The config's section `model` has
+    the settings for `models.from_config`. The parameters are the averaged ones if the
+    checkpoint has them.
 
   Raises:
-    Gone: the folder holds no checkpoint of that step, or it is deleted meanwhile.
+    Gone: the folder holds no checkpoint of that step, or it was deleted meanwhile.
     Damaged: a file of the checkpoint is missing or incomplete.
     UserError: the folder holds no checkpoint.
   """
@@ -313,33 +319,33 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     variables = None if reason else _load(folder, step)
   except UserError:
     raise
-  except Exception as e:    # Orbax says in many ways that files are missing
+  except Exception as e:    # Orbax raises many different errors for missing files
     if _is_vanishing(of_step(folder, step)):
       raise _gone(folder, step) from e
     raise
   if reason and not _is_vanishing(of_step(folder, step)):
-    raise _damaged(folder, step, reason, f'name {of_step(folder, "{step}")}')
-  if step not in steps(folder):    # what was read last may have been nothing
+    raise _damaged(folder, step, reason, f'use {of_step(folder, "{step}")}')
+  if step not in steps(folder):    # deleted meanwhile: the arrays may be incomplete
     raise _gone(folder, step)
   return config, variables
 
 
 def newest_whole(folder: pathlib.Path, before: float = float('inf')) -> int | None:
-  """The newest step of a workdir, before another, whose files are complete."""
+  """Returns the newest step before another whose files are complete, or None."""
   return next((step for step in reversed(steps(folder))
                if step < before and not damage(of_step(folder, step))), None)
 
 
 def damage(path: pathlib.Path) -> str:
-  """Finds a file of a checkpoint that is missing or shorter than it must be.
+  """Finds a missing or truncated file in a checkpoint.
 
-  Reads the tables of contents alone, not the arrays.
+  Reads only the metadata, not the arrays.
 
   Args:
     path: the checkpoint's folder.
 
   Returns:
-    Which file, and what is wrong with it; empty if nothing is.
+    The file and its defect, or an empty string if no file is damaged.
   """
   item = path / _ITEM
   tables = [item / '_METADATA', *item.glob('_sharding'),
@@ -360,13 +366,13 @@ def damage(path: pathlib.Path) -> str:
           nodes.append(entry['location'])
         elif reason := _missing(path, entry.get('indirect_value')):
           return reason
-  except (ValueError, KeyError, IndexError) as e:    # TensorStore's, or no such entry
-    return f'{_ITEM}: its table of arrays cannot be read: {str(e)[:200]}'
+  except (ValueError, KeyError, IndexError) as e:    # TensorStore, or a missing entry
+    return f'{_ITEM}: the index of its arrays cannot be read: {str(e)[:200]}'
   return ''
 
 
 def _missing(path: pathlib.Path, place: str | None) -> str:
-  """Why the file of a value lacks it; empty if it does not, or the value needs none.
+  """Returns why a file lacks a value, or '' if it has it or the value needs no file.
 
   Args:
     path: the checkpoint's folder.
@@ -378,28 +384,33 @@ def _missing(path: pathlib.Path, place: str | None) -> str:
   file = pathlib.Path(_ITEM, folder + name)
   needed = int(offset) + int(length)
   try:
-    found = (path / file).stat().st_size
+    size = (path / file).stat().st_size
   except OSError as e:
     return f'{file}: {e.strerror}'
-  return '' if found >= needed else f'{file}: has {found} of {needed} bytes or more'
+  return '' if size >= needed else (
+      f'{file}: has {size} bytes, expected {needed} or more')
 
 
 def _damaged(folder: pathlib.Path, step: int, reason: str, remedy: str) -> Damaged:
-  """The error for a damaged checkpoint; `{step}` of `remedy` is the whole one."""
+  """Returns the error for a damaged checkpoint.
+
+  `{step}` in `remedy` stands for the newest complete checkpoint before it.
+  """
   whole = newest_whole(folder, before=step)
-  advice = ('no checkpoint before it is whole' if whole is None else
-            f'step {whole} before it is whole: {remedy.format(step=whole)}')
+  advice = ('no earlier checkpoint is complete' if whole is None else
+            f'the newest complete one before it is step {whole}: '
+            f'{remedy.format(step=whole)}')
   return Damaged(f'{of_step(folder, step)}: is damaged ({reason}); {advice}')
 
 
 def _gone(folder: pathlib.Path, step: int) -> Gone:
-  there = ', '.join(map(str, steps(folder)))
+  present = ', '.join(map(str, steps(folder)))
   return Gone(f'{of_step(folder, step)}: no such checkpoint (any more); expected one '
-              f'of {there}')
+              f'of {present}')
 
 
 def _is_vanishing(path: pathlib.Path) -> bool:
-  """Whether a checkpoint that could not be read is gone, or soon will be."""
+  """Returns whether an unreadable checkpoint is deleted or about to be."""
   deadline = time.monotonic() + _DELETING_SECONDS
   while path.exists():
     if time.monotonic() > deadline:
@@ -409,19 +420,19 @@ def _is_vanishing(path: pathlib.Path) -> bool:
 
 
 def _load(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  """The model's variables of a step, as NumPy arrays.
+  """Returns the model's variables of a step, as NumPy arrays.
 
-  Waits for no other process, unlike a checkpoint manager: each may find that the
-  checkpoint was deleted.
+  Unlike a checkpoint manager, it does not wait for other processes, because any of
+  them may find that the checkpoint was deleted.
   """
   path = of_step(folder, step).absolute() / _ITEM
   with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
     tree = handler.metadata(path).tree
     if 'model_state' not in tree:
-      raise UserError(f'{folder}: was written by an older vatt_jax, whose checkpoints '
-                      'this one cannot read')
+      raise UserError(f'{folder}: was written by an older vatt_jax; this version '
+                      'cannot read its checkpoints')
     averaged = bool(tree.get('average'))
-    wanted = {k: tree[k] for k in (    # not the optimiser's
+    wanted = {k: tree[k] for k in (    # without the optimizer's state
         'average' if averaged else 'params', 'model_state')}
     loaded = handler.restore(path, args=ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=jax.tree.map(

@@ -1,4 +1,4 @@
-"""What the commands share: their log, and mistakes in one line."""
+"""Runs the commands: sets up logging and reports user errors in one line."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ from vatt_jax.errors import UserError
 
 
 def run(main: Callable[..., None], *names: str) -> None:
-  """Runs a command; a mistake of the user's ends it with 2.
+  """Runs a command; a user error ends it with status 2.
 
   Args:
-    main: gets what is no flag, one argument for each of
-    names: what they are, for the message when they are not that many.
+    main: the command; called with the positional arguments.
+    names: a name for each positional argument, for error messages.
   """
   def guarded(argv: list[str]) -> None:
     _keep_memory()
@@ -61,28 +61,28 @@ def run(main: Callable[..., None], *names: str) -> None:
 
 
 def recipe_name(recipe_file: str) -> str:
-  """What a run of `FILE` or `FILE:SWITCH,SWITCH` is called where nobody says."""
+  """Returns the default name of a run of `FILE` or `FILE:SWITCH,SWITCH`."""
   name, _, switches = recipe_file.partition(':')
   return '_'.join([pathlib.Path(name).stem, *switches.split(',')]).rstrip('_')
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
-  """Reads a command line.  -> what is no flag.
+  """Parses a command line.  -> the positional arguments.
 
   Raises:
-    UserError: a mistake in it, or in the recipe that it names.
+    UserError: the command line or the config file is invalid.
   """
-  recipe = _config_file(argv)
-  if recipe is None and any(a.startswith('--config.') for a in argv):
+  config_file = _config_file(argv)
+  if config_file is None and any(a.startswith('--config.') for a in argv):
     raise UserError(_NO_CONFIG)
-  if recipe is not None and not pathlib.Path(recipe.split(':')[0]).is_file():
-    raise UserError(f'--config={recipe}: no such file')
+  if config_file is not None and not pathlib.Path(config_file.split(':')[0]).is_file():
+    raise UserError(f'--config={config_file}: no such file')
   try:
     return flag_values(argv)
   except flags.Error as e:
-    raise UserError(_in_our_words(str(e), argv, flag_values)) from e
-  except (KeyError, AttributeError) as e:    # ml_collections: there is no such key
-    config = flag_values['config'].parser.parse(recipe)
+    raise UserError(_rephrase(str(e), argv, flag_values)) from e
+  except (KeyError, AttributeError) as e:    # raised by ml_collections: unknown key
+    config = flag_values['config'].parser.parse(config_file)
     unknown = (_unknown_key(argument, config) for argument in argv)
     raise UserError(next(filter(None, unknown), str(e))) from e
 
@@ -100,43 +100,42 @@ def _config_file(argv: Sequence[str]) -> str | None:
   return None
 
 
-def _in_our_words(error: str, argv: Sequence[str], flag_values: flags.FlagValues
-                  ) -> str:
-  """Returns one line for an error of absl's."""
+def _rephrase(error: str, argv: Sequence[str], flag_values: flags.FlagValues) -> str:
+  """Returns an error message of absl as one line."""
   missing = re.search(r'--(\w+) must have a value', error)
   if missing:
     return _NO_CONFIG if missing[1] == 'config' else f'--{missing[1]}: missing'
-  # An error within a config file comes with its whole trace.
+  # The message of an error in a config file includes its traceback.
   last = re.sub(r'^\w+Error: ', '', error.strip().splitlines()[-1])
-  recipe = _config_file(argv)
+  config_file = _config_file(argv)
   if 'Error whilst parsing config file' in error:
-    return f'--config={recipe}: {last}'
+    return f'--config={config_file}: {last}'
   wrong = re.match(r'flag --config\.([\w.]+)=(.*?): ', last)
   if wrong is None:
     return last
-  config = flag_values['config'].parser.parse(recipe)
-  value = functools.reduce(lambda place, name: place[name], wrong[1].split('.'), config)
-  expected = next((words for kind, words in _KINDS if isinstance(value, kind)), None)
+  config = flag_values['config'].parser.parse(config_file)
+  value = functools.reduce(lambda node, name: node[name], wrong[1].split('.'), config)
+  expected = next((text for kind, text in _KINDS if isinstance(value, kind)), None)
   return f'--config.{wrong[1]}={wrong[2]}: expected {expected}' if expected else last
 
 
-# In this order, for a bool is an int.
+# The order matters, because a bool is an int.
 _KINDS = ((bool, 'true or false'), (int, 'a whole number, such as 1000'),
           (float, 'a number, such as 0.001 or 1e-3'))
 
 
 def _unknown_key(argument: str, config: ConfigDict) -> str | None:
-  """Returns the message for a flag of a key that the config lacks; else None."""
+  """Returns an error message if a flag names an unknown config key; else None."""
   flag, *_ = argument.partition('=')
   begin, *names = flag.split('.')
-  place = config
+  node = config
   for name in names if begin == '--config' else ():
-    has_keys = isinstance(place, ConfigDict)
-    if not has_keys or name not in place:
-      known = sorted(place) if has_keys else ()
-      return (f'{argument}: unknown key {name!r}; {nearest(name, known)}expected '
-              + (f'one of {", ".join(known)}' if known else 'no key here'))
-    place = place[name]
+    has_keys = isinstance(node, ConfigDict)
+    if not has_keys or name not in node:
+      keys = sorted(node) if has_keys else ()
+      return (f'{argument}: unknown key {name!r}; {nearest(name, keys)}expected '
+              + (f'one of {", ".join(keys)}' if keys else 'no key here'))
+    node = node[name]
   return None
 
 
@@ -153,12 +152,12 @@ def _fail(why: object) -> NoReturn:
 
 
 def _keep_memory() -> None:
-  """Lets the C library keep large blocks that were freed, for the next step.
+  """Makes the C library keep large freed blocks for the next step.
 
-  XLA's CPU client allocates the memory of a program anew in every call. By default
-  glibc gives it back in between, and the system clears every page again: a sixth of
-  an encoder's training step. The price is that a process stays as large as it once
-  was. One heap, for only the first can grow by more than 64 MB.
+  XLA's CPU client allocates the memory of a program in every call. By default glibc
+  returns it to the system after the call, and the system clears every page again. This
+  takes a sixth of an encoder's training step. The cost is that the process never
+  shrinks. There is a single heap, because only the first can grow by more than 64 MB.
   """
   libc = ctypes.CDLL(None)
   if hasattr(libc, 'mallopt'):    # glibc; its malloc.h has the numbers
@@ -169,7 +168,7 @@ def _keep_memory() -> None:
 
 
 def _keep_compiled() -> None:
-  """Keeps compiled programs for the next run, if JAX is not told where already."""
+  """Sets a default folder for JAX's compilation cache, unless one is set."""
   if jax.config.jax_compilation_cache_dir is None:
     caches = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(
@@ -177,28 +176,28 @@ def _keep_compiled() -> None:
 
 
 def _set_up_log() -> None:
-  """Our own lines, with the time; of the libraries only warnings."""
+  """Logs vatt_jax's lines with the time; from libraries, logs only warnings."""
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(python_logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-  ours = pathlib.Path(__file__).parent
+  package = pathlib.Path(__file__).parent
 
-  def is_told(record: python_logging.LogRecord) -> bool:
-    if pathlib.Path(record.pathname).is_relative_to(ours):
+  def is_shown(record: python_logging.LogRecord) -> bool:
+    if pathlib.Path(record.pathname).is_relative_to(package):
       return True
-    # Each thread of Orbax logs the trace of a full disk; we say it in one line.
+    # Each thread of Orbax logs a traceback for a full disk; vatt_jax logs one line.
     full = record.exc_info and record.exc_info[1] and is_full_disk(record.exc_info[1])
     return record.levelno >= python_logging.WARNING and not full
 
-  handler.addFilter(is_told)
+  handler.addFilter(is_shown)
 
 
 def _leave_out_echoes() -> None:
-  """Leaves out the traces of TensorStore's threads after an error we report."""
-  before = sys.unraisablehook
+  """Hides tracebacks of TensorStore's threads after an error is reported."""
+  default_hook = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
     if str(unraisable.exc_value) != 'Event loop is closed':
-      before(unraisable)
+      default_hook(unraisable)
 
   sys.unraisablehook = hook

@@ -1,4 +1,4 @@
-"""Sections of a config become the arguments of functions; what doesn't fit is named."""
+"""Passes sections of a config to functions as keyword arguments; rejects other keys."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ def call(where: str, function: Callable[..., Any], settings: Settings, /,
 
   Args:
     where: the section's name.
-    function: takes the section's keys as arguments.
+    function: the function; its parameters are the section's keys.
     settings: the section.
-    **given: arguments that are not the config's.
+    **given: arguments that do not come from the config.
 
   Raises:
-    UserError: a key that the function doesn't take, one that it needs and is
-      missing, or a ValueError of the function's.
+    UserError: a key is unknown or missing, or the function raised a ValueError.
   """
   check_keys(where, function, settings, given)
   try:
@@ -38,7 +37,7 @@ def call(where: str, function: Callable[..., Any], settings: Settings, /,
 
 def check_keys(where: str, function: Callable[..., Any], settings: Settings,
                given: Collection[str]) -> None:
-  """Raises UserError unless the settings are just what else the function needs."""
+  """Raises UserError for unknown or missing keys (arguments in `given` aside)."""
   dot = f'{where}.' if where else ''
   parameters = inspect.signature(function).parameters.values()
   takes = [p.name for p in parameters
@@ -54,10 +53,10 @@ def check_keys(where: str, function: Callable[..., Any], settings: Settings,
 
 
 def choose(table: Mapping[str, Any], value: str, key: str = 'name') -> Any:
-  """The entry of a table.
+  """Returns the entry of a table.
 
   Raises:
-    ValueError: there is no such entry; lists those there are.
+    ValueError: the table has no such entry; the message lists all entries.
   """
   if value not in table:
     raise ValueError(f'{key}={value!r}: {nearest(value, table)}expected one of '
@@ -66,6 +65,6 @@ def choose(table: Mapping[str, Any], value: str, key: str = 'name') -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-  """Returns 'did you mean NAME? ' for the known name most like a word, or ''."""
-  found = difflib.get_close_matches(word, list(known), n=1)
-  return f'did you mean {found[0]}? ' if found else ''
+  """Returns 'did you mean NAME? ' for the known name closest to a word, or ''."""
+  matches = difflib.get_close_matches(word, list(known), n=1)
+  return f'did you mean {matches[0]}? ' if matches else ''

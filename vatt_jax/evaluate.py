@@ -1,4 +1,4 @@
-"""The evaluation loop: every checkpoint of a run, as they come."""
+"""Evaluates every checkpoint of a run as it appears."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from vatt_jax.errors import UserError
 from vatt_jax.reports import report
 
 _POLL_SECONDS = 1.0
-_HEADLINES = ('R@10', 'top1', 'mAP')    # for the log, where all would be too long
+_HEADLINES = ('R@10', 'top1', 'mAP')    # the only metrics in the log, for brevity
 
 
 def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
           allow_random_head: bool = False) -> None:
-  """Runs the evaluators of a recipe on every checkpoint of a run, oldest first.
+  """Runs the evaluators of a config on every checkpoint of a run, oldest first.
 
-  Waits for new ones, and ends with that of the run's last step. What is deleted
-  before its turn comes is left out. Where the workdir holds no run, the weights of
-  `init_from` are evaluated instead, once. The same command goes on where it was
-  stopped.
+  Waits for new checkpoints, and returns after the run's last step. Checkpoints that
+  are deleted before they are evaluated are skipped. If the workdir holds no run, the
+  weights of `init_from` are evaluated once instead. After an interruption, the same
+  command resumes.
 
   Args:
-    config: a recipe of `configs/`, as nested dicts: the run's own, or another whose
-      model takes weights from it.
-    workdir: the run's; in `eval/NAME` of it are `metrics.jsonl` and `tensorboard`,
-      of all steps, and `results.json`, of the newest.
-    name: of the evaluation.
-    allow_random_head: evaluate a head of random weights where a checkpoint has none.
+    config: a config of `configs/`, as nested dicts: the run's own, or another one
+      whose model can load the run's weights.
+    workdir: the run's workdir. Results go to `eval/NAME` in it: `metrics.jsonl` and
+      `tensorboard` for all steps, `results.json` for the newest step.
+    name: the name of the evaluation.
+    allow_random_head: evaluate a randomly initialized head if a checkpoint has none.
 
   Raises:
-    UserError: bad input; names what is wrong.
+    UserError: bad input; the message names the key or file.
     interrupt.Interrupted: SIGTERM or Ctrl-C.
   """
   folder = workdir / 'eval' / name
@@ -50,14 +50,14 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
         interrupt.Interrupt(hosts.agreement()) as stop):
     train.end_soon(stop, unlock)
     source = _source(config, workdir)
-    with hosts.first_alone():    # the others find what it makes
+    with hosts.first_alone():    # the other processes read the files it writes
       newest = _newest(folder)
       if newest is None and hosts.is_first():
-        # Its config vouches for nothing yet, and may be mended.
+        # Without results, the config of an earlier attempt may still be corrected.
         (folder / checkpoint.CONFIG_FILE).unlink(missing_ok=True)
       run = recipe.make(config, folder, stop.check, weights_from=str(source))
     if not run.evaluations:
-      raise UserError('config.evals: is empty; expected what to evaluate')
+      raise UserError('config.evals: is empty; expected one evaluator or more')
     done = hosts.from_first(-1 if newest is None else newest['step'])
     random = train.untrained(run)
     writer = metric_writer.open_writers(folder, done + 1)
@@ -76,14 +76,14 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
     finally:
       writer.close()
     if hosts.is_first():
-      results = _write_results(folder)    # again, for a kill may have come before it
+      results = _write_results(folder)    # again: it may be missing after a kill
       print(report.as_text(results))
       print(f'Results: {(folder / metric_writer.RESULTS_FILE).resolve()}')
 
 
 def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
           asked_for: bool) -> dict[str, Any] | None:
-  """The variables of a checkpoint; None in all processes if it is gone for any."""
+  """Returns a checkpoint's variables, or None in all processes if it is deleted."""
   variables, gone = None, None
   try:
     variables = run.load(str(path), allow_random_head)
@@ -93,26 +93,26 @@ def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
     gone = e
   if hosts.all_of(gone is None):
     return variables
-  logging.info('Left out: %s', gone or f'{path}: is gone for another process')
+  logging.info('Skipped: %s', gone or f'{path}: is gone for another process')
   return None
 
 
 def _source(config: Mapping[str, Any], workdir: pathlib.Path) -> pathlib.Path:
-  """Whose weights to evaluate: those of the run, or of what the recipe starts from."""
+  """Returns the path of the weights to evaluate: the workdir, or `init_from`."""
   if (workdir / checkpoint.CONFIG_FILE).exists():
     return workdir
   if not config.get('init_from'):
-    raise UserError(f'{workdir}: holds no run to evaluate; give the --workdir of one, '
-                    'or --config.init_from=CHECKPOINT')
+    raise UserError(f'{workdir}: holds no run to evaluate; set --workdir to the folder '
+                    'of a run, or --config.init_from=CHECKPOINT')
   return pathlib.Path(config['init_from'])
 
 
 def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
                  stop: interrupt.Interrupt) -> Iterator[tuple[int, pathlib.Path]]:
-  """Yields what is to be evaluated: step, and path."""
+  """Yields (step, path) of each checkpoint to evaluate."""
   if source != workdir:
     folder, step = checkpoint.split(source)
-    if step is None:    # the newest, or 0 of what is no workdir
+    if step is None:    # the newest step of a workdir; 0 for any other checkpoint
       step = hosts.from_first(max(checkpoint.steps(folder), default=0))
       if checkpoint.of_step(folder, step).exists():    # the same for all processes
         source = checkpoint.of_step(folder, step)
@@ -120,7 +120,7 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
       yield step, source
     return
   last = checkpoint.read_config(workdir).get('total_steps', 0)
-  logging.info('Evaluating every checkpoint of %s, to step %d', workdir, last)
+  logging.info('Evaluating every checkpoint of %s, up to step %d', workdir, last)
 
   def wait():
     stop.check()
@@ -131,7 +131,7 @@ def _checkpoints(source: pathlib.Path, workdir: pathlib.Path, done: int,
 
 
 def _newest(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The row of the newest step that was evaluated."""
+  """Returns the row of the newest evaluated step, or None."""
   path = folder / metric_writer.METRICS_FILE
   rows = metric_writer.read_jsonl(path) if path.exists() else []
   return rows[-1] if rows else None
@@ -140,7 +140,7 @@ def _newest(folder: pathlib.Path) -> dict[str, Any] | None:
 def _write_results(folder: pathlib.Path) -> dict[str, Any]:
   results = _newest(folder)
   if results is None:
-    raise UserError(f'{folder}: nothing was evaluated; every checkpoint was gone '
+    raise UserError(f'{folder}: nothing was evaluated; every checkpoint was deleted '
                     'before its turn')
   metric_writer.write_results(folder, results)
   return results

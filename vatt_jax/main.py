@@ -1,14 +1,13 @@
-"""Runs a recipe: python -m vatt_jax.main --config=configs/quickstart.py
+"""Trains a config: python -m vatt_jax.main --config=configs/quickstart.py
 
-Any value of the recipe can be changed on the command line,
-`--config.total_steps=100`. The same command goes on with a run that was stopped.
-With `--mode=eval` the recipe's `evals` are run on every checkpoint of the workdir,
-as they come, while another process trains there or after it; with `--mode=figures`
-the newest is drawn. Both take everything that is not given on the command line from
-the run, if it was trained by the same recipe.
+Any value of the config can be set on the command line, `--config.total_steps=100`.
+The same command resumes an interrupted run. `--mode=eval` runs the config's `evals` on
+every checkpoint of the workdir, during or after training. `--mode=figures` plots
+figures of the newest checkpoint. Both modes take all values that are not on the command
+line from the run's own config, if the run was trained with the same config file.
 
-On several hosts, the same command runs on each, with where they meet, how many they
-are and which this is (`launch/`).
+On several hosts, run the same command on each host, with `--coordinator`,
+`--num_processes` and `--process_id` (`launch/`).
 """
 
 import pathlib
@@ -26,44 +25,44 @@ from vatt_jax.recipe import inherit
 from vatt_jax.reports import run_figures
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The recipe, a file of configs/.')
+    'config', None, 'The config, a file of configs/.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, "The run's folder; by default runs/ and the recipe's name.")
+    'workdir', None, 'The experiment directory; default: runs/NAME_OF_THE_CONFIG.')
 _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'eval', 'figures'],
-    'Train, or evaluate every checkpoint of the workdir as they come, or draw what the '
-    'newest has learnt.')
+    'Train; or evaluate every checkpoint of the workdir as it appears; or plot figures '
+    'of the newest checkpoint.')
 _ALLOW_RANDOM_HEAD = flags.DEFINE_bool(
     'allow_random_head', False,
-    'With --mode=eval: evaluate a head of random weights where a checkpoint has none.')
+    'With --mode=eval: evaluate a randomly initialized head if a checkpoint has none.')
 _RESUME_FROM = flags.DEFINE_integer(
-    'resume_from', None, 'The step of the checkpoint to go on from, in place of the '
-    'newest; later ones are moved to checkpoints_discarded/.', lower_bound=0)
+    'resume_from', None, 'The step to resume from; by default the newest checkpoint. '
+    'Later checkpoints are moved to checkpoints_discarded/.', lower_bound=0)
 _EXTEND = flags.DEFINE_bool(
     'extend', False,
-    'Go on with the run of the workdir to a larger --config.total_steps. What is left '
-    'of its learning-rate schedule is spread over the steps to come.')
+    'Continue the run of the workdir to a larger --config.total_steps. The rest of its '
+    'learning-rate schedule is spread over the remaining steps.')
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT where several processes meet: the host of process '
-    '0, and any free port of it.')
+    'coordinator', None, 'HOST:PORT where several processes connect: the host of '
+    'process 0, and any free port on it.')
 _NUM_PROCESSES = flags.DEFINE_integer(
-    'num_processes', 1, 'With --coordinator: how many there are.', lower_bound=1)
+    'num_processes', 1, 'With --coordinator: the number of processes.', lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', 0, 'With --coordinator: which of them this is, from 0.',
+    'process_id', 0, 'With --coordinator: the index of this process, from 0.',
     lower_bound=0)
 _START_TIMEOUT_SECONDS = flags.DEFINE_float(
-    'start_timeout_seconds', 300, 'With --coordinator: how long to wait for all; after '
-    '20 s it is said who is missing.', lower_bound=0)
+    'start_timeout_seconds', 300, 'With --coordinator: seconds to wait for all '
+    'processes; missing ones are reported after 20 s.', lower_bound=0)
 
 
 def main() -> None:
   if _COORDINATOR.value is None:
     if _NUM_PROCESSES.value > 1:
-      raise UserError('--coordinator: missing; HOST:PORT, where '
-                      f'--num_processes={_NUM_PROCESSES.value} meet')
+      raise UserError('--coordinator: missing; set it to HOST:PORT, where the '
+                      f'--num_processes={_NUM_PROCESSES.value} processes connect')
     return _run()
   if _MODE.value == 'figures':
-    raise UserError('--mode=figures: takes one process; leave out --coordinator')
+    raise UserError('--mode=figures: runs in one process; remove --coordinator')
   with hosts.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
                          _START_TIMEOUT_SECONDS.value):
     _run()
@@ -72,8 +71,8 @@ def main() -> None:
 def _run() -> None:
   platforms.check()
   if _RESUME_FROM.value is not None and _MODE.value != 'train':
-    raise UserError(f'--resume_from={_RESUME_FROM.value}: only training goes on from a '
-                    f'checkpoint; leave it out with --mode={_MODE.value}')
+    raise UserError(f'--resume_from={_RESUME_FROM.value}: only training resumes from a '
+                    f'checkpoint; remove it with --mode={_MODE.value}')
   if _EXTEND.value and _MODE.value != 'train':
     raise UserError(f'--extend: expected --mode=train, not --mode={_MODE.value}')
   config = _CONFIG.value.to_dict()

@@ -1,4 +1,4 @@
-"""Where numbers go: TensorBoard and a JSONL file, through clu's writers."""
+"""Writes metrics to TensorBoard and to a JSONL file, using clu's writers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RESULTS_FILE = 'results.json'
 
 
 class JsonlWriter(metric_writers.MetricWriter):
-  """Scalars as JSON, one object a line: {"step": 20, "train/loss": 4.1}.
+  """Writes scalars as JSON, one object per line: {"step": 20, "train/loss": 4.1}.
 
-  Only scalars: pictures and histograms are TensorBoard's.
+  Images and histograms are ignored; they go to TensorBoard only.
   """
 
   def __init__(self, path: str | os.PathLike[str], first_step: int):
@@ -28,9 +28,9 @@ class JsonlWriter(metric_writers.MetricWriter):
 
     Args:
       path: the file.
-      first_step: the step that a run goes on from; what an earlier process wrote
-        and will come again is dropped: all of later steps, of this one the
-        evaluations, which stand between two steps.
+      first_step: the step that the run resumes from. Rows of an earlier process that
+        will be written again are dropped: all rows of later steps, and the evaluations
+        of this step.
     """
     def comes_again(row):
       training = any(k.startswith('train/') for k in row)
@@ -62,27 +62,27 @@ class JsonlWriter(metric_writers.MetricWriter):
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The rows that are whole; a last line cut short by a kill is left out."""
+  """Returns the complete rows; ignores a last line that a kill cut short."""
   text = pathlib.Path(path).read_text(encoding='utf-8')
-  whole = text[:text.rfind('\n') + 1]
-  return [json.loads(line) for line in whole.splitlines()]
+  complete = text[:text.rfind('\n') + 1]
+  return [json.loads(line) for line in complete.splitlines()]
 
 
 def write_results(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
-  """Writes the final numbers, flat names to numbers, for a machine."""
+  """Writes the final results as JSON: metric name -> number."""
   (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + '\n',
                                      encoding='utf-8')
 
 
 def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What `write_results` wrote; None if there is nothing."""
+  """Reads the results that `write_results` wrote; returns None without a file."""
   path = folder / RESULTS_FILE
   return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def open_writers(workdir: str | os.PathLike[str], first_step: int
                  ) -> metric_writers.MultiWriter:
-  """TensorBoard event files and `metrics.jsonl`, both in the workdir, from one host."""
+  """Opens TensorBoard event files and `metrics.jsonl` in the workdir, on one host."""
   if not hosts.is_first():
     return metric_writers.MultiWriter([])
   workdir = pathlib.Path(workdir)

@@ -1,4 +1,4 @@
-"""Whether JAX can use the accelerator that it is told to use."""
+"""Checks that JAX can use the requested accelerator."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import jax
 
 from vatt_jax.errors import UserError
 
-_EXTRAS = {'cuda': 'cuda', 'gpu': 'cuda', 'tpu': 'tpu'}    # of setup.py
+_EXTRAS = {'cuda': 'cuda', 'gpu': 'cuda', 'tpu': 'tpu'}    # in setup.py
 
 
 def check() -> None:
-  """Initialises the devices that JAX_PLATFORMS asks for.
+  """Initializes the devices that JAX_PLATFORMS requests.
 
   Raises:
-    UserError: there are none; names the platform, and which one there is.
+    UserError: no such device; names the platform, and the one that is available.
   """
-  asked = jax.config.jax_platforms
+  requested = jax.config.jax_platforms
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as e:    # the latter without CUDA's plugin
     reason = str(e).split(' (set JAX_PLATFORMS')[0] or 'its plugin is not installed'
-    if not asked:
+    if not requested:
       raise UserError(f'JAX cannot use the devices of this machine: {reason}') from e
-    jax.config.update('jax_platforms', '')    # to see what there is
-    found = jax.default_backend()
-    jax.config.update('jax_platforms', asked)
+    jax.config.update('jax_platforms', '')    # lets JAX choose an available backend
+    available = jax.default_backend()
+    jax.config.update('jax_platforms', requested)
     install = ''.join(f"install the extra for it, pip install -e '.[{extra}]', or "
-                      for name, extra in _EXTRAS.items() if name in asked)
+                      for name, extra in _EXTRAS.items() if name in requested)
     raise UserError(
-        f'JAX_PLATFORMS={asked}: JAX finds no such device ({reason}), but {found}; '
-        f'{install}set JAX_PLATFORMS={found}') from e
+        f'JAX_PLATFORMS={requested}: JAX finds no such device ({reason}); available: '
+        f'{available}; {install}set JAX_PLATFORMS={available}') from e

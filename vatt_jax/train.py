@@ -1,4 +1,4 @@
-"""The loop."""
+"""Trains a model: the training loop."""
 
 from __future__ import annotations
 
@@ -33,29 +33,30 @@ from vatt_jax.reports import report
 from vatt_jax.reports import run_info
 from vatt_jax.train_step import State
 
-_LAST_SECONDS = 3.0    # from a signal to the end, where nothing is left to save
+_LAST_SECONDS = 3.0    # from a signal to the exit, once everything is saved
 
 
 def train(config: Mapping[str, Any], workdir: pathlib.Path,
           resume_from: int | None = None, extend: bool = False) -> None:
-  """Runs a recipe to its end, or on from its newest checkpoint.
+  """Trains a config to its last step, resuming from the newest checkpoint if any.
 
   Args:
-    config: a recipe of `configs/`, as nested dicts.
-    workdir: the run's folder; of it `results.json` and `report.html` are for you.
-    resume_from: the step of the checkpoint to go on from, in place of the newest;
-      later ones are moved to `checkpoints_discarded`.
-    extend: the run there goes on to a larger `total_steps` (`recipe.make`).
+    config: a config of `configs/`, as nested dicts.
+    workdir: the experiment directory. The final results are in `results.json` and
+      `report.html`.
+    resume_from: the step to resume from, in place of the newest checkpoint; later
+      checkpoints are moved to `checkpoints_discarded`.
+    extend: continue the run of the workdir to a larger `total_steps` (`recipe.make`).
 
   Raises:
-    UserError: bad input, a full disk, or another run in the workdir; names what is
-      wrong.
+    UserError: bad input, a full disk, or another run in the workdir; the message names
+      the key or file.
     interrupt.Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
   with (workdir_lock.held(workdir) as unlock, checkpoint.naming_a_full_disk(workdir),
         interrupt.Interrupt(hosts.agreement()) as stop):
-    # The first makes the files that the others read: the workdir, the vocabulary, an
-    # index of captions. Where they exist, all hosts start at once.
+    # The first host writes the files that the others read: config, vocabulary, index
+    # of captions. If they exist already, all hosts start at once.
     exists = (resume_from is None and not extend
               and recipe.is_begun(config, workdir))
     with hosts.first_alone(unless=exists):
@@ -86,7 +87,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
                     f'{name}/{k}': v for k, v in evaluation.run(state).items()})
             if saved.due(step):
               saved.save(step, state)
-            for hook in run.hooks.values():    # after saving: resuming calls it again
+            for hook in run.hooks.values():    # after saving: a resumed run repeats it
               if hook.due(step):
                 state = hook.run(state)
           batch = sharding.to_devices(next(batches), run.task.mesh)
@@ -95,29 +96,29 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
           if progress.due(step + 1):
             writer.write_scalars(step + 1, progress.report(step + 1))
         saved.save(run.total_steps, state)
-        saved.wait()    # then a signal need not wait for it, nor is a full disk late
+        saved.wait()    # reports a full disk now, and signals need not wait any more
         end_soon(stop, unlock)
         _finish(run, state, writer, workdir, stop.check)
       except interrupt.Interrupted as e:
         saved.save(int(state.step), state)
         saved.wait()
-        logging.info('%s: saved step %d in %s; the same command goes on from there',
+        logging.info('%s: saved step %d in %s; the same command resumes from it',
                      e, int(state.step), workdir)
         raise
       finally:
-        batches.close()    # its threads must not outlive the interpreter
+        batches.close()    # ends its threads before the interpreter exits
         writer.close()
 
 
 def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
-  """From now on, for all is saved, a signal ends the process in seconds."""
+  """Makes a signal end the process within seconds, as the state is saved."""
   def end(number: int) -> None:
-    logging.info('%s: ended; what was saved is kept, and the same command goes on',
+    logging.info('%s: ended; all saved files are kept, and the same command resumes',
                  signal.Signals(number).name)
     unlock()
     hosts.leave(128 + number, at_once=True)
 
-  if jax.process_count() == 1:    # several must agree first
+  if jax.process_count() == 1:    # several processes must agree first
     stop.end_within(_LAST_SECONDS, end)
 
 
@@ -126,7 +127,7 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
-  if not run.total_steps:    # what was evaluated before may have changed since
+  if not run.total_steps:    # `init_from` may have changed since the last evaluation
     saved.clear()
   if saved.latest() is not None:
     state = saved.restore(state)
@@ -138,7 +139,7 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
 
 def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
   """Warns if a source has fewer clips than a batch takes from it."""
-  # Without shares, clips of all sources are drawn alike.
+  # Without shares, the clips of all sources are drawn with equal probability.
   parts, shares = (clips.parts, clips.shares) if clips.shares else ([clips], [1])
   for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
     taken = math.ceil(batch_size * share / sum(shares))
@@ -146,39 +147,45 @@ def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
       source = f'source {number} of config.data.path' if clips.shares else (
           'config.data.path')
       logging.warning('config.batch_size=%d: takes %d clips from %s, which has %d, so '
-                      'that a batch holds some more than once; lower it, or add clips',
+                      'every batch repeats some clips; lower it, or add clips',
                       batch_size, taken, source, len(part))
 
 
 def start_from(initial: dict[str, Any], state: State) -> State:
-  """The state of step 0 with the weights of a checkpoint (`recipe.Recipe.initial`)."""
-  def choose(given, random):
-    if isinstance(given, jax.ShapeDtypeStruct):
+  """Returns the state of step 0 with a checkpoint's weights.
+
+  Args:
+    initial: the checkpoint's variables (`recipe.Recipe.initial`); arrays that are
+      shapes only keep their random values.
+    state: a randomly initialized state.
+  """
+  def choose(loaded, random):
+    if isinstance(loaded, jax.ShapeDtypeStruct):
       return random
-    return jax.device_put(given, random.sharding)
+    return jax.device_put(loaded, random.sharding)
 
   chosen = jax.tree.map(choose, initial, train_step.variables(state))
   params = state.params | chosen.pop('params')
-  # In memory of its own, for the step consumes both.
+  # The average is a copy, because the train step donates the buffers of both.
   average = None if state.average is None else jax.tree.map(jnp.copy, params)
   return state.replace(params=params, model_state=chosen, average=average)
 
 
 def untrained(run: recipe.Recipe) -> State:
-  """A randomly initialised model, without what only training needs.
+  """Returns a randomly initialized state without optimizer state and average.
 
-  A checkpoint that is put in its place gives the average, if it has one.
+  Weights of a checkpoint that replace its parameters are averaged ones if available.
   """
   return _random_state(run).replace(opt_state=(), average=None)
 
 
 def _random_state(run: recipe.Recipe) -> State:
-  """The state of step 0."""
+  """Returns the randomly initialized state of step 0."""
   return run.task.init(run.reader.window.batch(run.batch_size))
 
 
 class _Progress:
-  """Means of the metrics between two log lines, the speed, and the time left."""
+  """Logs means of the metrics between two log lines, the speed, and the time left."""
 
   def __init__(self, run: recipe.Recipe, first_step: int):
     self._run = run
@@ -187,25 +194,25 @@ class _Progress:
     self._first_step = first_step
 
   def add(self, metrics: dict[str, jax.Array]) -> None:
-    self._rows.append(metrics)     # not fetched: the device is still at work on them
+    self._rows.append(metrics)     # not fetched: the device is still computing them
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """What is done within is no training, and does not count as its time."""
+    """Excludes the time spent in the context from the training speed."""
     begin = time.monotonic()
     yield
     self._since += time.monotonic() - begin
 
   def due(self, step: int) -> bool:
-    """At every multiple, at the end, and once early: is it running, how fast?"""
+    """Returns whether to log: at multiples, the last step, and the run's first step."""
     return (step % self._run.log_every_steps == 0 or step == self._run.total_steps
             or step == self._first_step + 1)
 
   def report(self, step: int) -> dict[str, float]:
-    """Logs a line and returns the metrics since the last one.
+    """Logs a line and returns the mean metrics since the last line.
 
     Raises:
-      UserError: the loss is no longer a number.
+      UserError: the loss is not finite.
     """
     rows = jax.device_get(self._rows)
     means = {f'train/{k}': float(np.mean([row[k] for row in rows])) for k in rows[0]}
@@ -214,11 +221,11 @@ class _Progress:
     means['train/clips_per_second'] = self._run.batch_size / seconds_per_step
     loss = means['train/loss']
     if not math.isfinite(loss):
-      raise UserError(f'train/loss={loss} at step {step}: expected a number; lower '
-                      'config.optim.peak_rate and start in another --workdir')
+      raise UserError(f'train/loss={loss} at step {step}: expected a finite number; '
+                      'lower config.optim.peak_rate and start in another --workdir')
     total = self._run.total_steps
     line = f'step {step:{len(str(total))}}/{total}  loss {loss:.3f}'
-    if step == self._first_step + 1:    # its speed foretells nothing
+    if step == self._first_step + 1:    # includes compilation: no estimate of speed
       line += f'  compiled in {_duration(now - self._since)}'
     else:
       line += (f'  {means["train/clips_per_second"]:.1f} clips/s'
@@ -237,13 +244,13 @@ def _duration(seconds: float) -> str:
 
 def _finish(run: recipe.Recipe, state: State, writer: Any,
             workdir: pathlib.Path, check: Callable[[], None]) -> None:
-  """Evaluates, beside a randomly initialised model; writes results and report."""
+  """Evaluates the model and a randomly initialized one; writes results and report."""
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
-  # Whole, as the trained state is: so prediction is compiled for both at once.
+  # A complete state, like the trained one: prediction is compiled once for both.
   random = _random_state(run) if beside else None
   results = {}
   for name, evaluation in run.evaluations.items():
-    check()    # it may be long until its first batch
+    check()    # its first batch may take long
     logging.info('Evaluating: %s', name)
     measures = evaluation.run(state)
     results |= {f'{name}/{k}': v for k, v in measures.items()}
@@ -275,7 +282,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
 
 
 def _of_input(run: recipe.Recipe, workdir: pathlib.Path) -> dict[str, int]:
-  """What was wrong with files, by all that any host has noted."""
+  """Counts skipped files and files without video or audio, over all hosts."""
   notes = run.reader.notes
   for path in workdir.glob('file_notes_*.jsonl'):
     notes.read(path)

@@ -1,10 +1,10 @@
-"""One process at a time writes in an experiment directory.
+"""Locks an experiment directory, so that one process at a time writes to it.
 
 The lock is an advisory lock of the operating system (`flock`) on a file that names
-its owner. The system releases it when the owner dies, however it dies, so that
-neither a dead process nor a reused process id keeps a directory locked. Some disks
-shared by several hosts do not pass such locks on. For these the owner also touches
-the file, and a file of another host that was touched lately is respected.
+its owner. The system releases it when the owner ends for any reason, so neither a dead
+process nor a reused process id keeps a directory locked. Some network file systems do
+not share such locks between hosts. For these the owner also touches the file regularly,
+and a file of another host that was touched recently counts as locked.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from vatt_jax.errors import UserError
 
 LOCK_FILE = 'run.lock'
 
-_TOUCH_SECONDS = 15.0     # from one sign of life to the next
-_STALE_SECONDS = 120.0    # without one, an owner on another host is taken for dead
+_TOUCH_SECONDS = 15.0     # interval between two touches of the file
+_STALE_SECONDS = 120.0    # without a touch, an owner on another host counts as dead
 
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
-  """Holds the lock of a directory within the context; makes the directory.
+  """Holds the lock of a directory within the context; creates the directory.
 
-  A directory that did not exist is deleted again if it is empty in the end.
+  A directory that did not exist is deleted at the end if it is empty.
 
   Yields:
-    A function that deletes the lock file, for a process that ends within the context.
+    A function that deletes the lock file, for a process that exits within the context.
 
   Raises:
     UserError: another process holds the lock, or the directory cannot be written.
   """
-  if not hosts.is_first():    # process 0 holds it for all
+  if not hosts.is_first():    # process 0 holds the lock for all processes
     yield lambda: None
     return
-  made = _make(folder)
+  created = _make(folder)
   path = folder / LOCK_FILE
   delete = functools.partial(path.unlink, missing_ok=True)
   done = threading.Event()
@@ -62,26 +62,26 @@ def held(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
     finally:
       done.set()
       toucher.join()
-      delete()    # before it is released: no other can hold it
+      delete()    # before the release, so that it deletes no other process's lock
       os.close(file)
   finally:
-    for parent in made:
-      with contextlib.suppress(OSError):    # it holds something now
+    for parent in created:
+      with contextlib.suppress(OSError):    # it is not empty
         parent.rmdir()
 
 
 def _make(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Makes a directory.  -> those of it and its parents that did not exist."""
+  """Creates a directory.  -> the created directories (itself and parents)."""
   try:
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise _unwritable(folder, e) from e
-  return made
+  return created
 
 
 def _acquire(path: pathlib.Path) -> int:
-  """Locks the file and names this process in it.  -> its descriptor."""
+  """Locks the file and writes this process to it.  -> the file descriptor."""
   while True:
     try:
       file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -90,8 +90,8 @@ def _acquire(path: pathlib.Path) -> int:
     try:
       if not _lock(file, path):
         raise UserError(f'{path.parent}: is in use by {_name(_owner(file))}; wait '
-                        'until it ends, or give another --workdir')
-      if not _is_current(file, path):    # the owner before released it just now
+                        'until it ends, or choose another --workdir')
+      if not _is_current(file, path):    # the previous owner just deleted it
         os.close(file)
         continue
       _check_other_host(file, path)
@@ -103,19 +103,19 @@ def _acquire(path: pathlib.Path) -> int:
 
 
 def _lock(file: int, path: pathlib.Path) -> bool:
-  """Whether the file could be locked, or the disk knows no locks."""
+  """Returns True if the file is locked, or if the disk does not support locks."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
   except OSError as e:
-    logging.warning('%s: this disk has no locks (%s); a second run in the same '
-                    'directory would not be noticed', path.parent, e.strerror)
+    logging.warning('%s: this disk does not support locks (%s); a second run in the '
+                    'same directory would not be detected', path.parent, e.strerror)
   return True
 
 
 def _is_current(file: int, path: pathlib.Path) -> bool:
-  """Whether the open file is still the one at the path."""
+  """Returns whether the open file is still the one at the path."""
   try:
     return os.path.samestat(os.fstat(file), os.stat(path))
   except FileNotFoundError:
@@ -123,7 +123,7 @@ def _is_current(file: int, path: pathlib.Path) -> bool:
 
 
 def _check_other_host(file: int, path: pathlib.Path) -> None:
-  """Raises UserError if a process of another host gave a sign of life lately."""
+  """Raises UserError if a process of another host touched the file recently."""
   owner = _owner(file)
   if not owner:
     return
@@ -131,12 +131,14 @@ def _check_other_host(file: int, path: pathlib.Path) -> None:
   if owner['host'] != socket.gethostname() and silent < _STALE_SECONDS:
     raise UserError(
         f'{path.parent}: is in use by {_name(owner)}, which was alive {silent:.0f} s '
-        f'ago; if it is gone, delete {path}, or wait {_STALE_SECONDS - silent:.0f} s')
-  logging.info('%s: taking over from %s, which is gone', path.parent, _name(owner))
+        f'ago; if it has ended, delete {path}, or wait '
+        f'{_STALE_SECONDS - silent:.0f} s')
+  logging.info('%s: taking the lock over from %s, which has ended', path.parent,
+               _name(owner))
 
 
 def _owner(file: int) -> dict[str, Any]:
-  """The owner that a lock file names; empty if it names none."""
+  """Returns the owner that a lock file names; empty if it names none."""
   try:
     return json.loads(os.pread(file, 4096, 0))
   except ValueError:    # empty, or cut short by a kill
@@ -161,13 +163,13 @@ def _write_owner(file: int, path: pathlib.Path) -> None:
 
 def _touch(path: pathlib.Path, done: threading.Event) -> None:
   while not done.wait(_TOUCH_SECONDS):
-    with contextlib.suppress(OSError):    # the run itself will say it
+    with contextlib.suppress(OSError):    # the run itself will report the error
       os.utime(path)
 
 
 def _unwritable(folder: pathlib.Path, e: OSError) -> UserError:
   if e.errno in (errno.EEXIST, errno.ENOTDIR):
-    return UserError(f'{folder}: is a file, or lies below one; expected a folder; give '
-                     'another --workdir')
-  return UserError(f'{folder}: cannot be written ({e.strerror}); give another '
-                   '--workdir, or free what is in the way')
+    return UserError(f'{folder}: is a file, or lies below one; expected a folder; '
+                     'choose another --workdir')
+  return UserError(f'{folder}: cannot be written ({e.strerror}); choose another '
+                   '--workdir, or remove the obstacle')

@@ -1,7 +1,7 @@
-"""From a config to the things it names; nothing else reads configs.
+"""Builds the objects that a config describes; no other module reads configs.
 
-Every section of a config becomes the keyword arguments of one function, so a
-key that nobody takes is an error.
+Every section of a config becomes the keyword arguments of one function, so an
+unknown key is an error.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ from vatt_jax.recipe import task as task_section
 from vatt_jax.weights import load as weights
 from vatt_jax.weights import word_vectors
 
-# Of a config, while it runs: what is drawn, and how the same is computed.
+# Keys that may change during a run: figures, and settings that do not change results.
 _MAY_CHANGE = ('figures.', 'mesh', 'sharding_rules', 'model.attention', 'model.remat',
                'model.scan_layers')
-# What says how long a run is.
+# Keys that set the length of a run.
 _LENGTH = ('total_steps', 'extended')
-# Keys that older configs lack, and the values that mean what these configs meant.
+# Keys that older configs lack -> the values that reproduce the older behavior.
 _ABSENT = {'optim.clip_replicas': 1, 'window.short': 'hold'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """All that a config says, built.
+  """Holds all objects that a config describes.
 
-  Of `initial`, the model's variables that a checkpoint gives the run, what is only
-  a shape starts from random. `load(path, allow_random_head)` gives the same of any
-  other checkpoint (`weights.read`, `weights.merge`).
+  `initial` has the model's variables from the checkpoint that the run starts from.
+  Entries that are shapes only are initialized randomly. `load(path,
+  allow_random_head)` returns the same for any other checkpoint (`weights.read`,
+  `weights.merge`).
   """
   seed: int
   total_steps: int
@@ -79,34 +80,34 @@ class Recipe:
 def make(config: Settings, workdir: pathlib.Path,
           check: Callable[[], None] = lambda: None, weights_from: str = '',
           extend: bool = False) -> Recipe:
-  """Builds what a config says.
+  """Builds the objects that a config describes.
 
   Args:
-    config: a recipe of `configs/`, as nested dicts.
-    workdir: of the run; keeps the config, the vocabulary and notes on bad files.
-    check: called before each batch of an evaluation, may raise to stop it.
-    weights_from: in place of `init_from`, where weights will come from by and by,
-      through `Recipe.load`; now it gives words and classes, and no weights.
-    extend: go on with the run of the workdir to a larger `total_steps` (`_extended`).
+    config: a config of `configs/`, as nested dicts.
+    workdir: the run's workdir; keeps config, vocabulary and notes on bad files.
+    check: called before each batch of an evaluation; may raise to stop it.
+    weights_from: a checkpoint that replaces `init_from` as the source of vocabulary
+      and classes. No weights are loaded now; the caller uses `Recipe.load`.
+    extend: continue the run of the workdir to a larger `total_steps` (`_extended`).
 
   Raises:
-    UserError: names the key or file that is wrong.
+    UserError: names the invalid key or file.
   """
   source = weights_from or config.get('init_from', '')
   config = inherit_lib.inherit(config, source, workdir)
   config, classes = data_section.count_classes(config, source, workdir)
   config = _extended(config, workdir, extend)
-  # An evaluation may go on where its run was made longer.
+  # An evaluation may resume after its run was extended.
   _compare(config, workdir, (_LENGTH if extend or weights_from else ()))
   given = dict(workdir=workdir, check=check, weights_from=weights_from, classes=classes)
   check_keys('', _build, config, given)
   run = _build(**config, **given)
-  _claim(config, workdir, run, extend)    # last: a mistyped config leaves no trace
+  _claim(config, workdir, run, extend)    # last: an invalid config writes no file
   return run
 
 
 def is_begun(config: Settings, workdir: pathlib.Path) -> bool:
-  """Returns whether `make` finds all that it would make, so that no process waits."""
+  """Returns whether all files that `make` writes exist, so no process must wait."""
   if not (workdir / checkpoint_lib.CONFIG_FILE).exists():
     return False
   config = inherit_lib.inherit(config, config.get('init_from', ''), workdir)
@@ -116,7 +117,7 @@ def is_begun(config: Settings, workdir: pathlib.Path) -> bool:
 
 def model_and_clip(config: Settings
                    ) -> tuple[multimodal.MultimodalModel, dict[str, Any]]:
-  """The model of a recipe, and the shapes of one clip as the model takes it."""
+  """Returns the model of a config, and the shapes of a batch of one clip."""
   config = inherit_lib.inherit(config, config.get('init_from', ''))
   window = call('window', pipeline.Window, config['window'])
   model = models.from_config(config['model'])
@@ -126,18 +127,18 @@ def model_and_clip(config: Settings
 def make_step(config: Settings, devices: Sequence[Any] | None = None
               ) -> tuple[train_step.Task, train_step.State,
                          dict[str, jax.ShapeDtypeStruct]]:
-  """The step of a recipe, the very one that its run takes, without any data.
+  """Builds the training step of a config as in a run, without reading data.
 
   Args:
-    config: a recipe of `configs/`, as nested dicts.
-    devices: by default all that there are; those of a topology can only be compiled
-      for (`task.train_step.lower(task, state, batch)`).
+    config: a config of `configs/`, as nested dicts.
+    devices: by default all devices. For devices of a topology the step can only be
+      compiled (`task.train_step.lower(task, state, batch)`).
 
   Returns:
     The task, and the shapes, types and shardings of its state and of its batch.
 
   Raises:
-    UserError: names the key that is wrong, or that only the data would tell.
+    UserError: names a key that is invalid, or whose value would come from the data.
   """
   config = inherit_lib.inherit(config, config.get('init_from', ''))
   keys = inspect.signature(_task).parameters.keys() - {'devices'}
@@ -145,8 +146,8 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   batch = call('window', pipeline.Window, config['window']).batch(1)
   if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
-      raise UserError('config.model.head.num_classes: missing; set it, for no data is '
-                      'read that would tell')
+      raise UserError('config.model.head.num_classes: missing; set it, because no data '
+                      'is read to count the classes')
     batch['label'] = np.zeros((1, task.model.head.num_classes), bool)
   task_section.check_losses(task, batch)
   rows = sharding.rows(task.mesh)
@@ -154,78 +155,79 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
                                    sharding=rows) for k, v in batch.items()}
   state = jax.eval_shape(task.init, batch)
   return task, jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),
       state, task.shardings(state)), batch
 
 
 def _extended(config: Settings, workdir: pathlib.Path, extend: bool) -> Settings:
-  """Returns the config with `extended`, the times that its run was made longer.
+  """Returns the config with `extended`, the extensions of its run.
 
-  Each is a pair, the step that had been reached and `total_steps` until then. The
-  workdir keeps them, so that a run that was extended once goes on without a flag.
+  Each extension is a pair: the step reached, and `total_steps` until then. The
+  workdir's config keeps them, so that an extended run resumes without the flag.
 
   Raises:
-    UserError: there is no run to extend, or it is not made longer.
+    UserError: no run to extend, or `total_steps` is not larger.
   """
-  known = (workdir / checkpoint_lib.CONFIG_FILE).exists()
-  theirs = checkpoint_lib.read_config(workdir) if known else {}
-  old, new = theirs.get('total_steps', 0), config['total_steps']
-  history = theirs.get('extended', [])
+  exists = (workdir / checkpoint_lib.CONFIG_FILE).exists()
+  run_config = checkpoint_lib.read_config(workdir) if exists else {}
+  old, new = run_config.get('total_steps', 0), config['total_steps']
+  history = run_config.get('extended', [])
   if extend and new != old:
     steps = checkpoint_lib.steps(workdir)
     if not (old and steps):
-      raise UserError(f'--extend: {workdir} holds no checkpoint of a run to go on '
-                      'from; leave out the flag')
+      raise UserError(f'--extend: {workdir} holds no checkpoint of a run to extend; '
+                      'remove the flag')
     if new < old:
       raise UserError(f'--extend: config.total_steps={new}: expected more than '
-                      f'{old}, which the run in {workdir} has')
+                      f'{old}, the total_steps of the run in {workdir}')
     history = [*history, [steps[-1], old]]
-    logging.info('Extending the run from step %d: what is left of its learning-rate '
-                 'schedule, up to step %d, is spread to step %d', *history[-1], new)
+    logging.info('Extending the run from step %d: the rest of its learning-rate '
+                 'schedule, up to step %d, is spread up to step %d', *history[-1], new)
   return {**config, 'extended': history} if history else config
 
 
 def _compare(config: Settings, workdir: pathlib.Path, may_change: Sequence[str] = ()
              ) -> None:
-  """The config of a workdir that has one must be this one, but for what may change.
+  """Raises UserError if the workdir has a config that differs from this one.
 
-  A key that one of them lacks, or leaves empty, has the value of `_ABSENT`, or is off.
+  Keys in `_MAY_CHANGE` and `may_change` are not compared. A key that is absent or
+  empty in a config has its value in `_ABSENT`, or counts as off.
   """
   path = workdir / checkpoint_lib.CONFIG_FILE
   if not path.exists():
     return
-  # Through JSON, so that tuples equal the lists they are read back as.
-  ours = _flat(json.loads(json.dumps(config)))
-  theirs = _flat(checkpoint_lib.read_config(workdir))
+  # Through JSON, so that tuples compare equal to the lists that JSON returns.
+  new = _flat(json.loads(json.dumps(config)))
+  old = _flat(checkpoint_lib.read_config(workdir))
   value = lambda flat, key: flat.get(key, _ABSENT.get(key)) or False
-  other = [key for key in sorted(ours.keys() | theirs.keys())
+  other = [key for key in sorted(new.keys() | old.keys())
            if not key.startswith((*_MAY_CHANGE, *may_change))
-           and value(ours, key) != value(theirs, key)]
-  if other == ['total_steps'] and ours['total_steps'] > theirs.get(*other, 0) > 0:
+           and value(new, key) != value(old, key)]
+  if other == ['total_steps'] and new['total_steps'] > old.get(*other, 0) > 0:
     raise UserError(
-        f'{workdir}: holds a run of total_steps={theirs["total_steps"]}, and with '
-        f'total_steps={ours["total_steps"]} its learning rates would change; go on '
-        'with --extend, which spreads the rest of the schedule over the steps to come, '
-        f'or give --config.init_from={workdir} and another --workdir')
+        f'{workdir}: holds a run of total_steps={old["total_steps"]}, and with '
+        f'total_steps={new["total_steps"]} its learning rates would change; use '
+        '--extend, which spreads the rest of the schedule over the remaining steps, '
+        f'or set --config.init_from={workdir} and another --workdir')
   if other:
     key = other[0]
     raise UserError(
         f'{workdir}: holds a run of another config, '
-        f'{key}={theirs.get(key, _ABSENT.get(key))!r} where this one has '
-        f'{ours.get(key, _ABSENT.get(key))!r}; choose another --workdir or '
-        'move that folder away, or give the same config to go on with that run')
+        f'{key}={old.get(key, _ABSENT.get(key))!r} where this one has '
+        f'{new.get(key, _ABSENT.get(key))!r}; choose another --workdir, move that '
+        'folder away, or use the same config to resume that run')
 
 
 def _claim(config: Settings, workdir: pathlib.Path, run: Recipe,
            extend: bool = False) -> None:
-  """Notes vocabulary and config in a new workdir, the config last and whole.
+  """Writes vocabulary, classes and config to a new workdir; the config last.
 
-  A run that is made longer keeps its vocabulary, and its config is written anew.
+  An extended run keeps its vocabulary, and its config is rewritten.
   """
-  begun = (workdir / checkpoint_lib.CONFIG_FILE).exists()
-  if not hosts.is_first() or (begun and not extend):
+  exists = (workdir / checkpoint_lib.CONFIG_FILE).exists()
+  if not hosts.is_first() or (exists and not extend):
     return
-  if begun:
+  if exists:
     checkpoint_lib.write_config(workdir, config)
     return
   workdir.mkdir(parents=True, exist_ok=True)
@@ -251,7 +253,7 @@ def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
           sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
           extended: Sequence[tuple[int, int]] = (),
           devices: Sequence[Any] | None = None) -> train_step.Task:
-  """The sections of a config that say what one step computes, and where."""
+  """Builds the task from the sections of a config that define a training step."""
   return task_section.make(
       seed, total_steps, batch_size, call('window', pipeline.Window, window), model,
       losses or {}, optim, augment or {}, num_microbatches, average_decay,
@@ -271,7 +273,10 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
            mesh: Settings | None = None,
            sharding_rules: Sequence[sharding.Rule] = sharding.RULES,
            extended: Sequence[tuple[int, int]] = ()) -> Recipe:
-  """The sections of a config; a run of no steps needs no losses, optim, checkpoint."""
+  """Builds a Recipe from the sections of a config.
+
+  A run without steps needs no sections `losses`, `optim` and `checkpoint`.
+  """
   for name, section in dict(losses=losses, optim=optim, checkpoint=checkpoint).items():
     if total_steps and section is None:
       raise UserError(f'config.{name}: missing')
@@ -284,13 +289,13 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
       num_microbatches=num_microbatches, average_decay=average_decay, mesh=mesh,
       sharding_rules=sharding_rules, extended=extended)
   given, source = call('data', data_section.Data, data), weights_from or init_from
-  # Then it goes on from there.
+  # A run with a checkpoint resumes from it.
   begun = bool(total_steps and checkpoint_lib.steps(workdir))
   if total_steps and not (given.path or weights_from):
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
   if optim is None and not (source or begun):
-    raise UserError('config.init_from: is empty; a recipe that trains nothing needs a '
+    raise UserError('config.init_from: is empty; a config without training needs a '
                     'checkpoint to evaluate')
   if source and not begun:
     weights.check_exists(source)
@@ -299,7 +304,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
   task = dataclasses.replace(task, num_clips=len(reader.clips))
   task_section.check_classes(reader.labels, task)
   task_section.check_losses(task, {k: v[None] for k, v in reader.empty().items()})
-  if task.frozen is not None:    # rules must fit: told before anything is written
+  if task.frozen is not None:    # checks the rules before any file is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
   load = functools.partial(_load, task, sizes.batch(batch_size), model, reader.labels)
   initial = None if begun or weights_from else _initial(
@@ -324,7 +329,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
 
 
 def _hook(section_name: str, section: Settings, **given: Any) -> hooks_lib.Hook:
-  """Builds a hook, with those of the given arguments that it takes."""
+  """Builds a hook, passing those of the given arguments that it accepts."""
   where = f'hooks.{section_name}'
 
   def make(name: str, **fields: Any) -> hooks_lib.Hook:
@@ -335,7 +340,7 @@ def _hook(section_name: str, section: Settings, **given: Any) -> hooks_lib.Hook:
 
 
 def _check_numbers(**numbers: tuple[int, int]) -> None:
-  """Raises UserError unless each is at least as large as what stands beside it."""
+  """Raises UserError for a value below its minimum: name=(value, minimum)."""
   for name, (value, least) in numbers.items():
     if value < least:
       raise UserError(f'config.{name}={value}: expected {least} or more')
@@ -344,15 +349,15 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
 def _initial(init_from: str, load: Callable[..., Any], model: Settings,
              task: train_step.Task, batch: Mapping[str, Any], tokenizer: text.Tokenizer
              ) -> dict[str, Any] | None:
-  """Returns `Recipe.initial`: of a checkpoint, of word vectors alone, or None."""
+  """Returns `Recipe.initial`: from a checkpoint, from word vectors only, or None."""
   if init_from:
     return load(init_from)
   if model.get('variant') != 'release' or not model.get('text'):
     return None
   if not model['text'].get('word_vectors'):
-    logging.warning('The released code keeps its word vectors as they are, and here '
-                    'they are random: set config.model.text.word_vectors to a file of '
-                    'vectors, or give --config.init_from=CHECKPOINT')
+    logging.warning('The released code does not train its word vectors, but here they '
+                    'are random; set config.model.text.word_vectors to a file of '
+                    'vectors, or set --config.init_from=CHECKPOINT')
     return None
   variables = train_step.variables(jax.eval_shape(task.init, batch))
   tables = variables['frozen']['tokenizers_text']
@@ -365,17 +370,17 @@ def _initial(init_from: str, load: Callable[..., Any], model: Settings,
 def _load(task: train_step.Task, batch: Mapping[str, Any], model: Settings,
           classes: labels.Labels | None, path: str, allow_random_head: bool = True
           ) -> dict[str, Any]:
-  """The variables that a checkpoint gives the model; of the rest the shapes."""
+  """Returns the model's variables from a checkpoint, and shapes for missing ones."""
   state = jax.eval_shape(task.init, batch)
-  config, theirs = weights.read(path)
+  config, loaded = weights.read(path)
   inherit_lib.check_fits(model, config['model'], path)
   spline = model.get('variant') == 'release'
-  known = checkpoint_lib.split(path)[0] / labels.FILE_NAME
-  if classes is not None and known.exists() and (
-      labels.read(known, classes.column, classes.several).names != classes.names):
-    logging.warning('%s tells other classes apart (its %s)', path, labels.FILE_NAME)
-    theirs['params'].pop('head', None)
-  return weights.merge(train_step.variables(state), theirs, path, spline,
+  label_file = checkpoint_lib.split(path)[0] / labels.FILE_NAME
+  if classes is not None and label_file.exists() and (
+      labels.read(label_file, classes.column, classes.several).names != classes.names):
+    logging.warning('%s was trained on other classes (its %s)', path, labels.FILE_NAME)
+    loaded['params'].pop('head', None)
+  return weights.merge(train_step.variables(state), loaded, path, spline,
                        allow_random_head)
 
 

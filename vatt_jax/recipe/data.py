@@ -1,4 +1,4 @@
-"""The section `data` of a config: clips, and the words and classes they come with."""
+"""Builds the section `data` of a config: clips, their tokenizer and classes."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 
 _NUM_TRIED = 10
-# Clips of a source whose captions make a vocabulary, where captions are read clip by
-# clip: all records of a packed HowTo100M are terabytes.
+# Number of clips of a source whose captions make a vocabulary, if captions are read
+# clip by clip: all shards of HowTo100M are terabytes.
 VOCABULARY_CLIPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What to train on.
+  """Describes the training data: the section `data` of a config.
 
   Attributes:
-    path: a folder of media, a manifest or shards (`inputs.sources`), or several;
-      empty where nothing is trained.
-    captions: a file of timed sentences beside it, or one for each path; empty for
+    path: a folder of media files, a manifest or shards (`inputs.sources`), or several
+      of these; empty if nothing is trained.
+    captions: a file of timed captions beside `path`, or one for each path; empty for
       none.
-    weights: how much of every batch each path gives, relative to the others. The
-      paper samples its two datasets uniformly, (1.0, 1.0): half of every batch each
-      (VATT, section 4.1). Empty: all clips are drawn alike, so the larger dataset
-      gives more.
-    tokenizer: what becomes an id, of `inputs.text.TOKENIZERS`.
-    vocabulary: its file; empty for that of the checkpoint that the run starts from,
-      or else the words of the captions (of large sources, of `VOCABULARY_CLIPS` clips).
-    drop_stop_words: leave stop words out of sentences (of 'words' only).
-    label: the column of the manifest with what a clip is classified as, in which a
-      folder has the names of its subfolders; empty: nothing is classified.
-    label_map: a CSV file of all classes in order (`inputs.labels`); empty for that of
-      the checkpoint that the run starts from, if it has all of the clips' labels, or
-      else these in alphabetical order.
-    multi_label: a clip may have several at once, joined by `|`.
-    max_bad_fraction: the share of broken files that ends the run.
+    weights: the relative share of each path in every batch. The paper samples its two
+      datasets uniformly, (1.0, 1.0): half of every batch each (VATT, section 4.1).
+      Empty: all clips have the same probability, so a larger dataset has a larger
+      share.
+    tokenizer: the tokenizer's name in `inputs.text.TOKENIZERS`.
+    vocabulary: the tokenizer's file. Empty: the file of the checkpoint that the run
+      starts from, or else the words of the captions (for large sources, of
+      `VOCABULARY_CLIPS` clips).
+    drop_stop_words: remove stop words from captions (tokenizer 'words' only).
+    label: the manifest's column of class labels; for a folder, the column has the
+      names of its subfolders. Empty: no classification.
+    label_map: a CSV file of all classes in order (`inputs.labels`). Empty: the classes
+      of the checkpoint that the run starts from, if these include all labels of the
+      clips, or else the labels in alphabetical order.
+    multi_label: a clip may have several labels, joined by `|`.
+    max_bad_fraction: the fraction of broken files that ends the run.
 
   Raises:
-    ValueError: not as many captions as paths, no such tokenizer, or one that knows
-      no stop words.
+    ValueError: the numbers of captions and paths differ, an unknown tokenizer, or a
+      tokenizer without stop words.
   """
   path: str | Sequence[str] = ''
   captions: str | Sequence[str] = ''
@@ -71,8 +72,8 @@ class Data:
   def __post_init__(self):
     if isinstance(self.path, str) != isinstance(self.captions, str) or (
         not isinstance(self.path, str) and len(self.path) != len(self.captions)):
-      raise ValueError('path and captions: expected one each, or as many of the one '
-                       'as of the other')
+      raise ValueError('path and captions: expected one each, or the same number of '
+                       'both')
     choose(text.TOKENIZERS, self.tokenizer, 'tokenizer')
     if self.drop_stop_words and self.tokenizer != 'words':
       raise ValueError('drop_stop_words=True: expected False with tokenizer='
@@ -80,7 +81,7 @@ class Data:
 
   @property
   def sources(self) -> list[tuple[str, str]]:
-    """(path, captions) of each source."""
+    """Returns (path, captions) of each source."""
     if not self.path:
       return []
     if isinstance(self.path, str):
@@ -91,18 +92,18 @@ class Data:
 def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
                 classes: labels.Labels | None, init_from: str, workdir: pathlib.Path
                 ) -> pipeline.Reader:
-  """Opens the sources.
+  """Opens the sources of clips.
 
   Args:
-    data: the section.
-    window: what is read of each clip.
-    words: the model's settings for text, if it has any.
-    classes: what `count_classes` found, if it had to.
-    init_from: the checkpoint that words and classes may come from.
-    workdir: of the run.
+    data: the section `data`.
+    window: the window that is read from each clip.
+    words: the model's settings for text; None for a model without text.
+    classes: the classes that `count_classes` returned, if any.
+    init_from: the checkpoint that may provide the vocabulary and the classes.
+    workdir: the run's workdir.
   """
   clips = _clips(data)
-  host = jax.process_index()    # each writes a file of its own
+  host = jax.process_index()    # each host writes its own file of notes
   notes = pipeline.FileNotes(
       data.max_bad_fraction, clips.num_files or None,
       workdir / f'file_notes{f"_{host}" if host else ""}.jsonl')
@@ -118,58 +119,60 @@ def _clips(data: Data, captions: bool = True) -> sources.Mixture:
 
 
 def is_prepared(data: Data) -> bool:
-  """Returns whether the sources open as they are, without an index to build."""
+  """Returns whether the sources open without building an index of captions."""
   return all(itertools.starmap(sources.is_indexed, data.sources))
 
 
 def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
             workdir: pathlib.Path) -> labels.Labels | None:
-  """Those of the run, else the ones asked for, else the checkpoint's or the clips'.
+  """Returns the classes of workdir, label map, checkpoint or clips; the first given.
 
   Raises:
-    UserError: no such file or column, or a clip has a label that is no class.
+    UserError: no such file or column, or a clip has an unknown label.
   """
   if not data.label:
     return None
-  where = ', '.join(path for path, _ in data.sources)
+  paths = ', '.join(path for path, _ in data.sources)
   begun = (workdir / checkpoint.CONFIG_FILE).exists()
   path = workdir / labels.FILE_NAME if begun else data.label_map
   if path:
     classes = labels.read(path, data.label, data.multi_label)
-    # Of records, of which to read all takes too long, the first must do.
+    # Reading all records of shards would take too long, so only the first are checked.
     listed = all(isinstance(part, list) for part in clips.parts)
-    known = list(itertools.islice(sources.each(clips), None if listed else _NUM_TRIED))
-    if known:
-      labels.check_column({c for one in known for c in one.labels}, data.label, where)
-    for one in known:
+    checked = list(itertools.islice(sources.each(clips),
+                                    None if listed else _NUM_TRIED))
+    if checked:
+      labels.check_column({c for one in checked for c in one.labels}, data.label, paths)
+    for one in checked:
       classes.encode(one)
     return classes
   path = checkpoint.split(init_from)[0] / labels.FILE_NAME
-  theirs = (labels.read(path, data.label, data.multi_label)
-            if init_from and path.exists() else None)
-  if theirs is not None and not len(clips):    # only evaluated
-    return theirs
+  pretrained = (labels.read(path, data.label, data.multi_label)
+                if init_from and path.exists() else None)
+  if pretrained is not None and not len(clips):    # evaluation only
+    return pretrained
   if not len(clips):
-    raise UserError('config.data.path: is empty; the classes are found there, or set '
-                    'config.data.label_map to a list of them')
-  found = labels.find(sources.each(clips), data.label, data.multi_label, where)
-  return theirs if theirs and set(found.names) <= set(theirs.names) else found
+    raise UserError('config.data.path: is empty; set it, because the classes are read '
+                    'from it, or set config.data.label_map to a list of classes')
+  present = labels.find(sources.each(clips), data.label, data.multi_label, paths)
+  return (pretrained if pretrained and set(present.names) <= set(pretrained.names)
+          else present)
 
 
 def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
                   ) -> tuple[Settings, labels.Labels | None]:
-  """A classifier without `num_classes` gets one for every class there is.
+  """Sets `num_classes` of a classifier without it to the number of classes.
 
   Returns:
-    The config with it, and the classes if they were counted.
+    The config, and the classes if they were counted.
   """
   head = config.get('model', {}).get('head') or {}
   if head.get('name') != 'classifier' or head.get('num_classes'):
     return config, None
   data = call('data', Data, config.get('data', {}))
   if not data.label:
-    raise UserError('config.model.head.num_classes: missing; set it, or config.data.'
-                    'label to the column of the manifest that has the classes')
+    raise UserError('config.model.head.num_classes: missing; set it, or set config.'
+                    "data.label to the manifest's column of classes")
   classes = _labels(data, _clips(data, captions=False), init_from, workdir)
   head = head | {'num_classes': len(classes.names)}
   return config | {'model': config['model'] | {'head': head}}, classes
@@ -177,7 +180,7 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
 
 def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
                workdir: pathlib.Path) -> text.Tokenizer:
-  """That of the run, else the one asked for, else the one the checkpoint knows."""
+  """Opens the tokenizer: the workdir's, else the config's, else the checkpoint's."""
   if size == 2:    # a model without text
     return text.WordTokenizer(())
   own = text.TOKENIZERS[data.tokenizer].file_name
@@ -190,37 +193,37 @@ def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str
   if path:
     return text.load(data.tokenizer, path, size, data.drop_stop_words)
   if data.tokenizer != 'words':
-    raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs its file; set '
+    raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs a file; set '
                     'config.data.vocabulary to it (docs/data.md, "Words")')
   parts = clips.parts if isinstance(clips, sources.Mixture) else [clips]
-  captions = (c.text for part in parts for clip in _with_words(part)
+  captions = (c.text for part in parts for clip in _vocabulary_clips(part)
               for c in clip.captions)
   return text.WordTokenizer.build(captions, size, data.drop_stop_words)
 
 
-def _with_words(clips: Sequence[clip.Clip]) -> Iterator[clip.Clip]:
-  """Yields the clips of a source that a vocabulary is made from."""
+def _vocabulary_clips(clips: Sequence[clip.Clip]) -> Iterator[clip.Clip]:
+  """Yields the clips of a source whose captions make the vocabulary."""
   if isinstance(clips, list) or len(clips) <= VOCABULARY_CLIPS:
     return sources.each(clips)
   logging.warning(
-      'config.data.vocabulary is empty: taking the words of %d clips, spread over the '
-      '%d of a source; for those of all, set it to the file that `python -m '
+      'config.data.vocabulary: is empty; using the words of %d clips, spread over the '
+      '%d of a source; for the words of all clips, set it to the file that `python -m '
       'vatt_jax vocabulary` writes', VOCABULARY_CLIPS, len(clips))
-  # Evenly, for shards may be sorted by subject.
+  # Spread evenly, because shards may be sorted by subject.
   return sources.each(clips, (i * len(clips) // VOCABULARY_CLIPS
                               for i in range(VOCABULARY_CLIPS)))
 
 
 def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
-  """Raises UserError unless a checkpoint brings its words, made as the run's are."""
+  """Raises UserError unless a checkpoint has a vocabulary file made in the same way."""
   folder, _ = checkpoint.split(init_from)
-  theirs = (checkpoint.read_config(folder).get('data', {})
-            if (folder / checkpoint.CONFIG_FILE).exists() else {})
+  pretrained = (checkpoint.read_config(folder).get('data', {})
+                if (folder / checkpoint.CONFIG_FILE).exists() else {})
   for key in ('tokenizer', 'drop_stop_words'):
-    value = theirs.get(key, getattr(Data, key))    # its default
+    value = pretrained.get(key, getattr(Data, key))    # its default
     if value != getattr(data, key):
       raise UserError(f'{init_from}: was trained with data.{key}={value!r}; set config.'
                       f'data.{key} to that, or config.data.vocabulary to another file')
   if not path.exists():
-    raise UserError(f'{init_from}: comes without its words; set config.data.'
-                    'vocabulary to their file')
+    raise UserError(f'{init_from}: has no vocabulary file; set config.data.vocabulary '
+                    'to it')

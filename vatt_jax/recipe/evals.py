@@ -1,4 +1,4 @@
-"""The sections `evals` and `figures` of a config: how a model is looked at."""
+"""Builds the evaluators and figures of a config: its sections `evals` and `figures`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ from vatt_jax.inputs import sources
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """An evaluator, and how often it runs during training (0: only at the end).
+  """Holds an evaluator and its schedule.
 
-  Features of a random model tell something; classes of a random head are chance.
-  `where` names its section of the config.
+  Attributes:
+    evaluator: the evaluator.
+    every_steps: the interval in training steps; 0: only at the end.
+    beside_random: also evaluate a randomly initialized model. It is off for
+      classifiers, whose random head is at chance.
+    where: the evaluator's section of the config.
   """
   evaluator: Any
   every_steps: int
@@ -36,11 +40,11 @@ class Evaluation:
   where: str
 
   def run(self, state: Any) -> dict[str, float]:
-    """Returns the measures of a state; warns if there are none."""
+    """Returns the metrics of a state; warns if it returns none."""
     measures = dict(self.evaluator.run(state))
     if not measures:
-      logging.warning('config.%s: measured nothing; expected two classes or more, and '
-                      'clips with all that is compared', self.where)
+      logging.warning('config.%s: returned no metrics; expected two classes or more, '
+                      'and clips that have all evaluated modalities', self.where)
     return measures
 
   def due(self, step_number: int) -> bool:
@@ -52,11 +56,11 @@ def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size:
                path: str = '', captions: str = '', num_windows: int = 1,
                num_crops: int = 1, average: str = 'embeddings'
                ) -> retrieval.Retrieval:
-  """Over the clips of `path`; empty: over those that the run trains on."""
+  """Builds a retrieval evaluator over the clips of `path`, or the training clips."""
   clips = sources.open_source(path, captions) if path else reader.clips
   if not len(clips):
-    raise ValueError("path='': expected the clips to retrieve from, for there are "
-                     'none to train on')
+    raise ValueError("path='': expected the clips to retrieve from, because the config "
+                     'has no training clips')
   return retrieval.Retrieval(predict, dataclasses.replace(reader, clips=clips),
                              batch_size, num_windows, num_crops, average)
 
@@ -64,17 +68,17 @@ def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size:
 def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
               path: str = '', num_windows: int = 1, num_crops: int = 1
               ) -> classification.Classify:
-  """Of the clips of `path`; empty: of those that the run trains on."""
+  """Builds a classification evaluator on the clips of `path`, or the training clips."""
   if reader.labels is None:
     raise ValueError('needs labels; set config.data.label to a column of the manifest')
   if path:
     reader = dataclasses.replace(reader, clips=sources.open_source(path))
   elif not len(reader.clips):
-    raise ValueError("path='': expected the clips to classify, for there are none to "
-                     'train on')
+    raise ValueError("path='': expected the clips to classify, because the config has "
+                     'no training clips')
   else:
-    logging.warning('Classes will be measured on the very clips trained on: the path '
-                    'of the evaluation is empty')
+    logging.warning('The classifier is evaluated on the training clips, because the '
+                    'path of the evaluation is empty')
   return classification.Classify(predict, reader, batch_size,
                                  path or 'config.data.path', num_windows, num_crops)
 
@@ -85,12 +89,11 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
             num_windows: int = 1, num_crops: int = 1, cache: str = '',
             *, augmentation: frozen_features.Augmentation | None
             ) -> frozen_features.Frozen:
-  """Of one split, or of several: as many paths to learn from as to measure on."""
+  """Builds frozen features of one split (train, test), or of several."""
   if isinstance(train, str) and isinstance(test, str):
     train, test = [train], [test]
   if isinstance(train, str) or isinstance(test, str) or len(train) != len(test):
-    raise ValueError('train and test: expected one each, or as many of the one as of '
-                     'the other')
+    raise ValueError('train and test: expected one each, or the same number of both')
   opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
   splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
   return frozen_features.Frozen(predict, reader, batch_size, model, splits, labels,
@@ -105,16 +108,16 @@ def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., An
   """Builds a linear probe.
 
   Args:
-    where: the section.
-    reader: how clips are read.
+    where: the section's name.
+    reader: reads clips.
     predict: the model.
-    batch_size: of feature extraction.
-    model: its settings.
-    classifiers: those of `linear_probe.CLASSIFIERS` that learn, by default logistic
+    batch_size: the batch size of feature extraction.
+    model: the model's settings.
+    classifiers: name in `linear_probe.CLASSIFIERS` -> settings; by default logistic
       regression.
-    rows: of `linear_probe.ROWS`; 'windows' is MMV's pipeline, which VATT follows.
-    num_epochs: how many augmented windows of each clip are learnt from (of 'windows').
-    seed: of these.
+    rows: a name in `linear_probe.ROWS`; 'windows' is MMV's pipeline, which VATT uses.
+    num_epochs: the number of augmented training windows per clip (rows='windows').
+    seed: the seed of these windows.
     **features: the arguments of `_frozen`.
   """
   if rows not in linear_probe.ROWS:
@@ -147,7 +150,7 @@ EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
 def make_evaluation(name: str, where: str, reader: pipeline.Reader,
                     predict: Callable[..., Any], batch_size: int, model: Settings,
                     every_steps: int = 0, **settings: Any) -> Evaluation:
-  """An evaluator; of what is not the section's, it is given what it takes."""
+  """Builds an evaluator; passes those of the other arguments that it accepts."""
   make = choose(EVALUATORS, name)
   for key in ('num_windows', 'num_crops'):
     if settings.get(key, 1) < 1:
@@ -162,25 +165,27 @@ def make_evaluation(name: str, where: str, reader: pipeline.Reader,
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-  """What `--mode=figures` draws (VATT, section 4.4.6).
+  """Describes the figures of `--mode=figures` (VATT, section 4.4.6).
 
   Attributes:
-    path: a source of clips; empty for that of the first evaluation that has one, or
-      else what the run trains on.
-    captions: of the source.
-    label: the label by which features are coloured; empty for that which the run
-      learns, or else the first there is.
-    num_clips: at most, drawn at random; of the figures that need no labels.
-    num_classes: at most, drawn at random; more than 21 are not named.
-    clips_per_class: at most, drawn at random of each of these classes.
-    beside: workdirs of other runs, joined by commas, shown beside this one: of the
-      other kind, say, modality-specific or agnostic.
-    runs: a pattern of workdirs of finished runs, whose cost is held against
-    measure: a name of their `results.json`; both empty for no such figure.
-    seed: of what is drawn at random, and of t-SNE.
+    path: a source of clips; empty: the source of the first evaluation that has one, or
+      else the training clips.
+    captions: the captions of the source.
+    label: the label that sets the colors of features; empty: the label that the run
+      is trained on, or else the first label.
+    num_clips: the maximum number of randomly drawn clips, in figures without labels.
+    num_classes: the maximum number of randomly drawn classes; more than 21 classes are
+      not named in the figure.
+    clips_per_class: the maximum number of randomly drawn clips of each class.
+    beside: workdirs of other runs, joined by commas, shown beside this one, such as
+      modality-specific beside modality-agnostic models.
+    runs: a pattern of workdirs of finished runs, whose cost is plotted against
+      `measure`.
+    measure: a name in their `results.json`; empty, like `runs`, for no such figure.
+    seed: the seed of random draws and of t-SNE.
 
   Raises:
-    ValueError: a number is too small, or of `runs` and `measure` there is but one.
+    ValueError: a number is too small, or only one of `runs` and `measure` is set.
   """
   path: str = ''
   captions: str = ''

@@ -1,8 +1,8 @@
-"""Values that a config leaves to the checkpoint that it starts from.
+"""Fills empty values of a config from the checkpoint that it starts from.
 
-One rule: a value that is given is the config's. An empty one (None) is that of the
-checkpoint's own config, and where that says nothing, or no checkpoint is given, that of
-the config's section `defaults`.
+A value in the config is kept. An empty value (None) is taken from the checkpoint's own
+config. If that has no value, or without a checkpoint, it is taken from the config's
+section `defaults`.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
 from vatt_jax.models import build
 
-# Of the model, besides its towers and its head.
+# Inherited keys of the model besides its towers and its head.
 _OF_MODEL = ('variant', 'dtype')
-# Of a window, what only training reads, and which modalities a config is about.
+# Keys of a window that only training reads, and the modalities of a config.
 _NOT_INHERITED = ('min_crop_area', 'max_crop_aspect', 'scale_jitter',
                   'scale_jitter_rate', 'modalities')
 _OF_DATA = ('tokenizer', 'drop_stop_words')
-# What looks at a run, and where, is not the run's.
+# Sections that belong to the process rather than to the run.
 _OF_PROCESS = ('figures', 'mesh', 'sharding_rules')
-# Sizes that weights of one model cannot have in another.
+# Sizes that must be equal for weights to be loaded.
 _FIXED = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch', 'kind', 'vocabulary_size',
           'video_audio_dim', 'video_text_dim', 'projected_width')
 
 
 def inherit(config: Settings, source: str | os.PathLike[str] = '',
             workdir: pathlib.Path | None = None) -> Settings:
-  """Returns a config whose empty values are filled in, without `defaults`.
+  """Returns a config with its empty values filled in, without `defaults`.
 
-  A config without a section `defaults` is returned as it is.
+  A config without a section `defaults` is returned unchanged.
 
   Args:
-    config: as nested dicts.
+    config: nested dicts.
     source: the checkpoint that it starts from; empty for none.
-    workdir: of the run; where it goes on, or where the source is gone, the config
-      that it was begun with says what is empty in this one.
+    workdir: the run's workdir. If the run resumes, or if the source has no config, the
+      workdir's config fills the empty values.
 
   Raises:
-    UserError: the checkpoint has no tower for the config's modalities, or one of
-      another size than the config gives.
+    UserError: the checkpoint has no tower for the config's modalities, or a tower of
+      another size.
   """
   if 'defaults' not in config:
     return config
   config = dict(config)
   defaults = config.pop('defaults') or {}
   own = _read(workdir) if workdir else None
-  theirs = _read(source) if source else None
+  pretrained = _read(source) if source else None
   begun = bool(own and config.get('total_steps') and checkpoint.steps(workdir))
-  found = (own if begun else theirs) or own or {}
-  base = {**defaults, **found}
+  inherited = (own if begun else pretrained) or own or {}
+  base = {**defaults, **inherited}
   where = str(source) or 'config.defaults'
   if 'model' in config and 'model' in base:
     config['model'] = _model(config['model'], base['model'], where)
-    if found is theirs:
+    if inherited is pretrained:
       check_fits(config['model'], base['model'], where, 'leave it out, ')
   if 'window' in config:
     config['window'] = _window(config['window'], base.get('window', {}))
@@ -71,119 +71,127 @@ def inherit(config: Settings, source: str | os.PathLike[str] = '',
 
 def of_run(config: Settings, given: Mapping[str, Any], workdir: pathlib.Path
            ) -> Settings:
-  """Returns a training config as the run of a workdir was trained with it.
+  """Returns a training config with the values that the run of a workdir used.
 
-  So `--mode=eval` and `--mode=figures` need no repetition of what a run was told.
-  Figures, mesh, and evaluations that the run did not have are the config's.
+  With it, `--mode=eval` and `--mode=figures` need no flags of the training command.
+  Figures, mesh, and evaluations that the run did not have come from the config.
 
   Args:
-    config: as nested dicts. One that trains nothing, or other losses than the run,
-      is returned as it is.
-    given: values of the command line by their keys (`model.video.width`); they win.
-    workdir: of the run.
+    config: nested dicts. A config without training, or with other losses than the
+      run, is returned unchanged.
+    given: command-line values by key (`model.video.width`); they take precedence.
+    workdir: the run's workdir.
   """
   run = _read(workdir)
   if not run or not config.get('total_steps') or (
       dict(config.get('losses') or {}).keys() != dict(run.get('losses') or {}).keys()):
     return config
   new = {**run, **{name: config[name] for name in _OF_PROCESS if name in config}}
-  new['evals'] = {**config.get('evals', {}), **run['evals']}    # more than there were
+  new['evals'] = {**config.get('evals', {}), **run['evals']}    # may add evaluations
   for key, value in given.items():
     *sections, last = key.split('.')
-    place = new
+    node = new
     for section in sections:
-      place[section] = dict(place.get(section) or {})
-      place = place[section]
-    place[last] = value
+      node[section] = dict(node.get(section) or {})
+      node = node[section]
+    node[last] = value
   return new
 
 
 def check_fits(ours: Settings, theirs: Settings, where: str, advice: str = '') -> None:
-  """Raises UserError unless a model has the sizes of the checkpoint that it takes.
+  """Raises UserError unless a model has the sizes of the checkpoint that it loads.
 
   Args:
     ours: section `model` of the config.
-    theirs: of the checkpoint; what it does not say is not checked.
+    theirs: section `model` of the checkpoint's config; absent keys are not checked.
     where: the checkpoint, for the message.
-    advice: likewise.
+    advice: the first remedy, for the message.
   """
   if bool(ours.get('shared')) != bool(theirs.get('shared')):
     has = 'one' if theirs.get('shared') else 'none'
     raise UserError(f'config.model.shared: the checkpoint {where} has {has} (a single '
-                    'Transformer for all modalities); take the config that fits it')
+                    'Transformer for all modalities); use a config that fits it')
   for name in ('shared', *pipeline.MODALITIES, 'head'):
-    mine, other = (model.get(name) or {} for model in (ours, theirs))
-    if name == 'head' and mine.get('name', 'fac') != other.get('name', 'fac'):
+    section, other = (model.get(name) or {} for model in (ours, theirs))
+    if name == 'head' and section.get('name', 'fac') != other.get('name', 'fac'):
       continue
-    sizes, known = (build.SIZES.get(x.get('size'), {}) | x for x in (mine, other))
+    sizes, fixed = (build.SIZES.get(x.get('size'), {}) | x for x in (section, other))
     for key in _FIXED:
-      if key not in sizes or key not in known:
+      if key not in sizes or key not in fixed:
         continue
-      if _tuples(sizes[key]) != _tuples(known[key]):
-        shown = (f'{key}={sizes[key]!r}' if key in mine else
-                 f'size={mine["size"]!r} ({key}={sizes[key]!r})')
+      if _tuples(sizes[key]) != _tuples(fixed[key]):
+        shown = (f'{key}={sizes[key]!r}' if key in section else
+                 f'size={section["size"]!r} ({key}={sizes[key]!r})')
         raise UserError(
-            f'config.model.{name}.{shown}: the checkpoint {where} has {known[key]!r}; '
+            f'config.model.{name}.{shown}: the checkpoint {where} has {fixed[key]!r}; '
             f'{advice}set it to that, or start from another checkpoint')
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """The config beside a checkpoint; None if it has none."""
+  """Reads the config of a checkpoint's workdir; returns None without one."""
   folder, _ = checkpoint.split(path)
   if not (folder / checkpoint.CONFIG_FILE).exists():
     return None
   return _tuples(checkpoint.read_config(folder))
 
 
-def _model(ours: Settings, theirs: Settings, where: str) -> dict[str, Any]:
-  model = {k: v for k, v in ours.items()
+def _model(config: Settings, base: Settings, where: str) -> dict[str, Any]:
+  """Fills the section `model`.
+
+  Raises:
+    UserError: `base` has none of the config's modalities.
+  """
+  model = {k: v for k, v in config.items()
            if k not in (*pipeline.MODALITIES, 'shared', 'head') and v is not None}
-  model = {k: theirs[k] for k in _OF_MODEL if theirs.get(k) is not None} | model
-  asked = [m for m in pipeline.MODALITIES if ours.get(m) is not None]
-  for name in asked:
-    if theirs.get(name) is not None:
-      model[name] = _filled(ours[name], theirs[name])
-  if not model.keys() & set(asked):
-    has = [m for m in pipeline.MODALITIES if theirs.get(m) is not None]
+  model = {k: base[k] for k in _OF_MODEL if base.get(k) is not None} | model
+  requested = [m for m in pipeline.MODALITIES if config.get(m) is not None]
+  for name in requested:
+    if base.get(name) is not None:
+      model[name] = _filled(config[name], base[name])
+  if not model.keys() & set(requested):
+    has = [m for m in pipeline.MODALITIES if base.get(m) is not None]
     raise UserError(f'config.init_from={where}: the checkpoint has no '
-                    f'{" or ".join(asked)}; it has {", ".join(has) or "no modality"}')
-  shared = _filled(ours.get('shared') or {}, theirs.get('shared') or {})
+                    f'{" or ".join(requested)}; it has '
+                    f'{", ".join(has) or "no modality"}')
+  shared = _filled(config.get('shared') or {}, base.get('shared') or {})
   if shared:
     model['shared'] = shared
-  if 'head' in ours:
-    model['head'] = _head(ours['head'], theirs.get('head'))
+  if 'head' in config:
+    model['head'] = _head(config['head'], base.get('head'))
   return model
 
 
-def _window(ours: Settings, theirs: Settings) -> dict[str, Any]:
-  read = ours.get('modalities') or pipeline.MODALITIES
+def _window(config: Settings, base: Settings) -> dict[str, Any]:
+  """Fills the section `window`."""
+  read = config.get('modalities') or pipeline.MODALITIES
   unused = () if 'text' in read else ('num_candidates', 'max_tokens')
-  return _filled(ours, {k: v for k, v in theirs.items()
-                        if k not in (*_NOT_INHERITED, *unused)})
+  return _filled(config, {k: v for k, v in base.items()
+                          if k not in (*_NOT_INHERITED, *unused)})
 
 
-def _head(ours: Settings | None, theirs: Settings | None) -> dict[str, Any] | None:
-  """That of the checkpoint, unless the config gives one of another kind, or None."""
-  if ours is None:
+def _head(config: Settings | None, base: Settings | None) -> dict[str, Any] | None:
+  """Fills the head from `base`, unless the config has no head or one of another kind.
+  """
+  if config is None:
     return None
-  given = _filled(ours, {})
-  if theirs is None:    # a head of the config's own, if it has more than empty values
+  given = _filled(config, {})
+  if base is None:    # the config's own head, unless all its values are empty
     return given or None
-  kind = theirs.get('name', 'fac')
-  return _filled(given, theirs) if given.get('name', kind) == kind else given
+  kind = base.get('name', 'fac')
+  return _filled(given, base) if given.get('name', kind) == kind else given
 
 
-def _filled(ours: Settings, theirs: Settings) -> dict[str, Any]:
-  """A section with their values for its empty ones; empty in both: left out."""
-  ours, theirs = ({k: v for k, v in section.items() if v is not None}
-                  for section in (ours, theirs))
-  if 'size' in ours:    # stands for all the sizes of a tower
-    theirs = {k: v for k, v in theirs.items() if k not in build.SIZE_KEYS}
-  return theirs | ours
+def _filled(config: Settings, base: Settings) -> dict[str, Any]:
+  """Fills empty values of a section from `base`; omits keys that are empty in both."""
+  config, base = ({k: v for k, v in section.items() if v is not None}
+                  for section in (config, base))
+  if 'size' in config:    # a named size sets all sizes of a tower
+    base = {k: v for k, v in base.items() if k not in build.SIZE_KEYS}
+  return base | config
 
 
 def _tuples(tree: Any) -> Any:
-  """Sequences as JSON gives them back become tuples again."""
+  """Converts sequences, which JSON returns as lists, back to tuples."""
   if isinstance(tree, Mapping):
     return {k: _tuples(v) for k, v in tree.items()}
   return tuple(_tuples(x) for x in tree) if isinstance(tree, (list, tuple)) else tree

@@ -1,4 +1,4 @@
-"""Builds the training step from the sections `model`, `losses`, `optim`, `augment`."""
+"""Builds the training step from sections `model`, `losses`, `optim` and `augment`."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   """Builds the task of a config.
 
   Raises:
-    UserError: names the key that is wrong, or does not fit the window.
+    UserError: names a key that is invalid or does not fit the window.
   """
   if not 0 <= average_decay < 1:
-    raise UserError(f'config.average_decay={average_decay}: expected 0 or more, less '
-                    'than 1')
+    raise UserError(f'config.average_decay={average_decay}: expected 0 or more, and '
+                    'less than 1')
   network = models.from_config(model, mesh.devices.flat[0])
   built = {name: losses_lib.build(name, section) for name, section in losses.items()}
   _check_chunks(built, batch_size)
@@ -52,7 +52,7 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
   num_microbatches = _count_microbatches(num_microbatches, batch_size, optimizer,
                                          optim_settings or {})
   _check_rate(network, window.audio_hz)
-  _check_words(model, window.max_tokens)
+  _check_positions(model, window.max_tokens)
   return train_step.Task(network, built, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
                    num_microbatches, average_decay, optimizer.clip, mesh,
@@ -61,10 +61,10 @@ def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
 
 def _count_microbatches(num_microbatches: int, batch_size: int,
                         optimizer: optim.Optimizer, optim_settings: Settings) -> int:
-  """Returns the number of parts, which is that of the replicas where each is clipped.
+  """Returns the number of microbatches: one per replica if replicas are clipped.
 
   Raises:
-    UserError: it does not divide the batch, or is neither 1 nor that of the replicas.
+    UserError: it does not divide the batch, or is neither 1 nor `clip_replicas`.
   """
   if optimizer.clip is None:
     if num_microbatches < 1 or batch_size % num_microbatches:
@@ -78,19 +78,19 @@ def _count_microbatches(num_microbatches: int, batch_size: int,
   if num_microbatches not in (1, replicas):
     raise UserError(
         f'config.num_microbatches={num_microbatches}: expected 1 or config.optim.'
-        f'clip_replicas={replicas}, for the gradient of each replica is clipped by '
-        'itself')
+        f'clip_replicas={replicas}, because the gradient of each replica is clipped '
+        'separately')
   return replicas
 
 
 def check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
-  """Raises UserError unless model and batch have all arrays that the losses need."""
+  """Raises UserError unless model and batch provide all arrays that the losses need."""
   for name, loss in task.losses.items():
     try:
       dataclasses.replace(task, losses={name: loss}).check_losses(batch)
     except losses_lib.MissingOutput as e:
       raise UserError(
-          f'config.losses.{name}: needs {e.needed}; the model and data give '
+          f'config.losses.{name}: needs {e.needed}; the model and data provide '
           f'{", ".join(e.available) or "none"}; add it to config.model (its modalities '
           'and head), config.window.modalities or config.data (its label), or remove '
           'this loss') from e
@@ -99,7 +99,7 @@ def check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
 
 
 def _check_chunks(losses: Mapping[str, losses_lib.Loss], batch_size: int) -> None:
-  """Raises UserError unless every loss's chunks are of one size."""
+  """Raises UserError unless every loss's `num_chunks` divides the batch."""
   for name, loss in losses.items():
     num_chunks = getattr(loss, 'num_chunks', 1)
     if batch_size % num_chunks:
@@ -108,9 +108,9 @@ def _check_chunks(losses: Mapping[str, losses_lib.Loss], batch_size: int) -> Non
 
 
 def check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
-  """Raises UserError unless labels, classifier and loss belong together.
+  """Raises UserError unless labels, classifier and loss fit together.
 
-  A single class is no error, yet worth a warning.
+  A single class only causes a warning.
   """
   if classes is None:
     return
@@ -122,8 +122,8 @@ def check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
         'to the list of all classes')
   if isinstance(head, heads.Classifier) and len(classes.names) == 1 and (
       not classes.several):
-    logging.warning('config.data.label=%r: %s has one class alone, %r, from which '
-                    'nothing can be learnt; expected two or more', classes.column,
+    logging.warning('config.data.label=%r: %s has only one class, %r, so there is '
+                    'nothing to learn; expected two or more', classes.column,
                     classes.source, classes.names[0])
   for name, loss in task.losses.items():
     if classes.several and isinstance(loss, classification.Softmax):
@@ -132,20 +132,20 @@ def check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
 
 
 def _check_rate(network: multimodal.MultimodalModel, audio_hz: int) -> None:
-  """Raises UserError unless a spectrogram is made for the sound that is read."""
+  """Raises UserError unless the spectrogram has the sample rate of the audio."""
   tokenizer = getattr(network, 'tokenizers', {}).get('audio')
-  made_for = getattr(tokenizer, 'spectrogram', None)
-  if made_for is not None and made_for.audio_hz != audio_hz:
+  spectrogram = getattr(tokenizer, 'spectrogram', None)
+  if spectrogram is not None and spectrogram.audio_hz != audio_hz:
     raise UserError(f'config.window.audio_hz={audio_hz}: the spectrogram of '
-                    f'config.model.audio is made for {made_for.audio_hz}; make them '
+                    f'config.model.audio expects {spectrogram.audio_hz}; make them '
                     'equal')
 
 
-def _check_words(model: Settings, max_tokens: int) -> None:
-  """Raises UserError if one Transformer for all has too few positions for words."""
+def _check_positions(model: Settings, max_tokens: int) -> None:
+  """Raises UserError if a shared Transformer has too few positions for text tokens."""
   if not (model.get('shared') and model.get('text')):
     return
-  known = model['text'].get('max_tokens', 0)
-  if known < max_tokens:
-    raise UserError(f'config.model.text.max_tokens={known}: expected '
+  positions = model['text'].get('max_tokens', 0)
+  if positions < max_tokens:
+    raise UserError(f'config.model.text.max_tokens={positions}: expected '
                     f'window.max_tokens={max_tokens} or more')
