@@ -1,11 +1,10 @@
 """Extensions: a loss, a CNN, an evaluator and a hook, each a class and a table row."""
 
-import dataclasses
+import importlib.util
 import json
+import pathlib
+import re
 
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,100 +14,31 @@ from vatt_jax import hooks
 from vatt_jax import losses
 from vatt_jax import models
 from vatt_jax import train
-from vatt_jax.models import heads
 from vatt_jax.recipe import evals
 from vatt_jax.weights import load as weights
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CountedNorm(losses.Loss):
-  """Pulls pooled video towards a trained norm, and counts how often it saw a clip."""
-  length: float
-
-  def init(self, key):
-    return dict(length=jnp.float32(self.length))
-
-  def init_memory(self, num_clips):
-    return dict(seen=jnp.zeros(num_clips, jnp.int32))
-
-  def clip_params(self, params):
-    return dict(length=jnp.maximum(params['length'], 0.5))
-
-  def __call__(self, params, outputs, batch, memory):
-    norms = jnp.linalg.norm(outputs['pooled']['video'].astype(jnp.float32), axis=-1)
-    seen = memory['seen'].at[batch['id']].add(1)
-    loss = jnp.mean((norms - params['length']) ** 2)
-    return loss, dict(length=params['length']), dict(seen=seen)
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-class ConvNet(models.MultimodalModel):
-  """Applies a convolution with batch norm to each modality, without tokens."""
-  width: int
-  modalities: tuple[str, ...] = ('video', 'audio')
-  head: nn.Module | None = None
-
-  @nn.compact
-  def encode(self, batch, train=False):
-    outputs = dict(tokens={}, grid={}, pooled={})
-    for modality in self.modalities:
-      if modality not in batch:
-        continue
-      x, mask = batch[modality], batch.get(f'has_{modality}')
-      if modality == 'audio':
-        x = x.reshape(len(x), -1, 1, 1, 32)
-      x = nn.Conv(self.width, (2, 2, 2), (2, 2, 2), name=f'{modality}_conv')(x)
-      if mask is not None:
-        mask = (mask | ~jnp.any(mask)).reshape(-1, 1, 1, 1, 1)
-      norm = nn.BatchNorm(not train, momentum=0.9, name=f'{modality}_norm')
-      x = nn.relu(norm(x, mask=mask))
-      outputs['grid'][modality] = x
-      outputs['pooled'][modality] = jnp.mean(x, axis=(1, 2, 3))
-    return outputs
-
-
-def make_convnet(width, device, video_audio_dim=8):
-  del device
-  return ConvNet(width, head=heads.FacHead(video_audio_dim=video_audio_dim))
-
-
-class MeanNorm:
-  """Measures the mean norm of pooled video features."""
-
-  def __init__(self, reader, predict, batch_size):
-    self._reader, self._predict, self._size = reader, predict, batch_size
-
-  @property
-  def measured(self):
-    return self._reader.clips
-
-  def run(self, state):
-    batch = self._reader.window.batch(self._size)
-    norms = jnp.linalg.norm(self._predict(state, batch)['pooled']['video'], axis=-1)
-    yield 'mean_norm', float(jnp.mean(norms))
-
-
-class Forget:
-  """Sets the memory of a loss to zero every few steps."""
-
-  def __init__(self, every_steps, seed):
-    self._every, self.calls = every_steps, []
-    assert seed == 0
-
-  def due(self, step):
-    return step > 0 and step % self._every == 0
-
-  def run(self, state):
-    self.calls.append(int(state.step))
-    return state.replace(memory=jax.tree.map(jnp.zeros_like, state.memory))
+@pytest.fixture(scope='module')
+def extending(tmp_path_factory):
+  """Imports the code of docs/extending.md as a module."""
+  text = (ROOT / 'docs' / 'extending.md').read_text()
+  path = tmp_path_factory.mktemp('docs') / 'extending.py'
+  path.write_text('\n\n'.join(re.findall(r'```python\n(.*?)```', text, re.DOTALL)))
+  spec = importlib.util.spec_from_file_location('extending', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 @pytest.fixture
-def rows(monkeypatch):
+def rows(extending, monkeypatch):
   """Adds the four classes to their tables."""
-  monkeypatch.setitem(losses.LOSSES, 'counted_norm', CountedNorm)
-  monkeypatch.setitem(models.MODELS, 'convnet', make_convnet)
-  monkeypatch.setitem(evals.EVALUATORS, 'mean_norm', MeanNorm)
-  monkeypatch.setitem(hooks.HOOKS, 'forget', Forget)
+  monkeypatch.setitem(losses.LOSSES, 'counted_norm', extending.CountedNorm)
+  monkeypatch.setitem(models.MODELS, 'convnet', extending.make_convnet)
+  monkeypatch.setitem(evals.EVALUATORS, 'mean_norm', extending.MeanNorm)
+  monkeypatch.setitem(hooks.HOOKS, 'forget', extending.Forget)
 
 
 def small(toy_world, **changes):
@@ -140,7 +70,7 @@ def test_loss_model_evaluator_and_hook_need_only_a_table_row(
   assert {'train/loss_norm', 'train/length_norm', 'train/loss_video_audio'} <= set(
       history[0])
   model, variables = weights.load(tmp_path / 'run')
-  assert isinstance(model, ConvNet)
+  assert type(model).__name__ == 'ConvNet'
   assert (variables['batch_stats']['audio_norm']['mean'] != 0).any()
 
 

@@ -63,51 +63,74 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
       run = recipe.make(config, workdir, stop.check, extend=extend)
       if resume_from is not None and hosts.is_first():
         checkpoint.go_back(workdir, resume_from)
-    with checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved:
+    with (checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved,
+          contextlib.ExitStack() as stack):
       state = _first_state(run, saved)
-      if run.total_steps:
-        _warn_of_repeats(run.reader.clips, run.batch_size)
       first_step = int(state.step)
-      if hosts.is_first():
-        run_info.save(workdir, run_info.gather(
-            config, first_step, run.reader.clips,
-            {name: e.evaluator for name, e in run.evaluations.items()}))
+      _note_start(config, run, first_step, workdir)
       writer = metric_writer.open_writers(workdir, first_step)
-      progress = _Progress(run, first_step)
-      batches = pipeline.train_batches(run.reader, run.batch_size, run.seed,
-                                       first_step, jax.process_index(),
-                                       jax.process_count())
+      stack.callback(writer.close)
       try:
-        for step in range(first_step, run.total_steps):
-          stop.check()
-          with progress.paused():
-            for name, evaluation in run.evaluations.items():
-              if evaluation.due(step):
-                writer.write_scalars(step, {
-                    f'{name}/{k}': v for k, v in evaluation.run(state).items()})
-            if saved.due(step):
-              saved.save(step, state)
-            for hook in run.hooks.values():    # after saving: a resumed run repeats it
-              if hook.due(step):
-                state = hook.run(state)
-          batch = sharding.to_devices(next(batches), run.task.mesh)
-          state, metrics = run.task.train_step(state, batch)
-          progress.add(metrics)
-          if progress.due(step + 1):
-            writer.write_scalars(step + 1, progress.report(step + 1))
-        saved.save(run.total_steps, state)
+        state = _take_steps(run, state, saved, writer, stop)
         saved.wait()    # reports a full disk now, and signals need not wait any more
         end_soon(stop, unlock)
         _finish(run, state, writer, workdir, stop.check)
       except interrupt.Interrupted as e:
-        saved.save(int(state.step), state)
         saved.wait()
         logging.info('%s: saved step %d in %s; the same command resumes from it',
-                     e, int(state.step), workdir)
+                     e, saved.latest(), workdir)
         raise
-      finally:
-        batches.close()    # ends its threads before the interpreter exits
-        writer.close()
+
+
+def _note_start(config: Mapping[str, Any], run: recipe.Recipe, first_step: int,
+                workdir: pathlib.Path) -> None:
+  """Saves the facts about the run, and warns of a dataset smaller than a batch."""
+  if run.total_steps:
+    _warn_of_repeats(run.reader.clips, run.batch_size)
+  if hosts.is_first():
+    run_info.save(workdir, run_info.gather(
+        config, first_step, run.reader.clips,
+        {name: e.evaluator for name, e in run.evaluations.items()}))
+
+
+def _take_steps(run: recipe.Recipe, state: State, saved: checkpoint.Checkpoints,
+                writer: Any, stop: interrupt.Interrupt) -> State:
+  """Trains to the last step.
+
+  Returns:
+    The last state, which is also saved.
+
+  Raises:
+    interrupt.Interrupted: a signal arrived; the state is saved.
+  """
+  first_step = int(state.step)
+  progress = _Progress(run, first_step)
+  with contextlib.closing(pipeline.train_batches(    # ends its threads, too
+      run.reader, run.batch_size, run.seed, first_step, jax.process_index(),
+      jax.process_count())) as batches:
+    try:
+      for step in range(first_step, run.total_steps):
+        stop.check()
+        with progress.paused():
+          for name, evaluation in run.evaluations.items():
+            if evaluation.due(step):
+              writer.write_scalars(step, {
+                  f'{name}/{k}': v for k, v in evaluation.run(state).items()})
+          if saved.due(step):
+            saved.save(step, state)
+          for hook in run.hooks.values():    # after saving: a resumed run repeats it
+            if hook.due(step):
+              state = hook.run(state)
+        batch = sharding.to_devices(next(batches), run.task.mesh)
+        state, metrics = run.task.train_step(state, batch)
+        progress.add(metrics)
+        if progress.due(step + 1):
+          writer.write_scalars(step + 1, progress.report(step + 1))
+    except interrupt.Interrupted:
+      saved.save(int(state.step), state)
+      raise
+  saved.save(run.total_steps, state)
+  return state
 
 
 def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
