@@ -102,7 +102,7 @@ def test_missing_output_of_a_loss_is_reported_in_one_line(rows, toy_world, tmp_p
   config = small(toy_world)
   config['losses'] = dict(video_text=dict(name='mil_nce', temperature=0.1))
   with pytest.raises(train.UserError, match=r'config\.losses\.video_text: needs outputs'
-                     r'\.embed\.video_text\.text; the model and data give'):
+                     r'\.embed\.video_text\.text; the model and data provide'):
     train.train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
