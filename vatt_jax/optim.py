@@ -121,9 +121,8 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
       is on the share of each of so many replicas, before the shares are added, as in
       the release: the norm of the sum of R clipped shares is up to R * clip_norm.
     rules: pairs of a pattern and a multiplier of the learning rate; 0 freezes. The
-      first rule whose pattern fits the beginning of a parameter's name, such as
-      `backbones_video/block_0/attention/query/kernel`, applies. With any rules, each
-      parameter must fit one.
+      first whose pattern fits the beginning of a parameter's name, such as
+      `backbones_video/block_0/attention/query/kernel`, applies; one must fit.
     layer_decay: ratio of a layer's learning rate to that of the layer above it;
       tokenizers are below the first layer (BEiT, arXiv 2106.08254, appendix).
     layer_of: the model's (`models.multimodal.MultimodalModel.layer_of`).
