@@ -30,7 +30,8 @@ def _run(tmp_path, without, *commands):
   """Runs `_child` on eight devices.  -> the result of each command."""
   done = subprocess.run(
       [sys.executable, __file__, str(tmp_path), without, *commands],
-      capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+      capture_output=True, text=True,
+      env=os.environ | dict(PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}'))
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 
@@ -44,11 +45,11 @@ def _child(folder, without, *commands):
     *commands: MESH:FIRST:LAST, to resume from step FIRST, saved by another command.
   """
   jax.config.update('jax_num_cpu_devices', 8)
-  import test_step
+  import test_train_step
 
   from vatt_jax import checkpoint
   results = []
-  batch = {k: v for k, v in test_step.make_batch(16).items()
+  batch = {k: v for k, v in test_train_step.make_batch(16).items()
            if k not in (without, f'has_{without}')}
   for command in commands:
     name, first, last = command.split(':')
@@ -56,7 +57,7 @@ def _child(folder, without, *commands):
     count = max(np.prod(list(sizes.values()), dtype=int), 1)
     mesh = sharding.make_mesh(16, **dict(dict(data=1), **sizes),
                               devices=jax.devices()[:count])
-    task = test_step.make_task(mesh=mesh)
+    task = test_train_step.make_task(mesh=mesh)
     state, losses = task.init(batch), []
     with checkpoint.Checkpoints(folder, keep=1, every_steps=1) as saved:
       if int(first):
