@@ -363,8 +363,8 @@ def test_retrieval_config_has_the_paper_values():
       ('', ('pretrain_mbs',), 'mbs'), ('ma', ('pretrain_ma',), 'ma'),
       ('release', ('pretrain_mbs', 'release'), 'mbs'),
       ('toy', ('quickstart',), 'quickstart')):
-    config, pretrained = load(path, switches), load(pathlib.Path(f'{trained[0]}.py'),
-                                                 *trained[1:])
+    config = load(path, switches)
+    pretrained = load(pathlib.Path(f'{trained[0]}.py'), *trained[1:])
     filled = inherit.inherit(config.to_dict())['model']
     model = pretrained.model.to_dict()
     assert filled.items() <= model.items()
@@ -372,8 +372,9 @@ def test_retrieval_config_has_the_paper_values():
     assert config.init_from == f'runs/{run}'
     model, clip = recipe.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
-  for switches, message in (('release,toy', 'switch toy: has its own model'),
-                         ('mbs', "'mbs': unknown switch; expected some of manifest")):
+  for switches, message in (
+      ('release,toy', 'switch toy: has its own model'),
+      ('mbs', "'mbs': unknown switch; expected some of manifest")):
     with pytest.raises(ValueError, match=message):
       load(path, switches)
 
@@ -467,7 +468,7 @@ def test_unknown_key_error_names_the_key(section, key, toy_world, tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(audio=None), r'video_audio: needs outputs\.embed\.video_audio\.audio'),
-    (dict(head=None), r'needs outputs\.embed.*; the model and data give outputs\.grid'),
+    (dict(head=None), r'needs outputs\.embed.*; the model and data provide outputs'),
     (dict(head=dict(name='classifier', num_classes=3)),
      'config.losses.video_audio: a classifier of video, audio, text: expected one')])
 def test_loss_without_its_inputs_is_an_error(changes, message, toy_world, tmp_path):

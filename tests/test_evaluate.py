@@ -224,7 +224,7 @@ def test_init_from_is_evaluated_without_a_run(toy_world, trained, brief, tmp_pat
 
 
 def test_nothing_to_evaluate_is_an_error(toy_world, trained, tmp_path):
-  with pytest.raises(UserError, match='none: holds no run to evaluate; give'):
+  with pytest.raises(UserError, match='none: holds no run to evaluate; set'):
     evaluate.watch(_config(toy_world), tmp_path / 'none', 'nothing')
   with pytest.raises(UserError, match=r'config\.evals: is empty'):
     evaluate.watch(_config(toy_world, evals={}, init_from=str(trained)),

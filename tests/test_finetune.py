@@ -293,7 +293,7 @@ def test_video_config_has_the_paper_values():
 @pytest.mark.parametrize('name', ['finetune_video', 'finetune_audio', 'finetune_image'])
 def test_only_release_clips_gradients_per_replica(name):
   for switches, norm, replicas in (('', 0, 1), ('toy', 0.75, 1), ('release', 0.75, 64),
-                                ('toy,release', 0.75, 32)):
+                                   ('toy,release', 0.75, 32)):
     optim = load(name, switches).optim
     assert (optim.clip_norm, optim.clip_replicas) == (norm, replicas)
 
