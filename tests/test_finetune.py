@@ -229,7 +229,7 @@ def test_extended_run_is_bit_exact_after_a_restart(toy_world, tmp_path, capsys, 
   caplog.clear()
   with caplog.at_level('INFO'):
     train.train(longer, tmp_path / 'stopped')    # without the flag
-  assert 'Going on from step 3' in caplog.text
+  assert 'Resuming from step 3' in caplog.text
   digests = [results(tmp_path / run)['params/sha256'] for run in ('run', 'stopped')]
   assert digests[0] == digests[1]
   with pytest.raises(UserError, match='another config, total_steps=5 where this one'):

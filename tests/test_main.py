@@ -118,7 +118,7 @@ def test_finished_run_only_evaluates_when_repeated(toy_world, undisturbed):
                   for name in ('results.json', 'metrics.jsonl'))
   done = _run(toy_world, workdir)
   assert done.returncode == 0, done.stderr
-  assert f'Going on from step {STEPS}' in done.stderr
+  assert f'Resuming from step {STEPS}' in done.stderr
   assert 'left' not in done.stderr
   assert (workdir / 'results.json').read_text() == before
   assert (workdir / 'metrics.jsonl').read_text() == rows

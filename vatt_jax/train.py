@@ -154,7 +154,7 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
     saved.clear()
   if saved.latest() is not None:
     state = saved.restore(state)
-    logging.info('Going on from step %d', int(state.step))
+    logging.info('Resuming from step %d', int(state.step))
   elif run.initial is not None:
     state = start_from(run.initial, state)
   return state

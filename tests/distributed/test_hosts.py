@@ -332,7 +332,7 @@ def test_killed_process_is_reported_and_both_resume(pair, victim):
   processes, _ = pair()
   errors = [process.communicate(timeout=600)[1] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], errors
-  assert 'Going on from step 3' in errors[0]
+  assert 'Resuming from step 3' in errors[0]
   assert len(_losses(workdir)) == 30
 
 
@@ -347,5 +347,5 @@ def test_signal_to_one_process_stops_all_at_the_same_step(pair):
   assert step < 30 and (workdir / 'checkpoints' / str(step)).is_dir()
   processes, _ = pair()
   errors = [process.communicate(timeout=600)[1] for process in processes]
-  assert f'Going on from step {step}' in errors[0]
+  assert f'Resuming from step {step}' in errors[0]
   assert [process.returncode for process in processes] == [0, 0], errors
