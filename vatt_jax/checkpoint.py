@@ -92,7 +92,7 @@ class Checkpoints:
       self._manager.delete(step)
 
   def restore(self, like: Any) -> Any:
-    """The newest state, with the shapes, types and shardings of `like`.
+    """Returns the newest state, with the shapes, types and shardings of `like`.
 
     Raises:
       Damaged: a file of the checkpoint is missing or incomplete.
@@ -306,7 +306,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
 
 
 def newest_whole(folder: pathlib.Path, before: float = float('inf')) -> int | None:
-  """The newest step of a workdir, before another, whose files are complete."""
+  """Returns the newest step, before another, whose files are complete."""
   return next((step for step in reversed(steps(folder))
                if step < before and not damage(of_step(folder, step))), None)
 
@@ -347,7 +347,7 @@ def damage(path: pathlib.Path) -> str:
 
 
 def _missing(path: pathlib.Path, place: str | None) -> str:
-  """Why the file of a value lacks it; empty if it does not, or the value needs none.
+  """Returns why a file lacks a value; empty if it has it, or if none is needed.
 
   Args:
     path: the checkpoint's folder.
@@ -366,7 +366,7 @@ def _missing(path: pathlib.Path, place: str | None) -> str:
 
 
 def _damaged(folder: pathlib.Path, step: int, reason: str, remedy: str) -> Damaged:
-  """The error for a damaged checkpoint; `{step}` of `remedy` is the whole one."""
+  """Returns the error; `{step}` in `remedy` becomes the whole checkpoint's step."""
   whole = newest_whole(folder, before=step)
   advice = ('no checkpoint before it is whole' if whole is None else
             f'step {whole} before it is whole: {remedy.format(step=whole)}')
@@ -390,7 +390,7 @@ def _is_vanishing(path: pathlib.Path) -> bool:
 
 
 def _load(folder: pathlib.Path, step: int) -> dict[str, Any]:
-  """The model's variables of a step, as NumPy arrays.
+  """Reads the model's variables of a step, as NumPy arrays.
 
   Waits for no other process, unlike a checkpoint manager: each may find that the
   checkpoint was deleted.

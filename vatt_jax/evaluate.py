@@ -83,7 +83,7 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
 
 def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
           asked_for: bool) -> dict[str, Any] | None:
-  """The variables of a checkpoint; None in all processes if it is gone for any."""
+  """Reads a checkpoint; returns None in all processes if it is gone for any."""
   variables, gone = None, None
   try:
     variables = run.load(str(path), allow_random_head)

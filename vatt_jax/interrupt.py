@@ -56,7 +56,7 @@ class Interrupt:
       raise Interrupted(number)
 
   def end_within(self, seconds: float, end: Callable[[int], None]) -> None:
-    """From now on a signal ends the process, even if nothing checks for it.
+    """Makes a signal end the process from now on, even if nothing checks for it.
 
     A compilation or the fit of a classifier takes long and is one call, in which
     Python runs no handler of signals. Only for a single process, and where nothing is

@@ -1,4 +1,4 @@
-"""Whether JAX can use the accelerator that it is told to use."""
+"""Checks that JAX can use the accelerator that it is told to use."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
 
 
 def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
-  """From now on, for all is saved, a signal ends the process in seconds."""
+  """Makes a signal end the process in seconds, now that all is saved."""
   def end(number: int) -> None:
     logging.info('%s: ended; what was saved is kept, and the same command goes on',
                  signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""One process at a time writes in an experiment directory.
+"""Lets one process at a time write in an experiment directory.
 
 The lock is an advisory lock of the operating system (`flock`) on a file that names
 its owner. The system releases it when the owner dies, however it dies, so that
@@ -71,7 +71,7 @@ def held(folder: pathlib.Path) -> Iterator[Callable[[], None]]:
 
 
 def _make(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Makes a directory.  -> those of it and its parents that did not exist."""
+  """Makes a directory; returns those of it and its parents that did not exist."""
   try:
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _make(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _acquire(path: pathlib.Path) -> int:
-  """Locks the file and names this process in it.  -> its descriptor."""
+  """Locks the file, names this process in it, and returns its descriptor."""
   while True:
     try:
       file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -103,7 +103,7 @@ def _acquire(path: pathlib.Path) -> int:
 
 
 def _lock(file: int, path: pathlib.Path) -> bool:
-  """Whether the file could be locked, or the disk knows no locks."""
+  """Returns whether the file could be locked, or the disk knows no locks."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -115,7 +115,7 @@ def _lock(file: int, path: pathlib.Path) -> bool:
 
 
 def _is_current(file: int, path: pathlib.Path) -> bool:
-  """Whether the open file is still the one at the path."""
+  """Returns whether the open file is still the one at the path."""
   try:
     return os.path.samestat(os.fstat(file), os.stat(path))
   except FileNotFoundError:
@@ -136,7 +136,7 @@ def _check_other_host(file: int, path: pathlib.Path) -> None:
 
 
 def _owner(file: int) -> dict[str, Any]:
-  """The owner that a lock file names; empty if it names none."""
+  """Returns the owner that a lock file names; empty if it names none."""
   try:
     return json.loads(os.pread(file, 4096, 0))
   except ValueError:    # empty, or cut short by a kill
