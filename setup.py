@@ -33,6 +33,7 @@ REQUIREMENTS = [
     'tensorflow>=2.20,<2.22; platform_system != "Linux" '
     'or platform_machine != "x86_64"',
     'tensorflow-datasets>=4.9.9,<5',
+    'tensorstore>=0.1.84,<0.2',          # the files of a checkpoint; Orbax bounds it
     'threadpoolctl>=3.5,<4',             # t-SNE by one thread
     'tokenizers>=0.21,<0.24',            # BERT's WordPiece
 ]
