@@ -61,8 +61,9 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
   return config
 
 
-# These differ from pretrain_mbs and pretrain_ma only by numbers.
-OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'quickstart_agnostic', 'ablation')
+# These differ from pretrain_mbs by numbers, or by one Transformer for all modalities.
+OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'pretrain_ma', 'quickstart_agnostic',
+               'ablation')
 # These are also trained by other tests.
 RUN_ELSEWHERE = ('quickstart', 'pretrain_folder')
 PRETRAINING = [path for path in CONFIGS
@@ -155,6 +156,7 @@ def test_run_starts_from_a_released_checkpoint_of_another_input_size(toy_world,
   assert rows == [1, 2]
 
 
+@pytest.mark.slow
 def test_release_variant_starts_from_word_vectors(toy_world, tmp_path, caplog):
   """Word vectors are not trained, are part of the checkpoint, and are read once."""
   config = shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict()
