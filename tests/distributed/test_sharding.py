@@ -1,5 +1,6 @@
 """vatt_jax/distributed/: eight devices compute the same as one."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -58,6 +59,8 @@ def _child(folder, without, *commands):
     mesh = sharding.make_mesh(16, **dict(dict(data=1), **sizes),
                               devices=jax.devices()[:count])
     task = test_train_step.make_task(mesh=mesh)
+    task = dataclasses.replace(task, losses={
+        pair: loss for pair, loss in task.losses.items() if without not in pair})
     state, losses = task.init(batch), []
     with checkpoint.Checkpoints(folder, keep=1, every_steps=1) as saved:
       if int(first):
