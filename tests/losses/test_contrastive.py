@@ -39,6 +39,30 @@ def _naive(video, text, present, tau, form):
   return np.mean(losses)
 
 
+@pytest.mark.parametrize('over', ['any', 'each'])
+def test_contrast_equals_its_formula_with_counts(over):
+  """Candidates that stand in the sums twice, never, or as positives with weights."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(4, 6)).astype(np.float32)
+  counts = rng.integers(0, 3, (4, 6), np.int32)
+  counts[:, :2] = (1, 2)
+  positives = np.zeros((4, 6), np.float32)
+  positives[:, :2] = (1.0, 1.0) if over == 'any' else (0.5, 2.0)
+  rows = np.array([True, True, False, True])
+  expected = 0.0
+  for r in np.flatnonzero(rows):
+    every = counts[r] * np.exp(logits[r])
+    if over == 'any':
+      expected -= np.log(every[:2].sum() / every.sum())
+    else:
+      each = np.log(every.sum()) - logits[r, :2]
+      expected += (positives[r, :2] * each).sum() / positives[r, :2].sum()
+  loss, gradient = jax.value_and_grad(contrastive.contrast)(
+      logits, positives, counts, rows, over)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  assert np.isfinite(gradient).all() and not gradient[2].any()
+
+
 @pytest.mark.parametrize('b', [2, 5])
 def test_nce_of_orthonormal_pairs_matches_its_closed_form(b):
   """One score is 1/tau, the others are 0."""

@@ -190,12 +190,13 @@ def contrast(logits: jax.Array, positives: jax.Array, counts: jax.Array,
       for x in (logits.astype(jnp.float32), positives, counts))
   counted = logits
   if counts.dtype != jnp.bool_:
-    counted = logits + jnp.log(jnp.where(counts > 0, counts, 1).astype(jnp.float32))
-  counted = jnp.where(counts > 0, counted, -jnp.inf)
+    times = counts.astype(jnp.float32)
+    counted = logits + jnp.log(jnp.where(times > 0, times, 1.0))
+  counted = jnp.where(counts.astype(bool), counted, -jnp.inf)
   if over == 'any':
-    hit = logsumexp(jnp.where(positives > 0, counted, -jnp.inf), axis=1)
+    hit = logsumexp(jnp.where(positives.astype(bool), counted, -jnp.inf), axis=1)
   else:
-    weights = jnp.where(counts > 0, positives, 0).astype(jnp.float32)
+    weights = jnp.where(counts.astype(bool), positives.astype(jnp.float32), 0.0)
     hit = jnp.sum(weights * logits, axis=1) / jnp.sum(weights, axis=1)
   return jnp.sum(jnp.where(rows, logsumexp(counted, axis=1) - hit, 0.0))
 
