@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
+
+from vatt_jax.config import nearest
 
 # Command -> module, and its line in the list of commands.
 COMMANDS = {
@@ -34,10 +35,8 @@ def main(argv: list[str]) -> int:
     return 0
   name = argv[0]
   if name not in COMMANDS:
-    matches = difflib.get_close_matches(name, COMMANDS, n=1)
-    guess = f'did you mean {matches[0]}? ' if matches else ''
-    print(f'vatt_jax: {name}: unknown command; {guess}expected one of '
-          f'{", ".join(COMMANDS)}', file=sys.stderr)
+    print(f'vatt_jax: {name}: unknown command; {nearest(name, COMMANDS)}expected one '
+          f'of {", ".join(COMMANDS)}', file=sys.stderr)
     return 2
   module, _ = COMMANDS[name]
   sys.argv = [f'python -m vatt_jax {name}', *argv[1:]]
