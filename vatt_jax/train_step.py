@@ -108,22 +108,26 @@ class Task:
         params if self.average_decay else None,
         losses_lib.init_memory(self.losses, self.num_clips)))
 
-  def check_losses(self, batch: Batch) -> None:
-    """Traces the losses without computing anything.
+  def trace_outputs(self, batch: Batch) -> Any:
+    """Returns the shapes of the model's outputs for a batch, computing nothing."""
+    return jax.eval_shape(self.model.init_with_output, jax.random.key(0),
+                          jax.eval_shape(augment.normalize, batch))[0]
+
+  def trace_loss(self, name: str, outputs: Any, batch: Batch) -> None:
+    """Traces one of the losses, computing nothing.
+
+    Args:
+      name: the section of the loss.
+      outputs: of `trace_outputs`.
+      batch: as for `trace_outputs`.
 
     Raises:
-      losses.MissingOutput: a loss needs an array that the model or batch lacks.
+      losses.MissingOutput: the loss needs an array that the model or batch lacks.
     """
-    def loss(batch):
-      inputs = augment.normalize(batch)
-      outputs, _ = self.model.init_with_output(jax.random.key(0), inputs)
-      params = {name: loss.init(jax.random.key(0)) for name, loss in
-                self.losses.items()}
-      return losses_lib.total_loss(
-          self.losses, params, outputs, inputs,
-          losses_lib.init_memory(self.losses, self.num_clips))
-
-    jax.eval_shape(loss, batch)
+    loss = self.losses[name]
+    jax.eval_shape(lambda outputs, batch: loss(
+        loss.init(jax.random.key(0)), outputs, augment.normalize(batch),
+        loss.init_memory(self.num_clips))[0], outputs, batch)
 
   def shardings(self, state: State) -> State:
     """Returns the sharding on the mesh of each array of a state, or of its shapes.

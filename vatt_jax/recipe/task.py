@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 from typing import Any
 
 from absl import logging
@@ -85,9 +84,12 @@ def _count_microbatches(num_microbatches: int, batch_size: int,
 
 def check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
   """Raises UserError unless model and batch provide all arrays that the losses need."""
-  for name, loss in task.losses.items():
+  outputs = None    # traced once, where an error can name a loss
+  for name in task.losses:
     try:
-      dataclasses.replace(task, losses={name: loss}).check_losses(batch)
+      if outputs is None:
+        outputs = task.trace_outputs(batch)
+      task.trace_loss(name, outputs, batch)
     except losses_lib.MissingOutput as e:
       raise UserError(
           f'config.losses.{name}: needs {e.needed}; the model and data provide '
