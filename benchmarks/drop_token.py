@@ -20,7 +20,7 @@ from vatt_jax import cli
 from vatt_jax import optim
 from vatt_jax import train_step
 from vatt_jax.losses import contrastive
-from vatt_jax.models import build
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.tools import cost
 
 RATES = (0.0, 0.25, 0.5, 0.75)
@@ -38,7 +38,7 @@ class Row:
 
 
 def make_task(rate: float) -> train_step.Task:
-  model = build.build_model(
+  model = Vatt.from_config(
       video=dict(size='small', drop_token_rate=rate),
       audio=dict(size='small', drop_token_rate=rate), head={})
   losses = {'video_audio': contrastive.NCE(pair='video_audio', temperature=0.07)}

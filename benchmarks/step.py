@@ -42,8 +42,8 @@ from vatt_jax import train_step
 from vatt_jax.errors import UserError
 from vatt_jax.losses import contrastive
 from vatt_jax.models import attention
-from vatt_jax.models import build
 from vatt_jax.models import layers
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.tools import cost
 
 try:
@@ -243,7 +243,7 @@ def make_batch(size: int) -> dict[str, np.ndarray]:
 
 
 def make_task() -> train_step.Task:
-  model = build.build_model(
+  model = Vatt.from_config(
       video=dict(patch=(4, 8, 8), **_TOWER), audio=dict(patch=(128,), **_TOWER),
       text=dict(vocabulary_size=_WORDS, **_TOWER),
       head=dict(video_audio_dim=128, video_text_dim=128))

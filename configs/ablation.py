@@ -36,30 +36,19 @@ import functools
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs import pretrain_mbs
-from vatt_jax.config import nearest
 
 _TOY_SCALE = 4    # divides frames and pixels
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  requested = arg.split(',') if arg else []
-  for name in requested:
-    if name not in (*VARIANTS, 'release', 'toy'):
-      guess = nearest(name, (*VARIANTS, 'release', 'toy'))
-      raise ValueError(f'{name!r}: unknown switch; {guess}expected release, toy, or '
-                       f'one of {", ".join(VARIANTS)}')
-  variants = [name for name in requested if name in VARIANTS]
-  if len(variants) > 1:
-    raise ValueError(f'switches {" and ".join(variants)}: expected one of them, as an '
-                     'ablation changes one thing')
-  c = pretrain_mbs.recipe()
+  c = pretrain_mbs.base()
   c.batch_size = 512
-  c = pretrain_mbs.switch(
-      c, ','.join(name for name in requested if name not in variants))
-  for name in variants:
-    VARIANTS[name](c, toy='toy' in requested)
-  return c
+  toy = 'toy' in arg.split(',')
+  return common.switches(
+      c, arg, {'release': pretrain_mbs.release}, {'toy': pretrain_mbs.toy},
+      {name: functools.partial(change, toy=toy) for name, change in VARIANTS.items()})
 
 
 def _video(frames: int, pixels: int, c: ConfigDict, toy: bool) -> None:

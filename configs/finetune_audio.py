@@ -21,7 +21,7 @@ Expected mAP / AUC / d-prime (the paper's Table 5): Base 39.4 / 97.1 / 2.895, MA
 
 from ml_collections import ConfigDict
 
-from configs import finetune_video
+from configs import common
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.evals = dict(test=dict(name='classify', every_steps=0,
                            path='data/audioset/eval.csv', num_windows=4))
   c.checkpoint = dict(every_steps=1000, keep=3)
-  return finetune_video.switch(c, arg, *GROUPS)
+  return common.switches(c, arg, *GROUPS)
 
 
 def spectrogram(c: ConfigDict) -> None:
@@ -64,12 +64,12 @@ def spectrogram(c: ConfigDict) -> None:
 def release(c: ConfigDict) -> None:
   """Follows the released code (docs/decisions/0003-two-readings.md)."""
   c.model.variant = 'release'
-  finetune_video.clip_on_replicas(c)
+  common.clip_on_replicas(c)
 
 
 def toy(c: ConfigDict) -> None:
   """Trains on the sound events of the toy world."""
-  finetune_video.toy_tower(c, 'audio')
+  common.toy_tower(c, 'audio')
   c.data.update(label='sound_event', max_bad_fraction=0.3)    # many lack audio
   c.augment.mixup = 5.0
   c.model.audio.drop_token_rate = 0.0
@@ -78,5 +78,5 @@ def toy(c: ConfigDict) -> None:
 
 # `toy` has its own tower.
 GROUPS = (
-    {'toy': toy, 'ma': finetune_video.agnostic},
+    {'toy': toy, 'ma': common.agnostic},
     {'toy': toy, 'spectrogram': spectrogram}, {'release': release})

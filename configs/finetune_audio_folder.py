@@ -12,15 +12,15 @@ add the switch `several`: configs/finetune_audio_folder.py:several. The rest is 
 
 from ml_collections import ConfigDict
 
-from configs import finetune_video
+from configs import common
 from configs import finetune_video_folder
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  c = finetune_video_folder.recipe('audio')
+  c = finetune_video_folder.base('audio')
   c.augment.flip_rate = 0.0
   c.evals.test.num_crops = 1
-  return finetune_video.switch(c, arg, {'several': several})
+  return common.switches(c, arg, {'several': several})
 
 
 def several(c: ConfigDict) -> None:

@@ -20,6 +20,7 @@ Expected top-1 / top-5 (the paper's Table 6): Base 78.7 / 93.9, from scratch 64.
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs import finetune_video
 
 
@@ -32,12 +33,12 @@ def get_config(arg: str = '') -> ConfigDict:
   c.model.head.num_classes = 1000
   c.optim.update(peak_rate=0.08, warmup_steps=0)
   c.evals.test.update(path='data/imagenet/val.csv', num_windows=1, num_crops=1)
-  return finetune_video.switch(c, arg, *GROUPS)
+  return common.switches(c, arg, *GROUPS)
 
 
 def toy(c: ConfigDict) -> None:
   """Trains on the shapes of the toy world, one frame of each video."""
-  finetune_video.toy_tower(c, 'video')
+  common.toy_tower(c, 'video')
   c.data.label = 'shape'
   c.window.num_frames = 1
   c.window.min_crop_area = 0.8
@@ -48,5 +49,5 @@ def toy(c: ConfigDict) -> None:
 # `toy` has its own tower.
 GROUPS = (
     {'toy': toy, 'medium': finetune_video.size('medium'),
-     'large': finetune_video.size('large'), 'ma': finetune_video.agnostic},
+     'large': finetune_video.size('large'), 'ma': common.agnostic},
     {'release': finetune_video.release})

@@ -31,14 +31,11 @@ k400 from scratch: 26.4 / 51.8 (section 4.4.1). k400, top-1 (Table 14): DropToke
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 import functools
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
-from vatt_jax.config import nearest
+from configs import common
 
 # Dataset -> folder in data/, number of classes.
 _SETS = {'k400': ('kinetics400', 400), 'k600': ('kinetics600', 600),
@@ -77,7 +74,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # The paper's Figure 3.
   c.figures = dict(num_classes=100, clips_per_class=50, beside='', runs='', measure='')
   learn(c, 'k400')
-  return switch(c, arg, *GROUPS)
+  return common.switches(c, arg, *GROUPS)
 
 
 def learn(c: ConfigDict, name: str) -> None:
@@ -86,13 +83,6 @@ def learn(c: ConfigDict, name: str) -> None:
   c.data.update(path=f'data/{folder}/train.csv', label_map=f'data/{folder}/labels.csv')
   c.model.head.num_classes = num_classes
   c.evals.test.path = f'data/{folder}/val.csv'
-
-
-def agnostic(c: ConfigDict) -> None:
-  """Uses the Medium tower that was trained for all modalities."""
-  (modality,) = c.window.modalities
-  del c.model[modality]['size']
-  c.model.shared = dict(size='medium')
 
 
 def size(name: str) -> Callable[[ConfigDict], None]:
@@ -107,74 +97,23 @@ def release(c: ConfigDict) -> None:
   """Follows the released code (docs/decisions/0003-two-readings.md)."""
   c.model.variant = 'release'
   c.model.head.dropout_rate = 0.5
-  clip_on_replicas(c)
-
-
-def clip_on_replicas(c: ConfigDict) -> None:
-  """Clips the gradients of each replica separately, as the released code does.
-
-  The number of replicas in the published fine-tuning is not documented. 64 is assumed,
-  the largest number for the paper's 64 clips a step. Here a replica is a microbatch.
-  Microbatches run one after the other, so fewer replicas use the devices better.
-  """
-  c.optim.update(clip_norm=0.75, clip_replicas=min(64, c.batch_size))
+  common.clip_on_replicas(c)
 
 
 def toy(c: ConfigDict) -> None:
   """Trains on the motions of the toy world."""
-  toy_tower(c, 'video')
+  common.toy_tower(c, 'video')
   c.data.label = 'motion'
   c.model.video.drop_token_rate = 0.0
   c.window.min_crop_area = 0.8
   c.optim.update(peak_rate=0.05, warmup_steps=20)
 
 
-def toy_tower(c: ConfigDict, modality: str) -> None:
-  """Sets the quickstart's tower, data and sizes, and 60 steps of 32 clips.
-
-  The run is short, because after some hundreds of steps training from scratch is as
-  good.
-  """
-  small = quickstart.get_config()
-  c.total_steps, c.batch_size, c.log_every_steps = 60, 32, 20
-  c.init_from = 'runs/quickstart'
-  c.data.update(path=f'{quickstart.ROOT}/train_segments.csv', label_map='')
-  c.window = dict(modalities=(modality,), **{
-      key: small.window[key]
-      for key in ('num_frames', 'frame_rate_hz', 'image_size', 'audio_hz')})
-  c.augment = {}    # a flip would swap left and right motions
-  c.model = dict(variant=c.model.variant, dtype='float32', head=c.model.head)
-  c.model[modality] = small.model[modality]
-  c.model.head.num_classes = 0
-  c.optim.clip_norm = 0.75    # helps short training from scratch
-  c.evals.test.update(path=f'{quickstart.ROOT}/test_segments.csv', num_crops=1)
-  c.checkpoint.update(every_steps=100, keep=1)
-
-
-def switch(c: ConfigDict, arg: str, *groups: Mapping[str, Callable[[ConfigDict], Any]]
-           ) -> ConfigDict:
-  """Applies the switches after the file name to a config, at most one of each group."""
-  requested = arg.split(',') if arg else []
-  switches = {name: change for group in groups for name, change in group.items()}
-  for name in requested:
-    if name not in switches:
-      raise ValueError(f'{name!r}: unknown switch; {nearest(name, switches)}expected '
-                       f'some of {", ".join(switches)}, joined by commas')
-  for group in groups:
-    chosen = [name for name in requested if name in group]
-    if len(chosen) > 1:
-      raise ValueError(f'switches {" and ".join(chosen)}: expected one of them')
-  for name, change in switches.items():
-    if name in requested:
-      change(c)
-  return c
-
-
 # `toy` has its own classes and its own tower.
 GROUPS = (
     {'toy': toy, **{name: functools.partial(learn, name=name) for name in _SETS}},
     {'toy': toy, 'medium': size('medium'), 'base': size('base'), 'large': size('large'),
-     'ma': agnostic},
+     'ma': common.agnostic},
     {f'drop_token_{percent}': drop_token(percent) for percent in (25, 50, 75)},
     {'toy': toy, '32x224': lambda c: c.window.update(image_size=224),
      '64x224': lambda c: c.window.update(num_frames=64, image_size=224)},

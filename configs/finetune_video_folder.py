@@ -13,14 +13,15 @@ path, the accuracy is measured on the training clips.
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs import pretrain_folder
 
 
 def get_config() -> ConfigDict:
-  return recipe('video')
+  return base('video')
 
 
-def recipe(modality: str) -> ConfigDict:
+def base(modality: str) -> ConfigDict:
   """Returns the config of a tower for one modality."""
   c = ConfigDict()
   c.seed = 0
@@ -34,7 +35,7 @@ def recipe(modality: str) -> ConfigDict:
 
   c.data = dict(path='', label='label', label_map='', multi_label=False,
                 max_bad_fraction=0.5)
-  pretrain_folder.leave_to_checkpoint(c, pretrain_folder.get_config(), (modality,))
+  common.leave_to_checkpoint(c, pretrain_folder.get_config(), (modality,))
   c.window.update(min_crop_area=0.3, modalities=(modality,))
   c.augment = dict(flip_rate=0.5, mixup=0.0)
   c.model[modality].drop_token_rate = 0.0

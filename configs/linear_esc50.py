@@ -16,6 +16,6 @@ from configs import linear_ucf101
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:
-  c = linear_ucf101.recipe(arg, 'esc50', 'audio', num_splits=5)
+  c = linear_ucf101.base(arg, 'esc50', 'audio', num_splits=5)
   c.window.frame_rate_hz = 10.0    # 3.2 s
   return c

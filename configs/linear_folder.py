@@ -17,7 +17,7 @@ classifiers, and finds the nearest neighbors of the same clips.
 
 from ml_collections import ConfigDict
 
-from configs import linear_ucf101
+from configs import common
 from configs import pretrain_folder
 from configs import quickstart
 
@@ -32,17 +32,17 @@ def get_config(labels: str = '') -> ConfigDict:
   c.init_from = '' if labels else 'runs/quickstart'
 
   c.data = dict(max_bad_fraction=base.data.max_bad_fraction)
-  pretrain_folder.leave_to_checkpoint(c, base, ('video', 'audio'))
+  common.leave_to_checkpoint(c, base, ('video', 'audio'))
   c.window.modalities = ('video', 'audio')
 
   classifiers = dict(logistic=dict(C=0.1), svm=dict(C=1e-3),
-                     low_rank=linear_ucf101.LOW_RANK)
+                     low_rank=common.LOW_RANK)
   root = quickstart.ROOT
   if labels:
-    c.evals = linear_ucf101.evaluations(_parse(labels), classifiers, train='', test='',
+    c.evals = common.linear_evaluations(_parse(labels), classifiers, train='', test='',
                                         multi_labels=(), num_windows=4)
   else:
-    c.evals = linear_ucf101.evaluations(
+    c.evals = common.linear_evaluations(
         dict(shape='video', motion='video', sound_event='audio'), classifiers,
         train=f'{root}/train_segments.csv', test=f'{root}/test_segments.csv',
         multi_labels=('sound_event',), num_windows=4)

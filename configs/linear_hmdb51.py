@@ -14,4 +14,4 @@ from configs import linear_ucf101
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:
-  return linear_ucf101.recipe(arg, 'hmdb51', 'video', num_splits=3)
+  return linear_ucf101.base(arg, 'hmdb51', 'video', num_splits=3)

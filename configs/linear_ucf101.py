@@ -22,31 +22,25 @@ MBS with the low-rank classifier 89.6, with the SVM 89.2, MA with the low-rank
 classifier 84.4.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from ml_collections import ConfigDict
-from ml_collections import FieldReference
 
 from configs import ablation
+from configs import common
 from configs import pretrain_bbs
 from configs import pretrain_lbs
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from vatt_jax.config import nearest
 
-# The paper's values (section 4.3).
-LOW_RANK = dict(rank=128, sample_rate=0.1, steps=50_000, learning_rate=5e-4,
-                batch_size=64, seed=0)
 PRETRAINED = dict(mbs=pretrain_mbs, bbs=pretrain_bbs, lbs=pretrain_lbs, ma=pretrain_ma,
                   ablation=ablation)
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:
-  return recipe(arg, 'ucf101', 'video', num_splits=3)
+  return base(arg, 'ucf101', 'video', num_splits=3)
 
 
-def recipe(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
+def base(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
   """Returns the config of a dataset with column `label` and official splits."""
   name, _, switches = arg.partition(',')
   if name not in PRETRAINED:
@@ -71,20 +65,8 @@ def recipe(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict
   splits = range(1, num_splits + 1)
   train, test = (tuple(f'data/{dataset}/{side}_{i}.csv' for i in splits)
                  for side in ('train', 'test'))
-  c.evals = evaluations(
+  c.evals = common.linear_evaluations(
       dict(label=modality), train=train, test=test, num_windows=10,
-      classifiers=dict(low_rank=LOW_RANK, svm=dict(C=1e-3)))
+      classifiers=dict(low_rank=common.LOW_RANK, svm=dict(C=1e-3)))
   c.evals.linear.update(rows='windows', num_epochs=10, seed=0)
   return c
-
-
-def evaluations(labels: Mapping[str, str], classifiers: Mapping[str, dict],
-                **features: Any) -> dict[str, dict]:
-  """Returns two evaluations of the same features, which share the features' values."""
-  features = {key: FieldReference(value) for key, value in (
-      dict(cache='runs/features', **features)).items()}
-  return dict(
-      linear=dict(name='linear_probe', every_steps=0, labels=labels,
-                  classifiers=classifiers, **features),
-      neighbours=dict(name='neighbours', every_steps=0, labels=labels, ks=(1, 5, 20),
-                      shots=(1, 5, 20), num_draws=10, seed=0, **features))

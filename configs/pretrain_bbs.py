@@ -7,10 +7,11 @@ Switches as in `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs import pretrain_mbs
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  c = pretrain_mbs.recipe()
+  c = pretrain_mbs.base()
   c.model.video.size = 'base'
-  return pretrain_mbs.switch(c, arg)
+  return common.switches(c, arg, *pretrain_mbs.GROUPS)

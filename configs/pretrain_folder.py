@@ -10,9 +10,6 @@ retrieval uses the training clips, which only shows that training works. To meas
 generalization, set held-out clips with --config.evals.retrieval.path=FILE.
 """
 
-from collections.abc import Sequence
-
-from ml_collections import config_dict
 from ml_collections import ConfigDict
 
 
@@ -46,30 +43,3 @@ def get_config() -> ConfigDict:
                                 num_windows=4))
   c.checkpoint = dict(every_steps=200, keep=2)
   return c
-
-
-def leave_to_checkpoint(c: ConfigDict, trained: ConfigDict,
-                        modalities: Sequence[str] = ('video', 'audio', 'text')) -> None:
-  """Leaves the sizes of model and window to the checkpoint that a config starts from.
-
-  Every key is present but empty, so that the command line can set it
-  (docs/recipes.md, "Sizes"). Without a checkpoint, the sizes are those of `trained`.
-  """
-  c.defaults = dict(model=trained.model, window=trained.window)
-  size = dict(size=str, width=int, depth=int, num_heads=int, mlp_dim=int)
-  tower = dict(
-      video=dict(size, patch=tuple), audio=dict(size, patch=tuple, kind=str),
-      text=dict(size, vocabulary_size=int, max_tokens=int))
-  model = dict(variant=str, dtype=str, attention=str, shared=size,
-               **{modality: tower[modality] for modality in modalities})
-  window = dict(num_frames=int, frame_rate_hz=float, image_size=int, audio_hz=int)
-  if 'text' in modalities:
-    model['head'] = dict(video_audio_dim=int, video_text_dim=int)
-    window['max_tokens'] = int
-    c.data.update(_empty(dict(tokenizer=str, drop_stop_words=bool)))
-  c.model, c.window = _empty(model), _empty(window)
-
-
-def _empty(types: dict) -> dict:
-  return {key: _empty(value) if isinstance(value, dict) else
-          config_dict.placeholder(value) for key, value in types.items()}

@@ -9,13 +9,14 @@ Switches as in `configs/pretrain_mbs.py`: `:release`, `:toy`, `:batch_8192`.
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs import pretrain_mbs
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  c = pretrain_mbs.recipe()
+  c = pretrain_mbs.base()
   for modality in ('video', 'audio', 'text'):
     del c.model[modality]['size']
   c.model.shared = dict(size='medium')
   c.model.text.max_tokens = c.window.max_tokens
-  return pretrain_mbs.switch(c, arg)
+  return common.switches(c, arg, *pretrain_mbs.GROUPS)

@@ -19,17 +19,17 @@ the evaluations during training use 32 frames at 10 Hz.
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs import quickstart
-from vatt_jax.config import nearest
 
 _NARRATED_CLIPS = 136_000_000    # clips of HowTo100M (section 4.1)
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  return switch(recipe(), arg)
+  return common.switches(base(), arg, *GROUPS)
 
 
-def recipe() -> ConfigDict:
+def base() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.total_steps = 500_000
@@ -63,29 +63,11 @@ def recipe() -> ConfigDict:
   c.optim = dict(peak_rate=1e-4, final_rate=5e-5, warmup_steps=10_000,
                  decay='quarter_cosine')
 
-  pool = dict(name='retrieval', every_steps=10_000, captions='', num_windows=4)
-  c.evals = dict(youcook2=dict(pool, path='data/youcook2/test.csv'),
-                 msrvtt=dict(pool, path='data/msrvtt/test.csv'))
+  c.evals = {name: dict(name='retrieval', every_steps=10_000, captions='', path=path,
+                        num_windows=4) for name, path in common.RETRIEVAL_SETS.items()}
   c.checkpoint = dict(every_steps=1000, keep=3)
-  c.figures = dict(path='data/youcook2/test.csv', label='', num_clips=1000, beside='',
-                   runs='', measure='')
-  return c
-
-
-def switch(c: ConfigDict, arg: str) -> ConfigDict:
-  """Applies the switches after the file name to a config of this family."""
-  # Applied in this order, independent of the order on the command line.
-  switches = {'batch_8192': batch_8192, 'release': release, 'toy': toy}
-  requested = arg.split(',') if arg else []
-  for name in requested:
-    if name not in switches:
-      raise ValueError(f'{name!r}: unknown switch; {nearest(name, switches)}expected '
-                       f'some of {", ".join(switches)}, joined by commas')
-  if {'batch_8192', 'toy'} <= set(requested):
-    raise ValueError('switches batch_8192 and toy: expected one of them')
-  for name, change in switches.items():
-    if name in requested:
-      change(c)
+  c.figures = dict(path=common.RETRIEVAL_SETS['youcook2'], label='', num_clips=1000,
+                   beside='', runs='', measure='')
   return c
 
 
@@ -125,3 +107,8 @@ def toy(c: ConfigDict) -> None:
       del tower['size']
       tower.update(width=64, depth=2, num_heads=2, mlp_dim=128)
   c.optim.update(peak_rate=1e-3, final_rate=5e-4, warmup_steps=50)
+
+
+# Applied in this order: `toy` also replaces values of the others.
+GROUPS = ({'batch_8192': batch_8192}, {'release': release},
+          {'batch_8192': batch_8192, 'toy': toy})

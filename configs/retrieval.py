@@ -31,29 +31,17 @@ Expected, text to video (the paper's numbers):
 from ml_collections import ConfigDict
 
 from configs import ablation
-from configs import pretrain_folder
+from configs import common
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from configs import quickstart
-from vatt_jax.config import nearest
-
-_SWITCHES = ('manifest', 'ma', 'release', 'toy')
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  requested = arg.split(',') if arg else []
+  # A run of the toy world, of one Transformer, or of one ablation.
+  requested = common.parse_switches(
+      arg, ('manifest',), ('toy', 'ma', *ablation.VARIANTS), ('toy', 'release'))
   ablated = [name for name in requested if name in ablation.VARIANTS]
-  for name in requested:
-    if name not in (*_SWITCHES, *ablated):
-      guess = nearest(name, (*_SWITCHES, *ablation.VARIANTS))
-      raise ValueError(f'{name!r}: unknown switch; {guess}expected some of '
-                       f'{", ".join(_SWITCHES)}, or a switch of configs/ablation.py')
-  if 'toy' in requested and len(requested) > 1 + ('manifest' in requested):
-    raise ValueError('switch toy: has its own model, and can be combined only with '
-                     'manifest')
-  if 'ma' in requested and ablated:
-    raise ValueError(f'switches ma and {ablated[0]}: expected one of them, because '
-                     'ablations are variants of mbs')
   trained, run = ((quickstart, 'quickstart') if 'toy' in requested else
                   (pretrain_ma, 'ma') if 'ma' in requested else
                   (ablation, '_'.join(['ablation', *ablated])) if ablated else
@@ -68,7 +56,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.log_every_steps = 1
   c.init_from = f'runs/{run}'
   c.data = dict(vocabulary='', max_bad_fraction=0.1)
-  pretrain_folder.leave_to_checkpoint(c, trained)
+  common.leave_to_checkpoint(c, trained)
   c.window.num_candidates = 1
   if not {'manifest', 'toy'} & set(requested):
     # The frames cover 2.56 s. The audio does not change: "We do not change the input
@@ -76,12 +64,10 @@ def get_config(arg: str = '') -> ConfigDict:
     c.window.update(num_frames=32, frame_rate_hz=12.5,
                     audio_seconds=(trained.window.num_frames
                                    / trained.window.frame_rate_hz))
-  pool = dict(name='retrieval', path='', captions='', num_windows=4, num_crops=1,
-              average='embeddings')
-  paths = dict(youcook2='data/youcook2/test.csv', msrvtt='data/msrvtt/test.csv')
-  if 'toy' in requested:
-    paths = dict(toy_world=trained.evals.retrieval.path)
-  if 'manifest' in requested:
-    paths = dict(manifest='')
-  c.evals = {name: dict(pool, path=path) for name, path in paths.items()}
+  paths = (dict(manifest='') if 'manifest' in requested else
+           dict(toy_world=trained.evals.retrieval.path) if 'toy' in requested else
+           common.RETRIEVAL_SETS)
+  c.evals = {name: dict(name='retrieval', path=path, captions='', num_windows=4,
+                        num_crops=1, average='embeddings')
+             for name, path in paths.items()}
   return c

@@ -106,11 +106,11 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
   return grid
 
 
-def check_grid(recipe: str, grid: Mapping[str, Sequence[str]]) -> None:
+def check_grid(config_file: str, grid: Mapping[str, Sequence[str]]) -> None:
   """Raises UserError unless the config has the keys and accepts the values."""
   for key, values in grid.items():
     for value in values:
-      argv = ['sweep', f'--config={recipe}', f'--config.{key}={value}']
+      argv = ['sweep', f'--config={config_file}', f'--config.{key}={value}']
       flag_values = flags.FlagValues()
       config_flags.DEFINE_config_file('config', None, '', flag_values, sys_argv=argv)
       cli.parse(argv, flag_values)
@@ -137,13 +137,13 @@ def list_checkpoints(paths: Sequence[str]) -> list[str]:
   return listed
 
 
-def plan(out: pathlib.Path, recipe: str, arguments: Sequence[str],
+def plan(out: pathlib.Path, config_file: str, arguments: Sequence[str],
          grid: Mapping[str, Sequence[str]]) -> list[Point]:
   """Returns every point of a sweep: the points in `sweep.json`, then new ones.
 
   Args:
     out: the sweep's folder; `sweep.json` in it is updated.
-    recipe: the config file and its switches.
+    config_file: the config file and its switches.
     arguments: the arguments of the main command that all points share.
     grid: key -> values.
 
@@ -151,7 +151,7 @@ def plan(out: pathlib.Path, recipe: str, arguments: Sequence[str],
     UserError: the folder holds a sweep of another config or other arguments.
   """
   path = out / 'sweep.json'
-  common = [f'--config={recipe}', *arguments]
+  common = [f'--config={config_file}', *arguments]
   points = []
   if path.exists():
     saved = json.loads(path.read_text(encoding='utf-8'))
@@ -167,7 +167,7 @@ def plan(out: pathlib.Path, recipe: str, arguments: Sequence[str],
     workdir = out / _file_name(chosen)
     results = workdir
     if '--mode=eval' in arguments:
-      results = workdir / 'eval' / cli.recipe_name(recipe)
+      results = workdir / 'eval' / cli.run_name(config_file)
     points.append(Point(
         len(points), chosen,
         [*common, *(f'--config.{k}={v}' for k, v in chosen.items()),
@@ -472,7 +472,7 @@ def _plan(out: pathlib.Path) -> list[Point]:
   f = flags.FLAGS
   if f.config is None:
     raise UserError('--config: missing; set it to a file of configs/')
-  recipe = config_flags.get_config_filename(f['config'])
+  config_file = config_flags.get_config_filename(f['config'])
   overrides = config_flags.get_override_values(f['config'])
   arguments = [f'--config.{key}={value}' for key, value in overrides.items()]
   grid = parse_grid(f.grid)
@@ -483,8 +483,8 @@ def _plan(out: pathlib.Path) -> list[Point]:
       arguments.append('--allow_random_head')
   if not grid:
     raise UserError('--grid, --checkpoints: both missing; set the values to vary')
-  check_grid(recipe, grid)
-  return plan(out, recipe, arguments, grid)
+  check_grid(config_file, grid)
+  return plan(out, config_file, arguments, grid)
 
 
 def main() -> None:

@@ -14,17 +14,18 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from vatt_jax import recipe
+from vatt_jax import experiment
+from vatt_jax import inherit
+from vatt_jax import run_config
 from vatt_jax import train
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
-from vatt_jax.recipe import inherit
 from vatt_jax.weights import load as weights
 from vatt_jax.weights import vatt_tf2
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted(set((ROOT / 'configs').glob('*.py')) - {ROOT / 'configs/common.py'})
 # These configs train nothing.
 LINEAR = [path for path in CONFIGS if path.stem.startswith('linear_')]
 TRAINED = [path for path in CONFIGS if path not in LINEAR]
@@ -106,7 +107,7 @@ def test_switches_change_the_config_as_documented(path):
   assert load(path, 'toy,release').to_dict() == load(path, 'release,toy').to_dict()
   sizes = {}
   for switch in SWITCHES:
-    model, clip = recipe.model_and_clip(load(path, switch).to_dict())
+    model, clip = experiment.model_and_clip(load(path, switch).to_dict())
     variables = jax.eval_shape(model.init, jax.random.key(0), clip)
     sizes[switch] = sum(x.size for x in jax.tree.leaves(variables['params']))
   assert sizes['toy'] < 1e6 < 1e8 < sizes['release']
@@ -133,7 +134,7 @@ def test_run_starts_from_a_released_checkpoint_of_another_input_size(toy_world,
                                                                      tmp_path):
   config = shrink(load(pathlib.Path('configs/pretrain_mbs.py'), 'release'), toy_world)
   config = config.to_dict() | dict(total_steps=0)
-  model, clip = recipe.model_and_clip(config)
+  model, clip = experiment.model_and_clip(config)
   smaller = {k: v if v.ndim < 5 else jax.ShapeDtypeStruct((1, 4, 16, 32, 3), v.dtype)
              for k, v in clip.items()}
   zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), smaller)
@@ -187,7 +188,7 @@ def test_release_variant_starts_from_word_vectors(toy_world, tmp_path, caplog):
   with pytest.raises(UserError, match=r'vectors\.txt: no such file of word'):
     train.train(config, tmp_path / 'third')
   config['model']['variant'] = 'paper'
-  with pytest.raises(UserError, match=r"text\.word_vectors=.*: only variant='release'"):
+  with pytest.raises(UserError, match=r"text: word_vectors=.*: only variant='release'"):
     train.train(config, tmp_path / 'third')
   assert not (tmp_path / 'third').exists()
 
@@ -197,10 +198,10 @@ def test_run_resumes_if_a_new_key_is_off(toy_world, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(config))
   config['model']['text']['word_vectors'] = ''
   config['window']['audio_seconds'] = 0.0
-  recipe._compare(config, tmp_path)
+  run_config.compare(config, tmp_path)
   config['window']['audio_seconds'] = 1.0
   with pytest.raises(UserError, match=r'window\.audio_seconds=None where this one'):
-    recipe._compare(config, tmp_path)
+    run_config.compare(config, tmp_path)
 
 
 @pytest.mark.parametrize('name, video, shared', [
@@ -216,7 +217,7 @@ def test_pretraining_configs_have_the_paper_values(name, video, shared):
   assert (c.total_steps, c.batch_size) == (500_000, 2048)
   assert c.optim.to_dict() == dict(peak_rate=1e-4, final_rate=5e-5,
                                    warmup_steps=10_000, decay='quarter_cosine')
-  model, clip = recipe.model_and_clip(c.to_dict())
+  model, clip = experiment.model_and_clip(c.to_dict())
   assert {k: v.shape[1:] for k, v in clip.items() if v.ndim > 1} == dict(
       video=(32, 224, 224, 3), audio=(153_600,), text=(5, 16))
   assert (c.window.frame_rate_hz, c.window.min_crop_area,
@@ -306,7 +307,7 @@ def test_ablation_changes_only_the_documented_values(variant):
       whole | {'batch_size': 512} | ABLATIONS[variant])
   assert f' {variant} ' in importlib.import_module('configs.ablation').__doc__
   for switch in ('', ',release', ',toy', ',release,toy'):
-    model, clip = recipe.model_and_clip(load(ablation, variant + switch).to_dict())
+    model, clip = experiment.model_and_clip(load(ablation, variant + switch).to_dict())
     tokens = {m: jax.eval_shape(model.tokenizers[m].init_with_output,
                                 jax.random.key(0), clip[m])[0][0].shape[1]
               for m in ('video', 'audio')}
@@ -353,7 +354,7 @@ def test_retrieval_config_has_the_paper_values():
   assert (window['num_frames'], window['frame_rate_hz'], window['image_size']) == (
       32, 12.5, 224)
   # "We do not change the input size for audio": 1200 tokens, as in pre-training.
-  shapes = recipe.model_and_clip(c.to_dict())[1]
+  shapes = experiment.model_and_clip(c.to_dict())[1]
   assert (shapes['audio'].shape, shapes['video'].shape) == (
       (1, 153_600), (1, 32, 224, 224, 3))
   assert load(path, 'video_64x224x224').window.audio_seconds == 6.4
@@ -372,10 +373,10 @@ def test_retrieval_config_has_the_paper_values():
     assert filled.items() <= model.items()
     assert model.keys() - filled.keys() <= {'attention', 'remat', 'scan_layers'}
     assert config.init_from == f'runs/{run}'
-    model, clip = recipe.model_and_clip(config.to_dict())
+    model, clip = experiment.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
   for switches, message in (
-      ('release,toy', 'switch toy: has its own model'),
+      ('release,toy', 'switches toy and release: expected one of them'),
       ('mbs', "'mbs': unknown switch; expected some of manifest")):
     with pytest.raises(ValueError, match=message):
       load(path, switches)

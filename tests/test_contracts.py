@@ -14,7 +14,7 @@ from vatt_jax import hooks
 from vatt_jax import losses
 from vatt_jax import models
 from vatt_jax import train
-from vatt_jax.recipe import evals
+from vatt_jax.evaluators import evaluation
 from vatt_jax.weights import load as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,8 +36,8 @@ def extending(tmp_path_factory):
 def rows(extending, monkeypatch):
   """Adds the four classes to their tables."""
   monkeypatch.setitem(losses.LOSSES, 'counted_norm', extending.CountedNorm)
-  monkeypatch.setitem(models.MODELS, 'convnet', extending.make_convnet)
-  monkeypatch.setitem(evals.EVALUATORS, 'mean_norm', extending.MeanNorm)
+  monkeypatch.setitem(models.MODELS, 'convnet', extending.ConvNet)
+  monkeypatch.setitem(evaluation.EVALUATORS, 'mean_norm', extending.MeanNorm)
   monkeypatch.setitem(hooks.HOOKS, 'forget', extending.Forget)
 
 
@@ -48,7 +48,8 @@ def small(toy_world, **changes):
   config['data'] = dict(path=str(toy_world / 'train.csv'), max_bad_fraction=0.5)
   config['window'] = dict(num_frames=4, frame_rate_hz=5.0, image_size=16,
                           audio_hz=4000, modalities=('video', 'audio'))
-  config['model'] = dict(name='convnet', width=8)
+  config['model'] = dict(name='convnet', width=8,
+                         head=dict(name='fac', video_audio_dim=8))
   config['losses'] = dict(video_audio=dict(name='nce', temperature=0.1))
   config['optim']['warmup_steps'] = 1
   config['checkpoint'] = dict(every_steps=2, keep=2)

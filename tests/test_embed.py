@@ -15,7 +15,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
-from vatt_jax.models import build
+from vatt_jax.models.vatt import Vatt
 
 TINY = dict(depth=1, width=8, num_heads=2, mlp_dim=8)
 SETTINGS = dict(video=dict(patch=(2, 16, 16), **TINY), audio=dict(patch=(64,), **TINY),
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('runs') / 'one'
   batch = dict(video=np.zeros((1, 4, 32, 32, 3), np.float32),
                audio=np.zeros((1, 6400), np.float32), text=np.ones((1, 1, 5), np.int32))
-  model = build.build_model(**SETTINGS)
+  model = Vatt.from_config(**SETTINGS)
   checkpoint.save_model(folder, SETTINGS, jax.jit(model.init)(jax.random.key(0), batch))
   (folder / 'config.json').write_text(json.dumps(dict(model=SETTINGS, window=WINDOW)))
   (folder / 'vocabulary.txt').write_text('a\nred\ncircle\n')
@@ -160,7 +160,7 @@ def test_missing_modality_raises(workdir, paths, tmp_path):
   model = {k: v for k, v in SETTINGS.items() if k != 'text'}
   batch = dict(video=np.zeros((1, 4, 32, 32, 3), np.float32),
                audio=np.zeros((1, 6400), np.float32))
-  checkpoint.save_model(folder, model, jax.jit(build.build_model(**model).init)(
+  checkpoint.save_model(folder, model, jax.jit(Vatt.from_config(**model).init)(
       jax.random.key(0), batch))
   with pytest.raises(UserError, match='no_text: the model has no text; it has video'):
     embed.Embedder(folder).texts(['red'])

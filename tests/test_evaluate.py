@@ -17,7 +17,7 @@ from vatt_jax import metric_writer
 from vatt_jax import train
 from vatt_jax.distributed import interrupt
 from vatt_jax.errors import UserError
-from vatt_jax.recipe import evals
+from vatt_jax.evaluators import evaluation
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = dict(depth=1, width=8, num_heads=2, mlp_dim=8)
@@ -61,8 +61,7 @@ def brief(monkeypatch):
     def run(self, state):
       yield 'R@1', float(sum(x.sum() for x in jax.tree.leaves(state.params)))
 
-  monkeypatch.setitem(evals.EVALUATORS, 'sum',
-                      lambda reader, predict, batch_size: Sum())
+  monkeypatch.setitem(evaluation.EVALUATORS, 'sum', Sum)
   return dict(brief=dict(name='sum'))
 
 
@@ -133,8 +132,7 @@ def test_evaluation_without_metrics_is_a_warning(toy_world, workdir, brief, monk
     def run(self, state):
       yield from ()
 
-  monkeypatch.setitem(evals.EVALUATORS, 'nothing',
-                      lambda reader, predict, batch_size: Nothing())
+  monkeypatch.setitem(evaluation.EVALUATORS, 'nothing', Nothing)
   config = _config(toy_world, evals=brief | dict(vain=dict(name='nothing')))
   evaluate.watch(config, workdir, 'vain')
   assert caplog.text.count('config.evals.vain: returned no metrics') == 3

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from vatt_jax import evaluate
-from vatt_jax import recipe
+from vatt_jax import experiment
+from vatt_jax import inherit
 from vatt_jax import train
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import labels
-from vatt_jax.recipe import inherit
 from vatt_jax.weights import load as weights
 from vatt_jax.weights import vatt_tf2
 
@@ -94,7 +94,7 @@ def test_tower_starts_from_a_released_checkpoint_at_a_larger_size(toy_world, tmp
   config = shrunk(toy_world, 'finetune_video', 'toy,release')
   smaller = config | dict(window=config['window'] | dict(image_size=8))
   smaller['model'] = config['model'] | dict(head=dict(name='classifier', num_classes=3))
-  model, clip = recipe.model_and_clip(smaller)
+  model, clip = experiment.model_and_clip(smaller)
   zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), clip)
   vatt_tf2.export(jax.jit(model.init)(jax.random.key(3), zeros), tmp_path / 'ckpt-1')
   train.train(config | dict(init_from=str(tmp_path / 'ckpt-1')), tmp_path / 'run')
@@ -241,7 +241,7 @@ def test_classes_are_searched_once(toy_world, tmp_path, monkeypatch):
   calls = []
   find = labels.find
   monkeypatch.setattr(labels, 'find', lambda *args: calls.append(args) or find(*args))
-  run = recipe.make(shrunk(toy_world, 'finetune_video'), tmp_path / 'run')
+  run = experiment.make(shrunk(toy_world, 'finetune_video'), tmp_path / 'run')
   assert len(calls) == 1 and len(run.reader.labels.names) == 8
 
 
@@ -306,12 +306,13 @@ def test_replicas_must_fit_batch_and_microbatches(changes, message):
   config['optim'] |= dict(clip_norm=0.75, clip_replicas=4)
   config['model']['head'] |= dict(num_classes=3)
   for count in (1, 4):
-    task, *_ = recipe.make_step(config | dict(num_microbatches=count))
+    task, *_ = experiment.make_step(config | dict(num_microbatches=count))
     assert task.num_microbatches == 4
   with pytest.raises(UserError, match=message):
-    recipe.make_step(config | changes)
+    experiment.make_step(config | changes)
   config['optim']['clip_norm'] = 0.0    # no clipping: any number of microbatches
-  assert recipe.make_step(config | dict(num_microbatches=2))[0].num_microbatches == 2
+  task, *_ = experiment.make_step(config | dict(num_microbatches=2))
+  assert task.num_microbatches == 2
 
 
 def test_audio_and_image_configs_have_the_paper_values():
@@ -320,12 +321,12 @@ def test_audio_and_image_configs_have_the_paper_values():
   assert (c.total_steps, c.batch_size, c.model.head.num_classes) == (50_000, 1024, 527)
   assert (c.optim.peak_rate, c.optim.warmup_steps, c.augment.mixup) == (0.2, 5000, 5)
   assert c.losses.label.to_dict() == dict(name='bce', balance=True)
-  _, clip = recipe.model_and_clip(c.to_dict())
+  _, clip = experiment.model_and_clip(c.to_dict())
   assert clip['audio'].shape == (1, 153_600)    # 6.4 s at 24 kHz
   c = load('finetune_image')
   assert (c.batch_size, c.model.head.num_classes) == (512, 1000)
   assert c.window.image_size == 384
   assert c.total_steps == 125_113    # 50 epochs
   assert (c.optim.peak_rate, c.losses.label.smoothing) == (0.08, 0.1)
-  _, clip = recipe.model_and_clip(c.to_dict())
+  _, clip = experiment.model_and_clip(c.to_dict())
   assert clip['video'].shape == (1, 1, 384, 384, 3)

@@ -1,4 +1,4 @@
-"""Tests vatt_jax/recipe/inherit.py: configs that take sizes from a checkpoint."""
+"""Tests vatt_jax/inherit.py: configs that take sizes from a checkpoint."""
 
 import importlib
 import json
@@ -9,9 +9,9 @@ from ml_collections import config_flags
 import pytest
 
 from vatt_jax import evaluate
+from vatt_jax import inherit
 from vatt_jax import train
 from vatt_jax.errors import UserError
-from vatt_jax.recipe import inherit
 from vatt_jax.reports import run_figures
 
 TOWER = dict(width=16, depth=1, num_heads=2, mlp_dim=24)

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 import pytest
 
 from vatt_jax import checkpoint
-from vatt_jax import recipe
+from vatt_jax import experiment
+from vatt_jax import inherit
 from vatt_jax import train
 from vatt_jax.errors import UserError
-from vatt_jax.recipe import inherit
 
 DATA_SETS = {    # switches, modality, frames, pixels, rate, splits
     'linear_ucf101': ('video', 32, 320, 12.5, 3),
@@ -49,7 +49,7 @@ def shrink(config: ConfigDict, toy_world: pathlib.Path, folder: pathlib.Path,
   linear['classifiers']['low_rank']['steps'] = 20
   if 'num_epochs' in linear:
     linear['num_epochs'] = 2
-  network, clip = recipe.model_and_clip(config)
+  network, clip = experiment.model_and_clip(config)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), clip)
   checkpoint.save_model(folder / 'model', model, network.init(jax.random.key(1), zeros))
   return config
@@ -114,7 +114,7 @@ def test_configs_have_the_paper_values(name):
   linear = config.evals.linear
   assert (linear.rows, linear.num_epochs, linear.num_windows) == ('windows', 10, 10)
   assert linear.classifiers.svm.C == 1e-3
-  recipe.model_and_clip(config.to_dict())
+  experiment.model_and_clip(config.to_dict())
 
 
 def test_one_flag_sets_the_features_of_both_evaluators():
@@ -141,7 +141,7 @@ def test_unknown_switch_error_names_the_switch(name, switches, message):
     ('evals.linear.classifiers.svm.C', 0.0,
      r'config\.evals\.linear\.classifiers\.svm: C=0\.0: expected more than 0'),
     ('evals.linear.classifiers.lda', {},
-     r"config\.evals\.linear: classifiers='lda': expected one of logistic, svm"),
+     r"linear\.classifiers\.lda: name='lda': expected one of logistic, svm"),
     ('evals.linear.rows', 'films', r"\.linear: rows='films': expected one of clips, w"),
     ('evals.linear.num_epochs', 0, r'\.linear: num_epochs=0: expected 1 or more'),
     ('evals.neighbours.rows', 'windows', r'evals\.neighbours\.rows: unknown key'),

@@ -7,7 +7,7 @@ import pytest
 
 from vatt_jax import optim
 from vatt_jax.errors import UserError
-from vatt_jax.models import build
+from vatt_jax.models.vatt import Vatt
 
 
 def test_quarter_cosine_matches_the_paper():
@@ -152,7 +152,7 @@ def test_frozen_parameters_have_no_optimizer_state():
 
 
 def test_layer_decay_lowers_the_rate_of_each_lower_layer():
-  tower = build.build_model(video=dict(width=4, depth=2, num_heads=1, mlp_dim=4))
+  tower = Vatt.from_config(video=dict(width=4, depth=2, num_heads=1, mlp_dim=4))
   moved = _step(layer_decay=0.5, layer_of=tower.layer_of)
   expected = {'tokenizers_video': 0.125, 'block_0': 0.25, 'block_1': 0.5, 'norm': 1}
   backbone = moved['backbones_video']

@@ -17,11 +17,11 @@ from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax import evaluate
 from vatt_jax.errors import UserError
-from vatt_jax.models import build
-from vatt_jax.recipe import evals
+from vatt_jax.evaluators import evaluation
+from vatt_jax.models.vatt import Vatt
 
 ROOT = pathlib.Path(__file__).parents[1]
-RECIPE = 'configs/quickstart.py'
+CONFIG = 'configs/quickstart.py'
 GRID = {'optim.peak_rate': ['1e-3', '0.01'], 'seed': ['0', '1']}
 
 # Replaces Python and the main command: fails on seed 1 unless a file `mended` exists,
@@ -67,7 +67,7 @@ def python(sweep, tmp_path, monkeypatch):
 @pytest.fixture
 def plan(sweep, tmp_path):
   return lambda grid=GRID, **given: sweep.plan(
-      tmp_path / 'out', **dict(recipe=RECIPE, arguments=['--config.total_steps=5'],
+      tmp_path / 'out', **dict(config_file=CONFIG, arguments=['--config.total_steps=5'],
                                grid=grid) | given)
 
 
@@ -94,9 +94,9 @@ def test_grid_is_parsed(sweep):
     ('sede', '1', r"--config\.sede=0: unknown key 'sede'; did you mean seed"),
     ('seed', 'x', r"--config\.seed=x: expected a whole number")])
 def test_invalid_grid_key_or_value_is_an_error(sweep, key, value, message):
-  sweep.check_grid(str(ROOT / RECIPE), GRID | {'model.video.patch': ['(2,4,4)']})
+  sweep.check_grid(str(ROOT / CONFIG), GRID | {'model.video.patch': ['(2,4,4)']})
   with pytest.raises(UserError, match=message):
-    sweep.check_grid(str(ROOT / RECIPE), GRID | {key: ['0', value]})
+    sweep.check_grid(str(ROOT / CONFIG), GRID | {key: ['0', value]})
 
 
 def test_points_have_valid_unique_file_names(sweep, plan):
@@ -105,7 +105,7 @@ def test_points_have_valid_unique_file_names(sweep, plan):
   assert re.fullmatch(r'data\.path=a_b_c,seed=0-[0-9a-f]{8}', names[0])
   assert len(set(names)) == 2
   assert points[0].arguments == [
-      f'--config={RECIPE}', '--config.total_steps=5', '--config.data.path=a/b c',
+      f'--config={CONFIG}', '--config.total_steps=5', '--config.data.path=a/b c',
       '--config.seed=0', f'--workdir={points[0].workdir}']
   [point] = plan({'data.vocabulary': ['x' * 300]})[2:]
   assert len(pathlib.Path(point.workdir).name) < 140
@@ -196,15 +196,14 @@ def test_every_checkpoint_of_a_run_is_a_point(sweep, plan, tmp_path, monkeypatch
     def run(self, state):
       yield 'R@1', 0.5
 
-  monkeypatch.setitem(evals.EVALUATORS, 'sum',
-                      lambda reader, predict, batch_size: Sum())
+  monkeypatch.setitem(evaluation.EVALUATORS, 'sum', Sum)
   model = dict(video=dict(patch=(2, 8, 8), depth=1, width=8, num_heads=2, mlp_dim=8))
   config = dict(seed=0, total_steps=0, batch_size=2, log_every_steps=1, data={},
                 window=dict(num_frames=2, frame_rate_hz=5.0, image_size=16,
                             audio_hz=4000, modalities=('video',)),
                 model=model, evals=dict(sum=dict(name='sum')))
   run = tmp_path / 'run'
-  checkpoint.save_model(run, model, build.build_model(**model).init(
+  checkpoint.save_model(run, model, Vatt.from_config(**model).init(
       jax.random.key(0), dict(video=np.zeros((1, 2, 16, 16, 3), np.float32))))
   (run / 'checkpoints' / '7').mkdir()    # only listed
   released = tmp_path / 'ckpt-500'
@@ -216,7 +215,7 @@ def test_every_checkpoint_of_a_run_is_a_point(sweep, plan, tmp_path, monkeypatch
   point, *others = plan({'init_from': listed}, arguments=['--mode=eval'])
   assert len(others) == 2 and f'--config.init_from={listed[0]}' in point.arguments
   evaluate.watch(config | dict(init_from=listed[0]), pathlib.Path(point.workdir),
-                 cli.recipe_name(RECIPE))
+                 cli.run_name(CONFIG))
   assert point.read_results() == {'step': 0, 'sum/R@1': 0.5}
 
 
@@ -278,7 +277,7 @@ def test_tpus_run_the_points_and_results_are_copied(sweep, plan, tmp_path, monke
   assert {line.split()[4] for line in ssh} == {'one', 'two'}
   assert min(ssh).startswith(    # the two VMs run in any order
       'compute tpus tpu-vm ssh one --worker=all --command=env -C src/vatt .venv/bin/'
-      f'python -m vatt_jax.main --config={RECIPE} ')
+      f'python -m vatt_jax.main --config={CONFIG} ')
   assert "'--config.data.path=a b'" in ssh[0] and '--zone=eu-4' in ssh[0]
   with pytest.raises(UserError, match='needs --tpu=NAME'):
     sweep.Tpu([], 'eu-4', '', lambda: None)
@@ -292,7 +291,7 @@ def test_tpus_run_the_points_and_results_are_copied(sweep, plan, tmp_path, monke
     ([], '--grid, --checkpoints: both missing')])
 def test_user_error_is_one_line_before_any_point_runs(flags, message, tmp_path):
   done = subprocess.run(
-      [sys.executable, 'launch/sweep.py', f'--config={RECIPE}',
+      [sys.executable, 'launch/sweep.py', f'--config={CONFIG}',
        f'--out={tmp_path / "out"}', *flags], cwd=ROOT, capture_output=True, text=True,
       env=os.environ | dict(PYTHONPATH=str(ROOT)))
   assert done.returncode == 2

@@ -8,9 +8,9 @@ import pytest
 
 from vatt_jax import train
 from vatt_jax.distributed import interrupt
+from vatt_jax.evaluators import evaluation
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import sources
-from vatt_jax.recipe import evals
 from vatt_jax.train_step import State
 
 
@@ -46,15 +46,14 @@ def test_no_evaluation_starts_after_a_signal(tmp_path):
     def run(state):
       ran.append(name)
       yield 'measure', 1.0
-    return evals.Evaluation(types.SimpleNamespace(run=run), 0, beside_random=False,
-                            where=name)
+    fake = types.SimpleNamespace(run=run, beside_random=False)
+    return evaluation.Evaluation(fake, 0, where=name)
 
   def check():
     if ran:
       raise interrupt.Interrupted(15)
 
-  run = types.SimpleNamespace(evaluations={n: evaluator(n) for n in ('one', 'two')},
-                              total_steps=1)
+  run = types.SimpleNamespace(evaluations={n: evaluator(n) for n in ('one', 'two')})
   with pytest.raises(interrupt.Interrupted):
     train._finish(run, None, None, tmp_path, check)
   assert ran == ['one'] and not list(tmp_path.iterdir())

@@ -17,14 +17,14 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
-from vatt_jax.models import build
+from vatt_jax.models.vatt import Vatt
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
 
 
 def make_model(variant='paper', agnostic=False, dtype='float32', head=()):
   size, text = ({}, dict(max_tokens=5)) if agnostic else (SIZE, SIZE)
-  return build.build_model(
+  return Vatt.from_config(
       video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **size),
       audio=dict(patch=(16,), drop_token_rate=0.5, **size),
       text=dict(vocabulary_size=32, **text), shared=SIZE if agnostic else None,
@@ -141,7 +141,7 @@ def test_step_with_absent_rows_equals_a_step_without_them(video_audio,
       video_text=contrastive.SigLIP(pair='video_text', temperature=0.1, bias=-2.0)
       if video_text == 'siglip' else contrastive.MilNCE(
           pair='video_text', temperature=0.1, form=video_text))
-  model = build.build_model(    # drops no tokens: draws depend on the rows' places
+  model = Vatt.from_config(    # drops no tokens: draws depend on the rows' places
       video=dict(patch=(2, 4, 4), **SIZE), audio=dict(patch=(16,), **SIZE),
       text=dict(vocabulary_size=32, **SIZE),
       head=dict(video_audio_dim=12, video_text_dim=10))
@@ -202,7 +202,7 @@ def test_bfloat16_towers_are_close_to_float32_and_keep_float32_parameters():
                head=dict(video_audio_dim=12, video_text_dim=10))
   embeds = []
   for dtype in ('float32', 'bfloat16'):
-    task = train_step.Task(build.build_model(**sizes, dtype=dtype), {}, optax.sgd(0.1),
+    task = train_step.Task(Vatt.from_config(**sizes, dtype=dtype), {}, optax.sgd(0.1),
                      optax.constant_schedule(0.1), 0)
     state = task.init(batch)
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {'float32'}
@@ -280,7 +280,7 @@ def test_audio_and_text_are_paired_where_both_are_present():
 
 def make_classifier(optimizer=None, **more):
   """Makes a task that classifies videos into three classes."""
-  model = build.build_model(video=dict(patch=(2, 4, 4), **SIZE),
+  model = Vatt.from_config(video=dict(patch=(2, 4, 4), **SIZE),
                             head=dict(name='classifier', num_classes=3))
   losses = {'label': classification.Softmax()}
   return train_step.Task(model, losses, optimizer or optax.sgd(0.1),
@@ -355,7 +355,7 @@ def test_microbatches_do_not_change_the_step(variant):
 @pytest.mark.slow
 def test_microbatches_do_not_change_the_step_of_a_classifier():
   """It has mixup across microbatches, masks, dropout in the head and label counts."""
-  model = build.build_model(
+  model = Vatt.from_config(
       audio=dict(kind='spectrogram', patch=(2, 2), drop_token_rate=0.5,
                  spec_augment=dict(time_masks=1, time_width=3, frequency_masks=1,
                                    frequency_width=3), **SIZE),
@@ -380,7 +380,7 @@ def test_memory_savings_together_do_not_change_the_step(mesh):
   batch = make_batch()
   states = []
   for saving in (False, True):
-    model = build.build_model(
+    model = Vatt.from_config(
         video=dict(patch=(2, 4, 4), drop_token_rate=0.5, **size),
         audio=dict(patch=(16,), drop_token_rate=0.5, **size),
         text=dict(vocabulary_size=32, **size),
@@ -405,7 +405,7 @@ def test_memory_savings_together_do_not_change_the_step(mesh):
 def test_microbatches_take_less_memory():
   """The towers take most of the memory."""
   size = dict(width=64, depth=2, num_heads=2, mlp_dim=256)
-  model = build.build_model(
+  model = Vatt.from_config(
       video=dict(patch=(2, 4, 4), **size), audio=dict(patch=(4,), **size),
       head=dict(video_audio_dim=12, video_text_dim=10))
   losses = {'video_audio': contrastive.NCE(pair='video_audio', temperature=0.1)}

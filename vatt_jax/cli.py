@@ -60,9 +60,9 @@ def run(main: Callable[..., None], *names: str) -> None:
   app.run(guarded, flags_parser=_parse)
 
 
-def recipe_name(recipe_file: str) -> str:
+def run_name(config_file: str) -> str:
   """Returns the default name of a run of `FILE` or `FILE:SWITCH,SWITCH`."""
-  name, _, switches = recipe_file.partition(':')
+  name, _, switches = config_file.partition(':')
   return '_'.join([pathlib.Path(name).stem, *switches.split(',')]).rstrip('_')
 
 

@@ -1,11 +1,18 @@
-"""Passes sections of a config to functions as keyword arguments; rejects other keys."""
+"""Builds objects from sections of a config.
+
+A section has a `name`; a table maps the name to a class or function; the other keys are
+its arguments (`build`). A section without a name is the arguments of one function
+(`call`). An unknown or missing key is an error that names the nearest key.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import difflib
 import inspect
 from typing import Any
@@ -29,10 +36,45 @@ def call(where: str, function: Callable[..., Any], settings: Settings, /,
     UserError: a key is unknown or missing, or the function raised a ValueError.
   """
   check_keys(where, function, settings, given)
-  try:
+  with naming(where):
     return function(**settings, **given)
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+  """Converts a ValueError to a UserError that names a section of the config."""
+  try:
+    yield
   except ValueError as e:
     raise UserError(f'config.{where}: {e}') from e
+
+
+def build(where: str, table: Mapping[str, Callable[..., Any]], section: Settings, /,
+          **given: Any) -> Any:
+  """Builds the object of a section with a `name`.
+
+  Args:
+    where: the section's name.
+    table: maps names to classes or functions. A class with a method `from_config` is
+      built by it.
+    section: `name`, and arguments.
+    **given: arguments that the section may leave out; those are passed that the class
+      takes.
+
+  Raises:
+    UserError: a name or key is unknown or missing, or a value is invalid.
+  """
+  def make(name: str, **fields: Any) -> Any:
+    kind = choose(table, name)
+    function = getattr(kind, 'from_config', kind)
+    takes = inspect.signature(function).parameters.keys() - fields.keys()
+    return call(where, function, fields,
+                **{key: value for key, value in given.items() if key in takes})
+
+  if not isinstance(section, Mapping):
+    raise UserError(f'config.{where}: {section!r}: expected a section with a name, one '
+                    f'of {", ".join(table)}')
+  return call(where, make, section)
 
 
 def check_keys(where: str, function: Callable[..., Any], settings: Settings,
@@ -52,8 +94,8 @@ def check_keys(where: str, function: Callable[..., Any], settings: Settings,
       raise UserError(f'config.{dot}{p.name}: missing')
 
 
-def choose(table: Mapping[str, Any], value: str, key: str = 'name') -> Any:
-  """Returns the entry of a table.
+def choose(table: Collection[str], value: str, key: str = 'name') -> Any:
+  """Returns the entry of a table, or the value itself if the table only lists values.
 
   Raises:
     ValueError: the table has no such entry; the message lists all entries.
@@ -61,7 +103,7 @@ def choose(table: Mapping[str, Any], value: str, key: str = 'name') -> Any:
   if value not in table:
     raise ValueError(f'{key}={value!r}: {nearest(value, table)}expected one of '
                      f'{", ".join(table)}')
-  return table[value]
+  return table[value] if isinstance(table, Mapping) else value
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

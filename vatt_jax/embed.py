@@ -92,7 +92,7 @@ class Embedder:
     default = checkpoint.split(path)[0] / text_lib.TOKENIZERS[kind].file_name
     if 'text' in self._model.modalities and (vocabulary or default.exists()):
       self._tokenizer = text_lib.load(
-          kind, vocabulary or default, config['model']['text']['vocabulary_size'],
+          kind, vocabulary or default, self._model.vocabulary_size,
           data.get('drop_stop_words', False))
 
   def videos(self, files: Sequence[File], num_windows: int = 4) -> Embeddings:

@@ -11,8 +11,8 @@ from typing import Any
 from absl import logging
 
 from vatt_jax import checkpoint
+from vatt_jax import experiment
 from vatt_jax import metric_writer
-from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax import workdir_lock
 from vatt_jax.distributed import hosts
@@ -55,7 +55,7 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
       if newest is None and hosts.is_first():
         # Without results, the config of an earlier attempt may still be corrected.
         (folder / checkpoint.CONFIG_FILE).unlink(missing_ok=True)
-      run = recipe.make(config, folder, stop.check, weights_from=str(source))
+      run = experiment.make(config, folder, stop.check, weights_from=str(source))
     if not run.evaluations:
       raise UserError('config.evals: is empty; expected one evaluator or more')
     done = hosts.from_first(-1 if newest is None else newest['step'])
@@ -81,7 +81,7 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
       print(f'Results: {(folder / metric_writer.RESULTS_FILE).resolve()}')
 
 
-def _load(run: recipe.Recipe, path: pathlib.Path, allow_random_head: bool,
+def _load(run: experiment.Experiment, path: pathlib.Path, allow_random_head: bool,
           asked_for: bool) -> dict[str, Any] | None:
   """Returns a checkpoint's variables, or None in all processes if it is deleted."""
   variables, gone = None, None

@@ -17,11 +17,11 @@ from ml_collections import config_flags
 
 from vatt_jax import cli
 from vatt_jax import evaluate
+from vatt_jax import inherit
 from vatt_jax import platforms
 from vatt_jax import train
 from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
-from vatt_jax.recipe import inherit
 from vatt_jax.reports import run_figures
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -76,7 +76,7 @@ def _run() -> None:
   if _EXTEND.value and _MODE.value != 'train':
     raise UserError(f'--extend: expected --mode=train, not --mode={_MODE.value}')
   config = _CONFIG.value.to_dict()
-  name = cli.recipe_name(config_flags.get_config_filename(flags.FLAGS['config']))
+  name = cli.run_name(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}')
   if _MODE.value != 'train':
     given = config_flags.get_override_values(flags.FLAGS['config'])

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vatt_jax.config import call
-from vatt_jax.config import choose
+from vatt_jax import config
 from vatt_jax.errors import UserError
 
 # Pattern of a parameter's name, and its multiplier of the learning rate.
@@ -141,11 +140,12 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     raise ValueError(f'clip_replicas={clip_replicas}: expected 1 or more')
   _check_rules(rules)
   first_total, *later_totals = *(old for _, old in extended), total_steps
-  schedule = choose(_DECAYS, decay, 'decay')(
+  schedule = config.choose(_DECAYS, decay, 'decay')(
       peak_rate, final_rate, _warmup_that_fits(warmup_steps, first_total), first_total)
   for (reached, old_total), new_total in zip(extended, later_totals, strict=True):
     schedule = stretched(schedule, reached, old_total, new_total)
-  update = call('optim', choose(_OPTIMIZERS, name), settings, schedule=schedule)
+  update = config.build('optim', OPTIMIZERS, {**settings, 'name': name},
+                        schedule=schedule)
   clip = None
   if clip_norm:
     whole = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
@@ -218,7 +218,7 @@ def _factor(decay: float, state_dtype: str) -> float | np.float32:
   return decay if state_dtype == 'float32' else np.float32(decay)
 
 
-_OPTIMIZERS = {'adam': adam, 'sgd': sgd}
+OPTIMIZERS = {'adam': adam, 'sgd': sgd}
 
 
 def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],

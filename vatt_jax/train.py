@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vatt_jax import checkpoint
+from vatt_jax import experiment
 from vatt_jax import metric_writer
-from vatt_jax import recipe
 from vatt_jax import train_step
 from vatt_jax import workdir_lock
 from vatt_jax.distributed import hosts
@@ -46,7 +46,8 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
       `report.html`.
     resume_from: the step to resume from, in place of the newest checkpoint; later
       checkpoints are moved to `checkpoints_discarded`.
-    extend: continue the run of the workdir to a larger `total_steps` (`recipe.make`).
+    extend: continue the run of the workdir to a larger `total_steps`
+      (`experiment.make`).
 
   Raises:
     UserError: bad input, a full disk, or another run in the workdir; the message names
@@ -58,12 +59,13 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
     # The first host writes the files that the others read: config, vocabulary, index
     # of captions. If they exist already, all hosts start at once.
     exists = (resume_from is None and not extend
-              and recipe.is_begun(config, workdir))
+              and experiment.is_begun(config, workdir))
     with hosts.first_alone(unless=exists):
-      run = recipe.make(config, workdir, stop.check, extend=extend)
+      run = experiment.make(config, workdir, stop.check, extend=extend)
       if resume_from is not None and hosts.is_first():
         checkpoint.go_back(workdir, resume_from)
-    with (checkpoint.Checkpoints(workdir / 'checkpoints', **run.checkpoint) as saved,
+    with (checkpoint.Checkpoints(workdir / 'checkpoints', run.checkpoint.keep,
+                                  run.checkpoint.every_steps) as saved,
           contextlib.ExitStack() as stack):
       state = _first_state(run, saved)
       first_step = int(state.step)
@@ -82,18 +84,18 @@ def train(config: Mapping[str, Any], workdir: pathlib.Path,
         raise
 
 
-def _note_start(config: Mapping[str, Any], run: recipe.Recipe, first_step: int,
+def _note_start(config: Mapping[str, Any], run: experiment.Experiment, first_step: int,
                 workdir: pathlib.Path) -> None:
   """Saves the facts about the run, and warns of a dataset smaller than a batch."""
-  if run.total_steps:
-    _warn_of_repeats(run.reader.clips, run.batch_size)
+  if run.config.total_steps:
+    _warn_of_repeats(run.reader.clips, run.config.batch_size)
   if hosts.is_first():
     run_info.save(workdir, run_info.gather(
         config, first_step, run.reader.clips,
         {name: e.evaluator for name, e in run.evaluations.items()}))
 
 
-def _take_steps(run: recipe.Recipe, state: State, saved: checkpoint.Checkpoints,
+def _take_steps(run: experiment.Experiment, state: State, saved: checkpoint.Checkpoints,
                 writer: Any, stop: interrupt.Interrupt) -> State:
   """Trains to the last step.
 
@@ -106,10 +108,10 @@ def _take_steps(run: recipe.Recipe, state: State, saved: checkpoint.Checkpoints,
   first_step = int(state.step)
   progress = _Progress(run, first_step)
   with contextlib.closing(pipeline.train_batches(    # ends its threads, too
-      run.reader, run.batch_size, run.seed, first_step, jax.process_index(),
-      jax.process_count())) as batches:
+      run.reader, run.config.batch_size, run.config.seed, first_step,
+      jax.process_index(), jax.process_count())) as batches:
     try:
-      for step in range(first_step, run.total_steps):
+      for step in range(first_step, run.config.total_steps):
         stop.check()
         with progress.paused():
           for name, evaluation in run.evaluations.items():
@@ -129,7 +131,7 @@ def _take_steps(run: recipe.Recipe, state: State, saved: checkpoint.Checkpoints,
     except interrupt.Interrupted:
       saved.save(int(state.step), state)
       raise
-  saved.save(run.total_steps, state)
+  saved.save(run.config.total_steps, state)
   return state
 
 
@@ -145,12 +147,12 @@ def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
     stop.end_within(_LAST_SECONDS, end)
 
 
-def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
+def _first_state(run: experiment.Experiment, saved: checkpoint.Checkpoints) -> State:
   state = _random_state(run)
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
-  if not run.total_steps:    # `init_from` may have changed since the last evaluation
+  if not run.config.total_steps:    # `init_from` may have changed since then
     saved.clear()
   if saved.latest() is not None:
     state = saved.restore(state)
@@ -178,8 +180,8 @@ def start_from(initial: dict[str, Any], state: State) -> State:
   """Returns the state of step 0 with a checkpoint's weights.
 
   Args:
-    initial: the checkpoint's variables (`recipe.Recipe.initial`); arrays that are
-      shapes only keep their random values.
+    initial: the checkpoint's variables (`experiment.Experiment.initial`); arrays that
+      are shapes only keep their random values.
     state: a randomly initialized state.
   """
   def choose(loaded, random):
@@ -194,7 +196,7 @@ def start_from(initial: dict[str, Any], state: State) -> State:
   return state.replace(params=params, model_state=chosen, average=average)
 
 
-def untrained(run: recipe.Recipe) -> State:
+def untrained(run: experiment.Experiment) -> State:
   """Returns a randomly initialized state without optimizer state and average.
 
   Weights of a checkpoint that replace its parameters are averaged ones if available.
@@ -202,16 +204,16 @@ def untrained(run: recipe.Recipe) -> State:
   return _random_state(run).replace(opt_state=(), average=None)
 
 
-def _random_state(run: recipe.Recipe) -> State:
+def _random_state(run: experiment.Experiment) -> State:
   """Returns the randomly initialized state of step 0."""
-  return run.task.init(run.reader.window.batch(run.batch_size))
+  return run.task.init(run.reader.window.batch(run.config.batch_size))
 
 
 class _Progress:
   """Logs means of the metrics between two log lines, the speed, and the time left."""
 
-  def __init__(self, run: recipe.Recipe, first_step: int):
-    self._run = run
+  def __init__(self, run: experiment.Experiment, first_step: int):
+    self._config = run.config
     self._rows: list[dict[str, jax.Array]] = []
     self._since = time.monotonic()
     self._first_step = first_step
@@ -228,7 +230,7 @@ class _Progress:
 
   def due(self, step: int) -> bool:
     """Returns whether to log: at multiples, the last step, and the run's first step."""
-    return (step % self._run.log_every_steps == 0 or step == self._run.total_steps
+    return (step % self._config.log_every_steps == 0 or step == self._config.total_steps
             or step == self._first_step + 1)
 
   def report(self, step: int) -> dict[str, float]:
@@ -241,12 +243,12 @@ class _Progress:
     means = {f'train/{k}': float(np.mean([row[k] for row in rows])) for k in rows[0]}
     now = time.monotonic()
     seconds_per_step = (now - self._since) / len(rows)
-    means['train/clips_per_second'] = self._run.batch_size / seconds_per_step
+    means['train/clips_per_second'] = self._config.batch_size / seconds_per_step
     loss = means['train/loss']
     if not math.isfinite(loss):
       raise UserError(f'train/loss={loss} at step {step}: expected a finite number; '
                       'lower config.optim.peak_rate and start in another --workdir')
-    total = self._run.total_steps
+    total = self._config.total_steps
     line = f'step {step:{len(str(total))}}/{total}  loss {loss:.3f}'
     if step == self._first_step + 1:    # includes compilation: no estimate of speed
       line += f'  compiled in {_duration(now - self._since)}'
@@ -265,7 +267,7 @@ def _duration(seconds: float) -> str:
           f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s')
 
 
-def _finish(run: recipe.Recipe, state: State, writer: Any,
+def _finish(run: experiment.Experiment, state: State, writer: Any,
             workdir: pathlib.Path, check: Callable[[], None]) -> None:
   """Evaluates the model and a randomly initialized one; writes results and report."""
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
@@ -282,7 +284,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
                   for k, v in evaluation.run(random).items()
                   if not report.is_chance(k)}
   if results:
-    writer.write_scalars(run.total_steps, results)
+    writer.write_scalars(run.config.total_steps, results)
   digest = checkpoint.digest(state.params)
   if hosts.is_first():
     results |= _of_input(run, workdir) | {'params/sha256': digest}
@@ -304,7 +306,7 @@ def _finish(run: recipe.Recipe, state: State, writer: Any,
     print(f'Report: {page.resolve()}')
 
 
-def _of_input(run: recipe.Recipe, workdir: pathlib.Path) -> dict[str, int]:
+def _of_input(run: experiment.Experiment, workdir: pathlib.Path) -> dict[str, int]:
   """Counts skipped files and files without video or audio, over all hosts."""
   notes = run.reader.notes
   for path in workdir.glob('file_notes_*.jsonl'):

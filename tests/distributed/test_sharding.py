@@ -15,7 +15,7 @@ import pytest
 from configs import finetune_video
 from configs import pretrain_mbs
 from configs import quickstart
-from vatt_jax import recipe
+from vatt_jax import experiment
 from vatt_jax.distributed import logical_axes
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
@@ -147,7 +147,7 @@ def test_known_parameter_with_another_shape_is_refused():
 def test_make_step_needs_no_data():
   config = quickstart.get_config().to_dict() | dict(mesh=dict(fsdp=2))
   config['data']['path'] = '/nowhere'
-  task, state, batch = recipe.make_step(config)
+  task, state, batch = experiment.make_step(config)
   assert batch['video'].shape == (32, 8, 48, 48, 3)
   assert batch['text'].sharding == sharding.rows(task.mesh)
   for tree in (state.params, state.opt_state[0].mu):
@@ -158,7 +158,7 @@ def test_make_step_needs_no_data():
   config = finetune_video.get_config().to_dict()
   config['model']['head']['num_classes'] = 0
   with pytest.raises(UserError, match=r'num_classes: missing'):
-    recipe.make_step(config)
+    experiment.make_step(config)
 
 
 @pytest.mark.parametrize('sizes, message', [
@@ -187,7 +187,7 @@ def test_fsdp_auto_is_the_largest_size_that_fits(count, sizes, fsdp, caplog):
 def test_pretraining_uses_fsdp_auto_unless_told_otherwise():
   config = pretrain_mbs.get_config('toy').to_dict()
   for fsdp, expected in (('auto', 2), ('1', 1), (2, 2)):
-    task, _, _ = recipe.make_step(config | dict(mesh=dict(data=-1, fsdp=fsdp)))
+    task, _, _ = experiment.make_step(config | dict(mesh=dict(data=-1, fsdp=fsdp)))
     assert task.mesh.shape['fsdp'] == expected
   assert pretrain_mbs.get_config().mesh.fsdp == 'auto'
   with pytest.raises(UserError, match=r"mesh\.fsdp='all': expected a number, or 'aut"):

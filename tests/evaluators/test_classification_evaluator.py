@@ -49,18 +49,19 @@ def _oracle(reader, wrong=()):
 
 def test_scores_are_averaged_over_views(reader):
   reader = labelled(reader, 'shape')
-  evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv', 2, 3)
+  evaluator = classification.Classify(_oracle(reader), reader, 5, num_windows=2,
+                                      num_crops=3)
   results = dict(evaluator.run(None))
   assert results['top1'] == 1 and 0 < results['chance_top1'] < 1
   # The score -9 of one view outweighs the 1 of the other five.
-  evaluator = classification.Classify(_oracle(reader, wrong=(3, 8)), reader, 5, '',
-                                      2, 3)
+  evaluator = classification.Classify(_oracle(reader, wrong=(3, 8)), reader, 5,
+                                      num_windows=2, num_crops=3)
   assert dict(evaluator.run(None))['top1'] == 1 - 2 / COUNT
 
 
 def test_multi_label_clips_are_measured_by_average_precision(reader):
   reader = labelled(reader, 'sound_event', several=True)
-  evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv')
+  evaluator = classification.Classify(_oracle(reader), reader, 5)
   results = dict(evaluator.run(None))
   assert results['mAP'] == results['AUC'] == 1
   assert results['d_prime'] > 1 and results['chance_AUC'] == 0.5
@@ -70,7 +71,7 @@ def test_equal_scores_have_zero_accuracy(reader):
   reader = labelled(reader, 'motion')
   constant = lambda state, batch: dict(logits=np.ones((len(batch['id']), 8)),
                                        pooled=dict(video=None))
-  results = dict(classification.Classify(constant, reader, 5, 'test.csv').run(None))
+  results = dict(classification.Classify(constant, reader, 5).run(None))
   assert results['top1'] == results['top5'] == 0
 
 
@@ -79,10 +80,9 @@ def test_clips_without_a_label_are_left_out_and_counted(reader, caplog):
   clips = [dataclasses.replace(clip, labels=clip.labels | dict(shape=''))
            if i in (1, 2) else clip for i, clip in enumerate(reader.clips)]
   some = dataclasses.replace(reader, clips=clips)
-  evaluator = classification.Classify(_oracle(reader, wrong=(1, 4)), some, 5,
-                                      'test.csv')
+  evaluator = classification.Classify(_oracle(reader, wrong=(1, 4)), some, 5)
   assert dict(evaluator.run(None))['top1'] == 1 - 1 / (COUNT - 2)
-  assert 'test.csv: 2 of 16 clips have no label' in caplog.text
+  assert 'config.data.path: 2 of 16 clips have no label' in caplog.text
 
 
 def test_no_metrics_if_all_clips_lack_a_label_or_video(reader, caplog):
@@ -94,9 +94,9 @@ def test_no_metrics_if_all_clips_lack_a_label_or_video(reader, caplog):
               for view in super().views(index, *args)]
 
   blind = Blind(**{f.name: getattr(reader, f.name) for f in dataclasses.fields(reader)})
-  evaluator = classification.Classify(_oracle(reader), blind, 5, 'test.csv')
+  evaluator = classification.Classify(_oracle(reader), blind, 5)
   assert not dict(evaluator.run(None))
-  assert 'test.csv: 16 of 16 clips have no label or nothing to classify' in caplog.text
+  assert 'path: 16 of 16 clips have no label or nothing to classify' in caplog.text
 
 
 def test_wrong_label_map_or_unlabelled_split_raises(reader):
@@ -104,19 +104,19 @@ def test_wrong_label_map_or_unlabelled_split_raises(reader):
   few = dataclasses.replace(reader, labels=dataclasses.replace(
       reader.labels, names=reader.labels.names[1:]))
   with pytest.raises(UserError, match=r"clips/test/\d+\.mp4: shape='bar' is none of"):
-    classification.Classify(_oracle(reader), few, 5, 'test.csv')
+    classification.Classify(_oracle(reader), few, 5)
   other = dataclasses.replace(reader, labels=dataclasses.replace(
       reader.labels, column='size'))
-  with pytest.raises(UserError, match=r"test\.csv: no column 'size'; found colour"):
-    classification.Classify(_oracle(reader), other, 5, 'test.csv')
+  with pytest.raises(UserError, match=r"data\.path: no column 'size'; found colour"):
+    classification.Classify(_oracle(reader), other, 5)
   empty = dataclasses.replace(reader, clips=[
       Clip(clip.path, labels=dict(shape='')) for clip in reader.clips])
-  with pytest.raises(UserError, match=r"test\.csv: no clip has a label in its column"):
-    classification.Classify(_oracle(reader), empty, 5, 'test.csv')
+  with pytest.raises(UserError, match=r"data\.path: no clip has a label in its column"):
+    classification.Classify(_oracle(reader), empty, 5)
 
 
 def test_model_without_classifier_raises(reader):
   evaluator = classification.Classify(lambda state, batch: dict(embed={}),
-                                labelled(reader, 'shape'), 5, 'test.csv')
+                                labelled(reader, 'shape'), 5)
   with pytest.raises(UserError, match=r"'classify' needs a classifier"):
     list(evaluator.run(None))

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import models
 from vatt_jax.distributed import logical_axes
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.models import attention
 from vatt_jax.models import attention_pallas
-from vatt_jax.models import build
+from vatt_jax.models.vatt import Vatt
 
 OTHERS = ('weights', 'scores')
 
@@ -182,7 +183,7 @@ def test_cudnn_form_calls_attention_with_the_same_result(monkeypatch):
 def test_attention_form_of_a_config_reaches_its_transformers():
   tower = dict(width=8, depth=1, num_heads=2, mlp_dim=8)
   for name in attention.FORMS:
-    model = build.build_model(video=tower, shared=None, attention=name)
+    model = Vatt.from_config(video=tower, shared=None, attention=name)
     assert model.backbones['video'].attention.keywords == dict(form=name)
   with pytest.raises(UserError, match=r'attention=.flush.: did you mean fused'):
-    build.build_model(video=tower, attention='flush')
+    models.from_config(dict(video=tower, attention='flush'))

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import models
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip_keys
-from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
+from vatt_jax.models.vatt import Vatt
 
 SIZE = dict(width=16, depth=2, num_heads=2, mlp_dim=32)
 HEAD = dict(video_audio_dim=12, video_text_dim=10)
@@ -42,7 +43,7 @@ def _batch(b=4):
 @pytest.fixture(scope='module', params=[SPECIFIC, AGNOSTIC],
                 ids=['specific', 'agnostic'])
 def model_and_variables(request):
-  model = build.build_model(**request.param)
+  model = Vatt.from_config(**request.param)
   return model, jax.jit(model.init)(jax.random.key(1), _batch())
 
 
@@ -114,7 +115,7 @@ def test_token_order_changes_text_features(model_and_variables):
 def test_agnostic_model_has_one_backbone_and_specific_model_three():
   batch = _batch()
   specific, agnostic = (
-      jax.eval_shape(build.build_model(**kind).init, jax.random.key(0),
+      jax.eval_shape(Vatt.from_config(**kind).init, jax.random.key(0),
                      batch)['params'] for kind in (SPECIFIC, AGNOSTIC))
   assert {k for k in specific if 'backbone' in k} == {
       'backbones_video', 'backbones_audio', 'backbones_text'}
@@ -189,7 +190,7 @@ RELEASED_AGNOSTIC = dict(AGNOSTIC, variant='release',
 @pytest.mark.parametrize('settings', [RELEASED, RELEASED_AGNOSTIC],
                          ids=['specific', 'agnostic'])
 def test_release_variant_has_the_parameters_of_the_release(settings):
-  params = jax.eval_shape(build.build_model(**settings).init, jax.random.key(0),
+  params = jax.eval_shape(Vatt.from_config(**settings).init, jax.random.key(0),
                           _batch())
   agnostic = 'shared' in settings
   assert params['frozen']['tokenizers_text']['embedding'].shape == (32, 300)
@@ -213,7 +214,7 @@ def test_release_variant_has_the_parameters_of_the_release(settings):
 def test_only_the_release_variant_has_dropout():
   batch = _batch()
   for settings, same in ((SPECIFIC, True), (RELEASED, False)):
-    model = build.build_model(text=settings['text'], head=HEAD,
+    model = Vatt.from_config(text=settings['text'], head=HEAD,
                               variant=settings.get('variant', 'paper'))
     variables = jax.jit(model.init)(jax.random.key(0), {'text': batch['text']})
     apply = jax.jit(lambda v, key, model=model: model.apply(
@@ -228,7 +229,7 @@ def test_only_the_release_variant_has_dropout():
 def test_release_variant_has_dropout_in_all_its_places(modality, places, monkeypatch):
   """Four places in each block (attention weights and output, MLP), input and output.
   """
-  tower = build.build_model(variant='release', **{
+  tower = Vatt.from_config(variant='release', **{
       modality: {k: v for k, v in SPECIFIC[modality].items() if 'drop' not in k}})
   batch = {modality: _batch()[modality]}
   variables = jax.eval_shape(tower.init, jax.random.key(0), batch)
@@ -242,7 +243,7 @@ def test_release_variant_has_dropout_in_all_its_places(modality, places, monkeyp
 
 def test_initial_scales_match_the_release():
   """Kernels are Glorot, patches by their convolution; tables have scale D^-0.5."""
-  model = build.build_model(variant='release', video=dict(
+  model = Vatt.from_config(variant='release', video=dict(
       patch=(2, 4, 4), width=64, depth=1, num_heads=4, mlp_dim=256))
   params = jax.jit(model.init)(
       jax.random.key(0), dict(video=jnp.zeros((1, 64, 64, 64, 3))))['params']
@@ -259,7 +260,7 @@ def test_initial_scales_match_the_release():
 
 def test_release_variant_keeps_the_same_tokens_in_all_rows():
   """Their number follows from the table of positions."""
-  tower = build.build_model(variant='release', audio=dict(
+  tower = Vatt.from_config(variant='release', audio=dict(
       patch=(4,), drop_token_rate=0.5, **SIZE), dropout_rate=0.0)
   variables = tower.init(jax.random.key(0), dict(audio=jnp.zeros((1, 40))))
   same = jnp.tile(jax.random.normal(jax.random.key(1), (1, 48)), (3, 1))
@@ -272,7 +273,7 @@ def test_release_variant_keeps_the_same_tokens_in_all_rows():
 
 @pytest.mark.parametrize('modality', ['video', 'audio', 'text'])
 def test_model_of_one_modality_works(modality):
-  tower = build.build_model(**{modality: SPECIFIC[modality]})
+  tower = Vatt.from_config(**{modality: SPECIFIC[modality]})
   batch = _batch()
   variables = tower.init(jax.random.key(0), batch)
   outputs = tower.apply(variables, batch)
@@ -281,7 +282,7 @@ def test_model_of_one_modality_works(modality):
 
 
 def test_image_equals_a_video_of_one_repeated_frame():
-  tower = build.build_model(video=dict(patch=(2, 4, 4), **SIZE))
+  tower = Vatt.from_config(video=dict(patch=(2, 4, 4), **SIZE))
   images = jax.random.uniform(jax.random.key(0), (3, 1, 8, 8, 3))
   variables = tower.init(jax.random.key(1), dict(video=jnp.zeros((1, 4, 8, 8, 3))))
   outputs = tower.apply(variables, dict(video=images))
@@ -294,7 +295,7 @@ def test_image_equals_a_video_of_one_repeated_frame():
 def test_spectrogram_tokenizer_has_the_expected_shapes():
   """For VATT 3.2 s of 48 kHz are 153 windows: 9 patches of 16 windows, 16 of 5 bins.
   """
-  tower = build.build_model(
+  tower = Vatt.from_config(
       variant='release', audio=dict(kind='spectrogram', drop_token_rate=0.5, **SIZE))
   variables = jax.eval_shape(tower.init, jax.random.key(0),
                              dict(audio=jnp.zeros((1, 153_600))))
@@ -312,7 +313,7 @@ def test_spectrogram_tokenizer_has_the_expected_shapes():
 def test_spectrogram_is_chosen_by_name_and_its_constants_can_change():
   """STiCA has 257 bins and 199 windows per second; patches are 16 windows x 5 bins."""
   for changes, bins in ((dict(), 257), (dict(mel_bins=128), 128)):
-    tower = build.build_model(audio=dict(
+    tower = Vatt.from_config(audio=dict(
         kind='spectrogram', spectrogram=dict(name='stica', **changes), **SIZE))
     variables = jax.eval_shape(tower.init, jax.random.key(0),
                                dict(audio=jnp.zeros((1, 24_000))))
@@ -324,7 +325,7 @@ def test_spectrogram_is_chosen_by_name_and_its_constants_can_change():
 def test_spectrogram_normalization_follows_name_and_settings():
   def spectrogram(**settings):
     audio = dict(kind='spectrogram', spectrogram=settings, **SIZE)
-    return build.build_model(audio=audio).tokenizers['audio'].spectrogram
+    return Vatt.from_config(audio=audio).tokenizers['audio'].spectrogram
   assert spectrogram().normalize == 'min_max'
   assert spectrogram(name='mmv').normalize == 'none'
   # Settings that are older than `normalize`.
@@ -337,7 +338,7 @@ def test_spectrogram_normalization_follows_name_and_settings():
 
 def test_spectrograms_are_masked_only_in_training():
   masks = dict(time_masks=2, time_width=10, frequency_masks=0, frequency_width=0)
-  plain, masking = (build.build_model(audio=dict(
+  plain, masking = (Vatt.from_config(audio=dict(
       kind='spectrogram', spectrogram=dict(name='gdt'), patch=(1, 40), **more, **SIZE))
                     for more in ({}, dict(spec_augment=masks)))
   audio = dict(audio=jax.random.uniform(jax.random.key(0), (3, 24_000), minval=-1.0))
@@ -354,7 +355,7 @@ def test_spectrograms_are_masked_only_in_training():
 def _mean_of_tokens(variant, **text):
   """Returns a model of text by the mean of tokens, its variables and sentences."""
   settings = dict(vocabulary_size=32, width=8, depth=0) | text
-  model = build.build_model(text=settings, head=HEAD, variant=variant)
+  model = Vatt.from_config(text=settings, head=HEAD, variant=variant)
   sentences = jnp.array([[[3, 4, 0, 0, 0], [5, 6, 7, 8, 9], [0, 0, 0, 0, 0]]])
   return model, model.init(jax.random.key(0), {'text': sentences}), sentences
 
@@ -371,7 +372,7 @@ def test_text_of_depth_0_is_the_mean_of_its_tokens():
   np.testing.assert_allclose(out['tokens']['text'][0, 0, :2], table[3:5], atol=1e-6)
   short = model.apply(variables, {'text': text[:, :1, :2]})
   np.testing.assert_allclose(short['pooled']['text'][0, 0], pooled[0, 0], atol=1e-6)
-  size = build.build_model(text=dict(size='small', vocabulary_size=9, depth=0))
+  size = Vatt.from_config(text=dict(size='small', vocabulary_size=9, depth=0))
   assert size.tokenizers['text'].width == 512
 
 
@@ -410,23 +411,23 @@ def test_text_of_depth_0_trains_only_its_vectors_and_has_no_agg(variant, trained
 def test_classifier_gives_logits_of_one_modality():
   settings = dict(video=SPECIFIC['video'],
                   head=dict(name='classifier', num_classes=7, dropout_rate=0.5))
-  model, batch = build.build_model(**settings), _batch()
+  model, batch = Vatt.from_config(**settings), _batch()
   variables = model.init(jax.random.key(0), batch)
   outputs = model.apply(variables, batch)
   assert outputs['logits'].shape == (4, 7) and 'embed' not in outputs
   kernel, bias = (variables['params']['head']['logits'][k] for k in ('kernel', 'bias'))
   np.testing.assert_allclose(outputs['logits'],
                              outputs['pooled']['video'] @ kernel + bias, atol=1e-5)
-  two = build.build_model(audio=SPECIFIC['audio'], **settings)
+  two = Vatt.from_config(audio=SPECIFIC['audio'], **settings)
   with pytest.raises(ValueError, match='classifier of video, audio: expected one'):
     two.init(jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize('settings, message', [
     (dict(), 'model: no modality'),
-    (dict(video=dict(size='huge')), r"model\.video\.size='huge': expected one of"),
+    (dict(video=dict(size='huge')), r"model\.video: size='huge': expected one of"),
     (dict(video=dict(width=8)), r'model\.video\.depth: missing; give it, or a size'),
-    (dict(SPECIFIC, variant='peper'), r"model\.variant='peper': did you mean paper"),
+    (dict(SPECIFIC, variant='peper'), r"model: variant='peper': did you mean paper"),
     (dict(audio=dict(size='small', kind='wave')), r"model\.audio: kind='wave'"),
     (dict(audio=dict(SIZE, kind='spectrogram', spectrogram=dict(name='ast'))),
      r"model\.audio\.spectrogram: name='ast': expected one of vatt, mmv, gdt, stica"),
@@ -443,9 +444,9 @@ def test_classifier_gives_logits_of_one_modality():
     (dict(video=dict(SIZE, depth=0)), r'model\.video\.depth=0: expected 1 or more'),
     (dict(AGNOSTIC, shared=dict(SIZE, depth=0)), r'shared\.depth=0: expected 1 or'),
     (dict(text=dict(SIZE, depth=-1)), r'model\.text\.depth=-1: expected 0 or more'),
-    (dict(SPECIFIC, dtype='int32'), r"model\.dtype='int32': expected one of float32"),
-    (dict(video=dict(SIZE, drop_token_rate=1.0)), r'video\.drop_token_rate=1\.0: exp'),
+    (dict(SPECIFIC, dtype='int32'), r"model: dtype='int32': expected one of float32"),
+    (dict(video=dict(SIZE, drop_token_rate=1.0)), r'video: drop_token_rate=1\.0: exp'),
     (dict(SPECIFIC, head=dict(name='fcc')), r"model\.head: name='fcc': ")])
 def test_wrong_model_setting_is_named(settings, message):
   with pytest.raises(UserError, match=message):
-    build.build_model(**settings)
+    models.from_config(settings)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vatt_jax.models import positions
-from vatt_jax.models import vatt
+from vatt_jax.models import tokenization
 
 
 @pytest.mark.parametrize('case', ['14_to_20', '8_to_5', '14_to_24', '16_to_12'])
@@ -34,7 +34,7 @@ def test_spline_interpolates_the_given_points():
 
 @pytest.mark.parametrize('release', [True, False])
 def test_tokenizer_accepts_another_input_size(release):
-  tokenizer = vatt.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
+  tokenizer = tokenization.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
   variables = tokenizer.init(jax.random.key(0), np.zeros((1, 4, 8, 8, 3), np.float32))
   tokens = tokenizer.apply(variables, np.zeros((1, 4, 12, 8, 3), np.float32)).x
   assert tokens.shape == (1, 2 * 3 * 2, 8)
@@ -75,10 +75,11 @@ def _with_zero_projection(tokenizer, x):
 
 
 @pytest.mark.parametrize('tokenizer, x', [
-    (vatt.WaveformTokenizer(width=8, patch=(16,)), np.ones((1, 160), np.float32)),
-    (vatt.VideoTokenizer(width=8, patch=(2, 4, 4)),
+    (tokenization.WaveformTokenizer(width=8, patch=(16,)),
+     np.ones((1, 160), np.float32)),
+    (tokenization.VideoTokenizer(width=8, patch=(2, 4, 4)),
      np.ones((1, 12, 8, 8, 3), np.float32)),
-    (vatt.SpectrogramTokenizer(width=8, patch=(2, 20)),
+    (tokenization.SpectrogramTokenizer(width=8, patch=(2, 20)),
      np.ones((1, 20_160), np.float32))], ids=['waveform', 'video', 'spectrogram'])
 def test_shorter_input_keeps_the_positions_of_the_longer_one(tokenizer, x):
   """Audio of 2.56 s has the positions of the beginning of 3.2 s in training."""
@@ -92,7 +93,7 @@ def test_shorter_input_keeps_the_positions_of_the_longer_one(tokenizer, x):
 @pytest.mark.parametrize('release', [True, False])
 def test_image_has_the_first_position_in_time(release):
   """The release's spline maps i/n to j/m; for m = 1, j/m = 0 is the first position."""
-  tokenizer = vatt.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
+  tokenizer = tokenization.VideoTokenizer(width=8, patch=(2, 4, 4), release=release)
   variables = _with_zero_projection(tokenizer, np.ones((1, 16, 8, 8, 3), np.float32))
   assert len(variables['params']['time_positions']) == 8
   clip = tokenizer.apply(variables, np.ones((1, 16, 8, 8, 3), np.float32)).x

@@ -7,8 +7,8 @@ import pytest
 from configs import pretrain_lbs
 from configs import pretrain_ma
 from configs import pretrain_mbs
-from vatt_jax import recipe
-from vatt_jax.models import build
+from vatt_jax import experiment
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.tools import cost
 
 SMALL = dict(depth=2, width=32, mlp_dim=48, num_heads=2)
@@ -52,12 +52,12 @@ def check(model, clip, modes=(True, False)):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_formula_equals_the_traced_count(name):
-  model = build.build_model(**MODELS[name])
+  model = Vatt.from_config(**MODELS[name])
   check(model, {m: CLIP[m] for m in model.tokenizers})
 
 
 def test_every_row_of_the_table_agrees_with_the_formula():
-  model = build.build_model(
+  model = Vatt.from_config(
       video=dict(drop_token_rate=0.5), text=dict(TEXT, max_tokens=7), shared=SMALL,
       head={})
   rows = cost.table(model, {m: CLIP[m] for m in model.tokenizers})
@@ -72,7 +72,7 @@ def test_every_row_of_the_table_agrees_with_the_formula():
 
 def test_image_costs_as_a_clip_of_one_patch():
   clip = dict(video=jax.ShapeDtypeStruct((1, 1, 32, 32, 3), jnp.float32))
-  check(build.build_model(video=SMALL), clip)
+  check(Vatt.from_config(video=SMALL), clip)
 
 
 @pytest.mark.parametrize('config', [
@@ -82,4 +82,4 @@ def test_image_costs_as_a_clip_of_one_patch():
     pytest.param(pretrain_ma.get_config(), marks=pytest.mark.slow)],
     ids=['MBS', 'MBS, as released', 'LBS', 'MA'])
 def test_formula_holds_for_the_models_of_the_paper(config):
-  check(*recipe.model_and_clip(config.to_dict()), modes=(True,))
+  check(*experiment.model_and_clip(config.to_dict()), modes=(True,))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import pretrain_mbs
-from vatt_jax import recipe
+from vatt_jax import experiment
 from vatt_jax.models import attention
-from vatt_jax.models import build
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.tools import cost
 
 F32 = jnp.float32
@@ -26,7 +26,7 @@ def _tower(layers, d, d_ff, n):
 
 
 def test_video_tower_cost_equals_the_count_by_hand():
-  model = build.build_model(video=dict(size='base'))
+  model = Vatt.from_config(video=dict(size='base'))
   clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
   count = cost.forward(model, clip)
   patches = 8 * 14 * 14
@@ -39,7 +39,7 @@ def test_video_tower_cost_equals_the_count_by_hand():
 
 
 def test_dropped_tokens_cost_nothing():
-  sizes = [cost.forward(build.build_model(audio=dict(size='small', drop_token_rate=r)),
+  sizes = [cost.forward(Vatt.from_config(audio=dict(size='small', drop_token_rate=r)),
                         dict(audio=jax.ShapeDtypeStruct((1, 12_800), F32)), train=True)
            for r in (0.0, 0.5)]
   for count, n in zip(sizes, (100, 50), strict=True):
@@ -49,7 +49,7 @@ def test_dropped_tokens_cost_nothing():
 
 def test_classifier_dropout_costs_nothing():
   clip = dict(video=jax.ShapeDtypeStruct((1, 4, 32, 32, 3), F32))
-  counts = [cost.forward(build.build_model(
+  counts = [cost.forward(Vatt.from_config(
       video=dict(size='small'), head=dict(name='classifier', num_classes=9,
                                           dropout_rate=rate)), clip, train=True)
             for rate in (0.0, 0.5)]
@@ -77,7 +77,7 @@ def test_kernel_operations_are_padded_to_the_matrix_unit():
 def test_every_form_of_attention_costs_the_same(form):
   clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
   tower = dict(width=64, depth=1, num_heads=1, mlp_dim=64)
-  forms = (build.build_model(video=tower, attention=name) for name in (form, 'plain'))
+  forms = (Vatt.from_config(video=tower, attention=name) for name in (form, 'plain'))
   count, plain = (cost.forward(model, clip) for model in forms)
   assert count == plain
 
@@ -124,7 +124,7 @@ def test_command_prints_a_table_and_json():
   parts = sum(rows[m]['train']['true'] for m in ('video', 'audio', 'text'))
   assert parts < rows['total']['train']['true'] < 1.1 * parts
   toy = pretrain_mbs.get_config('toy').to_dict()
-  text = cost.as_text(cost.table(*recipe.model_and_clip(toy)))
+  text = cost.as_text(cost.table(*experiment.model_and_clip(toy)))
   assert 'GFLOPs' in text and f'{rows["total"]["parameters"]:,}' in text
   wrong = run()
   assert wrong.returncode == 2

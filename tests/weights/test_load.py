@@ -6,8 +6,8 @@ import pytest
 
 from vatt_jax import checkpoint
 from vatt_jax.errors import UserError
-from vatt_jax.models import build
 from vatt_jax.models import positions
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.weights import load as weights
 
 TINY = dict(depth=1, width=8, num_heads=2, mlp_dim=8)
@@ -19,13 +19,19 @@ BATCH = dict(video=np.zeros((1, 4, 8, 8, 3), np.float32),
 
 
 def variables(settings, batch=BATCH, seed=0):
-  model = build.build_model(**settings)
+  model = Vatt.from_config(**settings)
   return jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(seed), batch))
 
 
 @pytest.fixture(scope='module')
 def pretrained():
   return variables(SETTINGS)
+
+
+def merge(model_vars, checkpoint_vars, spline=False):
+  """Merges them for a model of the variant that resizes positions in this way."""
+  model = Vatt.from_config(**SETTINGS, variant='release' if spline else 'paper')
+  return weights.merge(model, model_vars, checkpoint_vars, 'source')
 
 
 def only_video(**head):
@@ -38,7 +44,7 @@ def test_saved_model_is_loaded_unchanged(pretrained, tmp_path):
   assert config['model']['video']['patch'] == [2, 4, 4]
   jax.tree.map(np.testing.assert_array_equal, loaded, pretrained)
   model, _ = weights.load(tmp_path / 'model')
-  outputs = [m.apply(pretrained, BATCH) for m in (model, build.build_model(**SETTINGS))]
+  outputs = [m.apply(pretrained, BATCH) for m in (model, Vatt.from_config(**SETTINGS))]
   jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
@@ -59,7 +65,7 @@ def test_path_without_checkpoint_raises(tmp_path):
 
 def test_tower_is_loaded_from_multimodal_checkpoint_and_keeps_head(pretrained, caplog):
   model_vars = variables(only_video(name='classifier', num_classes=5), seed=1)
-  merged = weights.merge(model_vars, pretrained, 'source', spline=False)
+  merged = merge(model_vars, pretrained)
   tower = lambda v: {k: x for k, x in v['params'].items() if k != 'head'}
   for part, values in tower(merged).items():
     jax.tree.map(np.testing.assert_array_equal, values, pretrained['params'][part])
@@ -71,7 +77,7 @@ def test_tower_is_loaded_from_multimodal_checkpoint_and_keeps_head(pretrained, c
 def test_positions_are_resized_to_the_new_grid(pretrained):
   settings = only_video(name='classifier', num_classes=5)
   model_vars = variables(settings, dict(video=np.zeros((1, 4, 12, 8, 3), np.float32)))
-  merged = weights.merge(model_vars, pretrained, 'source', spline=True)
+  merged = merge(model_vars, pretrained, spline=True)
   tables = merged['params']['tokenizers_video']
   pretrained_tables = pretrained['params']['tokenizers_video']
   np.testing.assert_array_equal(
@@ -86,14 +92,14 @@ def test_shorter_clip_takes_the_first_positions_or_resizes_them_like_the_release
     pretrained, spline):
   settings = only_video(name='classifier', num_classes=5)
   image = dict(video=np.zeros((1, 1, 8, 8, 3), np.float32))
-  merged = weights.merge(variables(settings, image), pretrained, 'source', spline)
+  merged = merge(variables(settings, image), pretrained, spline)
   table = pretrained['params']['tokenizers_video']['time_positions']
   assert len(table) == 2
   np.testing.assert_allclose(merged['params']['tokenizers_video']['time_positions'],
                              table[:1], atol=1e-6)
   settings = dict(audio=SETTINGS['audio'], head=dict(name='classifier', num_classes=5))
   short = dict(audio=np.zeros((1, 24), np.float32))
-  merged = weights.merge(variables(settings, short), pretrained, 'source', spline)
+  merged = merge(variables(settings, short), pretrained, spline)
   table = pretrained['params']['tokenizers_audio']['positions']
   np.testing.assert_array_equal(
       merged['params']['tokenizers_audio']['positions'],
@@ -105,19 +111,19 @@ def test_missing_variables_are_named(pretrained):
   with pytest.raises(UserError, match=r'needs and the checkpoint lacks: params/'
                                       r'backbones_video/block_1\. The checkpoint has '
                                       r'and the model lacks: nothing'):
-    weights.merge(variables(other), pretrained, 'source', spline=False)
+    merge(variables(other), pretrained)
 
 
 def test_head_of_another_width_raises(pretrained):
   other = dict(SETTINGS, head=dict(video_audio_dim=7, video_text_dim=4))
   with pytest.raises(UserError, match=r'head/\S+ has shape .*this model needs'):
-    weights.merge(variables(other), pretrained, 'source', spline=False)
+    merge(variables(other), pretrained)
 
 
 def test_classifier_with_another_number_of_classes_keeps_its_head(caplog):
   model_vars, checkpoint_vars = (
       variables(only_video(name='classifier', num_classes=n), seed=n) for n in (5, 6))
-  merged = weights.merge(model_vars, checkpoint_vars, 'source', spline=False)
+  merged = merge(model_vars, checkpoint_vars)
   jax.tree.map(np.testing.assert_array_equal, merged['params']['head'],
                model_vars['params']['head'])
   jax.tree.map(np.testing.assert_array_equal, merged['params']['backbones_video'],
@@ -133,4 +139,4 @@ def test_checkpoint_with_unused_variables_raises(pretrained, change, unused):
   """Otherwise a tower would start from half of another one."""
   bigger = variables(SETTINGS | change)
   with pytest.raises(UserError, match=f'the model lacks: .*{unused}'):
-    weights.merge(pretrained, bigger, 'source', spline=False)
+    merge(pretrained, bigger)

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from vatt_jax import checkpoint
 from vatt_jax.errors import UserError
-from vatt_jax.models import build
+from vatt_jax.models import vatt as vatt_lib
 from vatt_jax.models.heads import unit_norm
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.weights import load as weights
 from vatt_jax.weights import vatt_tf2
 
@@ -50,7 +51,7 @@ def assert_close(value, golden, name):
 
 def random_variables(settings, seed=0):
   """Returns random values for all variables."""
-  shapes = jax.eval_shape(build.build_model(**settings).init, jax.random.key(0), BATCH)
+  shapes = jax.eval_shape(Vatt.from_config(**settings).init, jax.random.key(0), BATCH)
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda s: rng.uniform(0.1, 1, s.shape).astype(np.float32), shapes)
 
@@ -130,7 +131,7 @@ def test_bfloat16_embeddings_stay_close(pretrained, shared):
   """Allows a cosine distance of 2e-2 from float32."""
   name, model, variables, golden = pretrained
   settings, _ = vatt_tf2.read(shared / 'golden' / name)
-  half = build.build_model(**settings, dtype='bfloat16')
+  half = Vatt.from_config(**settings, dtype='bfloat16')
   batch = golden_batch(golden)
   embeds = [jax.jit(m.apply)(variables, batch)['embed'] for m in (model, half)]
   for a, b in zip(*map(jax.tree.leaves, embeds), strict=True):
@@ -144,8 +145,8 @@ def test_bfloat16_embeddings_stay_close(pretrained, shared):
 def test_fine_tuning_starts_from_the_weights_of_the_release(source, target, shared):
   """Resizes 2 x 2 video patches to 3 x 3, and 10 audio patches to 16."""
   _, pretrained = vatt_tf2.load(shared / 'golden' / source)
-  _, tuned = vatt_tf2.load(shared / 'golden' / target)
-  merged = weights.merge(tuned, pretrained, source, spline=True)
+  model, tuned = vatt_tf2.load(shared / 'golden' / target)
+  merged = weights.merge(model, tuned, pretrained, source)
   for path, value in flat(merged).items():
     if 'head/' not in path:
       # The release solves for the spline in float32; golden set A allows 5e-3.
@@ -176,16 +177,16 @@ def test_full_size_models_are_inferred_and_have_the_keys_of_the_release(name, sh
   shapes = {vatt_tf2.short_name(key): shape for key, (shape, _) in released.items()}
   settings, example = vatt_tf2.find_settings(shapes)
   variables = traverse_util.flatten_dict(jax.eval_shape(
-      build.build_model(**settings).init, jax.random.key(0), example))
+      Vatt.from_config(**settings).init, jax.random.key(0), example))
   actual = {
       vatt_tf2.full_name(key): (
           vatt_tf2.release_shape(path, variables[path].shape),
           'trainable' if path[0] == 'params' else 'frozen')
       for path, key in vatt_tf2.names(variables).items()}
   assert actual == released
-  size = next(s for s in build.SIZES if s in name or f'_{s[0]}bs' in name)
+  size = next(s for s in vatt_lib.SIZES if s in name or f'_{s[0]}bs' in name)
   tower = settings.get('shared') or settings.get('video') or settings['audio']
-  assert tower.items() >= build.SIZES[size].items()
+  assert tower.items() >= vatt_lib.SIZES[size].items()
 
 
 @pytest.mark.parametrize('settings', [SPECIFIC, UNIFIED, TUNED],
@@ -196,7 +197,7 @@ def test_exported_checkpoint_is_loaded_unchanged(settings, tmp_path):
   inferred, loaded = vatt_tf2.read(tmp_path / 'ckpt-1')
   assert_same(loaded, variables)
   assert inferred == settings
-  outputs = jax.jit(build.build_model(**inferred).apply)(loaded, BATCH)
+  outputs = jax.jit(Vatt.from_config(**inferred).apply)(loaded, BATCH)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 from absl import logging
@@ -25,21 +26,37 @@ class Classify:
   The paper uses 4 windows of 3 crops each (VATT, section 4.3).
   """
 
+  beside_random = False    # its random head is at chance
+
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
-               batch_size: int, where: str, num_windows: int = 1, num_crops: int = 1):
-    """Reads the labels.
+               batch_size: int, path: str = '', num_windows: int = 1,
+               num_crops: int = 1):
+    """Opens the clips and reads their labels.
 
     Args:
       predict: `predict(state, batch)` returns `logits` (`train_step.Task.predict`).
-      reader: reads the clips; has labels.
+      reader: reads clips; has labels.
       batch_size: rows per batch.
-      where: name of the source, for messages.
+      path: the source of the clips (`sources.open_source`); empty for the reader's.
       num_windows: windows spread over each clip.
       num_crops: crops spread over the frames of each window.
 
     Raises:
+      ValueError: the reader has no labels, or neither it nor `path` has clips.
       UserError: a label is not in the label map, or no clip has a label.
     """
+    if reader.labels is None:
+      raise ValueError('needs labels; set config.data.label to a column of the '
+                       'manifest')
+    if path:
+      reader = dataclasses.replace(reader, clips=sources.open_source(path))
+    elif not len(reader.clips):
+      raise ValueError("path='': expected the clips to classify, because the config "
+                       'has no training clips')
+    else:
+      logging.warning('The classifier is evaluated on the training clips, because the '
+                      'path of the evaluation is empty')
+    where = path or 'config.data.path'
     targets, columns = [], set()
     for clip in sources.each(reader.clips):    # one at a time: a record may be large
       targets.append(reader.labels.encode(clip))

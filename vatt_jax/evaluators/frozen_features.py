@@ -19,6 +19,8 @@ from sklearn import preprocessing
 
 from vatt_jax import checkpoint
 from vatt_jax import train_step
+from vatt_jax.config import call
+from vatt_jax.config import Settings
 from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
@@ -261,6 +263,30 @@ class Frozen:
                  self._reader.window, views, *clips.identities):
       sha.update(f'{part}\n'.encode())
     return sha.hexdigest()
+
+
+def open_section(where: str, section: Settings, train: str | Sequence[str],
+                 test: str | Sequence[str], **given: Any) -> Frozen:
+  """Builds the features of an evaluator's section.
+
+  Args:
+    where: the section's name.
+    section: arguments of `Frozen`.
+    train: the training source (`sources.open_source`), or that of each split.
+    test: the test source, or that of each split.
+    **given: other arguments of `Frozen`.
+
+  Raises:
+    ValueError: the numbers of training and test sources differ.
+    UserError: names the invalid key, label or source.
+  """
+  if isinstance(train, str) and isinstance(test, str):
+    train, test = [train], [test]
+  if isinstance(train, str) or isinstance(test, str) or len(train) != len(test):
+    raise ValueError('train and test: expected one each, or the same number of both')
+  opened = {path: (path, sources.open_source(path)) for path in (*train, *test)}
+  splits = [(opened[a], opened[b]) for a, b in zip(train, test, strict=True)]
+  return call(where, Frozen, section, splits=splits, **given)
 
 
 def _rows_of_label(features: _Array, rows: _Rows, label: str

@@ -18,8 +18,13 @@ from sklearn import linear_model
 from sklearn import preprocessing
 from sklearn import svm
 
+from vatt_jax.config import build
+from vatt_jax.config import choose
+from vatt_jax.config import Settings
+from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
+from vatt_jax.inputs import pipeline
 from vatt_jax.inputs.clip import Clip
 
 
@@ -157,9 +162,6 @@ class LowRank:
 CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank}
 
 
-ROWS = ('clips', 'windows')
-
-
 class LinearProbe:
   """Trains linear classifiers on frozen, standardised features.
 
@@ -174,6 +176,40 @@ class LinearProbe:
     """Stores the features, and the classifiers by name."""
     self._data = data
     self._classifiers = dict(classifiers)
+
+  @classmethod
+  def from_config(cls, where: str, predict: extract.Predict, reader: pipeline.Reader,
+                  batch_size: int, model: Settings, train: str | Sequence[str],
+                  test: str | Sequence[str],
+                  classifiers: Mapping[str, Settings] | None = None,
+                  rows: str = 'clips', num_epochs: int = 10, seed: int = 0,
+                  **features: Any) -> LinearProbe:
+    """Builds a linear probe.
+
+    Args:
+      where: the section's name.
+      predict: the model.
+      reader: reads clips.
+      batch_size: the batch size of feature extraction.
+      model: the model's settings.
+      train: the sources of training clips, one or a source for each split.
+      test: the sources of test clips.
+      classifiers: name in `CLASSIFIERS` -> settings; by default logistic regression.
+      rows: 'clips', or 'windows' for MMV's pipeline, which VATT uses.
+      num_epochs: the number of augmented training windows per clip (rows='windows').
+      seed: the seed of these windows.
+      **features: other arguments of `frozen_features.Frozen`.
+    """
+    augmentation = frozen_features.Augmentation(num_epochs, seed)
+    if choose(('clips', 'windows'), rows, 'rows') == 'clips':
+      augmentation = None
+    built = {name: build(f'{where}.classifiers.{name}', CLASSIFIERS,
+                         {**section, 'name': name})
+             for name, section in (classifiers or {'logistic': {}}).items()}
+    data = frozen_features.open_section(
+        where, features, train, test, predict=predict, reader=reader,
+        batch_size=batch_size, model=model, augmentation=augmentation)
+    return cls(data, built)
 
   @property
   def measured(self) -> Sequence[Clip]:

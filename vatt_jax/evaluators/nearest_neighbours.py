@@ -9,9 +9,11 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from vatt_jax.config import Settings
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
+from vatt_jax.inputs import pipeline
 from vatt_jax.inputs.clip import Clip
 
 _BLOCK = 256    # rows whose similarities are in memory at once
@@ -47,6 +49,18 @@ class Neighbours:
     self._data = data
     self._ks, self._shots = tuple(ks), tuple(shots)
     self._num_draws, self._seed = num_draws, seed
+
+  @classmethod
+  def from_config(cls, where: str, predict: extract.Predict, reader: pipeline.Reader,
+                  batch_size: int, model: Settings, train: str | Sequence[str],
+                  test: str | Sequence[str], ks: Sequence[int] = (1, 5, 20),
+                  shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0,
+                  **features: Any) -> Neighbours:
+    """Builds it with the features of a section (`frozen_features.open_section`)."""
+    data = frozen_features.open_section(where, features, train, test, predict=predict,
+                                        reader=reader, batch_size=batch_size,
+                                        model=model)
+    return cls(data, ks, shots, num_draws, seed)
 
   @property
   def measured(self) -> Sequence[Clip]:

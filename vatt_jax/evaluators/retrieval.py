@@ -11,10 +11,12 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from vatt_jax.config import choose
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import pipeline
+from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
 
 # direction -> (space, query, candidate)
@@ -59,28 +61,32 @@ class Retrieval:
   """
 
   def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
-               batch_size: int, num_windows: int = 1, num_crops: int = 1,
-               average: str = 'embeddings'):
-    """Stores the settings.
+               batch_size: int, path: str = '', captions: str = '',
+               num_windows: int = 1, num_crops: int = 1, average: str = 'embeddings'):
+    """Opens the clips.
 
     Args:
       predict: `predict(state, batch)` returns `embed` (`train_step.Task.predict`).
-      reader: reads the source of one or more clips.
+      reader: reads clips.
       batch_size: batch size of embedding.
+      path: the source of the clips (`sources.open_source`); empty for the reader's.
+      captions: the captions of the source.
       num_windows: windows spread over each clip.
       num_crops: crops spread over the frames of each window.
       average: one of `extract.AVERAGES`.
 
     Raises:
-      ValueError: `average` is unknown.
+      ValueError: `average` is unknown, or neither `path` nor the reader has clips.
     """
-    if average not in extract.AVERAGES:
-      raise ValueError(f'average={average!r}: expected one of '
-                       f'{", ".join(extract.AVERAGES)}')
+    if path:
+      reader = dataclasses.replace(reader, clips=sources.open_source(path, captions))
+    elif not len(reader.clips):
+      raise ValueError("path='': expected the clips to retrieve from, because the "
+                       'config has no training clips')
     self._predict = predict
     self._batch_size = batch_size
     self._views = num_windows, num_crops
-    self._average = average
+    self._average = choose(extract.AVERAGES, average, 'average')
     self._logged: str | None = None
     self.reader = reader
 

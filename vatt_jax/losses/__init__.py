@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vatt_jax.config import call
-from vatt_jax.config import choose
-from vatt_jax.config import Settings
-from vatt_jax.errors import UserError
+from vatt_jax import config
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
 from vatt_jax.losses.base import Batch
@@ -27,7 +23,7 @@ LOSSES: dict[str, type[Loss]] = {
     'softmax': classification.Softmax, 'bce': classification.BCE}
 
 
-def build(section_name: str, section: Settings) -> Loss:
+def build(section_name: str, section: config.Settings) -> Loss:
   """Builds the loss of a config section.
 
   Args:
@@ -38,18 +34,7 @@ def build(section_name: str, section: Settings) -> Loss:
   Raises:
     UserError: names the key that is unknown, missing or out of range.
   """
-  where = f'losses.{section_name}'
-  if not isinstance(section, Mapping) or 'name' not in section:
-    raise UserError(f'config.{where}: {section!r}: expected a section with a name, one '
-                    f'of {", ".join(LOSSES)}')
-
-  def make(name: str, **fields: Any) -> Loss:
-    kind = choose(LOSSES, name)
-    if any(field.name == 'pair' for field in dataclasses.fields(kind)):
-      fields.setdefault('pair', section_name)
-    return call(where, kind, fields)
-
-  return call(where, make, section)
+  return config.build(f'losses.{section_name}', LOSSES, section, pair=section_name)
 
 
 def init_memory(losses: Mapping[str, Loss], num_clips: int) -> dict[str, Any] | None:

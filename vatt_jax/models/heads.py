@@ -139,3 +139,6 @@ class Classifier(nn.Module):
         self.num_classes, dtype=jnp.float32, name='logits',
         kernel_init=layers.kernel_init,
         bias_init=nn.initializers.constant(start))(x))
+
+
+HEADS = {'fac': FacHead, 'classifier': Classifier}

@@ -22,7 +22,8 @@ class MultimodalModel(nn.Module):
   a module that takes (pooled, present, train, clips) and returns a dict of outputs. A
   subclass keeps rows of absent modalities out of every batch statistic
   (`find_present`). It puts the modality in the name of a modality's module, such as
-  `backbones_audio`, so that `modality_of` finds it.
+  `backbones_audio`, so that `modality_of` finds it. The keys of the config's section
+  `model` are its fields, or the arguments of its classmethod `from_config`.
   """
 
   def __call__(self, batch: Mapping[str, jax.Array], train: bool = False
@@ -85,6 +86,50 @@ class MultimodalModel(nn.Module):
     """
     del path
     return 0
+
+  @property
+  def vocabulary_size(self) -> int:
+    """Returns the number of ids of text, including padding; 0 for a model without text.
+    """
+    return 0
+
+  @property
+  def title(self) -> str:
+    """Returns a name of this kind of model, for figures."""
+    return type(self).__name__
+
+  @classmethod
+  def fixed_values(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a tower's or head's section that a checkpoint fixes.
+
+    They include the values that a name in the section stands for. A config that starts
+    from a checkpoint must have the same ones.
+    """
+    del section
+    return {}
+
+  def check_window(self, window: Any) -> None:
+    """Raises UserError if inputs of an `inputs.pipeline.Window` do not fit the model.
+    """
+
+  def word_tables(self) -> dict[tuple[str, ...], str]:
+    """Returns the tables of word vectors that are not trained.
+
+    Returns:
+      The path of each table in the variables -> the file that a new run reads it from;
+      empty for random vectors.
+    """
+    return {}
+
+  def resize(self, path: tuple[str, ...], value: Any, shape: tuple[int, ...]) -> Any:
+    """Returns a checkpoint's array in the shape of the model's; None if it cannot.
+
+    Args:
+      path: of the variable, such as ('params', 'head', 'kernel').
+      value: of the checkpoint.
+      shape: of the model's variable, for its inputs.
+    """
+    del path, value, shape
 
 
 def find_present(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -4,312 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
-import math
+import functools
 import re
 from typing import Any
-from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.config import build
+from vatt_jax.config import call
+from vatt_jax.config import choose
+from vatt_jax.config import naming
+from vatt_jax.config import nearest
+from vatt_jax.config import Settings
 from vatt_jax.distributed import logical_axes
+from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
+from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
 from vatt_jax.models import positions
+from vatt_jax.models import tokenization
+from vatt_jax.models.attention import choose_form
+from vatt_jax.models.attention import FORMS
+from vatt_jax.models.tokenization import Tokens
 
-# The number of elements that a TPU processes together along an array's last axis.
-_TILE = 128
+# Table 1 of the paper.
+SIZES = {
+    'small': dict(depth=6, width=512, mlp_dim=2048, num_heads=8),
+    'base': dict(depth=12, width=768, mlp_dim=3072, num_heads=12),
+    'medium': dict(depth=12, width=1024, mlp_dim=4096, num_heads=16),
+    'large': dict(depth=24, width=1024, mlp_dim=4096, num_heads=16)}
+_SIZE_KEYS = ('depth', 'width', 'mlp_dim', 'num_heads')
+# Values of a tower or head that a checkpoint fixes.
+_FIXED = (*_SIZE_KEYS, 'patch', 'kind', 'vocabulary_size', 'video_audio_dim',
+          'video_text_dim', 'projected_width')
 
+VARIANTS = ('paper', 'release')
+_DTYPES = ('float32', 'bfloat16')
+# The release drops everywhere in its Transformers and on its tokens, the paper nowhere.
+_RELEASE_DROPOUT_RATE = 0.1
 
-def patch_order(num_sides: int) -> tuple[int, ...]:
-  """Returns the order of a patch's sides in its vector, with channels as one more side.
-
-  From slowest to fastest: the last side, the first ones, channels, the last but one. In
-  this order a TPU cuts a video in two cheap transpositions. It is also the fastest
-  order on a CPU.
-  """
-  *first, last = range(num_sides)
-  return (last, *first[:-1], num_sides, *first[-1:])
-
-
-def cut_patches(x: jax.Array, patch: Sequence[int], pad: bool = True) -> jax.Array:
-  """Cuts a video, a spectrogram or a waveform into patches.
-
-  Patches follow the sides in order, the last side fastest. The elements of a patch are
-  in the order of `patch_order`.
-
-  Args:
-    x: [B, sides..., C].
-    patch: the size of a patch along each side.
-    pad: zero-pad a last patch that is not full (the paper counts ceil(T/t) patches);
-      otherwise it is left out, as in the release.
-
-  Returns:
-    [B, patches along each side..., product of the patch's sides * C].
-  """
-  b, *sides, c = x.shape
-  if pad:
-    x = jnp.pad(x, [(0, 0), *((0, -side % p)
-                              for side, p in zip(sides, patch, strict=True)), (0, 0)])
-  grid = [size // p for size, p in zip(x.shape[1:-1], patch, strict=True)]
-  sides = [n * p for n, p in zip(grid, patch, strict=True)]
-  x = x[:, *(slice(side) for side in sides)]
-  n = len(grid)
-  split = [size for pair in zip(grid[:-1], patch[:-1], strict=True) for size in pair]
-  x = x.reshape(b, *split, sides[-1], c)         # [B, n, p, ..., last side, C]
-  inner = [2 + 2 * i for i in range(n - 1)]
-  x = x.transpose(0, *(1 + 2 * i for i in range(n - 1)), 2 * n - 1, *inner[:-1], 2 * n,
-                  *inner[-1:])
-  # Without it XLA would merge this transposition with the cut of the last side. The
-  # merged one takes a TPU several times as long.
-  x = jax.lax.optimization_barrier(x.reshape(-1, sides[-1], c * math.prod(patch[:-1])))
-  return x.reshape(b, *grid, -1)
-
-
-def keep_tokens(keys: jax.Array, num_tokens: int, num_kept: int) -> jax.Array:
-  """Draws the tokens that DropToken keeps, in order.  key [B] -> int [B, num_kept].
-
-  Each clip has its own draw, uniform and without replacement.
-  """
-  noise = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(keys)
-  return jnp.sort(noise.argsort(axis=1)[:, :num_kept], axis=1)
-
-
-class Tokens(NamedTuple):
-  """Holds the tokens of a modality.
-
-  Attributes:
-    x: [B, N, D].
-    mask: bool [B, N], False for padding; None for no padding.
-    grid: sizes (t, h, w) of the space-time grid, with the product N; None if tokens
-      were dropped, and for text.
-  """
-  x: jax.Array
-  mask: jax.Array | None = None
-  grid: tuple[int, int, int] | None = None
-
-
-class PatchProjection(nn.Module):
-  """Projects the patches of `cut_patches` linearly.  [B, N, P] -> [B, N, D].
-
-  The kernel has the shape [sides..., D] for any order within a patch. The shape tells
-  the size of patches, and is that of the convolution in the release.
-
-  Attributes:
-    sides: sizes of a patch, and C; their product is P.
-    width: D.
-    release: initialize as a convolution, whose fans count every place of a patch.
-    dtype: compute type.
-  """
-  sides: Sequence[int]
-  width: int
-  release: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, patches: jax.Array) -> jax.Array:
-    def init(key, shape):
-      start = shape if self.release else (math.prod(self.sides), self.width)
-      return layers.kernel_init(key, start).reshape(shape)
-
-    kernel = self.param('kernel', init, (*self.sides, self.width))
-    bias = self.param('bias', nn.initializers.zeros, (self.width,))
-    patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
-    order = patch_order(len(self.sides) - 1)
-    kernel = logical_axes.gathered(kernel).transpose(*order, -1)
-    return layers.product(patches, kernel.reshape(-1, self.width)) + bias
-
-
-class RawTokenizer(nn.Module):
-  """Computes tokens from patches and positions; base of video and audio tokenizers.
-
-  DropToken comes before the projection, so that dropped tokens are never computed.
-
-  Attributes:
-    width: D.
-    patch: its size along each side.
-    drop_token_rate: of DropToken, in training.
-    fill_tiles: round the number of kept tokens, including AGG, to a multiple of 128: a
-      TPU takes as long for 785 tokens as for 896.
-    release: follow the released code: patches that are not full are left out; the sum
-      of positions is normalized; positions are resized by a spline; all examples of a
-      batch keep the same tokens, whose number is a fraction of the table's positions.
-    pre_projection: apply a linear layer with GELU before adding positions, as in the
-      release's modality-agnostic model.
-    dropout_rate: of tokens with their positions.
-    dtype: compute type.
-  """
-  width: int
-  patch: Sequence[int]
-  drop_token_rate: float = 0.0
-  fill_tiles: bool = False
-  release: bool = False
-  pre_projection: bool = False
-  dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-
-  def _tokens(self, x: jax.Array, tables: Sequence[str], keys: jax.Array | None,
-              modality: str) -> Tokens:
-    """Computes the tokens of a modality.
-
-    Args:
-      x: [B, sides..., C].
-      tables: the name of each side's table of positions.
-      keys: the clips' keys, in training; None drops nothing.
-      modality: 'video' or 'audio', whose draws are independent.
-    """
-    patches = cut_patches(x, self.patch, pad=not self.release)
-    b, *grid, _ = patches.shape
-    patches = patches.reshape(b, math.prod(grid), -1)                # [B, N, P*C]
-    where, num_places = self._positions(grid, tables)                # [N, D]
-    sizes = (*grid, 1, 1)[:3]
-    if keys is not None and self.drop_token_rate:
-      sizes = None
-      n = patches.shape[1]
-      num_kept = (int(num_places * (1 - self.drop_token_rate)) if self.release else
-                  n - int(n * self.drop_token_rate))
-      if self.fill_tiles:
-        num_kept = max(round((num_kept + 1) / _TILE), 1) * _TILE - 1
-      drop_keys = (self.make_rng('drop_token')[None] if self.release else
-                   clip_keys.derive(keys, f'drop_token_{modality}'))
-      kept = keep_tokens(drop_keys, n, min(num_kept, n))
-      where = where[kept]                                            # [., N', D]
-      patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
-    x = PatchProjection((*self.patch, x.shape[-1]), self.width, self.release,
-                        self.dtype, name='projection')(patches)
-    if self.pre_projection:
-      x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
-    clips = None if keys is None else clip_keys.numbers(keys)
-    x = layers.dropout(x + where.astype(x.dtype), self.dropout_rate, clips)
-    return Tokens(x, grid=sizes)
-
-  def _positions(self, grid: Sequence[int], names: Sequence[str]
-                 ) -> tuple[jax.Array, int]:
-    """Returns the sum of positions of all sides (equation 1), and the table's size.
-
-    The size is the product of the tables' numbers of positions.
-    """
-    total, num_places = jnp.zeros((), jnp.float32), 1
-    for side, (name, size) in enumerate(zip(names, grid, strict=True)):
-      table = positions.table(self, name, size, self.width)
-      num_places *= len(table)
-      table = positions.fit(table, name, size, self.release)
-      shape = [1] * len(grid)
-      shape[side] = size
-      total = total + table.reshape(*shape, self.width)
-    total = total.reshape(-1, self.width)
-    if self.release:
-      total = layers.layer_norm(total, 'position_norm')
-    return total, num_places
-
-
-class VideoTokenizer(RawTokenizer):
-  """Projects video patches linearly and adds factored positions.
-
-  [B, T, H, W, C] float in [-1, 1] -> tokens [B, N, D] and no mask. An image is a
-  video of one frame, which is repeated to fill a patch (section 4.4.3).
-  """
-  patch: Sequence[int] = (4, 16, 16)
-
-  @nn.compact
-  def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> Tokens:
-    if video.shape[1] == 1:
-      video = jnp.repeat(video, self.patch[0], axis=1)
-    names = [f'{side}_positions' for side in ('time', 'vertical', 'horizontal')]
-    return self._tokens(video, names, keys, 'video')
-
-
-class WaveformTokenizer(RawTokenizer):
-  """Projects waveform segments linearly and adds positions.
-
-  [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask.
-  """
-  patch: Sequence[int] = (128,)
-
-  @nn.compact
-  def __call__(self, audio: jax.Array, keys: jax.Array | None = None) -> Tokens:
-    return self._tokens(audio[..., None], ['positions'], keys, 'audio')
-
-
-class SpectrogramTokenizer(RawTokenizer):
-  """Projects patches of a log-mel spectrogram linearly and adds factored positions.
-
-  [B, S] float in [-1, 1] -> tokens [B, N, D] and no mask (VATT, section 4.5.1; the
-  patch is the release's).
-
-  Attributes:
-    spectrogram: computes the spectrogram from its constants.
-    spec_augment: masks of the spectrogram, in training; None for no masks. They are
-      applied here, since no earlier step has a spectrogram. They are drawn from the
-      clips' keys, like DropToken.
-  """
-  patch: Sequence[int] = (16, 5)
-  spectrogram: spectrograms.Spectrogram = spectrograms.Spectrogram(
-      **spectrograms.SPECTROGRAMS['vatt'])
-  spec_augment: spectrograms.SpecAugment | None = None
-
-  @nn.compact
-  def __call__(self, audio: jax.Array, keys: jax.Array | None = None) -> Tokens:
-    x = self.spectrogram(audio)                                      # [B, T, F]
-    if keys is not None and self.spec_augment:
-      x = self.spec_augment(clip_keys.derive(keys, 'spec_augment'), x)
-    names = ['time_positions', 'frequency_positions']
-    return self._tokens(x[..., None], names, keys, 'audio')
-
-
-class TextTokenizer(nn.Module):
-  """Looks up the vectors of token ids.  int [B, N] -> tokens [B, N, D], mask [B, N].
-
-  Id 0 is padding. The text tower has a relative bias instead of positions. A
-  Transformer shared with other modalities has no such bias, so its text gets learnable
-  positions.
-
-  Attributes:
-    width: D.
-    vocabulary_size: number of ids.
-    max_tokens: rows of the table of positions; 0 for no positions.
-    release: follow the released code: vectors come from a frozen word2vec table of
-      `table_width`, which is then D, and the tower projects them. With positions, a
-      linear layer with GELU first projects them to `width`, and the positions are
-      normalized.
-    table_width: width of the release's table.
-    dropout_rate: of tokens with their positions.
-    dtype: compute type.
-  """
-  width: int
-  vocabulary_size: int
-  max_tokens: int = 0
-  release: bool = False
-  table_width: int = 300
-  dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, text: jax.Array, clips: jax.Array | None = None) -> Tokens:
-    x = self._look_up(text)
-    if self.max_tokens:
-      table = positions.table(self, 'positions', self.max_tokens, self.width)
-      if self.release:
-        x = layers.Projector(self.width, self.dtype, name='pre_projection')(x)
-        table = positions.fit(table, 'positions', text.shape[1], release=True)
-        table = layers.layer_norm(table, 'position_norm')
-      x = x + table[:text.shape[1]].astype(x.dtype)
-      x = layers.dropout(x, self.dropout_rate, clips)
-    return Tokens(x, text != 0)
-
-  def _look_up(self, text: jax.Array) -> jax.Array:
-    if not self.release:
-      return nn.Embed(self.vocabulary_size, self.width, dtype=self.dtype,
-                      embedding_init=layers.table_init, name='embedding')(text)
-    shape = (self.vocabulary_size, self.table_width)
-    table = self.variable('frozen', 'embedding', lambda: layers.small_init(
-        self.make_rng('params'), shape))
-    return table.value.astype(self.dtype)[text]
+_AUDIO_TOKENIZERS = {'waveform': tokenization.WaveformTokenizer,
+                     'spectrogram': tokenization.SpectrogramTokenizer}
 
 
 class Vatt(multimodal.MultimodalModel):
@@ -328,6 +68,66 @@ class Vatt(multimodal.MultimodalModel):
   projectors: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
   head: nn.Module | None = None
 
+  @classmethod
+  def from_config(cls, video: Settings | None = None, audio: Settings | None = None,
+                  text: Settings | None = None, shared: Settings | None = None,
+                  head: Settings | None = None, variant: str = 'paper',
+                  dropout_rate: float | None = None, dtype: str = 'float32',
+                  attention: str = 'auto', remat: str = 'none',
+                  scan_layers: bool = False, device: jax.Device | None = None) -> Vatt:
+    """Builds VATT, or some of its towers; with `shared` the modality-agnostic model.
+
+    A tower's size is a `size` of `SIZES`, or `depth`, `width`, `mlp_dim`, `num_heads`.
+
+    Args:
+      video: the tower's size, and settings of `tokenization.VideoTokenizer`.
+      audio: size, and settings of `tokenization.WaveformTokenizer`, or with
+        `kind='spectrogram'` of `tokenization.SpectrogramTokenizer`. Its `spectrogram`
+        has a `name` of `spectrograms.SPECTROGRAMS` (default: vatt) and the constants to
+        change; its `spec_augment` has settings of `spectrograms.SpecAugment`.
+      text: size, and settings of `tokenization.TextTokenizer`. With `depth=0` the tower
+        has no Transformer and averages the tokens of a sentence (section 4.4.4).
+      shared: the size of the one Transformer for all modalities, and in the release
+        variant `projected_width`, that of its projected output (default: its width).
+        The modalities then have no size, and text has `max_tokens`.
+      head: a `name` of `heads.HEADS` (default: fac) and its settings; None for features
+        only.
+      variant: 'paper' or 'release': which to follow where paper and code differ.
+      dropout_rate: in and before the Transformers; None for the variant's default.
+      dtype: compute type; parameters are always float32.
+      attention: one of `attention.FORMS`, or 'auto' to choose it by the device.
+      remat: how much the backward pass of a Transformer recomputes, of `layers.REMAT`:
+        'none' nothing, 'dots' all but the products with matrices, 'blocks' all but the
+        input of each block.
+      scan_layers: make one loop of the blocks of a Transformer, so that the program has
+        the size of one block. Dropout then draws other numbers.
+      device: the device that the model will run on; None for this machine's.
+
+    Raises:
+      ValueError: a value is not one of those expected.
+      UserError: a key of a tower or of the head is invalid.
+    """
+    release = choose(VARIANTS, variant, 'variant') == 'release'
+    if choose(('auto', *FORMS), attention, 'attention') == 'auto':
+      attention = choose_form(device or jax.devices()[0])
+    if dropout_rate is None:
+      dropout_rate = _RELEASE_DROPOUT_RATE if release else 0.0
+    common = dict(dropout_rate=dropout_rate,
+                  dtype=jnp.dtype(choose(_DTYPES, dtype, 'dtype')))
+    style = dict(common, attention=functools.partial(layers.Attention, form=attention),
+                 remat=choose(tuple(layers.REMAT), remat, 'remat'),
+                 scan_layers=scan_layers)
+    towers = {m: section for m, section in (('video', video), ('audio', audio),
+                                            ('text', text)) if section is not None}
+    if not towers:
+      raise UserError('config.model: no modality; expected video, audio or text')
+    parts = (_specific(towers, release, style, common) if shared is None else
+             _agnostic(towers, shared, release, style, common))
+    if head is not None:
+      head = build('model.head', heads.HEADS, {'name': 'fac', **head}, parent=None,
+                   name=None, release=release, dtype=common['dtype'])
+    return cls(*parts, head)
+
   def setup(self):
     self.aggregators = {m: layers.Aggregator() for m in self.tokenizers}
 
@@ -335,6 +135,16 @@ class Vatt(multimodal.MultimodalModel):
   def modalities(self) -> tuple[str, ...]:
     """Returns the modalities that the model takes."""
     return tuple(m for m in multimodal.MODALITIES if m in self.tokenizers)
+
+  @property
+  def vocabulary_size(self) -> int:
+    """Returns the number of ids of text; see `MultimodalModel.vocabulary_size`."""
+    return getattr(self.tokenizers.get('text'), 'vocabulary_size', 0)
+
+  @property
+  def title(self) -> str:
+    """Returns the kind of the model, for figures."""
+    return 'modality-agnostic' if 'shared' in self.backbones else 'modality-specific'
 
   def encode(self, batch: Mapping[str, jax.Array], train: bool = False
              ) -> dict[str, Any]:
@@ -368,6 +178,38 @@ class Vatt(multimodal.MultimodalModel):
     tower = self.backbones['shared' if 'shared' in self.backbones else place[2]]
     depth = getattr(tower, 'depth', 0)
     return depth - int(place[3]) if place[3] else depth + 1
+
+  @classmethod
+  def fixed_values(cls, section: Settings) -> dict[str, Any]:
+    """Returns a tower's or head's values that a checkpoint fixes, with its size's."""
+    values = {**SIZES.get(section.get('size'), {}), **section}
+    return {key: value for key, value in values.items() if key in _FIXED}
+
+  def check_window(self, window: Any) -> None:
+    """Raises UserError if the spectrogram or the positions of text do not fit."""
+    spectrogram = getattr(self.tokenizers.get('audio'), 'spectrogram', None)
+    if spectrogram is not None and spectrogram.audio_hz != window.audio_hz:
+      raise UserError(f'config.window.audio_hz={window.audio_hz}: the spectrogram of '
+                      f'config.model.audio expects {spectrogram.audio_hz}; make them '
+                      'equal')
+    text = self.tokenizers.get('text')
+    if text and 'shared' in self.backbones and text.max_tokens < window.max_tokens:
+      raise UserError(f'config.model.text.max_tokens={text.max_tokens}: expected '
+                      f'window.max_tokens={window.max_tokens} or more')
+
+  def word_tables(self) -> dict[tuple[str, ...], str]:
+    """Returns the release's frozen table; see `MultimodalModel.word_tables`."""
+    text = self.tokenizers.get('text')
+    if text is None or not text.release:
+      return {}
+    return {('frozen', 'tokenizers_text', 'embedding'): text.word_vectors}
+
+  def resize(self, path: tuple[str, ...], value: Any, shape: tuple[int, ...]) -> Any:
+    """Resizes tables of positions; see `MultimodalModel.resize`."""
+    if not path[-1].endswith('positions') or value.shape[1:] != shape[1:]:
+      return None
+    release = any(tokenizer.release for tokenizer in self.tokenizers.values())
+    return positions.fit(value, path[-1], shape[0], release)
 
   def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Computes the mean of the Transformer's input tokens (VATT, section 4.4.6).
@@ -411,3 +253,104 @@ class Vatt(multimodal.MultimodalModel):
 
   def _backbone(self, modality: str) -> nn.Module:
     return self.backbones['shared' if 'shared' in self.backbones else modality]
+
+
+def _specific(towers: Mapping[str, Settings], release: bool, style: Settings,
+              common: Settings) -> tuple[dict[str, nn.Module], ...]:
+  """Builds tokenizers and backbones: a Transformer for each modality."""
+  tokenizers, backbones = {}, {}
+  for modality, section in towers.items():
+    where = f'model.{modality}'
+    size, section = _split_size(where, section)
+    width = size.pop('width')
+    given = dict(style)
+    if modality == 'text':
+      given |= dict(relative_bias=True)
+      if release:
+        given |= dict(t5_style=True, width=width)
+    if size['depth']:
+      backbones[modality] = layers.Transformer(**size, **given)
+    else:    # vectors that are trained need no projection
+      backbones[modality] = layers.WordMean(width if release else 0, common['dtype'])
+    tokenizers[modality] = _tokenizer(modality, section, release, width=width, **common)
+  return tokenizers, backbones, {}
+
+
+def _agnostic(towers: Mapping[str, Settings], shared: Settings, release: bool,
+              style: Settings, common: Settings) -> tuple[dict[str, nn.Module], ...]:
+  """Builds tokenizers, a backbone for all modalities, and the release's projectors."""
+  if not towers.get('text', {'max_tokens': 1}).get('max_tokens'):
+    raise UserError('config.model.text.max_tokens: missing; without positions a shared '
+                    'Transformer cannot tell the order of tokens')
+  size, rest = _split_size('model.shared', shared)
+  width, projectors = size.pop('width'), {}
+  if release:
+    projected_width = rest.pop('projected_width', width)
+    projectors = {m: layers.Projector(projected_width, common['dtype']) for m in towers}
+  for key in rest:
+    raise UserError(
+        f'config.model.shared.{key}: unknown key; {nearest(key, _SIZE_KEYS)}expected '
+        f'one of size, {", ".join(_SIZE_KEYS)}')
+  tokenizers = {m: _tokenizer(m, section, release, agnostic=True, width=width, **common)
+                for m, section in towers.items()}
+  return tokenizers, {'shared': layers.Transformer(**size, **style)}, projectors
+
+
+def _split_size(where: str, section: Settings) -> tuple[dict[str, int], dict[str, Any]]:
+  """Splits a section into a tower's size and the rest."""
+  size = {key: section[key] for key in _SIZE_KEYS if key in section}
+  rest = {key: value for key, value in section.items()
+          if key not in ('size', *_SIZE_KEYS)}
+  if 'size' in section:
+    with naming(where):
+      size = choose(SIZES, section['size'], 'size') | size
+  needed = _SIZE_KEYS if size.get('depth', 1) else ('depth', 'width')
+  for key in needed:
+    if key not in size:
+      raise UserError(f'config.{where}.{key}: missing; give it, or a size')
+  least = 0 if where == 'model.text' else 1
+  if size['depth'] < least:
+    raise UserError(f'config.{where}.depth={size["depth"]}: expected {least} or more')
+  if size['depth'] and size['width'] % size['num_heads']:
+    raise UserError(f'config.{where}.width={size["width"]}: expected a multiple of '
+                    f'num_heads={size["num_heads"]}')
+  return {key: size[key] for key in needed}, rest
+
+
+def _tokenizer(modality: str, section: Settings, release: bool, agnostic: bool = False,
+               **given: Any) -> nn.Module:
+  """Builds the tokenizer of a modality."""
+  where, section = f'model.{modality}', dict(section)
+  given |= dict(parent=None, name=None, release=release)
+  if modality == 'text':
+    if not release:
+      given['table_width'] = 0    # the paper has no such table
+    return call(where, tokenization.TextTokenizer, section, **given)
+  given['pre_projection'] = release and agnostic
+  if modality == 'video':
+    return call(where, tokenization.VideoTokenizer, section, **given)
+  with naming(where):
+    kind = choose(_AUDIO_TOKENIZERS, section.pop('kind', 'waveform'), 'kind')
+  if kind is tokenization.SpectrogramTokenizer:
+    section |= _spectrogram(where, section, release)
+  return call(where, kind, section, **given)
+
+
+def _spectrogram(where: str, section: Settings, release: bool) -> dict[str, Any]:
+  """Builds the fields of a spectrogram tokenizer that have their own sections."""
+  changes = dict(section.get('spectrogram', {}))
+  name = changes.pop('name', 'vatt')
+  with naming(f'{where}.spectrogram'):
+    constants = choose(spectrograms.SPECTROGRAMS, name)
+  if release:
+    constants = constants | spectrograms.RELEASED.get(name, {})
+  if {'mean', 'std'} & changes.keys():    # a config older than `normalize`
+    changes.setdefault('normalize', 'standardize')
+  elif changes.get('normalize', 'standardize') != 'standardize':
+    constants = {k: v for k, v in constants.items() if k not in ('mean', 'std')}
+  fields = dict(spectrogram=call(f'{where}.spectrogram', spectrograms.Spectrogram,
+                                 constants | changes))
+  if 'spec_augment' in section:
+    fields['spec_augment'] = call(f'{where}.spec_augment', spectrograms.SpecAugment,
+                                  section['spec_augment'])
+  return fields

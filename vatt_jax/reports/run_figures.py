@@ -2,7 +2,7 @@
 
 Uses the newest checkpoint of the workdir. Writes PNG and CSV files to its `figures/`,
 and `report.html`. The section `figures` of the config chooses clips and labels
-(`recipe.evals.Figures`).
+(`experiment.Figures`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from vatt_jax import checkpoint
+from vatt_jax import experiment
 from vatt_jax import metric_writer
-from vatt_jax import recipe
 from vatt_jax import train
 from vatt_jax import train_step
 from vatt_jax.distributed import interrupt
@@ -34,7 +34,6 @@ from vatt_jax.evaluators import extract
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import sources
-from vatt_jax.recipe import evals
 from vatt_jax.reports import plots
 from vatt_jax.reports import report
 from vatt_jax.reports import run_info
@@ -52,16 +51,11 @@ class Model:
     now: state of the newest checkpoint.
     step: step of the newest checkpoint.
   """
-  run: recipe.Recipe
+  run: experiment.Experiment
   workdir: pathlib.Path
   before: train_step.State
   now: train_step.State
   step: int
-
-  @property
-  def kind(self) -> str:
-    shared = 'shared' in self.run.task.model.backbones
-    return 'modality-agnostic' if shared else 'modality-specific'
 
 
 class Sample(Sequence[clip.Clip]):
@@ -115,7 +109,7 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
   if not (workdir / checkpoint.CONFIG_FILE).exists():
     raise UserError(f'{workdir}: holds no run; train one there first (--mode=train)')
   newest = checkpoint.newest(workdir)
-  run = recipe.make(config, workdir, check)
+  run = experiment.make(config, workdir, check)
   random = train.untrained(run)
   start = config.get('init_from')
   before = train.start_from(run.load(start), random) if start else random
@@ -165,7 +159,7 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
     yield plots.cost_curve(costs, wish.measure)
 
 
-def _sample(count: int, labels: Sequence[str], wish: evals.Figures) -> np.ndarray:
+def _sample(count: int, labels: Sequence[str], wish: experiment.Figures) -> np.ndarray:
   """Samples indices of clips: by class, or any clips if none has a label."""
   numbers = plots.draw_by_class(labels, wish.num_classes, wish.clips_per_class,
                                   wish.seed)
@@ -193,7 +187,7 @@ def _try(name: str, task: Callable[[], plots.Drawing]) -> plots.Drawing | None:
     return None
 
 
-def _clips(run: recipe.Recipe) -> Sequence[clip.Clip]:
+def _clips(run: experiment.Experiment) -> Sequence[clip.Clip]:
   """Returns the source of `figures`, else of the first evaluation, else of training."""
   if run.figures.path:
     return sources.open_source(run.figures.path, run.figures.captions)
@@ -201,7 +195,7 @@ def _clips(run: recipe.Recipe) -> Sequence[clip.Clip]:
                if hasattr(e.evaluator, 'reader')), run.reader).clips
 
 
-def _features(run: recipe.Recipe, state: train_step.State, clips: Sample,
+def _features(run: experiment.Experiment, state: train_step.State, clips: Sample,
               check: Callable[[], None]) -> plots.Features:
   """Returns the features of the middle of each clip."""
   inputs = jax.jit(lambda state, batch: run.task.model.apply(
@@ -213,7 +207,7 @@ def _features(run: recipe.Recipe, state: train_step.State, clips: Sample,
     return dict(run.task.predict(state, batch), inputs=inputs(state, batch))
 
   reader = dataclasses.replace(run.reader, clips=clips)
-  features = extract.by_clip(predict, state, reader, run.batch_size, 1, 1, _pick)
+  features = extract.by_clip(predict, state, reader, run.config.batch_size, 1, 1, _pick)
   features = jax.tree.map(lambda x: x[:, 0], features)    # the only view
   return plots.Features(clip=clips.numbers, **features)
 
@@ -231,7 +225,7 @@ def _pick(outputs, batch):
 def _models(model: Model, beside: str, check: Callable[[], None]) -> dict[str, Model]:
   """Returns the model and the models of other runs, by name.
 
-  Names are the kinds of the models, or their workdirs if the kinds are not distinct.
+  Names are the models' titles, or their workdirs if the titles are not distinct.
   """
   models = [model]
   for folder in filter(None, beside.split(',')):
@@ -239,7 +233,8 @@ def _models(model: Model, beside: str, check: Callable[[], None]) -> dict[str, M
     if not (workdir / checkpoint.CONFIG_FILE).exists():
       raise UserError(f'config.figures.beside={folder!r}: holds no run')
     models.append(_load(checkpoint.read_config(workdir), workdir, check))
-  for names in ([m.kind for m in models], [m.workdir.name for m in models]):
+  for names in ([m.run.task.model.title for m in models],
+                [m.workdir.name for m in models]):
     if len(set(names)) == len(models):
       break
   else:
@@ -289,7 +284,7 @@ def _costs(pattern: str, measure: str) -> list[dict[str, Any]]:
 
 
 def _cost(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
-  model, batch = recipe.model_and_clip(config)
+  model, batch = experiment.model_and_clip(config)
   rates = [config['model'][m].get('drop_token_rate', 0.0) for m in ('video', 'audio')
            if config['model'].get(m)]
   operations = cost.forward(model, batch, train=True)

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from vatt_jax import cli
+from vatt_jax import inherit
 from vatt_jax.config import call
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
@@ -32,7 +33,6 @@ from vatt_jax.inputs import media
 from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
-from vatt_jax.recipe import inherit
 
 # Faults of a clip, in the order of the table.
 FAULTS = {

@@ -23,6 +23,7 @@ from typing import Any
 
 from vatt_jax.models import heads
 from vatt_jax.models import layers
+from vatt_jax.models import tokenization
 from vatt_jax.models import vatt
 
 
@@ -96,15 +97,15 @@ def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
   return cost
 
 
-def _raw(tokenizer: vatt.RawTokenizer, shape: Sequence[int], n: int) -> Cost:
+def _raw(tokenizer: tokenization.RawTokenizer, shape: Sequence[int], n: int) -> Cost:
   spectrogram = Cost()
-  if isinstance(tokenizer, vatt.VideoTokenizer):
+  if isinstance(tokenizer, tokenization.VideoTokenizer):
     sides, channels = shape[1:-1], shape[-1]
     sides = [max(sides[0], tokenizer.patch[0]) if sides[0] == 1 else sides[0],
              *sides[1:]]
   else:
     sides, channels = shape[1:2], 1
-    if isinstance(tokenizer, vatt.SpectrogramTokenizer):
+    if isinstance(tokenizer, tokenization.SpectrogramTokenizer):
       sides, spectrogram = _spectrogram(tokenizer.spectrogram, shape[1])
   cut = (lambda a, b: a // b) if tokenizer.release else (lambda a, b: -(-a // b))
   places = sum(cut(a, b) for a, b in zip(sides, tokenizer.patch, strict=True))
@@ -122,7 +123,7 @@ def _spectrogram(constants: Any, samples: int) -> tuple[list[int], Cost]:
   return [windows, bins], Cost(0, 2 * windows * (constants.fft_length // 2 + 1) * bins)
 
 
-def _text(tokenizer: vatt.TextTokenizer, n: int) -> Cost:
+def _text(tokenizer: tokenization.TextTokenizer, n: int) -> Cost:
   d = tokenizer.width
   cost = Cost(tokenizer.max_tokens * d)
   if not tokenizer.release:

@@ -40,15 +40,15 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from vatt_jax import cli
-from vatt_jax import recipe
+from vatt_jax import experiment
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip_keys
 from vatt_jax.models import attention
-from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import vatt
+from vatt_jax.models.vatt import Vatt
 from vatt_jax.tools import closed_form
 from vatt_jax.tools.tpu_plan import hlo
 
@@ -170,7 +170,7 @@ def training_flops(config: Settings) -> int:
   clips of the batch: the backward pass takes twice as many. Recomputation that saves
   memory, losses and the optimizer do not count.
   """
-  model, clip = recipe.model_and_clip(config)
+  model, clip = experiment.model_and_clip(config)
   return 3 * forward(model, clip, train=True).true * config['batch_size']
 
 
@@ -307,7 +307,7 @@ def parameters(model: vatt.Vatt, batch: Mapping[str, Any]) -> int:
 
 def _video(size, shape, drop_token_rate=0.0, num_classes=600):
   """Builds a video tower with a classifier, and a clip of shape [T, H, W]."""
-  model = build.build_model(
+  model = Vatt.from_config(
       video=dict(size=size, drop_token_rate=drop_token_rate),
       head=dict(name='classifier', num_classes=num_classes))
   return model, dict(video=jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32))
@@ -315,7 +315,7 @@ def _video(size, shape, drop_token_rate=0.0, num_classes=600):
 
 def _mbs(drop_token_rate):
   """Builds VATT-MBS, and a clip with its five candidate captions."""
-  model = build.build_model(
+  model = Vatt.from_config(
       video=dict(size='medium', drop_token_rate=drop_token_rate),
       audio=dict(size='base', drop_token_rate=drop_token_rate),
       text=dict(size='small', vocabulary_size=2 ** 16), head={})
@@ -422,7 +422,7 @@ def main() -> None:
   if flags.FLAGS.paper:
     rows, text = list(paper_cells()), paper_as_text
   elif flags.FLAGS['config'].present:
-    model, batch = recipe.model_and_clip(flags.FLAGS.config.to_dict())
+    model, batch = experiment.model_and_clip(flags.FLAGS.config.to_dict())
     rows, text = table(model, batch), as_text
   else:
     raise UserError('expected --config=FILE or --paper')

@@ -15,7 +15,6 @@ import numpy as np
 from vatt_jax import checkpoint
 from vatt_jax import models
 from vatt_jax.errors import UserError
-from vatt_jax.models import positions
 from vatt_jax.weights import vatt_tf2
 
 
@@ -64,19 +63,20 @@ def check_exists(path: str | os.PathLike[str]) -> None:
     raise UserError(f'{path}: no such folder or file')
 
 
-def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
-          spline: bool, allow_random_head: bool = True) -> dict[str, Any]:
+def merge(model: models.MultimodalModel, ours: Mapping[str, Any],
+          theirs: Mapping[str, Any], where: str, allow_random_head: bool = True
+          ) -> dict[str, Any]:
   """Returns the variables of a model with the values of a checkpoint.
 
-  Resizes position embeddings if the grid differs. Leaves out the checkpoint's variables
-  of other modalities. Keeps the model's own head, and logs it, if the checkpoint has no
-  such head or a classifier with another number of classes.
+  The model resizes arrays such as position embeddings if the grid differs. Leaves out
+  the checkpoint's variables of other modalities. Keeps the model's own head, and logs
+  it, if the checkpoint has no such head or a classifier with another number of classes.
 
   Args:
+    model: resizes arrays of another shape (`MultimodalModel.resize`).
     ours: variables of the model, or their shapes.
     theirs: variables of the checkpoint.
     where: name of the checkpoint, for messages.
-    spline: resize positions like the released code (`models.positions.fit`).
     allow_random_head: accept a checkpoint without a head for the model.
 
   Raises:
@@ -108,8 +108,8 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
     modules = sorted({path[1] for path in left_out})
     logging.info('Left out of %s: %s', where, ', '.join(modules))
   return traverse_util.unflatten_dict({
-      path: value if path in new else _fit(path, value, checkpoint_vars[path], where,
-                                           spline)
+      path: value if path in new else _fit(model, path, value, checkpoint_vars[path],
+                                           where)
       for path, value in model_vars.items()})
 
 
@@ -136,12 +136,12 @@ def _listed(paths):
   return ', '.join(sorted({'/'.join(path[:3]) for path in paths})) or 'nothing'
 
 
-def _fit(path, model_value, value, where, spline):
+def _fit(model, path, model_value, value, where):
   """Returns the checkpoint's value in the shape of the model's."""
-  shape = model_value.shape
-  if value.shape == shape:
+  if value.shape == model_value.shape:
     return value
-  if path[-1].endswith('positions') and value.shape[1:] == shape[1:]:
-    return np.asarray(positions.fit(value, path[-1], shape[0], spline))
-  raise UserError(f'{where}: {"/".join(path)} has shape {value.shape}; this model '
-                  f'needs {shape}')
+  resized = model.resize(path, value, model_value.shape)
+  if resized is None:
+    raise UserError(f'{where}: {"/".join(path)} has shape {value.shape}; this model '
+                    f'needs {model_value.shape}')
+  return np.asarray(resized)

@@ -27,7 +27,6 @@ from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import text
-from vatt_jax.models import build
 from vatt_jax.models import multimodal
 from vatt_jax.models import vatt
 
@@ -139,14 +138,14 @@ def load(prefix: str | os.PathLike[str], head_dim: HeadDim = None
       missing or unknown, and both are listed.
   """
   settings, variables = read(prefix, head_dim)
-  return build.build_model(**settings), variables
+  return vatt.Vatt.from_config(**settings), variables
 
 
 def read(prefix: str | os.PathLike[str], head_dim: HeadDim = None
          ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads a checkpoint as `load` does, but returns settings in place of the model.
 
-  The settings are the arguments of `models.build.build_model`.
+  The settings are the arguments of `models.vatt.Vatt.from_config`.
   """
   reader, prefix = _open(prefix)
   shapes = {short_name(key): tuple(shape)
@@ -164,7 +163,7 @@ def _match(shapes: Shapes, head_dim: HeadDim, where: str
   """Returns settings and flat variables (shapes) of the model with these names."""
   settings, example = find_settings(shapes, head_dim, where)
   variables = traverse_util.flatten_dict(jax.eval_shape(
-      build.build_model(**settings).init, jax.random.key(0), example))
+      vatt.Vatt.from_config(**settings).init, jax.random.key(0), example))
   keys = names(variables)
   missing = sorted(set(keys.values()) - shapes.keys())
   unknown = sorted(shapes.keys() - set(keys.values()))
@@ -203,7 +202,7 @@ def find_settings(shapes: Shapes, head_dim: HeadDim = None,
     where: name of the checkpoint, for messages.
 
   Returns:
-    The settings of `models.build.build_model`, and a batch whose sizes match the
+    The settings of `models.vatt.Vatt.from_config`, and a batch whose sizes match the
     position embeddings.
 
   Raises:

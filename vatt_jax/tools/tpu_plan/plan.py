@@ -2,7 +2,7 @@
 
     python -m vatt_jax plan --config=configs/pretrain_mbs.py --topology=v3:8x16
 
-Compiles the same step that the loop runs (`recipe.make_step`) with the TPU's own
+Compiles the same step that the loop runs (`experiment.make_step`) with the TPU's own
 compiler, from the package libtpu, and reads the compiled program. Give `--topology` or
 `--batch_size` several times to see plans side by side; with several of both, the first
 goes with the first, and so on.
@@ -44,7 +44,7 @@ import jax
 from ml_collections import config_flags
 
 from vatt_jax import cli
-from vatt_jax import recipe
+from vatt_jax import experiment
 from vatt_jax.config import Settings
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
@@ -183,7 +183,7 @@ def make(config: Settings, topology: str, dump_hlo: str = '') -> Plan:
   # The compilation cache does not keep the program's text, which is needed here.
   jax.config.update('jax_enable_compilation_cache', False)
   where, devices = chips.find(topology)
-  task, state, batch = recipe.make_step(config, devices)
+  task, state, batch = experiment.make_step(config, devices)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   plan = Plan(topology, config['batch_size'], where.num_cores, parameters, False, 0,
               int(where.chip.hbm_gib * 2 ** 30), cost.training_flops(config))

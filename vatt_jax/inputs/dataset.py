@@ -1,4 +1,4 @@
-"""Builds the section `data` of a config: clips, their tokenizer and classes."""
+"""Opens the section `data` of a config: clips, their tokenizer and classes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Data:
     return list(zip(self.path, self.captions, strict=True))
 
 
-def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
+def open_reader(data: Data, window: pipeline.Window, vocabulary_size: int,
                 classes: labels.Labels | None, init_from: str, workdir: pathlib.Path
                 ) -> pipeline.Reader:
   """Opens the sources of clips.
@@ -97,7 +97,7 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
   Args:
     data: the section `data`.
     window: the window that is read from each clip.
-    words: the model's settings for text; None for a model without text.
+    vocabulary_size: the number of ids of text; 0 for a model without text.
     classes: the classes that `count_classes` returned, if any.
     init_from: the checkpoint that may provide the vocabulary and the classes.
     workdir: the run's workdir.
@@ -107,9 +107,8 @@ def open_reader(data: Data, window: pipeline.Window, words: Settings | None,
   notes = pipeline.FileNotes(
       data.max_bad_fraction, clips.num_files or None,
       workdir / f'file_notes{f"_{host}" if host else ""}.jsonl')
-  size = 2 if words is None else words['vocabulary_size']
-  return pipeline.Reader(clips, window,
-                         open_words(data, clips, size, init_from, workdir), notes,
+  tokenizer = open_tokenizer(data, clips, vocabulary_size, init_from, workdir)
+  return pipeline.Reader(clips, window, tokenizer, notes,
                          classes or _labels(data, clips, init_from, workdir))
 
 
@@ -178,10 +177,10 @@ def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
   return config | {'model': config['model'] | {'head': head}}, classes
 
 
-def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
-               workdir: pathlib.Path) -> text.Tokenizer:
+def open_tokenizer(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str,
+                   workdir: pathlib.Path) -> text.Tokenizer:
   """Opens the tokenizer: the workdir's, else the config's, else the checkpoint's."""
-  if size == 2:    # a model without text
+  if not size:    # a model without text
     return text.WordTokenizer(())
   own = text.TOKENIZERS[data.tokenizer].file_name
   path = data.vocabulary
@@ -189,7 +188,7 @@ def open_words(data: Data, clips: Sequence[clip.Clip], size: int, init_from: str
     path = workdir / own
   elif init_from and not path:
     path = checkpoint.split(init_from)[0] / own
-    _check_words(data, init_from, path)
+    _check_vocabulary(data, init_from, path)
   if path:
     return text.load(data.tokenizer, path, size, data.drop_stop_words)
   if data.tokenizer != 'words':
@@ -214,7 +213,7 @@ def _vocabulary_clips(clips: Sequence[clip.Clip]) -> Iterator[clip.Clip]:
                               for i in range(VOCABULARY_CLIPS)))
 
 
-def _check_words(data: Data, init_from: str, path: pathlib.Path) -> None:
+def _check_vocabulary(data: Data, init_from: str, path: pathlib.Path) -> None:
   """Raises UserError unless a checkpoint has a vocabulary file made in the same way."""
   folder, _ = checkpoint.split(init_from)
   pretrained = (checkpoint.read_config(folder).get('data', {})

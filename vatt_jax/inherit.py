@@ -7,28 +7,26 @@ section `defaults`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import os
 import pathlib
 from typing import Any
 
 from vatt_jax import checkpoint
+from vatt_jax import models
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
-from vatt_jax.models import build
 
 # Inherited keys of the model besides its towers and its head.
-_OF_MODEL = ('variant', 'dtype')
+_OF_MODEL = ('name', 'variant', 'dtype')
 # Keys of a window that only training reads, and the modalities of a config.
 _NOT_INHERITED = ('min_crop_area', 'max_crop_aspect', 'scale_jitter',
                   'scale_jitter_rate', 'modalities')
 _OF_DATA = ('tokenizer', 'drop_stop_words')
 # Sections that belong to the process rather than to the run.
 _OF_PROCESS = ('figures', 'mesh', 'sharding_rules')
-# Sizes that must be equal for weights to be loaded.
-_FIXED = ('depth', 'width', 'mlp_dim', 'num_heads', 'patch', 'kind', 'vocabulary_size',
-          'video_audio_dim', 'video_text_dim', 'projected_width')
 
 
 def inherit(config: Settings, source: str | os.PathLike[str] = '',
@@ -111,17 +109,16 @@ def check_fits(ours: Settings, theirs: Settings, where: str, advice: str = '') -
     has = 'one' if theirs.get('shared') else 'none'
     raise UserError(f'config.model.shared: the checkpoint {where} has {has} (a single '
                     'Transformer for all modalities); use a config that fits it')
+  fixed_values = models.family(theirs).fixed_values
   for name in ('shared', *pipeline.MODALITIES, 'head'):
     section, other = (model.get(name) or {} for model in (ours, theirs))
     if name == 'head' and section.get('name', 'fac') != other.get('name', 'fac'):
       continue
-    sizes, fixed = (build.SIZES.get(x.get('size'), {}) | x for x in (section, other))
-    for key in _FIXED:
-      if key not in sizes or key not in fixed:
-        continue
-      if _tuples(sizes[key]) != _tuples(fixed[key]):
-        shown = (f'{key}={sizes[key]!r}' if key in section else
-                 f'size={section["size"]!r} ({key}={sizes[key]!r})')
+    values, fixed = fixed_values(section), fixed_values(other)
+    for key in values:
+      if key in fixed and _tuples(values[key]) != _tuples(fixed[key]):
+        shown = (f'{key}={values[key]!r}' if key in section else
+                 f'size={section["size"]!r} ({key}={values[key]!r})')
         raise UserError(
             f'config.model.{name}.{shown}: the checkpoint {where} has {fixed[key]!r}; '
             f'{advice}set it to that, or start from another checkpoint')
@@ -144,21 +141,30 @@ def _model(config: Settings, base: Settings, where: str) -> dict[str, Any]:
   model = {k: v for k, v in config.items()
            if k not in (*pipeline.MODALITIES, 'shared', 'head') and v is not None}
   model = {k: base[k] for k in _OF_MODEL if base.get(k) is not None} | model
+  fixed_values = models.family(model).fixed_values
   requested = [m for m in pipeline.MODALITIES if config.get(m) is not None]
   for name in requested:
     if base.get(name) is not None:
-      model[name] = _filled(config[name], base[name])
+      model[name] = _tower(config[name], base[name], fixed_values)
   if not model.keys() & set(requested):
     has = [m for m in pipeline.MODALITIES if base.get(m) is not None]
     raise UserError(f'config.init_from={where}: the checkpoint has no '
                     f'{" or ".join(requested)}; it has '
                     f'{", ".join(has) or "no modality"}')
-  shared = _filled(config.get('shared') or {}, base.get('shared') or {})
+  shared = _tower(config.get('shared') or {}, base.get('shared') or {}, fixed_values)
   if shared:
     model['shared'] = shared
   if 'head' in config:
     model['head'] = _head(config['head'], base.get('head'))
   return model
+
+
+def _tower(config: Settings, base: Settings,
+           fixed_values: Callable[[Settings], Settings]) -> dict[str, Any]:
+  """Fills a tower's section; a named size sets all sizes."""
+  config = _filled(config, {})
+  named = fixed_values(config).keys() - config.keys()
+  return _filled(config, {k: v for k, v in base.items() if k not in named})
 
 
 def _window(config: Settings, base: Settings) -> dict[str, Any]:
@@ -185,8 +191,6 @@ def _filled(config: Settings, base: Settings) -> dict[str, Any]:
   """Fills empty values of a section from `base`; omits keys that are empty in both."""
   config, base = ({k: v for k, v in section.items() if v is not None}
                   for section in (config, base))
-  if 'size' in config:    # a named size sets all sizes of a tower
-    base = {k: v for k, v in base.items() if k not in build.SIZE_KEYS}
   return base | config
 
 
