@@ -38,7 +38,7 @@ def parse_switches(arg: str, *groups: Collection[str]) -> list[str]:
       raise ValueError(f'{name!r}: unknown switch; {nearest(name, known)}expected some '
                        f'of {", ".join(known)}, joined by commas')
   for group in groups:
-    chosen = [name for name in group if name in requested]
+    chosen = [name for name in requested if name in group]
     if len(chosen) > 1:
       raise ValueError(f'switches {" and ".join(chosen)}: expected one of them')
   return requested

@@ -241,7 +241,7 @@ def test_batch_8192_trains_for_six_epochs_of_howto100m(name):
   epochs = [c['total_steps'] * c['batch_size'] / 2 / 136e6 for c in (whole, larger)]
   np.testing.assert_allclose(epochs, [4, 6], atol=0.25)
   assert load(path, 'batch_8192,release').batch_size == 8192
-  with pytest.raises(ValueError, match='switches batch_8192 and toy: expected'):
+  with pytest.raises(ValueError, match='switches toy and batch_8192: expected'):
     load(path, 'toy,batch_8192')
 
 
@@ -376,7 +376,7 @@ def test_retrieval_config_has_the_paper_values():
     model, clip = experiment.model_and_clip(config.to_dict())
     jax.eval_shape(model.init, jax.random.key(0), clip)
   for switches, message in (
-      ('release,toy', 'switches toy and release: expected one of them'),
+      ('release,toy', 'switches release and toy: expected one of them'),
       ('mbs', "'mbs': unknown switch; expected some of manifest")):
     with pytest.raises(ValueError, match=message):
       load(path, switches)

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from configs import linear_folder
 from configs import quickstart
 from vatt_jax import embed
 from vatt_jax import hooks
@@ -15,6 +16,7 @@ from vatt_jax import losses
 from vatt_jax import models
 from vatt_jax import train
 from vatt_jax.evaluators import evaluation
+from vatt_jax.reports import run_figures
 from vatt_jax.weights import load as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,8 +110,33 @@ def test_missing_output_of_a_loss_is_reported_in_one_line(rows, toy_world, tmp_p
   assert not (tmp_path / 'run').exists()
 
 
-def test_embedder_works_with_a_model_of_another_name(rows, toy_world, tmp_path):
+@pytest.fixture
+def trained(rows, toy_world, tmp_path):
+  """Returns the workdir of a run of the model."""
   train.train(small(toy_world), tmp_path / 'run')
-  embedder = embed.Embedder(tmp_path / 'run')
+  return tmp_path / 'run'
+
+
+def test_embedder_works_with_a_model_of_another_name(trained, toy_world):
+  embedder = embed.Embedder(trained)
   path = next((toy_world / 'clips').rglob('*.mp4'))
   assert embedder.videos([path]).spaces['video_audio'].shape == (1, 8)
+
+
+def test_config_without_sizes_evaluates_a_model_of_another_name(trained, toy_world,
+                                                                tmp_path):
+  config = linear_folder.get_config('shape=video').to_dict()
+  del config['evals']['neighbours']
+  config['evals']['linear'] |= dict(
+      train=str(toy_world / 'train.csv'), test=str(toy_world / 'test.csv'), cache='',
+      num_windows=1, classifiers=dict(logistic={}))
+  train.train(config | dict(init_from=str(trained)), tmp_path / 'linear')
+  results = json.loads((tmp_path / 'linear' / 'results.json').read_text())
+  assert 'linear/shape/top1' in results
+
+
+def test_figures_are_drawn_of_a_model_of_another_name(trained):
+  config = json.loads((trained / 'config.json').read_text())
+  run_figures.draw(config, trained)
+  assert {path.stem for path in (trained / 'figures').glob('*.png')} >= {
+      'losses', 'similarities', 'tsne_spaces'}

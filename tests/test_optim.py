@@ -185,14 +185,15 @@ def test_parameter_without_a_rule_is_named():
     (dict(rules=(('head(', 1.0),)), 'is not a pattern'),
     (dict(rules=('head',)), 'expected pairs of a pattern and a share'),
     (dict(layer_decay=0.0), 'layer_decay=0'), (dict(clip_norm=-1), 'clip_norm=-1'),
-    (dict(clip_replicas=0), 'clip_replicas=0: expected 1 or more'),
-    (dict(name='lamb'), "name='lamb': expected one of adam, sgd")])
+    (dict(clip_replicas=0), 'clip_replicas=0: expected 1 or more')])
 def test_invalid_setting_is_named(settings, message):
   with pytest.raises(ValueError, match=message):
     optim.build(10, 1.0, 1.0, 0, **settings)
 
 
-def test_setting_of_the_other_optimizer_is_named():
+def test_unknown_optimizer_and_setting_of_the_other_one_are_named():
+  with pytest.raises(UserError, match="name='lamb': expected one of adam, sgd"):
+    optim.build(10, 1.0, 1.0, 0, name='lamb')
   with pytest.raises(UserError, match=r'config\.optim\.b1: unknown key'):
     optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)
 

@@ -1,9 +1,7 @@
-"""Tests vatt_jax/train.py: initial weights, warnings, and signals at the end."""
+"""Tests vatt_jax/train.py: warnings, and signals at the end."""
 
 import types
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from vatt_jax import train
@@ -11,19 +9,6 @@ from vatt_jax.distributed import interrupt
 from vatt_jax.evaluators import evaluation
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import sources
-from vatt_jax.train_step import State
-
-
-def test_start_from_sets_parameters_and_average():
-  random = dict(tower=jnp.zeros(3), head=jnp.ones(2), losses=jnp.ones(1))
-  state = State(jnp.int32(0), random, {}, (), average=jax.tree.map(jnp.copy, random))
-  initial = dict(params=dict(tower=jnp.full(3, 7.0),
-                             head=jax.ShapeDtypeStruct((2,), jnp.float32)))
-  begun = train.start_from(initial, state)
-  for params in (begun.params, begun.average):
-    assert {k: x[0] for k, x in params.items()} == dict(tower=7, head=1, losses=1)
-  assert train.start_from(initial, state.replace(average=None)).average is None
-  jax.jit(lambda state: state, donate_argnums=0)(begun)    # fails if buffers are shared
 
 
 def test_batch_larger_than_its_source_is_a_warning(caplog):

@@ -520,3 +520,16 @@ def test_step_passes_the_strictest_checks_of_jax(variant, agnostic, dtype, stric
   assert len(frozen) == (variant == 'release')
   for key, table in frozen.items():
     np.testing.assert_array_equal(table, before[key])
+
+
+def test_start_from_sets_parameters_and_average():
+  random = dict(tower=jnp.zeros(3), head=jnp.ones(2), losses=jnp.ones(1))
+  average = jax.tree.map(jnp.copy, random)
+  state = train_step.State(jnp.int32(0), random, {}, (), average=average)
+  initial = dict(params=dict(tower=jnp.full(3, 7.0),
+                             head=jax.ShapeDtypeStruct((2,), jnp.float32)))
+  begun = train_step.start_from(initial, state)
+  for params in (begun.params, begun.average):
+    assert {k: x[0] for k, x in params.items()} == dict(tower=7, head=1, losses=1)
+  assert train_step.start_from(initial, state.replace(average=None)).average is None
+  jax.jit(lambda state: state, donate_argnums=0)(begun)    # fails if buffers are shared

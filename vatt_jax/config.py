@@ -35,7 +35,7 @@ def call(where: str, function: Callable[..., Any], settings: Settings, /,
   Raises:
     UserError: a key is unknown or missing, or the function raised a ValueError.
   """
-  check_keys(where, function, settings, given)
+  _check_keys(where, function, settings, given)
   with naming(where):
     return function(**settings, **given)
 
@@ -77,7 +77,7 @@ def build(where: str, table: Mapping[str, Callable[..., Any]], section: Settings
   return call(where, make, section)
 
 
-def check_keys(where: str, function: Callable[..., Any], settings: Settings,
+def _check_keys(where: str, function: Callable[..., Any], settings: Settings,
                given: Collection[str]) -> None:
   """Raises UserError for unknown or missing keys (arguments in `given` aside)."""
   dot = f'{where}.' if where else ''

@@ -78,7 +78,7 @@ class Embedder:
     """
     config, variables = weights.read(path)
     self._model = models.from_config(config['model'])
-    if not isinstance(self._model.head, heads.FacHead):
+    if isinstance(self._model.head, (heads.Classifier, type(None))):
       raise UserError(f'{path}: holds a model without a projection head, which '
                       'cannot embed')
     self._variables = jax.device_put(variables)

@@ -14,6 +14,7 @@ from vatt_jax import checkpoint
 from vatt_jax import experiment
 from vatt_jax import metric_writer
 from vatt_jax import train
+from vatt_jax import train_step
 from vatt_jax import workdir_lock
 from vatt_jax.distributed import hosts
 from vatt_jax.distributed import interrupt
@@ -59,14 +60,14 @@ def watch(config: Mapping[str, Any], workdir: pathlib.Path, name: str,
     if not run.evaluations:
       raise UserError('config.evals: is empty; expected one evaluator or more')
     done = hosts.from_first(-1 if newest is None else newest['step'])
-    random = train.untrained(run)
+    random = run.untrained()
     writer = metric_writer.open_writers(folder, done + 1)
     try:
       for step, path in _checkpoints(source, workdir, done, stop):
         variables = _load(run, path, allow_random_head, asked_for=source != workdir)
         if variables is None:
           continue
-        state = train.start_from(variables, random)
+        state = train_step.start_from(variables, random)
         measures = {f'{which}/{k}': v for which, evaluation in run.evaluations.items()
                     for k, v in evaluation.run(state).items()}
         writer.write_scalars(step, measures)

@@ -165,6 +165,17 @@ class Experiment:
   hooks: Mapping[str, hooks_lib.Hook]
   initial: dict[str, Any] | None = None
 
+  def random_state(self) -> train_step.State:
+    """Returns the randomly initialized state of step 0."""
+    return self.task.init(self.reader.window.batch(self.config.batch_size))
+
+  def untrained(self) -> train_step.State:
+    """Returns a randomly initialized state without optimizer state and average.
+
+    Weights of a checkpoint that replace its parameters are averaged ones if available.
+    """
+    return self.random_state().replace(opt_state=(), average=None)
+
   def load(self, path: str, allow_random_head: bool = True) -> dict[str, Any]:
     """Returns the model's variables from a checkpoint, and shapes for missing ones.
 
@@ -209,8 +220,7 @@ class Experiment:
 
   def _shapes(self) -> dict[str, Any]:
     """Returns the shapes of the model's variables."""
-    batch = self.reader.window.batch(self.config.batch_size)
-    return train_step.variables(jax.eval_shape(self.task.init, batch))
+    return train_step.variables(jax.eval_shape(self.random_state))
 
 
 def make(config: Settings, workdir: pathlib.Path,

@@ -19,8 +19,8 @@ from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import pipeline
 
-# Inherited keys of the model besides its towers and its head.
-_OF_MODEL = ('name', 'variant', 'dtype')
+# Keys of the model that are not inherited: they set speed, or only training uses them.
+_NOT_OF_MODEL = ('attention', 'remat', 'scan_layers', 'dropout_rate')
 # Keys of a window that only training reads, and the modalities of a config.
 _NOT_INHERITED = ('min_crop_area', 'max_crop_aspect', 'scale_jitter',
                   'scale_jitter_rate', 'modalities')
@@ -138,19 +138,19 @@ def _model(config: Settings, base: Settings, where: str) -> dict[str, Any]:
   Raises:
     UserError: `base` has none of the config's modalities.
   """
-  model = {k: v for k, v in config.items()
-           if k not in (*pipeline.MODALITIES, 'shared', 'head') and v is not None}
-  model = {k: base[k] for k in _OF_MODEL if base.get(k) is not None} | model
+  sections = (*pipeline.MODALITIES, 'shared', 'head')
+  model = {k: v for k, v in base.items()
+           if k not in (*sections, *_NOT_OF_MODEL) and v is not None}
+  model |= {k: v for k, v in config.items() if k not in sections and v is not None}
   fixed_values = models.family(model).fixed_values
   requested = [m for m in pipeline.MODALITIES if config.get(m) is not None]
   for name in requested:
     if base.get(name) is not None:
       model[name] = _tower(config[name], base[name], fixed_values)
-  if not model.keys() & set(requested):
-    has = [m for m in pipeline.MODALITIES if base.get(m) is not None]
+  has = [m for m in pipeline.MODALITIES if base.get(m) is not None]
+  if has and not model.keys() & set(requested):
     raise UserError(f'config.init_from={where}: the checkpoint has no '
-                    f'{" or ".join(requested)}; it has '
-                    f'{", ".join(has) or "no modality"}')
+                    f'{" or ".join(requested)}; it has {", ".join(has)}')
   shared = _tower(config.get('shared') or {}, base.get('shared') or {}, fixed_values)
   if shared:
     model['shared'] = shared

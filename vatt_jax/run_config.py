@@ -37,7 +37,7 @@ def extended(config: Settings, workdir: pathlib.Path, extend: bool) -> Settings:
   """
   exists = (workdir / checkpoint.CONFIG_FILE).exists()
   run_config = checkpoint.read_config(workdir) if exists else {}
-  old, new = run_config.get('total_steps', 0), config['total_steps']
+  old, new = run_config.get('total_steps', 0), config.get('total_steps', 0)
   history = run_config.get('extended', [])
   if extend and new != old:
     steps = checkpoint.steps(workdir)
@@ -70,7 +70,7 @@ def compare(config: Settings, workdir: pathlib.Path, may_change: Sequence[str] =
   other = [key for key in sorted(new.keys() | old.keys())
            if not key.startswith((*_MAY_CHANGE, *may_change))
            and value(new, key) != value(old, key)]
-  if other == ['total_steps'] and new['total_steps'] > old.get(*other, 0) > 0:
+  if other == ['total_steps'] and new.get(*other, 0) > old.get(*other, 0) > 0:
     raise UserError(
         f'{workdir}: holds a run of total_steps={old["total_steps"]}, and with '
         f'total_steps={new["total_steps"]} its learning rates would change; use '

@@ -14,7 +14,6 @@ from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vatt_jax import checkpoint
@@ -148,7 +147,7 @@ def end_soon(stop: interrupt.Interrupt, unlock: Callable[[], None]) -> None:
 
 
 def _first_state(run: experiment.Experiment, saved: checkpoint.Checkpoints) -> State:
-  state = _random_state(run)
+  state = run.random_state()
   logging.info('%s parameters, %d clips',
                f'{sum(x.size for x in jax.tree.leaves(state.params)):,}',
                len(run.reader.clips))
@@ -158,7 +157,7 @@ def _first_state(run: experiment.Experiment, saved: checkpoint.Checkpoints) -> S
     state = saved.restore(state)
     logging.info('Resuming from step %d', int(state.step))
   elif run.initial is not None:
-    state = start_from(run.initial, state)
+    state = train_step.start_from(run.initial, state)
   return state
 
 
@@ -174,39 +173,6 @@ def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
       logging.warning('config.batch_size=%d: takes %d clips from %s, which has %d, so '
                       'every batch repeats some clips; lower it, or add clips',
                       batch_size, taken, source, len(part))
-
-
-def start_from(initial: dict[str, Any], state: State) -> State:
-  """Returns the state of step 0 with a checkpoint's weights.
-
-  Args:
-    initial: the checkpoint's variables (`experiment.Experiment.initial`); arrays that
-      are shapes only keep their random values.
-    state: a randomly initialized state.
-  """
-  def choose(loaded, random):
-    if isinstance(loaded, jax.ShapeDtypeStruct):
-      return random
-    return jax.device_put(loaded, random.sharding)
-
-  chosen = jax.tree.map(choose, initial, train_step.variables(state))
-  params = state.params | chosen.pop('params')
-  # The average is a copy, because the train step donates the buffers of both.
-  average = None if state.average is None else jax.tree.map(jnp.copy, params)
-  return state.replace(params=params, model_state=chosen, average=average)
-
-
-def untrained(run: experiment.Experiment) -> State:
-  """Returns a randomly initialized state without optimizer state and average.
-
-  Weights of a checkpoint that replace its parameters are averaged ones if available.
-  """
-  return _random_state(run).replace(opt_state=(), average=None)
-
-
-def _random_state(run: experiment.Experiment) -> State:
-  """Returns the randomly initialized state of step 0."""
-  return run.task.init(run.reader.window.batch(run.config.batch_size))
 
 
 class _Progress:
@@ -272,7 +238,7 @@ def _finish(run: experiment.Experiment, state: State, writer: Any,
   """Evaluates the model and a randomly initialized one; writes results and report."""
   beside = {name for name, e in run.evaluations.items() if e.beside_random}
   # A complete state, like the trained one: prediction is compiled once for both.
-  random = _random_state(run) if beside else None
+  random = run.random_state() if beside else None
   results = {}
   for name, evaluation in run.evaluations.items():
     check()    # its first batch may take long

@@ -287,6 +287,26 @@ def variables(state: State) -> dict[str, Any]:
   return {'params': params, **state.model_state}
 
 
+def start_from(initial: dict[str, Any], state: State) -> State:
+  """Returns a state with a checkpoint's weights.
+
+  Args:
+    initial: the checkpoint's variables; arrays that are shapes only keep their random
+      values.
+    state: a randomly initialized state.
+  """
+  def choose(loaded, random):
+    if isinstance(loaded, jax.ShapeDtypeStruct):
+      return random
+    return jax.device_put(loaded, random.sharding)
+
+  chosen = jax.tree.map(choose, initial, variables(state))
+  params = state.params | chosen.pop('params')
+  # The average is a copy, because the train step donates the buffers of both.
+  average = None if state.average is None else jax.tree.map(jnp.copy, params)
+  return state.replace(params=params, model_state=chosen, average=average)
+
+
 def evaluated(state: State) -> dict[str, Any]:
   """Returns the variables for evaluation, with averaged parameters if there are any."""
   average = state.params if state.average is None else state.average

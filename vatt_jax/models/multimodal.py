@@ -87,6 +87,11 @@ class MultimodalModel(nn.Module):
     del path
     return 0
 
+  def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns a vector [B, D] of the model's input by modality, for figures; or {}."""
+    del batch
+    return {}
+
   @property
   def vocabulary_size(self) -> int:
     """Returns the number of ids of text, including padding; 0 for a model without text.

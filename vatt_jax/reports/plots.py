@@ -398,6 +398,9 @@ def similarities(features: Mapping[str, Features]) -> Drawing:
     both = given.present[a] & given.present[b]
     for axes, (title, x) in zip(line, (('input', given.inputs),
                                        ('output', given.embed[space])), strict=True):
+      if a not in x:    # a model without tokens
+        axes.remove()
+        continue
       one, other = common_width([x[a][both], x[b][both]])
       place, curves = _densities(one @ other.T)
       for (name, density), (colour, style) in zip(curves.items(), _styles(),

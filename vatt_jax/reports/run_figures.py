@@ -25,7 +25,6 @@ import numpy as np
 from vatt_jax import checkpoint
 from vatt_jax import experiment
 from vatt_jax import metric_writer
-from vatt_jax import train
 from vatt_jax import train_step
 from vatt_jax.distributed import interrupt
 from vatt_jax.distributed import sharding
@@ -110,11 +109,11 @@ def _load(config: Mapping[str, Any], workdir: pathlib.Path,
     raise UserError(f'{workdir}: holds no run; train one there first (--mode=train)')
   newest = checkpoint.newest(workdir)
   run = experiment.make(config, workdir, check)
-  random = train.untrained(run)
+  random = run.untrained()
   start = config.get('init_from')
-  before = train.start_from(run.load(start), random) if start else random
+  before = train_step.start_from(run.load(start), random) if start else random
   path = checkpoint.of_step(workdir, newest)
-  now = train.start_from(run.load(str(path)), random)
+  now = train_step.start_from(run.load(str(path)), random)
   return Model(run, workdir, before, now, newest)
 
 
@@ -215,7 +214,7 @@ def _features(run: experiment.Experiment, state: train_step.State, clips: Sample
 def _pick(outputs, batch):
   """Picks features of each clip and its nearest caption; drops a head's `logits`."""
   present = extract.find_present(batch)
-  return dict(present={m: present[m] for m in outputs['inputs']},
+  return dict(present={m: present[m] for m in outputs['pooled']},
               inputs=extract.nearest_text(outputs['inputs']),
               pooled=extract.nearest_text(outputs['pooled']),
               embed={space: extract.nearest_text(sides)
