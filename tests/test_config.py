@@ -32,6 +32,12 @@ def test_unknown_loss_error_suggests_the_nearest():
     losses.build('x', dict(name='nec', temperature=1.0))
 
 
+def test_section_name_is_the_default_pair_of_a_loss():
+  build = lambda **fields: losses.build('video_text', dict(name='nce', **fields))
+  assert build(temperature=1.0).pair == 'video_text'
+  assert build(temperature=1.0, pair='video_audio').pair == 'video_audio'
+
+
 def test_bug_keeps_its_traceback():
   with pytest.raises(TypeError):
     config.call('x', _takes, dict(a='text'))
@@ -52,7 +58,7 @@ _TABLE = dict(takes=_takes, parts=_Parts)
 
 def test_named_section_gives_the_entry_of_the_table_its_arguments():
   assert config.build('x.y', _TABLE, dict(name='takes', a=1), b=3, seed=4) == (1, 3)
-  assert config.build('x.y', _TABLE, dict(name='takes', a=1, b=2), b=3) == (1, 2)
+  assert config.build('x.y', _TABLE, dict(name='takes', a=1, b=2), seed=4) == (1, 2)
 
 
 def test_class_is_built_by_its_from_config():
@@ -66,6 +72,7 @@ def test_class_is_built_by_its_from_config():
     (dict(a=1), r'config\.x\.y\.name: missing$'),
     (3, r'config\.x\.y: 3: expected a section with a name, one of takes, parts$'),
     (dict(name='takes', a=1, c=3), r'config\.x\.y\.c: unknown key; expected one of a$'),
+    (dict(name='takes', a=1, b=2), r'config\.x\.y\.b: unknown key; expected one of a$'),
     (dict(name='takes'), r'config\.x\.y\.a: missing$'),
     (dict(name='takes', a=-1), r'config\.x\.y: a=-1: expected 0 or more$')])
 def test_invalid_named_section_error_names_the_key(section, message):

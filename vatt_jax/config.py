@@ -58,8 +58,8 @@ def build(where: str, table: Mapping[str, Callable[..., Any]], section: Settings
     table: maps names to classes or functions. A class with a method `from_config` is
       built by it.
     section: `name`, and arguments.
-    **given: arguments that the section may leave out; those are passed that the class
-      takes.
+    **given: arguments that do not come from the config; those are passed that the
+      class takes.
 
   Raises:
     UserError: a name or key is unknown or missing, or a value is invalid.
@@ -67,7 +67,7 @@ def build(where: str, table: Mapping[str, Callable[..., Any]], section: Settings
   def make(name: str, **fields: Any) -> Any:
     kind = choose(table, name)
     function = getattr(kind, 'from_config', kind)
-    takes = inspect.signature(function).parameters.keys() - fields.keys()
+    takes = inspect.signature(function).parameters
     return call(where, function, fields,
                 **{key: value for key, value in given.items() if key in takes})
 

@@ -198,7 +198,7 @@ class Experiment:
     return weights.merge(self.task.model, self._shapes(), loaded, path,
                          allow_random_head)
 
-  def start(self) -> dict[str, Any] | None:
+  def read_initial(self) -> dict[str, Any] | None:
     """Returns `initial`: from a checkpoint, from word vectors only, or None."""
     if self.config.init_from:
       return self.load(self.config.init_from)
@@ -265,7 +265,7 @@ def make(config: Settings, workdir: pathlib.Path,
                                source, workdir)
   run = _join(c, task, reader, check)
   if not (begun or weights_from):
-    run = dataclasses.replace(run, initial=run.start())
+    run = dataclasses.replace(run, initial=run.read_initial())
   run_config.claim(config, workdir, reader, extend)    # last: an error writes no file
   return run
 

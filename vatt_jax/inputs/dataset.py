@@ -193,7 +193,7 @@ def open_tokenizer(data: Data, clips: Sequence[clip.Clip], size: int, init_from:
     return text.load(data.tokenizer, path, size, data.drop_stop_words)
   if data.tokenizer != 'words':
     raise UserError(f'config.data.tokenizer={data.tokenizer!r}: needs a file; set '
-                    'config.data.vocabulary to it (docs/data.md, "Words")')
+                    'config.data.vocabulary to it (docs/data.md, "Tokenizers")')
   parts = clips.parts if isinstance(clips, sources.Mixture) else [clips]
   captions = (c.text for part in parts for clip in _vocabulary_clips(part)
               for c in clip.captions)

@@ -34,7 +34,9 @@ def build(section_name: str, section: config.Settings) -> Loss:
   Raises:
     UserError: names the key that is unknown, missing or out of range.
   """
-  return config.build(f'losses.{section_name}', LOSSES, section, pair=section_name)
+  own_pair = isinstance(section, Mapping) and 'pair' in section
+  return config.build(f'losses.{section_name}', LOSSES, section,
+                      **({} if own_pair else dict(pair=section_name)))
 
 
 def init_memory(losses: Mapping[str, Loss], num_clips: int) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Heads on pooled features: common spaces (VATT, section 3.3) and class scores."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 import math
 from typing import Any
@@ -8,6 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax import config
 from vatt_jax.models import layers
 
 
@@ -142,3 +145,19 @@ class Classifier(nn.Module):
 
 
 HEADS = {'fac': FacHead, 'classifier': Classifier}
+
+
+def from_config(section: config.Settings | None, **given: Any) -> nn.Module | None:
+  """Builds the head of a config's section `model.head`; returns None without one.
+
+  Args:
+    section: `name`, a key of `HEADS`, by default 'fac', and the head's fields.
+    **given: fields that the model sets, such as `dtype`, for heads that have them.
+
+  Raises:
+    UserError: names the key that is unknown, missing or out of range.
+  """
+  if section is None:
+    return None
+  return config.build('model.head', HEADS, {'name': 'fac', **section}, parent=None,
+                      name=None, **given)    # the first two are linen's

@@ -13,7 +13,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vatt_jax.config import build
 from vatt_jax.config import call
 from vatt_jax.config import choose
 from vatt_jax.config import naming
@@ -123,10 +122,7 @@ class Vatt(multimodal.MultimodalModel):
       raise UserError('config.model: no modality; expected video, audio or text')
     parts = (_specific(towers, release, style, common) if shared is None else
              _agnostic(towers, shared, release, style, common))
-    if head is not None:
-      head = build('model.head', heads.HEADS, {'name': 'fac', **head}, parent=None,
-                   name=None, release=release, dtype=common['dtype'])
-    return cls(*parts, head)
+    return cls(*parts, heads.from_config(head, release=release, dtype=common['dtype']))
 
   def setup(self):
     self.aggregators = {m: layers.Aggregator() for m in self.tokenizers}
