@@ -4,10 +4,10 @@
         --config.data.path=FOLDER_OR_CSV --workdir=runs/mine
 
 A folder provides video and audio. For text, use a manifest with a `text` column, or
-timed captions with --config.data.captions=FILE (README, "Train on your own videos"). Clips have
-1.6 s: 16 frames of 96 x 96 pixels at 10 Hz, audio at 16 kHz. By default the final
-retrieval uses the training clips, which only shows that training works. To measure
-generalization, set held-out clips with --config.evals.retrieval.path=FILE.
+timed captions with --config.data.captions=FILE (README, "Train on your own videos").
+Clips have 1.6 s: 16 frames of 96 x 96 pixels at 10 Hz, audio at 16 kHz. By default the
+final retrieval uses the training clips, which only shows that training works. To
+measure generalization, set held-out clips with --config.evals.retrieval.path=FILE.
 """
 
 from ml_collections import ConfigDict
