@@ -78,7 +78,7 @@ class Embedder:
     """
     config, variables = weights.read(path)
     self._model = models.from_config(config['model'])
-    if isinstance(self._model.head, (heads.Classifier, type(None))):
+    if isinstance(self._model.head, (type(None), heads.Classifier)):
       raise UserError(f'{path}: holds a model without a projection head, which '
                       'cannot embed')
     self._variables = jax.device_put(variables)
