@@ -69,7 +69,7 @@ def test_class_is_built_by_its_from_config():
 @pytest.mark.parametrize('section, message', [
     (dict(name='part', a=1), r"config\.x\.y: name='part': did you mean parts\? "
      'expected one of takes, parts$'),
-    (dict(a=1), r'config\.x\.y\.name: missing$'),
+    (dict(a=1), r'config\.x\.y\.name: missing; expected one of takes, parts$'),
     (3, r'config\.x\.y: 3: expected a section with a name, one of takes, parts$'),
     (dict(name='takes', a=1, c=3), r'config\.x\.y\.c: unknown key; expected one of a$'),
     (dict(name='takes', a=1, b=2), r'config\.x\.y\.b: unknown key; expected one of a$'),

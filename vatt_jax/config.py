@@ -71,9 +71,12 @@ def build(where: str, table: Mapping[str, Callable[..., Any]], section: Settings
     return call(where, function, fields,
                 **{key: value for key, value in given.items() if key in takes})
 
+  names = ', '.join(table)
   if not isinstance(section, Mapping):
     raise UserError(f'config.{where}: {section!r}: expected a section with a name, one '
-                    f'of {", ".join(table)}')
+                    f'of {names}')
+  if 'name' not in section:
+    raise UserError(f'config.{where}.name: missing; expected one of {names}')
   return call(where, make, section)
 
 
