@@ -128,7 +128,8 @@ def test_config_without_sizes_evaluates_a_model_of_another_name(trained, toy_wor
   config = linear_folder.get_config('shape=video').to_dict()
   del config['evals']['neighbours']
   config['evals']['linear'] |= dict(
-      train=str(toy_world / 'train.csv'), test=str(toy_world / 'test.csv'), cache='',
+      train=str(toy_world / 'train_segments.csv'),
+      test=str(toy_world / 'test_segments.csv'), cache='',
       num_windows=1, classifiers=dict(logistic={}))
   train.train(config | dict(init_from=str(trained)), tmp_path / 'linear')
   results = json.loads((tmp_path / 'linear' / 'results.json').read_text())
