@@ -94,22 +94,6 @@ def test_loop_body_counts_once_per_iteration():
 
 
 @pytest.mark.slow
-def test_counts_match_the_tables_of_the_paper():
-  """Compares Tables 2, 13 and 14 within 1 %, and Table 1 as printed.
-
-  Small is an exception: see `cost.paper_cells`.
-  """
-  cells = list(cost.paper_cells())
-  assert len(cells) == 4 + 4 + 4 + 6
-  for cell in cells:
-    assert cell.ours == pytest.approx(cell.paper, rel=0.01), cell
-    if cell.table == '1' and 'Small' not in cell.cell:
-      assert round(cell.ours, 1) == cell.paper
-  of_700 = cost.parameters(*cost._video('small', (32, 320, 320), num_classes=700))
-  assert round(of_700 / 1e6, 1) == 20.9
-
-
-@pytest.mark.slow
 def test_command_prints_a_table_and_json():
   run = lambda *args: subprocess.run(
       [sys.executable, '-m', 'vatt_jax', 'cost', *args], capture_output=True, text=True)
@@ -128,4 +112,4 @@ def test_command_prints_a_table_and_json():
   assert 'GFLOPs' in text and f'{rows["total"]["parameters"]:,}' in text
   wrong = run()
   assert wrong.returncode == 2
-  assert wrong.stderr == 'vatt_jax: expected --config=FILE or --paper\n'
+  assert wrong.stderr.startswith('vatt_jax: --config: missing')
