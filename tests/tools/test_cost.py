@@ -77,9 +77,9 @@ def test_kernel_operations_are_padded_to_the_matrix_unit():
 def test_every_form_of_attention_costs_the_same(form):
   clip = dict(video=jax.ShapeDtypeStruct((1, 32, 224, 224, 3), F32))
   tower = dict(width=64, depth=1, num_heads=1, mlp_dim=64)
-  forms = (build.build_model(video=tower, attention=name) for name in (form, 'plain'))
-  count, plain = (cost.forward(model, clip) for model in forms)
-  assert count == plain
+  forms = (build.build_model(video=tower, attention=name) for name in (form, 'xla'))
+  count, xla = (cost.forward(model, clip) for model in forms)
+  assert count == xla
 
 
 def test_loop_body_counts_once_per_iteration():

@@ -183,7 +183,7 @@ def _call(model, batch, train, method='__call__'):
 
 
 def _as_counted(model):
-  """Returns the model without dropout and with plain attention, as it is counted."""
+  """Returns the model without dropout and with XLA's attention, as it is counted."""
   if isinstance(model.head, heads.Classifier):
     model = model.clone(head=model.head.clone(dropout_rate=0.0))
   if not isinstance(model, vatt.Vatt):
@@ -194,8 +194,8 @@ def _as_counted(model):
   backbones = dict(model.backbones) | without_dropout(model.backbones)
   for name, backbone in backbones.items():
     if 'form' in getattr(getattr(backbone, 'attention', None), 'keywords', ()):
-      plain = functools.partial(backbone.attention, form='plain')
-      backbones[name] = backbone.clone(attention=plain)
+      xla = functools.partial(backbone.attention, form='xla')
+      backbones[name] = backbone.clone(attention=xla)
   return model.clone(tokenizers=without_dropout(model.tokenizers), backbones=backbones)
 
 
