@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+from flax import linen as nn
 import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from configs import pretrain_mbs
 from vatt_jax import recipe
 from vatt_jax.models import attention
 from vatt_jax.models import build
+from vatt_jax.models import multimodal
 from vatt_jax.tools import cost
 
 F32 = jnp.float32
@@ -91,6 +93,23 @@ def test_loop_body_counts_once_per_iteration():
   with pytest.raises(ValueError, match='unknown length'):
     cost.operations(lambda x: jax.lax.while_loop(
         lambda c: c[0, 0] < 9, lambda c: c @ w, x), jnp.ones((4, 4)))
+
+
+class Net(multimodal.MultimodalModel):
+  """Projects audio, without tokens."""
+  modalities: tuple[str, ...] = ('audio',)
+  head: nn.Module | None = None
+
+  @nn.compact
+  def encode(self, batch, train=False):
+    x = nn.Dense(3, name='audio_layer')(batch['audio'])
+    return dict(tokens={}, grid={}, pooled=dict(audio=x))
+
+
+def test_table_has_a_row_for_a_modality_without_tokens():
+  audio, total = cost.table(Net(), dict(audio=jax.ShapeDtypeStruct((1, 8), F32)))
+  assert (audio.part, audio.parameters, audio.tokens) == ('audio', 27, None)
+  assert audio.train['true'] == total.evaluate['true'] == 2 * 8 * 3
 
 
 @pytest.mark.slow
