@@ -35,7 +35,7 @@ def _both_ways(form, q, k, v, dy):
 @pytest.mark.parametrize('scale, tolerance', [
     (1.0, 1e-6),
     (100.0, 1e-4)])    # one key has all the weight: the gradients nearly cancel
-def test_every_form_equals_xlas(form, scale, tolerance):
+def test_every_form_equals_xla(form, scale, tolerance):
   operands = _operands(scale=scale)
   for actual, xla in zip(_both_ways(form, *operands), _both_ways('xla', *operands),
                            strict=True):
@@ -43,7 +43,7 @@ def test_every_form_equals_xlas(form, scale, tolerance):
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_every_form_in_bfloat16_is_as_exact_as_xlas(form):
+def test_every_form_in_bfloat16_is_as_exact_as_xla(form):
   operands = _operands(jnp.bfloat16)
   true = _both_ways('xla', *(x.astype(jnp.float32) for x in operands))
 
@@ -86,7 +86,7 @@ def test_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
 
 @pytest.mark.parametrize('num_tokens, width', [
     (130, 64), (40, 32), pytest.param(785, 64, marks=pytest.mark.slow)])
-def test_kernel_equals_xlas(num_tokens, width, monkeypatch):
+def test_kernel_equals_xla(num_tokens, width, monkeypatch):
   """A CPU interprets the kernel as a TPU would run it, with several query blocks."""
   monkeypatch.setattr(attention_pallas, '_MOST_WEIGHTS', 48 * num_tokens)
   shape = (2, num_tokens, 256 // width, width)

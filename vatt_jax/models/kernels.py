@@ -1,4 +1,4 @@
-"""Functions whose form suits the compiler; `layers` and `vatt` have the equations."""
+"""Products and GELU, written to suit the compiler; `layers` has the equations."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ def as_matrix(kernel: jax.Array, shape: tuple[int, int]) -> jax.Array:
   """Reshapes a kernel of several axes to a matrix."""
   if kernel.ndim == 2:
     return kernel
-  # Without it XLA would multiply, and copy activations, in the order of the axes.
+  # Without the barrier XLA would multiply, and copy activations, in the axes' order.
   return jax.lax.optimization_barrier(kernel.reshape(shape))
 
 
@@ -32,7 +32,7 @@ def _product_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array
   over = tuple(range(x.ndim - 1))
   sum_of_outer = lambda a, b: jax.lax.dot_general(a, b, ((over, over), ((), ())))
   if kernel.dtype == jnp.float32 and kernel.shape[0] > kernel.shape[1]:
-    # Without it XLA would move the transposition back into the product.
+    # Without the barrier XLA would move the transposition back into the product.
     dkernel = jax.lax.optimization_barrier(sum_of_outer(dy, x)).T
   else:
     dkernel = sum_of_outer(x, dy)
