@@ -1,5 +1,6 @@
 """Shared fixtures: a small toy world, the folder of test media, two fake devices."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -22,6 +23,21 @@ import jax  # noqa: E402 (reads the variables above)
 
 # Batches are split over two devices, except in the commands that tests start.
 jax.config.update('jax_num_cpu_devices', 2)
+
+
+# A compiled program takes three memory mappings or more, and Linux ends a process that
+# asks for more than 65,530.
+_MAX_MAPPINGS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def few_mappings():
+  """Drops compiled programs after a test if the process holds too many of them."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > _MAX_MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')

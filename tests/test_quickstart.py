@@ -15,11 +15,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_quickstart_reaches_the_documented_results(tmp_path):
   # Compiled with optimization, unlike the other tests (conftest.py).
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  done = subprocess.run(
-      [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',
-       f'--workdir={tmp_path / "run"}'], cwd=ROOT, env=environment,
-      capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
+  # The config reads data/toy_world of the current directory.
+  for command in (
+      ['data.toy_world', '--out=data/toy_world'],
+      ['vatt_jax.main', f'--config={ROOT}/configs/quickstart.py', '--workdir=run']):
+    done = subprocess.run(
+        [sys.executable, '-m', *command], cwd=tmp_path, capture_output=True, text=True,
+        env=environment | {'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   retrieval = lambda way: results[f'retrieval/{way}/R@10']
   assert results['retrieval/text_to_video/chance_R@10'] == 10 / 256
