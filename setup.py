@@ -11,7 +11,7 @@ REQUIREMENTS = [
     'clu>=0.0.12,<0.1',
     'dm-pix>=0.4.4,<0.5',                # changes colours on the device
     'flax>=0.12.6,<0.13',
-    'jax>=0.10.2,<0.11',
+    'jax>=0.10.2,<0.13',                 # Python 3.11 has no JAX above 0.10
     'jinja2>=3.1,<4',                    # report.html
     'matplotlib>=3.9,<4',                # its figures
     'ml_collections>=1.1,<2',
@@ -61,7 +61,7 @@ setuptools.setup(
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['vatt_jax', 'vatt_jax.*']),
     package_data={'vatt_jax.reports': ['*.jinja']},
-    python_requires='>=3.11',
+    python_requires='>=3.11,<3.14',
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

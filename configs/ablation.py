@@ -27,7 +27,7 @@ and MSR-VTT.
     drop_token_0             87.6    66.4                        84.9
 
 Table 9 uses patches of 5 x 16 x 16. Its 64 frames are assumed to cover 6.4 s, and the
-audio as well. `python -m vatt_jax cost --paper` prints the cost of the drop rates.
+audio as well. `python benchmarks/paper_tables.py` prints the cost of the drop rates.
 DropToken in fine-tuning (Table 14) is a switch of `configs/finetune_video.py`.
 """
 

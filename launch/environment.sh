@@ -1,8 +1,8 @@
 # Sourced by the launch scripts: changes to the checkout, creates .venv, installs.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
-if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "launch: $PYTHON is older than Python 3.11; set PYTHON to a newer one" >&2
+if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
+  echo "launch: $PYTHON is not Python 3.11 to 3.13; set PYTHON to one that is" >&2
   exit 2
 fi
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv

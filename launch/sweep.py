@@ -15,7 +15,7 @@ runs the config's `evals` with `--mode=eval` on every checkpoint of a run, or on
 `results.csv` and `results.html` have a row for each point. The row of a failed point
 has the last line of its log; the other points continue. The same command runs the
 points that have no results yet or failed. With more values it adds points. `--launcher`
-sets where the points run: on this machine, as a Slurm array, or on Cloud TPU VMs.
+sets where the points run: on this machine, or as a Slurm array.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Launcher(Protocol):
 
 
 class Local:
-  """Runs points on this machine."""
+  """Runs points on this machine; those that still run at the end are terminated."""
 
   def __init__(self, jobs: int, check: Callable[[], None]):
     """Sets the number of points at a time, and a check.
@@ -221,11 +221,36 @@ class Local:
     self._jobs, self._check = jobs, check
 
   def run(self, points: Sequence[Point]) -> Iterator[Point]:
-    def start(point, slot):
-      return _start([sys.executable, '-m', 'vatt_jax.main', *point.arguments], point)
+    waiting, running = collections.deque(points), {}
+    try:
+      while waiting or running:
+        self._check()
+        while waiting and len(running) < self._jobs:
+          point = waiting.popleft()
+          running[point.number] = point, _start(point)
+        ended = [n for n, (_, process) in running.items() if process.poll() is not None]
+        for number in ended:
+          yield running.pop(number)[0]
+        if not ended:
+          time.sleep(_POLL_SECONDS)
+    finally:
+      for _, process in running.values():
+        process.terminate()
+      for _, process in running.values():
+        process.wait()
 
-    for point, _, _ in _work_through(points, range(self._jobs), start, self._check):
-      yield point
+
+def _start(point: Point) -> subprocess.Popen:
+  """Starts a point, with its output in its log.
+
+  It runs in its own session, so that Ctrl-C reaches it once, through this process.
+  """
+  point.log.parent.mkdir(parents=True, exist_ok=True)
+  with point.log.open('a', encoding='utf-8') as log:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'vatt_jax.main', *point.arguments],
+        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True)
 
 
 class Slurm:
@@ -234,7 +259,9 @@ class Slurm:
   def __init__(self, out: pathlib.Path, jobs: int | None, options: Sequence[str],
                check: Callable[[], None]):
     """Sets the sweep's folder, the number of points at a time and sbatch options."""
-    _need('sbatch')
+    if shutil.which('sbatch') is None:
+      raise UserError('sbatch: no such program here; choose another --launcher, or use '
+                      'a machine that has it')
     self._out, self._jobs, self._options, self._check = out, jobs, options, check
 
   def run(self, points: Sequence[Point]) -> Iterator[Point]:
@@ -263,93 +290,6 @@ class Slurm:
     return ('#!/usr/bin/env bash\n'
             + ''.join(f'#SBATCH {shlex.quote(option)}\n' for option in options)
             + f'exec {command} --point="$SLURM_ARRAY_TASK_ID"\n')
-
-
-class Tpu:
-  """Runs points on Cloud TPU VMs, one point at a time on each.
-
-  The files that a config names must exist on the VMs. Results are copied back, but
-  checkpoints stay on the VM. A failed point starts from the beginning on another VM,
-  unless `--out` is on a shared disk. A point may keep running on its VM after the sweep
-  is interrupted.
-  """
-
-  def __init__(self, names: Sequence[str], zone: str | None, checkout: str,
-               check: Callable[[], None]):
-    """Sets the VMs, their zone and the folder of this project on them."""
-    _need('gcloud')
-    if not (names and zone):
-      raise UserError('--launcher=tpu: needs --tpu=NAME,NAME,... and --zone=ZONE')
-    self._names, self._zone, self._check = names, zone, check
-    self._checkout = pathlib.PurePosixPath(checkout)
-
-  def run(self, points: Sequence[Point]) -> Iterator[Point]:
-    for point, name, status in _work_through(points, self._names, self._start,
-                                             self._check):
-      if status == 0 and point.read_results() is None:
-        self._fetch(point, name)
-      yield point
-
-  def _start(self, point: Point, name: str) -> subprocess.Popen:
-    command = shlex.join(['env', '-C', str(self._checkout), '.venv/bin/python', '-m',
-                          'vatt_jax.main', *point.arguments])
-    return _start(self._gcloud('ssh', name, '--worker=all', f'--command={command}'),
-                  point)
-
-  def _fetch(self, point: Point, name: str) -> None:
-    results = pathlib.Path(point.results)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    _start(self._gcloud('scp', f'{name}:{self._checkout / results}', str(results),
-                        '--worker=0'), point).wait()
-
-  def _gcloud(self, verb: str, *arguments: str) -> list[str]:
-    return ['gcloud', 'compute', 'tpus', 'tpu-vm', verb, *arguments,
-            f'--zone={self._zone}', '--quiet']
-
-
-def _need(program: str) -> None:
-  if shutil.which(program) is None:
-    raise UserError(f'{program}: no such program here; choose another --launcher, or '
-                    'use a machine that has it')
-
-
-def _start(argv: Sequence[str], point: Point) -> subprocess.Popen:
-  """Starts a command that writes to the point's log.
-
-  It runs in its own session, so that Ctrl-C reaches it once, through this process.
-  """
-  point.log.parent.mkdir(parents=True, exist_ok=True)
-  with point.log.open('a', encoding='utf-8') as log:
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log,
-                            stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def _work_through(points: Sequence[Point], slots: Sequence[Any],
-                  start: Callable[[Point, Any], subprocess.Popen],
-                  check: Callable[[], None]) -> Iterator[tuple[Point, Any, int]]:
-  """Runs points, one at a time in each slot; yields point, slot and exit status.
-
-  At the end, processes that still run are terminated and waited for.
-  """
-  waiting, running = collections.deque(points), {}
-  try:
-    while waiting or running:
-      check()
-      for slot in slots:
-        if waiting and slot not in running:
-          point = waiting.popleft()
-          running[slot] = point, start(point, slot)
-      ended = [s for s, (_, process) in running.items() if process.poll() is not None]
-      for slot in ended:
-        point, process = running.pop(slot)
-        yield point, slot, process.returncode
-      if not ended:
-        time.sleep(_POLL_SECONDS)
-  finally:
-    for _, process in running.values():
-      process.terminate()
-    for _, process in running.values():
-      process.wait()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,13 +398,9 @@ def sweep(points: Sequence[Point], out: pathlib.Path, launcher: Launcher) -> int
 
 def _launcher(out: pathlib.Path, check: Callable[[], None]) -> Launcher:
   f = flags.FLAGS
-  match f.launcher:
-    case 'slurm':
-      return Slurm(out, f.jobs, f.sbatch, check)
-    case 'tpu':
-      return Tpu(f.tpu, f.zone, f.tpu_checkout, check)
-    case _:
-      return Local(f.jobs or 1, check)
+  if f.launcher == 'slurm':
+    return Slurm(out, f.jobs, f.sbatch, check)
+  return Local(f.jobs or 1, check)
 
 
 def _plan(out: pathlib.Path) -> list[Point]:
@@ -517,18 +453,12 @@ if __name__ == '__main__':
       'WORKDIR/checkpoints/STEP, or a released checkpoint.')
   flags.DEFINE_bool('allow_random_head', False,
                     'With --checkpoints: as in the main command.')
-  flags.DEFINE_enum('launcher', 'local', ['local', 'slurm', 'tpu'],
-                    'Where the points run.')
+  flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'Where the points run.')
   flags.DEFINE_integer(
       'jobs', None, 'The number of points that run at the same time (local: 1; slurm: '
-      'unlimited; tpu: always one on each VM).', lower_bound=1)
+      'unlimited).', lower_bound=1)
   flags.DEFINE_multi_string(
       'sbatch', [], 'An option of sbatch for every point, --sbatch=--gres=gpu:1.')
-  flags.DEFINE_list(
-      'tpu', [], 'Names of the TPU VMs that run the points.')
-  flags.DEFINE_string('zone', None, 'The zone of the TPU VMs.')
-  flags.DEFINE_string('tpu_checkout', 'vatt_jax',
-                      'The folder of this project on the VMs, with a .venv.')
   flags.DEFINE_integer('point', None,
                        'Run only this point of --out; used by Slurm tasks.')
   cli.run(main)

@@ -30,5 +30,5 @@ def test_command_runs_with_its_own_flags(monkeypatch, capsys):
   monkeypatch.setattr(commands.runpy, 'run_module',
                       lambda module, **kwargs: ran.append((module, list(sys.argv))))
   monkeypatch.setattr(sys, 'argv', ['python'])
-  assert commands.main(['cost', '--paper']) == 0
-  assert ran == [('vatt_jax.tools.cost', ['python -m vatt_jax cost', '--paper'])]
+  assert commands.main(['cost', '--json']) == 0
+  assert ran == [('vatt_jax.tools.cost', ['python -m vatt_jax cost', '--json'])]

@@ -80,6 +80,19 @@ def test_half_cosine_matches_the_release(shared):
                              golden['finetune_lr'], rtol=1e-4, atol=1e-10)
 
 
+@pytest.mark.parametrize('name, factor', [
+    ('quarter_cosine', lambda progress: np.cos(np.pi / 2 * progress)),
+    ('half_cosine', lambda progress: (1 + np.cos(np.pi * progress)) / 2)])
+@pytest.mark.parametrize('warmup', [0, 7])
+def test_schedule_equals_its_formula_at_every_step(name, factor, warmup):
+  rate = getattr(optim, name)(3e-4, 1e-5, warmup, 100)
+  steps = np.arange(120)
+  progress = np.clip((steps - warmup) / (100 - warmup), 0, 1)
+  expected = np.where(steps < warmup, 3e-4 * steps / max(warmup, 1),
+                      1e-5 + (3e-4 - 1e-5) * factor(progress))
+  np.testing.assert_allclose([rate(s) for s in steps], expected, rtol=1e-6, atol=3e-11)
+
+
 def test_unknown_schedule_is_refused():
   with pytest.raises(ValueError, match="decay='half': expected one of quarter_cosine"):
     optim.build(10, 1e-4, 5e-5, 1, decay='half')

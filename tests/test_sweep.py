@@ -230,6 +230,12 @@ exit $status
 """
 
 
+def test_slurm_without_sbatch_is_refused(sweep, tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', '')
+  with pytest.raises(UserError, match='sbatch: no such program here'):
+    sweep.Slurm(tmp_path, None, [], lambda: None)
+
+
 def test_slurm_runs_unfinished_points_as_one_array(sweep, plan, tmp_path, monkeypatch):
   """The tasks run the script with a fake Python."""
   task = _program(tmp_path / 'bin' / 'python', r"""#!/usr/bin/env bash
@@ -252,38 +258,6 @@ mkdir "$out/$name" && echo '{"a/R@1": 1}' > "$out/$name/results.json"
   assert "#SBATCH '--comment=a b'\n" in script
   assert [(r['status'], r['error']) for r in _table(out)] == [
       ('done', ''), ('done', ''), ('done', ''), ('failed', 'it never started')]
-
-
-GCLOUD = r"""#!/usr/bin/env bash
-echo "$@" >> HERE/gcloud_ran
-case "$4" in
-  ssh) case "$7" in *seed=1*) echo 'preempted' >&2; exit 1;; esac ;;
-  scp) echo '{"a/R@1": 1}' > "$6" ;;
-esac
-"""
-
-
-def test_tpus_run_the_points_and_results_are_copied(sweep, plan, tmp_path, monkeypatch):
-  _program(tmp_path / 'bin' / 'gcloud', GCLOUD)
-  monkeypatch.setenv('PATH', str(tmp_path / 'bin'), prepend=os.pathsep)
-  out, points = tmp_path / 'out', plan(GRID | {'data.path': ['a b']})
-  launcher = sweep.Tpu(['one', 'two'], 'eu-4', 'src/vatt', lambda: None)
-  assert sweep.sweep(points, out, launcher) == 2
-  assert [(r['status'], r['error']) for r in _table(out)] == [
-      ('done', ''), ('failed', 'preempted')] * 2
-  ran = (tmp_path / 'bin' / 'gcloud_ran').read_text().splitlines()
-  ssh = [line for line in ran if ' ssh ' in line]
-  assert len(ssh) == 4 and len(ran) == 6
-  assert {line.split()[4] for line in ssh} == {'one', 'two'}
-  assert min(ssh).startswith(    # the two VMs run in any order
-      'compute tpus tpu-vm ssh one --worker=all --command=env -C src/vatt .venv/bin/'
-      f'python -m vatt_jax.main --config={CONFIG} ')
-  assert "'--config.data.path=a b'" in ssh[0] and '--zone=eu-4' in ssh[0]
-  with pytest.raises(UserError, match='needs --tpu=NAME'):
-    sweep.Tpu([], 'eu-4', '', lambda: None)
-  monkeypatch.setenv('PATH', '')
-  with pytest.raises(UserError, match='gcloud: no such program here'):
-    sweep.Tpu(['one'], 'eu-4', '', lambda: None)
 
 
 @pytest.mark.parametrize('flags, message', [

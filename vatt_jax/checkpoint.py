@@ -175,21 +175,30 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 # Config keys up to version 0.5 -> their current names.
-_RENAMED = {'num_parts': 'num_microbatches', 'several_labels': 'multi_label',
-            'max_words': 'max_tokens'}
+_KEYS = {'num_parts': 'num_microbatches', 'several_labels': 'multi_label',
+         'max_words': 'max_tokens'}
+
+# (Section, '' for any other; key) -> values up to version 0.6 -> their current names.
+_VALUES = {
+    ('model', 'attention'): {
+        'plain': 'xla', 'weights': 'save_weights', 'scores': 'save_scores',
+        'fused': 'pallas', 'fused_float32': 'pallas'},
+    ('label', 'name'): {'sigmoid': 'bce'},    # a loss; the name had two meanings
+    ('', 'name'): {'sigmoid': 'siglip'}}
 
 
 def _renamed(config: dict[str, Any], section: str = '') -> dict[str, Any]:
-  """Returns a config of an older version with this version's key names."""
+  """Returns a config of an older version with this version's names."""
   renamed = {}
   for key, value in config.items():
     if section == 'data' and key == 'builder':    # no longer a key
       continue
     if isinstance(value, Mapping):
       value = _renamed(dict(value), key)
-    renamed[_RENAMED.get(key, key)] = value
-  if renamed.get('name') == 'sigmoid':    # a loss; the name had two meanings
-    renamed['name'] = 'bce' if section == 'label' else 'siglip'
+    elif isinstance(value, str):
+      names = _VALUES.get((section, key), _VALUES.get(('', key), {}))
+      value = names.get(value, value)
+    renamed[_KEYS.get(key, key)] = value
   return renamed
 
 

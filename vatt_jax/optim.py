@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import math
 import re
 from typing import Any
@@ -31,35 +32,25 @@ def quarter_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
   rate(s) = final + (peak - final) * cos(pi/2 * (s - warmup) / (total - warmup)).
   The rate leaves its peak slowly and reaches the final rate steeply.
   """
-  decay = lambda progress: jnp.cos(math.pi / 2 * progress)
-  return _warmed_up(decay, peak_rate, final_rate, warmup_steps, total_steps)
+  num_decay = max(total_steps - warmup_steps, 1)
+  decay = lambda step: final_rate + (peak_rate - final_rate) * jnp.cos(
+      math.pi / 2 * jnp.clip(step / num_decay, 0, 1))
+  return _warmed_up(decay, peak_rate, warmup_steps)
 
 
 def half_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
                 total_steps: int) -> optax.Schedule:
-  """Returns linear warm-up from 0, then half a cosine period, as in the release.
-
-  rate(s) = final + (peak - final) * (1 + cos(pi * (s - warmup) / (total - warmup))) / 2
-  """
-  decay = lambda progress: (1 + jnp.cos(math.pi * progress)) / 2
-  return _warmed_up(decay, peak_rate, final_rate, warmup_steps, total_steps)
+  """Returns linear warm-up from 0, then half a cosine period, as in the release."""
+  cosine = optax.cosine_decay_schedule(1.0, max(total_steps - warmup_steps, 1))
+  decay = lambda step: final_rate + (peak_rate - final_rate) * cosine(step)
+  return _warmed_up(decay, peak_rate, warmup_steps)
 
 
-def _warmed_up(decay: Callable[[jax.Array], jax.Array], peak_rate: float,
-               final_rate: float, warmup_steps: int, total_steps: int
+def _warmed_up(decay: optax.Schedule, peak_rate: float, warmup_steps: int
                ) -> optax.Schedule:
-  """Returns a schedule of linear warm-up and decay.
-
-  `decay` maps the progress after the warm-up, 0 to 1, to a factor that falls from 1 to
-  0.
-  """
-  def rate(step: jax.typing.ArrayLike) -> jax.Array:
-    step = jnp.asarray(step, jnp.float32)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    warmup = jnp.minimum(step / max(warmup_steps, 1), 1.0)
-    return jnp.where(step < warmup_steps, peak_rate * warmup, final_rate
-                     + (peak_rate - final_rate) * decay(jnp.clip(progress, 0, 1)))
-  return rate
+  # Not optax's: its rounding error is that of the peak, and so 3e-4 of the first rate.
+  warmup = lambda step: peak_rate * (step / max(warmup_steps, 1))
+  return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def stretched(schedule: optax.Schedule, reached: int, old_total: int, new_total: int
@@ -79,7 +70,7 @@ def stretched(schedule: optax.Schedule, reached: int, old_total: int, new_total:
   return rate
 
 
-_DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine}
+DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine}
 
 
 class Optimizer(NamedTuple):
@@ -112,13 +103,12 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     final_rate: learning rate at the end.
     warmup_steps: linear, from 0; half of the run if the run is shorter.
     name: 'adam' or 'sgd'.
-    decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (the paper's
-      fine-tuning, and all of the release).
+    decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (all others).
     clip_norm: the largest norm of the gradient of all parameters but the head's; a
       larger gradient is scaled down to it. 0 for no limit.
     clip_replicas: with 1 the limit is on the gradient of the whole batch. With more it
-      is on the share of each of so many replicas, before the shares are added, as in
-      the release: the norm of the sum of R clipped shares is up to R * clip_norm.
+      is on the share of each of R replicas, before the shares are added, as in the
+      release: the norm of their sum is up to R * clip_norm.
     rules: pairs of a pattern and a multiplier of the learning rate; 0 freezes. The
       first whose pattern fits the beginning of a parameter's name, such as
       `backbones_video/block_0/attention/query/kernel`, applies; one must fit.
@@ -133,43 +123,51 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     ValueError: an unknown name, a negative multiplier or norm, or an invalid pattern.
     UserError: from the optimizer's `init`: no rule fits a parameter.
   """
-  if clip_norm < 0 or not 0 < layer_decay <= 1:
-    raise ValueError(f'clip_norm={clip_norm}, layer_decay={layer_decay}: expected 0 or '
-                     'more, and more than 0 up to 1')
-  if clip_replicas < 1:
-    raise ValueError(f'clip_replicas={clip_replicas}: expected 1 or more')
-  _check_rules(rules)
-  first_total, *later_totals = *(old for _, old in extended), total_steps
-  schedule = config.choose(_DECAYS, decay, 'decay')(
-      peak_rate, final_rate, _warmup_that_fits(warmup_steps, first_total), first_total)
-  for (reached, old_total), new_total in zip(extended, later_totals, strict=True):
-    schedule = stretched(schedule, reached, old_total, new_total)
+  _check(clip_norm, clip_replicas, layer_decay, rules)
+  schedule = _schedule(config.choose(DECAYS, decay, 'decay'), peak_rate, final_rate,
+                       warmup_steps, total_steps, extended)
   update = config.build('optim', OPTIMIZERS, {**settings, 'name': name},
                         schedule=schedule)
-  clip = None
+  frozen = clip = None
   if clip_norm:
     whole = optax.masked(optax.clip_by_global_norm(clip_norm), _outside_head)
     if clip_replicas > 1:
       clip = lambda grads: whole.update(grads, whole.init(grads))[0]
     else:
       update = optax.chain(whole, update)
-  if not rules and layer_decay == 1:
-    return Optimizer(update, schedule, None, clip)
-
-  def scale(updates, params):
-    shares = learning_rate_multipliers(params, rules, layer_decay, layer_of)
-    return jax.tree.map(lambda x, share: x * share, updates, shares)
-
-  def trained(params):
-    return jax.tree.map(
-        bool, learning_rate_multipliers(params, rules, layer_decay, layer_of))
-
-  def frozen(params):
-    return jax.tree.map(lambda x: not x, trained(params))
-
-  # Masked, so that frozen parameters have no optimizer state.
-  update = optax.chain(optax.masked(update, trained), optax.stateless(scale))
+  if rules or layer_decay != 1:
+    update, frozen = _scaled(update, functools.partial(
+        learning_rate_multipliers, rules=rules, layer_decay=layer_decay,
+        layer_of=layer_of))
   return Optimizer(update, schedule, frozen, clip)
+
+
+def _schedule(decay, peak_rate, final_rate, warmup_steps, total_steps, extended):
+  """Returns the schedule of a run that may have been extended."""
+  first_total, *later_totals = *(old for _, old in extended), total_steps
+  schedule = decay(peak_rate, final_rate,
+                   _warmup_that_fits(warmup_steps, first_total), first_total)
+  for (reached, old_total), new_total in zip(extended, later_totals, strict=True):
+    schedule = stretched(schedule, reached, old_total, new_total)
+  return schedule
+
+
+def _scaled(update, multipliers):
+  """Scales updates by parameter.
+
+  Args:
+    update: an optimizer.
+    multipliers: parameters -> a tree of floats; 0 freezes.
+
+  Returns:
+    The optimizer, and a function from parameters to those that are frozen. Frozen ones
+    have no optimizer state.
+  """
+  trained = lambda params: jax.tree.map(bool, multipliers(params))
+  frozen = lambda params: jax.tree.map(lambda x: x == 0, multipliers(params))
+  scale = lambda updates, params: jax.tree.map(
+      jnp.multiply, updates, multipliers(params))
+  return optax.chain(optax.masked(update, trained), optax.stateless(scale)), frozen
 
 
 def _warmup_that_fits(warmup_steps: int, total_steps: int) -> int:
@@ -256,7 +254,13 @@ def _outside_head(params: Mapping[str, Any]) -> dict[str, Any]:
           for k, v in params.items()}
 
 
-def _check_rules(rules: Sequence[Rule]) -> None:
+def _check(clip_norm: float, clip_replicas: int, layer_decay: float,
+           rules: Sequence[Rule]) -> None:
+  if clip_norm < 0 or not 0 < layer_decay <= 1:
+    raise ValueError(f'clip_norm={clip_norm}, layer_decay={layer_decay}: expected 0 or '
+                     'more, and more than 0 up to 1')
+  if clip_replicas < 1:
+    raise ValueError(f'clip_replicas={clip_replicas}: expected 1 or more')
   for rule in rules:
     if len(rule) != 2 or not isinstance(rule[0], str):
       raise ValueError(f'rules={rules}: expected pairs of a pattern and a share')

@@ -242,7 +242,7 @@ def _claim(made, kind):
     write(content.index(b'avc1') + 28, '>HH', 65_535, 65_535)
     write(content.index(b'tkhd') + 80, '>II', 65_535 << 16, 65_535 << 16)
   elif kind == 'pixels of a stream':    # not stated by the container
-    for key in re.finditer(b'\x9d\x01\x2a', bytes(content)):
+    for key in re.finditer(re.escape(b'\x9d\x01\x2a'), bytes(content)):
       write(key.end(), '<HH', 16_383, 16_383)
   elif kind == 'pixels of an AVI':
     write(content.index(b'strf') + 12, '<II', 100_000, 100_000)

@@ -17,7 +17,7 @@ from vatt_jax.models import attention
 from vatt_jax.models import attention_pallas
 from vatt_jax.models.vatt import Vatt
 
-OTHERS = ('weights', 'scores')
+OTHERS = ('save_weights', 'save_scores')
 
 
 def _operands(dtype=jnp.float32, scale=1.0):
@@ -36,23 +36,23 @@ def _both_ways(form, q, k, v, dy):
 @pytest.mark.parametrize('scale, tolerance', [
     (1.0, 1e-6),
     (100.0, 1e-4)])    # one key has all the weight: the gradients nearly cancel
-def test_every_form_equals_the_plain_form(form, scale, tolerance):
+def test_every_form_equals_xla(form, scale, tolerance):
   operands = _operands(scale=scale)
-  for actual, plain in zip(_both_ways(form, *operands), _both_ways('plain', *operands),
+  for actual, xla in zip(_both_ways(form, *operands), _both_ways('xla', *operands),
                            strict=True):
-    np.testing.assert_allclose(actual, plain, atol=tolerance * np.abs(plain).max())
+    np.testing.assert_allclose(actual, xla, atol=tolerance * np.abs(xla).max())
 
 
 @pytest.mark.parametrize('form', OTHERS)
-def test_every_form_in_bfloat16_is_as_exact_as_the_plain_form(form):
+def test_every_form_in_bfloat16_is_as_exact_as_xla(form):
   operands = _operands(jnp.bfloat16)
-  true = _both_ways('plain', *(x.astype(jnp.float32) for x in operands))
+  true = _both_ways('xla', *(x.astype(jnp.float32) for x in operands))
 
   def errors(form):
     return [float(jnp.sqrt(jnp.mean((x.astype(jnp.float32) - t) ** 2)))
             for x, t in zip(_both_ways(form, *operands), true, strict=True)]
-  for error, plain in zip(errors(form), errors('plain'), strict=True):
-    assert error < 1.1 * plain
+  for error, xla in zip(errors(form), errors('xla'), strict=True):
+    assert error < 1.1 * xla
 
 
 @pytest.mark.parametrize('form', OTHERS)
@@ -74,8 +74,8 @@ def test_every_form_applies_mask_and_bias(form):
         lambda q, k, v, bias: attention.attend(q, k, v, mask, bias, form=form),
         q, k, v, bias)
     return y, *backward(dy)
-  for actual, plain in zip(both_ways(form), both_ways('plain'), strict=True):
-    np.testing.assert_allclose(actual, plain, atol=1e-6 * np.abs(plain).max())
+  for actual, xla in zip(both_ways(form), both_ways('xla'), strict=True):
+    np.testing.assert_allclose(actual, xla, atol=1e-6 * np.abs(xla).max())
 
 
 @pytest.mark.parametrize('form', OTHERS)
@@ -87,7 +87,7 @@ def test_backward_pass_keeps_one_array_of_the_size_of_the_scores(form):
 
 @pytest.mark.parametrize('num_tokens, width', [
     (130, 64), (40, 32), pytest.param(785, 64, marks=pytest.mark.slow)])
-def test_kernel_equals_the_plain_form(num_tokens, width, monkeypatch):
+def test_kernel_equals_xla(num_tokens, width, monkeypatch):
   """A CPU interprets the kernel as a TPU would run it, with several query blocks."""
   monkeypatch.setattr(attention_pallas, '_MOST_WEIGHTS', 48 * num_tokens)
   shape = (2, num_tokens, 256 // width, width)
@@ -100,8 +100,8 @@ def test_kernel_equals_the_plain_form(num_tokens, width, monkeypatch):
     return y, *backward(operands[3])
   with pltpu.force_tpu_interpret_mode():
     kernel = both_ways(lambda *x: attention_pallas.attend(*x, jnp.float32))
-  for actual, plain in zip(kernel, both_ways(attention.plain), strict=True):
-    np.testing.assert_allclose(actual, plain, atol=2e-6 * np.abs(plain).max())
+  for actual, xla in zip(kernel, both_ways(attention.xla), strict=True):
+    np.testing.assert_allclose(actual, xla, atol=2e-6 * np.abs(xla).max())
 
 
 def test_kernel_fits_heads_that_fill_tiles():
@@ -132,9 +132,9 @@ def test_kernel_runs_on_the_rows_and_heads_of_each_device(num_rows):
 def test_each_form_falls_back_where_another_is_faster(monkeypatch):
   """The form that runs depends on the number of tokens, the type and the mask."""
   used = []
-  for name in ('plain', 'from_weights', 'from_scores', 'cudnn', '_fused'):
-    def stand_in(q, *args, name=name, operand=None):
-      used.append((name, operand) if operand else name)
+  for name in ('xla', 'save_weights', 'save_scores', 'cudnn', 'pallas'):
+    def stand_in(q, *args, name=name):
+      used.append(name)
       return q
     monkeypatch.setattr(attention, name, stand_in)
 
@@ -142,29 +142,47 @@ def test_each_form_falls_back_where_another_is_faster(monkeypatch):
     x = jnp.zeros((1, num_tokens, 1, 8), dtype)
     attention.attend(x, x, x, mask, drop=drop, form=form)
     return used[-1]
-  long, mask = attention.FUSED_FROM, jnp.ones((1, 600), bool)
-  assert stands_for('fused', long) == ('_fused', jnp.bfloat16)
-  assert stands_for('fused_float32', long) == ('_fused', jnp.float32)
-  assert stands_for('fused', long - 1) == 'from_scores'
-  assert stands_for('fused', 600, mask=mask) == 'from_weights'
-  assert stands_for('fused', 600, drop=lambda x: x) == 'plain'
-  assert stands_for('scores', 600) == 'from_scores'
+  long, mask = attention.PALLAS_FROM, jnp.ones((1, 600), bool)
+  assert stands_for('pallas', long) == 'pallas'
+  assert stands_for('pallas', long - 1) == 'save_scores'
+  assert stands_for('pallas', 600, mask=mask) == 'save_weights'
+  assert stands_for('pallas', 600, drop=lambda x: x) == 'xla'
+  assert stands_for('save_scores', 600) == 'save_scores'
   assert stands_for('cudnn', 8) == 'cudnn'
-  assert stands_for('cudnn', 8, jnp.float32) == 'from_weights'
-  assert stands_for('cudnn', 600, mask=mask) == 'from_weights'
+  assert stands_for('cudnn', 8, jnp.float32) == 'save_weights'
+  assert stands_for('cudnn', 600, mask=mask) == 'save_weights'
 
 
 @pytest.mark.parametrize(('device', 'form'), [
-    (dict(platform='cpu', device_kind='cpu'), 'weights'),
-    (dict(platform='tpu', device_kind='TPU v3'), 'fused_float32'),
-    (dict(platform='tpu', device_kind='TPU v4'), 'fused'),
-    (dict(platform='tpu', device_kind='TPU v6 lite'), 'fused'),
+    (dict(platform='cpu', device_kind='cpu'), 'save_weights'),
+    (dict(platform='tpu', device_kind='TPU v3'), 'pallas'),
+    (dict(platform='tpu', device_kind='TPU v4'), 'pallas'),
+    (dict(platform='tpu', device_kind='TPU v6 lite'), 'pallas'),
     (dict(platform='gpu', device_kind='H200', compute_capability='9.0'), 'cudnn'),
-    (dict(platform='gpu', device_kind='V100', compute_capability='7.0'), 'weights'),
+    (dict(platform='gpu', device_kind='V100', compute_capability='7.0'),
+     'save_weights'),
     (dict(platform='gpu', device_kind='MI300', compute_capability='gfx942'),
-     'weights')])
+     'save_weights')])
 def test_choose_form_depends_on_the_device(device, form):
   assert attention.choose_form(types.SimpleNamespace(**device)) == form
+
+
+@pytest.mark.parametrize(('kind', 'operand'), [
+    ('TPU v3', jnp.float32), ('TPU v4', jnp.bfloat16)])
+def test_kernel_multiplies_the_type_that_the_device_of_the_step_supports(
+    kind, operand, monkeypatch):
+  operands = []
+  monkeypatch.setattr(attention_pallas, 'attend',
+                      lambda q, k, v, operand: operands.append(operand) or q)
+  device = types.SimpleNamespace(device_kind=kind)
+  x = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
+  monkeypatch.setattr(jax, 'devices', lambda: [device])    # without a mesh
+  attention.attend(x, x, x, form='pallas')
+  mesh = types.SimpleNamespace(empty=False, abstract_device=device)
+  monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind='')])
+  monkeypatch.setattr(jax.sharding, 'get_abstract_mesh', lambda: mesh)
+  attention.pallas(x, x, x)
+  assert operands == [operand] * 2
 
 
 def test_cudnn_form_calls_attention_with_the_same_result(monkeypatch):
@@ -176,7 +194,7 @@ def test_cudnn_form_calls_attention_with_the_same_result(monkeypatch):
     return ask(*args, implementation='xla', **kwargs)
   monkeypatch.setattr(jax.nn, 'dot_product_attention', instead)
   q, k, v, _ = _operands()
-  np.testing.assert_allclose(attention.cudnn(q, k, v), attention.plain(q, k, v),
+  np.testing.assert_allclose(attention.cudnn(q, k, v), attention.xla(q, k, v),
                              atol=1e-6)
 
 
@@ -185,5 +203,5 @@ def test_attention_form_of_a_config_reaches_its_transformers():
   for name in attention.FORMS:
     model = Vatt.from_config(video=tower, shared=None, attention=name)
     assert model.backbones['video'].attention.keywords == dict(form=name)
-  with pytest.raises(UserError, match=r'attention=.flush.: did you mean fused'):
-    models.from_config(dict(video=tower, attention='flush'))
+  with pytest.raises(UserError, match=r'attention=.palas.: did you mean pallas'):
+    models.from_config(dict(video=tower, attention='palas'))

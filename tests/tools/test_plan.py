@@ -97,12 +97,12 @@ def test_remedies_are_added_until_a_step_fits():
   config = dict(model=dict(), optim=dict(), batch_size=2048)
   g = 2 ** 30
   result = plan.try_to_fit(config, SHORT, fitting([48 * g, 20 * g, 15 * g]))
-  assert [t.settings for t in result.tries] == [
+  assert [t['settings'] for t in result.tries] == [
       {'model.remat': 'dots'}, {'model.remat': 'dots', 'num_microbatches': 2}]
-  assert [t.fits for t in result.tries] == [False, True]
+  assert [t['fits'] for t in result.tries] == [False, True]
   result = plan.try_to_fit(config, SHORT,
                            fitting([48 * g, 20 * g, 15 * g], 'num_microbatches'))
-  assert result.tries[-1].settings == {'model.remat': 'dots', 'mesh.fsdp': 8}
+  assert result.tries[-1]['settings'] == {'model.remat': 'dots', 'mesh.fsdp': 8}
   nothing = plan.try_to_fit(config, SHORT, fitting([48 * g] * 4))
   assert nothing.tries == []
   assert 'model.remat' not in str(config)
@@ -126,7 +126,8 @@ def test_plans_are_printed_side_by_side():
       prediction=plan.predict(hlo.parse(PROGRAM), V3), mfu=0.5, days=3.0,
       core_days=24.0)
   tried = dataclasses.replace(
-      SHORT, tries=[plan.Try({'num_microbatches': 2}, 2 ** 33, True)])
+      SHORT, tries=[dict(settings={'num_microbatches': 2}, hbm_bytes_per_core=2 ** 33,
+                         fits=True)])
   text = plan.as_text([good, tried])
   memory = next(line for line in text.splitlines() if line.startswith('memory'))
   assert memory.split()[-2:] == ['8.00', '48.00']

@@ -1,9 +1,9 @@
 """Runs several processes as one: they connect, agree to stop, and end together.
 
 Process 0 listens at the coordinator's port. Every other process connects to it before
-JAX takes over that port, so that missing processes can be named, which JAX does not do.
-The connections stay open. The system closes those of a process that dies, so the others
-notice at once, where JAX would wait in a collective.
+JAX takes over that port, so that missing processes can be named. The connections stay
+open. The system closes those of a process that dies, so the others notice at once. JAX
+alone would abort all of them without a readable message (docs/decisions/0009).
 """
 
 from __future__ import annotations

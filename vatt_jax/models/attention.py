@@ -1,7 +1,6 @@
 """Multi-head attention in several forms, which differ only by rounding."""
 
 from collections.abc import Callable
-import functools
 import re
 
 from flax import linen as nn
@@ -17,16 +16,16 @@ _MASKED = -1e9
 # Name scope of the products of queries and keys in the traced program.
 SCORES = 'attention_scores'
 
-FORMS = ('plain', 'weights', 'scores', 'fused', 'fused_float32', 'cudnn')
+FORMS = ('xla', 'save_weights', 'save_scores', 'pallas', 'cudnn')
 
-# The number of tokens from which on the kernel is faster.
-FUSED_FROM = 128
+# The number of tokens from which on the Pallas kernel is faster.
+PALLAS_FROM = 128
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
            bias: jax.Array | None = None,
            drop: Callable[[jax.Array], jax.Array] | None = None,
-           form: str = 'plain') -> jax.Array:
+           form: str = 'xla') -> jax.Array:
   """Computes each query's mean of the values, weighted by the softmax of its scores.
 
   The softmax is computed in float32 for arguments of any type.
@@ -37,49 +36,39 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     v: [B, N, A, D].
     mask: bool [B, N], False for keys that no query attends to.
     bias: [A, N, N] (head, query, key), added to the scores.
-    drop: applied to the weights, [B, A, N, N]; selects the plain form.
-    form: one of `FORMS`. With a mask or a bias, 'weights' replaces the later forms. For
-      float32, which cuDNN does not support, it replaces 'cudnn'. 'scores' replaces the
-      fused forms for fewer than `FUSED_FROM` tokens, and for shapes that the kernel
-      does not support (`attention_pallas.fits`).
+    drop: applied to the weights, [B, A, N, N]; selects 'xla'.
+    form: one of `FORMS`. With a mask or a bias, 'save_weights' replaces the later
+      forms. For float32, which cuDNN does not support, it replaces 'cudnn'.
+      'save_scores' replaces 'pallas' for fewer than `PALLAS_FROM` tokens, and for
+      shapes that the kernel does not support (`attention_pallas.fits`).
 
   Returns:
     [B, N, A, D].
   """
-  if form == 'plain' or drop is not None:
-    return plain(q, k, v, mask, bias, drop)
-  if form == 'weights' or mask is not None or bias is not None:
-    return from_weights(q, k, v, mask, bias)
+  if form == 'xla' or drop is not None:
+    return xla(q, k, v, mask, bias, drop)
+  if form == 'save_weights' or mask is not None or bias is not None:
+    return save_weights(q, k, v, mask, bias)
   if form == 'cudnn':
-    return from_weights(q, k, v) if q.dtype == jnp.float32 else cudnn(q, k, v)
-  if form == 'scores' or q.shape[1] < FUSED_FROM:
-    return from_scores(q, k, v)
-  operand = jnp.float32 if form == 'fused_float32' else q.dtype
+    return save_weights(q, k, v) if q.dtype == jnp.float32 else cudnn(q, k, v)
+  if form == 'save_scores' or q.shape[1] < PALLAS_FROM:
+    return save_scores(q, k, v)
   # The compiler cannot partition a kernel, so each device runs it on its own rows.
-  kernel = functools.partial(_fused, operand=operand)
-  return logical_axes.on_each_device(kernel, q, k, v)
-
-
-def _fused(q, k, v, operand):
-  if not attention_pallas.fits(q):
-    return from_scores(q, k, v)
-  return attention_pallas.attend(q, k, v, operand)
+  return logical_axes.on_each_device(pallas, q, k, v)
 
 
 def choose_form(device: jax.Device) -> str:
   """Returns the form that suits a device."""
   if device.platform == 'tpu':
-    # Inside a kernel these multiply only float32 operands, rounded to bfloat16.
-    is_old = device.device_kind in ('TPU v2', 'TPU v3')
-    return 'fused_float32' if is_old else 'fused'
+    return 'pallas'
   capability = getattr(device, 'compute_capability', '')    # AMD's is not a number
   has_flash = re.fullmatch(r'\d+\.\d+', capability) and float(capability) >= 8
-  return 'cudnn' if has_flash else 'weights'
+  return 'cudnn' if has_flash else 'save_weights'
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
-          bias: jax.Array | None = None,
-          drop: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+def xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        drop: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
   """Computes `attend` directly from its definition."""
   q, k = by_head(q), by_head(k)
   weights = nn.softmax(masked(products(q, k), mask, bias)).astype(v.dtype)
@@ -112,7 +101,7 @@ def by_head(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def from_weights(q: jax.Array, k: jax.Array, v: jax.Array,
+def save_weights(q: jax.Array, k: jax.Array, v: jax.Array,
                  mask: jax.Array | None = None, bias: jax.Array | None = None
                  ) -> jax.Array:
   """Computes `attend` and keeps one [B, A, N, N] array for the backward pass.
@@ -121,10 +110,10 @@ def from_weights(q: jax.Array, k: jax.Array, v: jax.Array,
   factor of each product is divided instead, since it is smaller by N / D. This form is
   the fastest on a CPU.
   """
-  return _from_weights(q, k, v, mask, bias)[0]
+  return _save_weights(q, k, v, mask, bias)[0]
 
 
-def _from_weights(q, k, v, mask, bias):
+def _save_weights(q, k, v, mask, bias):
   q, k, v = by_head(q), by_head(k), by_head(v)
   scores = masked(products(q, k), mask, bias)
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))      # [B, A, N, N]
@@ -134,7 +123,7 @@ def _from_weights(q, k, v, mask, bias):
   return by_head(y.astype(v.dtype)), (q, k, v, mask, bias, e, share, y)
 
 
-def _from_weights_backward(saved, dy):
+def _save_weights_backward(saved, dy):
   """Computes gradients from the weights p = share * e.
 
   dv = p' dy, ds = p * (dy v' - sum(dy * y)).
@@ -154,11 +143,11 @@ def _from_weights_backward(saved, dy):
   return by_head(dq), dk.transpose(0, 3, 1, 2), dv.transpose(0, 3, 1, 2), None, dbias
 
 
-from_weights.defvjp(_from_weights, _from_weights_backward)
+save_weights.defvjp(_save_weights, _save_weights_backward)
 
 
 @jax.custom_vjp
-def from_scores(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def save_scores(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Computes `attend` with one [B, A, N, N] array written in each pass.
 
   These arrays, not the products, dominate the cost of attention on a TPU. Here only
@@ -167,10 +156,10 @@ def from_scores(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   so that their product also gives the sum of the weights. The gradient of the softmax
   is computed as in FlashAttention (arXiv 2205.14135, appendix B.2).
   """
-  return _from_scores(q, k, v)[0]
+  return _save_scores(q, k, v)[0]
 
 
-def _from_scores(q, k, v):
+def _save_scores(q, k, v):
   scores = products(by_head(q), by_head(k))
   highest = jnp.max(scores, axis=-1, keepdims=True).astype(jnp.float32)
   weights = _weights(scores, highest).astype(v.dtype)
@@ -188,7 +177,7 @@ def _weights(scores, highest):
   return jnp.exp(scores.astype(jnp.float32) - highest)
 
 
-def _from_scores_backward(saved, dy):
+def _save_scores_backward(saved, dy):
   q, k, v, scores, highest, total, y = saved
   dy = (dy.astype(jnp.float32) / total).astype(v.dtype)
   mean = jnp.einsum('bqad,bqad->baq', dy.astype(jnp.float32), y)[..., None]
@@ -199,9 +188,25 @@ def _from_scores_backward(saved, dy):
           jnp.einsum('baqk,bqad->bkad', dscores, q), dv)
 
 
-from_scores.defvjp(_from_scores, _from_scores_backward)
+save_scores.defvjp(_save_scores, _save_scores_backward)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
   """Computes `attend` by cuDNN's FlashAttention, for 16-bit types."""
   return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation='cudnn')
+
+
+def pallas(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Computes `attend` by the kernel for TPUs, where it supports the shape."""
+  if not attention_pallas.fits(q):
+    return save_scores(q, k, v)
+  # Inside a kernel these multiply only float32 operands, rounded to bfloat16.
+  is_old = _device_kind() in ('TPU v2', 'TPU v3')
+  return attention_pallas.attend(q, k, v, jnp.float32 if is_old else q.dtype)
+
+
+def _device_kind() -> str:
+  """Returns the kind of device that a step is compiled for, or that of this machine."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return (device or jax.devices()[0]).device_kind

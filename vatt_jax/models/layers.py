@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vatt_jax.distributed import logical_axes
 from vatt_jax.models import attention
+from vatt_jax.models import kernels
 
 # The paper names no initializer; this is the release's for linear layers.
 kernel_init = nn.initializers.xavier_uniform()
@@ -54,11 +55,9 @@ class Dense(nn.Module):
 
     kernel = self.param('kernel', init, (*inputs, *features))
     kernel = logical_axes.gathered(kernel.astype(self.dtype))
-    if kernel.ndim > 2:
-      # Without it XLA would multiply, and copy activations, in the order of its axes.
-      kernel = jax.lax.optimization_barrier(kernel.reshape(flat))
+    matrix = kernels.as_matrix(kernel, flat)
     rows = x.shape[:-self.num_inputs]
-    y = product(x.astype(self.dtype).reshape(*rows, flat[0]), kernel)
+    y = kernels.product(x.astype(self.dtype).reshape(*rows, flat[0]), matrix)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, features)
       y = y + bias.astype(self.dtype).reshape(flat[1])
@@ -67,32 +66,6 @@ class Dense(nn.Module):
 
 def dense(features: int, name: str, dtype: Any, use_bias: bool = True) -> Dense:
   return Dense(features, use_bias, dtype=dtype, name=name)
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Multiplies by a kernel.  [..., K], [K, N] -> [..., N]."""
-  return x @ kernel
-
-
-def _product_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array
-                      ) -> tuple[jax.Array, jax.Array]:
-  """Computes gradients; the kernel's in float32 with the longer side last.
-
-  This order is up to a third faster on a CPU.
-  """
-  x, kernel = saved
-  over = tuple(range(x.ndim - 1))
-  sum_of_outer = lambda a, b: jax.lax.dot_general(a, b, ((over, over), ((), ())))
-  if kernel.dtype == jnp.float32 and kernel.shape[0] > kernel.shape[1]:
-    # Without it XLA would move the transposition back into the product.
-    dkernel = jax.lax.optimization_barrier(sum_of_outer(dy, x)).T
-  else:
-    dkernel = sum_of_outer(x, dy)
-  return dy @ kernel.T, dkernel
-
-
-product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
 def layer_norm(x: jax.Array, name: str) -> jax.Array:
@@ -104,42 +77,6 @@ def layer_norm(x: jax.Array, name: str) -> jax.Array:
 def rms_norm(x: jax.Array, name: str) -> jax.Array:
   """Applies root-mean-square norm in float32, and returns the input's type."""
   return nn.RMSNorm(epsilon=1e-6, name=name)(x.astype(jnp.float32)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-  """Computes the exact GELU, x * Phi(x); not the approximation by tanh.
-
-  It is computed in float32 for any type of x. The backward pass keeps only x.
-  """
-  wide = x.astype(jnp.float32)
-  return (wide * _phi(wide, x.dtype)).astype(x.dtype)
-
-
-# log(Phi(x) / Phi(-x)) is x times a polynomial of x^2: x * Phi(x) errs by 3e-6 at most.
-# Fitted by least squares, reweighted until the error was even.
-_LOG_ODDS = (1.59565627, 7.29375714e-2, -2.49715826e-4, -6.11635745e-5, 2.23825869e-6)
-
-
-def _phi(x: jax.Array, dtype: Any) -> jax.Array:
-  """Computes the normal distribution function as exactly as a type can represent it.
-
-  In float32 the error is 1e-7, and erfc would take longer. For bfloat16 an
-  approximation rounds to the same numbers and takes a TPU a fifth of erf's time.
-  """
-  if dtype == jnp.bfloat16:
-    return nn.sigmoid(x * jnp.polyval(jnp.array(_LOG_ODDS[::-1]), x * x))
-  return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
-
-
-def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-  wide = x.astype(jnp.float32)
-  density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
-  slope = _phi(wide, x.dtype) + wide * density
-  return ((dy.astype(jnp.float32) * slope).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Dropout(nn.Module):
@@ -181,7 +118,7 @@ class Attention(nn.Module):
   num_heads: int
   t5_style: bool = False     # scores not scaled, no biases
   dropout_rate: float = 0.0  # of the weights
-  form: str = 'plain'        # one of `attention.FORMS`
+  form: str = 'xla'          # one of `attention.FORMS`
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -233,7 +170,7 @@ class Block(nn.Module):
     use_bias = not self.t5_style
     y = layer_norm(x, 'norm_2')
     y = dense(self.mlp_dim, 'mlp_1', self.dtype, use_bias)(y)
-    y = drop(gelu(y))                                                # [B, N, mlp_dim]
+    y = drop(kernels.gelu(y))                                        # [B, N, mlp_dim]
     y = dense(x.shape[-1], 'mlp_2', self.dtype, use_bias)(y)
     return logical_axes.split_rows(x + drop(y))
 
@@ -309,7 +246,7 @@ class Transformer(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array | None = None,
                clips: jax.Array | None = None) -> jax.Array:
     if self.t5_style:
-      x = gelu(dense(self.width, 'projection', self.dtype, use_bias=False)(x))
+      x = kernels.gelu(dense(self.width, 'projection', self.dtype, use_bias=False)(x))
       x = dropout(x, self.dropout_rate, clips)
     bias = None
     if self.relative_bias:
@@ -413,4 +350,4 @@ class Projector(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return gelu(dense(self.width, 'projection', self.dtype)(x))
+    return kernels.gelu(dense(self.width, 'projection', self.dtype)(x))

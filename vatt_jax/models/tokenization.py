@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vatt_jax.distributed import logical_axes
 from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
+from vatt_jax.models import kernels
 from vatt_jax.models import layers
 from vatt_jax.models import positions
 
@@ -117,7 +118,7 @@ class PatchProjection(nn.Module):
     patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
     order = patch_order(len(self.sides) - 1)
     kernel = logical_axes.gathered(kernel).transpose(*order, -1)
-    return layers.product(patches, kernel.reshape(-1, self.width)) + bias
+    return kernels.product(patches, kernel.reshape(-1, self.width)) + bias
 
 
 class RawTokenizer(nn.Module):

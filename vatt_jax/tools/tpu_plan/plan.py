@@ -94,14 +94,6 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Try:
-  """Holds settings with which a step that does not fit was compiled again."""
-  settings: dict[str, Any]
-  hbm_bytes_per_core: int
-  fits: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
   """Holds the plan of one config on one slice.
 
@@ -119,7 +111,8 @@ class Plan:
     core_days: the same, times the cores.
     memory_bytes: kind -> bytes.
     prediction: predicted time of the step.
-    tries: for a step that does not fit, the settings that were tried.
+    tries: for a step that does not fit, `settings` with which it was compiled again,
+      and its `hbm_bytes_per_core` and `fits`.
   """
   topology: str
   batch_size: int
@@ -134,7 +127,7 @@ class Plan:
   core_days: float | None = None
   memory_bytes: dict[str, int] | None = None
   prediction: Prediction | None = None
-  tries: list[Try] = dataclasses.field(default_factory=list)
+  tries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def as_json(self) -> dict[str, Any]:
     """Returns one flat dict with the prediction's fields, null without one."""
@@ -272,50 +265,45 @@ def _keep_stderr(file: str) -> None:
 def remedies(config: Settings) -> Iterator[tuple[str, Any]]:
   """Yields settings that save memory, in the order in which to try them."""
   policies = list(layers.REMAT)    # each keeps less than the one before
-  for policy in policies[policies.index(config['model'].get('remat', 'none')) + 1:]:
-    yield 'model.remat', policy
-  num_microbatches = config.get('num_microbatches', 1)
-  for factor in (2, 4, 8):
-    yield 'num_microbatches', num_microbatches * factor
+  begin = policies.index(config['model'].get('remat', 'none')) + 1
+  yield from (('model.remat', policy) for policy in policies[begin:])
+  count = config.get('num_microbatches', 1)
+  yield from (('num_microbatches', count * factor) for factor in (2, 4, 8))
   fsdp = config.get('mesh', {}).get('fsdp', 1)
   if fsdp != -1:    # 'auto' is no more than the largest
     yield 'mesh.fsdp', 8 * (sharding.AUTO_FSDP[0] if fsdp == 'auto' else int(fsdp))
   yield 'optim.state_dtype', 'bfloat16'
-  for divisor in (2, 4, 8):
-    yield 'batch_size', config['batch_size'] // divisor
+  yield from (('batch_size', config['batch_size'] // divisor) for divisor in (2, 4, 8))
 
 
 def set_key(config: Settings, key: str, value: Any) -> dict[str, Any]:
   """Returns the config with another value at a key with dots."""
   head, _, rest = key.partition('.')
-  if rest:
-    value = set_key(config.get(head) or {}, rest, value)
-  return {**config, head: value}
+  return {**config, head: set_key(config.get(head) or {}, rest, value) if rest else
+          value}
 
 
 def try_to_fit(config: Settings, plan: Plan,
                make_plan: Callable[[Settings, str], Plan] = make_apart) -> Plan:
-  """Adds settings to a plan that does not fit, until the step fits.
+  """Adds remedies to the config of a plan that does not fit, until the step fits.
 
-  Each remedy is compiled on top of the ones before. A remedy that this config or slice
-  does not allow, or that does not help, is left out.
+  One that this config or slice does not allow, or that does not help, is left out.
   """
-  tries, settings = [], {}
-  needed = plan.hbm_bytes_per_core
+  tries, settings, needed = [], {}, plan.hbm_bytes_per_core
   for key, value in remedies(config):
-    changed = set_key(config, key, value)
     logging.info('does not fit; trying config.%s=%r', key, value)
+    changed = set_key(config, key, value)
     try:
-      new_plan = make_plan(changed, plan.topology)
+      attempt = make_plan(changed, plan.topology)
     except UserError as e:
       logging.info('not possible here: %s', e)
       continue
-    if new_plan.hbm_bytes_per_core >= needed and not new_plan.fits:
-      continue
-    config, needed = changed, new_plan.hbm_bytes_per_core
-    settings = settings | {key: value}
-    tries.append(Try(settings, needed, new_plan.fits))
-    if new_plan.fits:
+    if attempt.fits or attempt.hbm_bytes_per_core < needed:
+      config, needed = changed, attempt.hbm_bytes_per_core
+      settings = settings | {key: value}
+      tries.append(dict(settings=settings, hbm_bytes_per_core=needed,
+                        fits=attempt.fits))
+    if attempt.fits:
       break
   return dataclasses.replace(plan, tries=tries)
 
@@ -367,9 +355,9 @@ def _shortage(plan: Plan) -> str:
           f'{plan.hbm_limit_bytes / gib:.2f}, '
           f'{(plan.hbm_bytes_per_core - plan.hbm_limit_bytes) / gib:.2f} too many')
   for attempt in plan.tries:
-    settings = ', '.join(f'config.{k}={v!r}' for k, v in attempt.settings.items())
-    text += (f'\n  {"fits" if attempt.fits else "does not fit"} with {settings}: '
-             f'{attempt.hbm_bytes_per_core / gib:.2f} GiB')
+    settings = ', '.join(f'config.{k}={v!r}' for k, v in attempt['settings'].items())
+    text += (f'\n  {"fits" if attempt["fits"] else "does not fit"} with {settings}: '
+             f'{attempt["hbm_bytes_per_core"] / gib:.2f} GiB')
   return text
 
 

@@ -1,4 +1,4 @@
-"""Computes VATT's cost by formula, to compare with the counts of `vatt_jax cost`.
+"""Computes VATT's cost by formula: an oracle for the counts of tools/cost.py.
 
 A Transformer of L layers, width D and hidden width M on n tokens (including AGG) has
 
@@ -18,9 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
+import jax
+
+from vatt_jax.inputs import clip_keys
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import tokenization
@@ -59,6 +63,34 @@ def transformer(tower: layers.Transformer, width: int, n: int) -> Cost:
   return before + Cost(
       tower.depth * (4 * d * d + 2 * d * m + biases + norms) + last_norm + relative,
       tower.depth * (8 * n * d * d + 4 * n * d * m + 4 * n * n * d))
+
+
+def parts(model: vatt.Vatt, batch: Mapping[str, Any], train: bool) -> dict[str, Cost]:
+  """Returns the cost of each modality, of a shared Transformer and of the head.
+
+  Args:
+    model: the model.
+    batch: shapes of one clip.
+    train: count only the tokens that DropToken keeps.
+  """
+  features = jax.eval_shape(functools.partial(_features, model, train=train), batch)
+  costs = {m: modality(model, m, batch[m].shape, tokens.shape[-2])
+           for m, tokens in features['tokens'].items()}
+  if 'shared' in model.backbones:
+    costs['shared'] = shared(model)
+  if model.head is not None:
+    widths = {m: x.shape[-1] for m, x in features['pooled'].items()}
+    num_sentences = batch['text'].shape[1] if 'text' in batch else 0
+    costs['head'] = head(model, widths, num_sentences)
+  return costs
+
+
+def _features(model, batch, train):
+  key = jax.random.key(0)
+  if train:
+    batch = batch | dict(key=clip_keys.make(0, 0, 1))
+  return model.init_with_output(dict(params=key, drop_token=key, dropout=key), batch,
+                                train, method='encode')[0]
 
 
 def modality(model: vatt.Vatt, name: str, shape: Sequence[int], num_tokens: int
