@@ -16,6 +16,8 @@ from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.clip import Caption
+from vatt_jax.inputs.clip import Clip
 from vatt_jax.recipe import data as section
 
 
@@ -143,8 +145,8 @@ def test_extend_needs_a_checkpoint_and_more_steps(tmp_path):
       total_steps=30, extended=[[9, 12], [9, 24]])
 
 
-CLIPS = [sources.Clip('a.mp4', captions=(
-    sources.Caption(0, 1, 'the red circle'), sources.Caption(1, 2, 'red')))]
+CLIPS = [Clip('a.mp4', captions=(
+    Caption(0, 1, 'the red circle'), Caption(1, 2, 'red')))]
 
 
 def claim(workdir, tokenizer, /, **data):
@@ -182,7 +184,7 @@ class Records(collections.abc.Sequence):
     self.read.append(index)
     if index == 4:
       raise media.MediaError('shard[4]', 'is not a record')
-    return sources.Clip(f'{index}', captions=(sources.Caption(0, 1, f'word{index}'),))
+    return Clip(f'{index}', captions=(Caption(0, 1, f'word{index}'),))
 
 
 def test_vocabulary_of_many_records_uses_a_sample(tmp_path, monkeypatch, caplog):
@@ -197,7 +199,7 @@ def test_vocabulary_of_many_records_uses_a_sample(tmp_path, monkeypatch, caplog)
   assert 'python -m vatt_jax vocabulary' in caplog.text
   caplog.clear()
   assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
-  listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
+  listed = [Clip('a', captions=(Caption(0, 1, f'w{i}'),))
             for i in range(9)]    # in memory
   assert len(words(sources.Mixture([listed]))) == 9 and not caplog.text
 

@@ -27,8 +27,11 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text as text_lib
+from vatt_jax.inputs.batches import eval_batches
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.models import heads
 from vatt_jax.weights import load as weights
 
@@ -36,8 +39,8 @@ from vatt_jax.weights import load as weights
 File = str | os.PathLike[str] | tuple[str | os.PathLike[str], float, float]
 
 # The default for a checkpoint without a window of its own (section 4.3 of the paper).
-PAPER_WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
-                               audio_hz=48_000)
+PAPER_WINDOW = Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
+                      audio_hz=48_000)
 
 _BATCH_SIZE = 32    # windows, or sentences, per call of the model
 
@@ -61,7 +64,7 @@ class Embedder:
   """Embeds media files and sentences in the common spaces of a model."""
 
   def __init__(self, path: str | os.PathLike[str],
-               window: pipeline.Window | None = None,
+               window: Window | None = None,
                vocabulary: str | os.PathLike[str] | None = None):
     """Loads a model.
 
@@ -83,7 +86,7 @@ class Embedder:
                       'cannot embed')
     self._variables = jax.device_put(variables)
     self._apply = jax.jit(lambda v, batch: self._model.apply(v, batch)['embed'])
-    self._window = window or (pipeline.Window(**config['window'])
+    self._window = window or (Window(**config['window'])
                               if 'window' in config else PAPER_WINDOW)
     self._path = path
     self._tokenizer = None
@@ -174,13 +177,13 @@ class Embedder:
   def _files(self, modality: str, files: Sequence[File], num_windows: int
              ) -> Embeddings:
     self._check(modality, files)
-    reader = pipeline.Reader(
+    reader = Reader(
         [_clip(file) for file in files],
         dataclasses.replace(self._window, modalities=(modality,)),
-        text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, len(files)))
+        text_lib.WordTokenizer(()), FileNotes(1.0, len(files)))
     count = len(files) * num_windows
     # Close at once, so that the threads end before an error is shown.
-    with contextlib.closing(pipeline.eval_batches(
+    with contextlib.closing(eval_batches(
         reader, min(_BATCH_SIZE, count), num_windows)) as batches:
       rows = [(batch['mask'], self._embed(
           modality, augment.normalize({modality: batch[modality]}), np.asarray))

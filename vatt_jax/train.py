@@ -26,8 +26,8 @@ from vatt_jax.distributed import hosts
 from vatt_jax.distributed import interrupt
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.batches import train_batches
 from vatt_jax.reports import plots
 from vatt_jax.reports import report
 from vatt_jax.reports import run_info
@@ -105,7 +105,7 @@ def _take_steps(run: recipe.Recipe, state: State, saved: checkpoint.Checkpoints,
   """
   first_step = int(state.step)
   progress = _Progress(run, first_step)
-  with contextlib.closing(pipeline.train_batches(    # ends its threads, too
+  with contextlib.closing(train_batches(    # ends its threads, too
       run.reader, run.batch_size, run.seed, first_step, jax.process_index(),
       jax.process_count())) as batches:
     try:

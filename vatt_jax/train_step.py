@@ -157,7 +157,7 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """Takes a step on a batch (`inputs.pipeline`); the old state is donated."""
+    """Takes a step on a batch (`inputs.batches`); the old state is donated."""
     # For draws that are made once a step: the partners of mixup, the release's
     # DropToken, and dropout, which combines the key with each clip's number.
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)

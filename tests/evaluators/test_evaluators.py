@@ -12,9 +12,11 @@ import pytest
 
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import retrieval
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.reports import plots
 from vatt_jax.reports import report
 from vatt_jax.tools import prepare
@@ -25,9 +27,9 @@ COUNT = 16
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
+  window = Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips], 256)
-  return pipeline.Reader(clips, window, tokenizer, pipeline.FileNotes(0.1, COUNT))
+  return Reader(clips, window, tokenizer, FileNotes(0.1, COUNT))
 
 
 def _oracle(state, batch):
@@ -60,7 +62,7 @@ def test_retrieval_metrics_count_confused_clips(reader):
 
 
 def test_clips_without_audio_are_not_in_the_audio_pool(reader):
-  class NoAudio(pipeline.Reader):
+  class NoAudio(Reader):
     def views(self, index, *args):
       return [view | dict(has_audio=np.bool_(index > 3))
               for view in super().views(index, *args)]
@@ -144,7 +146,7 @@ def test_gallery_reads_clips_of_records(reader, toy_world, tmp_path):
 
 
 def test_no_metrics_and_no_gallery_if_clips_have_one_modality(reader, caplog):
-  class NoAudio(pipeline.Reader):
+  class NoAudio(Reader):
     def views(self, index, *args):
       return [view | dict(has_audio=np.bool_(False), text=np.zeros_like(view['text']))
               for view in super().views(index, *args)]
@@ -167,7 +169,7 @@ def test_incomplete_clips_are_left_out_and_logged_once(toy_world, tmp_path, capl
   (tmp_path / 'pool.csv').write_text('\n'.join(lines) + '\n')
   clips = sources.open_source(str(tmp_path / 'pool.csv'))
 
-  class NoAudio(pipeline.Reader):
+  class NoAudio(Reader):
     def views(self, index, *args):
       views = super().views(index, *args)
       return views and [view | dict(has_audio=view['has_audio'] & (index != 6))
@@ -175,8 +177,8 @@ def test_incomplete_clips_are_left_out_and_logged_once(toy_world, tmp_path, capl
 
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips
                                         if c.captions], 256)
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
-  pool = NoAudio(clips, window, tokenizer, pipeline.FileNotes(1.0, 10))
+  window = Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
+  pool = NoAudio(clips, window, tokenizer, FileNotes(1.0, 10))
   evaluator = retrieval.Retrieval(_oracle, pool, 4)
   with caplog.at_level('INFO'):
     results = dict(evaluator.run([]))

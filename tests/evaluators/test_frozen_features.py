@@ -20,9 +20,13 @@ from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators import nearest_neighbours
 from vatt_jax.inputs import images
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.batches import eval_batches
+from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.tools import prepare
 
 COUNT = 16
@@ -32,9 +36,9 @@ STATE = train_step.State(0, {'w': np.ones(3)}, {}, ())
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, modalities=('video', 'audio'))
-  return pipeline.Reader(clips, window, text.WordTokenizer(()),
-                         pipeline.FileNotes(0.1, COUNT))
+  window = Window(2, 5.0, 8, 2000, modalities=('video', 'audio'))
+  return Reader(clips, window, text.WordTokenizer(()),
+                FileNotes(0.1, COUNT))
 
 
 class Model:
@@ -243,7 +247,7 @@ def test_modality_without_features_raises(reader):
     list(make(model, reader).splits(STATE))
 
 
-class NoAudio(pipeline.Reader):
+class NoAudio(Reader):
   """Reads every second clip without audio."""
 
   def views(self, index, *args):
@@ -284,7 +288,7 @@ WINDOWS = frozen_features.Augmentation(num_epochs=3, seed=5)
 
 
 def test_augmented_windows_differ_between_epochs_and_are_reproducible(reader):
-  draw = lambda seed, size: list(pipeline.eval_batches(
+  draw = lambda seed, size: list(eval_batches(
       reader, size, num_windows=3, augment_seed=seed))
   (batch,) = draw(5, 3 * COUNT)
   assert batch['id'].tolist() == np.repeat(np.arange(COUNT), 3).tolist()
@@ -305,7 +309,7 @@ def test_augmentation_crops_at_random_and_flips_half(reader):
   file = io.BytesIO()
   Image.fromarray(np.tile(columns[:, None], (8, 1, 3))).save(file, 'PNG')
   content = images.Stills('striped', [file.getvalue()], 1.0)
-  clip = sources.Clip('striped', content=content)
+  clip = Clip('striped', content=content)
   striped = dataclasses.replace(reader, clips=[clip], window=dataclasses.replace(
       reader.window, modalities=('video',)))
   examples = [striped.augmented(0, np.random.default_rng(seed)) for seed in range(200)]
@@ -335,7 +339,7 @@ def test_rows_are_single_windows_grouped_by_clip(reader):
 
 def test_windows_without_the_modality_are_left_out(reader):
   """Removes the audio of some windows of one clip and of all windows of others."""
-  class NoWindowAudio(pipeline.Reader):
+  class NoWindowAudio(Reader):
     def views(self, index, place, num_crops):
       absent = index == 9 or (index == 8 and place == 0)
       return [view | dict(has_audio=np.bool_(not absent))

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from vatt_jax.inputs import images
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.window import jittered_box
 
 
 def _encode(picture, kind='JPEG', **options):
@@ -136,7 +136,7 @@ def test_scale_jitter_equals_a_square_crop_of_a_rescaled_frame(size):
   content = _encode(picture, 'PNG')
   compared = 0
   for seed in range(30):
-    box = pipeline.jittered_box(size, 0.2, 0.8, np.random.default_rng(seed))
+    box = jittered_box(size, 0.2, 0.8, np.random.default_rng(seed))
     stretched, wide, high, across, down = np.random.default_rng(seed).random(5)
     factors = [1 + 0.2 * (2 * u - 1) if stretched < 0.8 else 1.0 for u in (wide, high)]
     edge = min(size)
@@ -156,7 +156,7 @@ def test_scale_jitter_equals_a_square_crop_of_a_rescaled_frame(size):
 
 
 def test_scale_jitter_rate_is_the_share_of_rescaled_clips():
-  boxes = [pipeline.jittered_box((100, 60), 0.2, 0.8, np.random.default_rng(i))
+  boxes = [jittered_box((100, 60), 0.2, 0.8, np.random.default_rng(i))
            for i in range(400)]
   sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in boxes])
   plain = np.all(np.isclose(sides, 60), axis=1)

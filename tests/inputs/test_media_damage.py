@@ -26,10 +26,12 @@ import pytest
 from data import toy_world
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 
-WINDOW = pipeline.Window(num_frames=8, frame_rate_hz=5.0, image_size=32, audio_hz=8000)
+WINDOW = Window(num_frames=8, frame_rate_hz=5.0, image_size=32, audio_hz=8000)
 MAX_SECONDS = 10.0    # for one file
 MAX_BYTES = 2 ** 30    # above the memory of the empty process
 _START_SECONDS = 120.0
@@ -37,7 +39,7 @@ _START_SECONDS = 120.0
 
 def _reader(clips):
   tokenizer = text.WordTokenizer.build(['a word'], 8)
-  return pipeline.Reader(clips, WINDOW, tokenizer, pipeline.FileNotes(1.0, len(clips)))
+  return Reader(clips, WINDOW, tokenizer, FileNotes(1.0, len(clips)))
 
 
 def _peak_bytes():

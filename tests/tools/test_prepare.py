@@ -14,13 +14,15 @@ import pytest
 
 from data import toy_world as world
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.tools import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
-WINDOW = pipeline.Window(num_frames=8, frame_rate_hz=5.0, image_size=64, audio_hz=8000)
+WINDOW = Window(num_frames=8, frame_rate_hz=5.0, image_size=64, audio_hz=8000)
 
 
 def _make(plan, out):
@@ -33,8 +35,8 @@ def _make(plan, out):
 
 
 def _read(clips, index):
-  reader = pipeline.Reader(clips, WINDOW, text.WordTokenizer(()),
-                           pipeline.FileNotes(0.0, len(clips)))
+  reader = Reader(clips, WINDOW, text.WordTokenizer(()),
+                  FileNotes(0.0, len(clips)))
   return reader.views(index)[0]
 
 

@@ -14,9 +14,9 @@ from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
 from vatt_jax.inputs import labels as labels_lib
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 
 class Classify:
@@ -25,7 +25,7 @@ class Classify:
   The paper uses 4 windows of 3 crops each (VATT, section 4.3).
   """
 
-  def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
+  def __init__(self, predict: extract.Predict, reader: Reader,
                batch_size: int, where: str, num_windows: int = 1, num_crops: int = 1):
     """Reads the labels.
 

@@ -12,14 +12,16 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from vatt_jax.distributed import sharding
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.batches import eval_batches
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import MODALITIES
 
 AVERAGES = ('embeddings', 'similarities')
 
 Predict = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]
 
 
-def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: int,
+def by_clip(predict: Predict, state: Any, reader: Reader, batch_size: int,
             num_windows: int, num_crops: int,
             pick: Callable[[Any, Mapping[str, Any]], Any],
             augment_seed: int | None = None) -> Any:
@@ -35,14 +37,14 @@ def by_clip(predict: Predict, state: Any, reader: pipeline.Reader, batch_size: i
       V = num_windows * num_crops views.
     pick: `pick(outputs, batch)` returns the tree of arrays [B, ...] to keep.
     augment_seed: if given, the windows are random and augmented instead
-      (`pipeline.eval_batches`).
+      (`eval_batches`).
 
   Returns:
     The tree of arrays [N, V, ...] on every host, although each reads only its share.
   """
   hosts = jax.process_count()
   # Close at once if `predict` raises: its threads must not outlive the interpreter.
-  with contextlib.closing(pipeline.eval_batches(
+  with contextlib.closing(eval_batches(
       reader, batch_size, num_windows, num_crops, jax.process_index(), hosts,
       augment_seed)) as batches:
     rows = [multihost_utils.process_allgather(
@@ -103,7 +105,7 @@ def nearest_text(sides: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def find_present(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns modality -> bool [B], which rows have it; for text the nearest caption."""
-  present = {m: batch[f'has_{m}'] for m in pipeline.MODALITIES if f'has_{m}' in batch}
+  present = {m: batch[f'has_{m}'] for m in MODALITIES if f'has_{m}' in batch}
   if 'text' in present:
     present['text'] = np.any(batch['text'][:, 0] != 0, axis=-1)
   return present

@@ -23,9 +23,9 @@ from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import labels as labels_lib
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 _MODALITIES = ('video', 'audio')
 _NAMED = 5    # classes, in a warning
@@ -39,7 +39,7 @@ _Rows = list[tuple[int, Mapping[str, str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Describes how training clips are augmented (`pipeline.Reader.augmented`).
+  """Describes how training clips are augmented (`Reader.augmented`).
 
   Attributes:
     num_epochs: number of windows drawn from each clip.
@@ -94,7 +94,7 @@ class Frozen:
     measured: the test clips of all splits.
   """
 
-  def __init__(self, predict: extract.Predict, reader: pipeline.Reader, batch_size: int,
+  def __init__(self, predict: extract.Predict, reader: Reader, batch_size: int,
                model: Mapping[str, Any], splits: Sequence[tuple[Source, Source]],
                labels: Mapping[str, str], multi_labels: Sequence[str] = (),
                num_windows: int = 1, num_crops: int = 1, cache: str = '',

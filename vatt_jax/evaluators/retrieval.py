@@ -14,8 +14,8 @@ import numpy as np
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 # direction -> (space, query, candidate)
 DIRECTIONS = {
@@ -58,7 +58,7 @@ class Retrieval:
   the captions.
   """
 
-  def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
+  def __init__(self, predict: extract.Predict, reader: Reader,
                batch_size: int, num_windows: int = 1, num_crops: int = 1,
                average: str = 'embeddings'):
     """Stores the settings.

@@ -33,8 +33,9 @@ from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
@@ -70,7 +71,7 @@ class Recipe:
   initial: dict[str, Any] | None
   load: Callable[[str, bool], dict[str, Any]]
   checkpoint: dict[str, int]
-  reader: pipeline.Reader
+  reader: Reader
   task: train_step.Task
   evaluations: dict[str, evals_section.Evaluation]
   figures: evals_section.Figures
@@ -119,7 +120,7 @@ def model_and_clip(config: Settings
                    ) -> tuple[multimodal.MultimodalModel, dict[str, Any]]:
   """Returns the model of a config, and the shapes of a batch of one clip."""
   config = inherit_lib.inherit(config, config.get('init_from', ''))
-  window = call('window', pipeline.Window, config['window'])
+  window = call('window', Window, config['window'])
   model = models.from_config(config['model'])
   return model, jax.eval_shape(augment.normalize, window.batch(1))
 
@@ -143,7 +144,7 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   config = inherit_lib.inherit(config, config.get('init_from', ''))
   keys = inspect.signature(_task).parameters.keys() - {'devices'}
   task = _task(**{k: v for k, v in config.items() if k in keys}, devices=devices)
-  batch = call('window', pipeline.Window, config['window']).batch(1)
+  batch = call('window', Window, config['window']).batch(1)
   if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, because no data '
@@ -255,7 +256,7 @@ def _task(*, seed: int, total_steps: int, batch_size: int, window: Settings,
           devices: Sequence[Any] | None = None) -> train_step.Task:
   """Builds the task from the sections of a config that define a training step."""
   return task_section.make(
-      seed, total_steps, batch_size, call('window', pipeline.Window, window), model,
+      seed, total_steps, batch_size, call('window', Window, window), model,
       losses or {}, optim, augment or {}, num_microbatches, average_decay,
       call('mesh', sharding.make_mesh, mesh or {}, batch_size=batch_size,
            devices=devices), sharding_rules, extended)
@@ -282,7 +283,7 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
       raise UserError(f'config.{name}: missing')
   _check_numbers(total_steps=(total_steps, 0), batch_size=(batch_size, 1),
                  log_every_steps=(log_every_steps, 1))
-  sizes = call('window', pipeline.Window, window)
+  sizes = call('window', Window, window)
   task = _task(
       seed=seed, total_steps=total_steps, batch_size=batch_size, window=window,
       model=model, losses=losses, optim=optim, augment=augment,

@@ -19,8 +19,8 @@ from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import linear_probe
 from vatt_jax.evaluators import nearest_neighbours
 from vatt_jax.evaluators import retrieval
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.reader import Reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Evaluation:
             and step_number % self.every_steps == 0)
 
 
-def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+def _retrieval(reader: Reader, predict: Callable[..., Any], batch_size: int,
                path: str = '', captions: str = '', num_windows: int = 1,
                num_crops: int = 1, average: str = 'embeddings'
                ) -> retrieval.Retrieval:
@@ -65,7 +65,7 @@ def _retrieval(reader: pipeline.Reader, predict: Callable[..., Any], batch_size:
                              batch_size, num_windows, num_crops, average)
 
 
-def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+def _classify(reader: Reader, predict: Callable[..., Any], batch_size: int,
               path: str = '', num_windows: int = 1, num_crops: int = 1
               ) -> classification.Classify:
   """Builds a classification evaluator on the clips of `path`, or the training clips."""
@@ -83,7 +83,7 @@ def _classify(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: 
                                  path or 'config.data.path', num_windows, num_crops)
 
 
-def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: int,
+def _frozen(reader: Reader, predict: Callable[..., Any], batch_size: int,
             model: Settings, train: str | Sequence[str], test: str | Sequence[str],
             labels: Mapping[str, str], multi_labels: Sequence[str] = (),
             num_windows: int = 1, num_crops: int = 1, cache: str = '',
@@ -100,7 +100,7 @@ def _frozen(reader: pipeline.Reader, predict: Callable[..., Any], batch_size: in
                          multi_labels, num_windows, num_crops, cache, augmentation)
 
 
-def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
+def _linear_probe(where: str, reader: Reader, predict: Callable[..., Any],
                   batch_size: int, model: Settings,
                   classifiers: Mapping[str, Settings] | None = None,
                   rows: str = 'clips', num_epochs: int = 10, seed: int = 0,
@@ -133,7 +133,7 @@ def _linear_probe(where: str, reader: pipeline.Reader, predict: Callable[..., An
            augmentation=augmentation if rows == 'windows' else None), built)
 
 
-def _neighbours(where: str, reader: pipeline.Reader, predict: Callable[..., Any],
+def _neighbours(where: str, reader: Reader, predict: Callable[..., Any],
                 batch_size: int, model: Settings, ks: Sequence[int] = (1, 5, 20),
                 shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0,
                 **features: Any) -> nearest_neighbours.Neighbours:
@@ -147,7 +147,7 @@ EVALUATORS = {'retrieval': _retrieval, 'linear_probe': _linear_probe,
               'neighbours': _neighbours, 'classify': _classify}
 
 
-def make_evaluation(name: str, where: str, reader: pipeline.Reader,
+def make_evaluation(name: str, where: str, reader: Reader,
                     predict: Callable[..., Any], batch_size: int, model: Settings,
                     every_steps: int = 0, **settings: Any) -> Evaluation:
   """Builds an evaluator; passes those of the other arguments that it accepts."""

@@ -15,7 +15,7 @@ from typing import Any
 from vatt_jax import checkpoint
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.window import MODALITIES
 from vatt_jax.models import build
 
 # Inherited keys of the model besides its towers and its head.
@@ -111,7 +111,7 @@ def check_fits(ours: Settings, theirs: Settings, where: str, advice: str = '') -
     has = 'one' if theirs.get('shared') else 'none'
     raise UserError(f'config.model.shared: the checkpoint {where} has {has} (a single '
                     'Transformer for all modalities); use a config that fits it')
-  for name in ('shared', *pipeline.MODALITIES, 'head'):
+  for name in ('shared', *MODALITIES, 'head'):
     section, other = (model.get(name) or {} for model in (ours, theirs))
     if name == 'head' and section.get('name', 'fac') != other.get('name', 'fac'):
       continue
@@ -142,14 +142,14 @@ def _model(config: Settings, base: Settings, where: str) -> dict[str, Any]:
     UserError: `base` has none of the config's modalities.
   """
   model = {k: v for k, v in config.items()
-           if k not in (*pipeline.MODALITIES, 'shared', 'head') and v is not None}
+           if k not in (*MODALITIES, 'shared', 'head') and v is not None}
   model = {k: base[k] for k in _OF_MODEL if base.get(k) is not None} | model
-  requested = [m for m in pipeline.MODALITIES if config.get(m) is not None]
+  requested = [m for m in MODALITIES if config.get(m) is not None]
   for name in requested:
     if base.get(name) is not None:
       model[name] = _filled(config[name], base[name])
   if not model.keys() & set(requested):
-    has = [m for m in pipeline.MODALITIES if base.get(m) is not None]
+    has = [m for m in MODALITIES if base.get(m) is not None]
     raise UserError(f'config.init_from={where}: the checkpoint has no '
                     f'{" or ".join(requested)}; it has '
                     f'{", ".join(has) or "no modality"}')
@@ -163,7 +163,7 @@ def _model(config: Settings, base: Settings, where: str) -> dict[str, Any]:
 
 def _window(config: Settings, base: Settings) -> dict[str, Any]:
   """Fills the section `window`."""
-  read = config.get('modalities') or pipeline.MODALITIES
+  read = config.get('modalities') or MODALITIES
   unused = () if 'text' in read else ('num_candidates', 'max_tokens')
   return _filled(config, {k: v for k, v in base.items()
                           if k not in (*_NOT_INHERITED, *unused)})

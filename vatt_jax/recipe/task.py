@@ -20,13 +20,13 @@ from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.window import Window
 from vatt_jax.losses import classification
 from vatt_jax.models import heads
 from vatt_jax.models import multimodal
 
 
-def make(seed: int, total_steps: int, batch_size: int, window: pipeline.Window,
+def make(seed: int, total_steps: int, batch_size: int, window: Window,
          model: Settings, losses: Mapping[str, Settings],
          optim_settings: Settings | None, augment_settings: Settings,
          num_microbatches: int, average_decay: float, mesh: Mesh,

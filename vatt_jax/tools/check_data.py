@@ -29,9 +29,9 @@ from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip as clip_lib
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.window import Window
 from vatt_jax.recipe import inherit
 
 # Faults of a clip, in the order of the table.
@@ -237,7 +237,7 @@ def least_seconds(config: Settings | None) -> float:
     raise UserError('config.window: missing; give a config that reads clips, or '
                     '--min_seconds')
   config = inherit.inherit(config, config.get('init_from', ''))
-  return call('window', pipeline.Window, config['window']).seconds
+  return call('window', Window, config['window']).seconds
 
 
 def main() -> None:
