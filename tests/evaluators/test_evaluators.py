@@ -12,6 +12,9 @@ import pytest
 
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import retrieval
+from vatt_jax.evaluators.views import AVERAGES
+from vatt_jax.evaluators.views import mean_over_views
+from vatt_jax.evaluators.views import of_clips
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.inputs.reader import FileNotes
@@ -216,7 +219,7 @@ def test_similarities_average_is_the_mean_over_all_pairs_of_views():
            for m, size in sizes.items()}
   present = {m: rng.random(size) < 0.7 for m, size in sizes.items()}
   present['audio'][3] = False
-  clips = extract.of_clips(dict(s=embed), present, 'similarities')['s']
+  clips = of_clips(dict(s=embed), present, 'similarities')['s']
   unit = {m: x / np.linalg.norm(x, axis=-1, keepdims=True) for m, x in embed.items()}
   for i in range(9):
     for j in range(9):
@@ -239,7 +242,7 @@ def test_two_averages_give_different_ranks(reader):
 
   r1 = {average: dict(retrieval.Retrieval(
       predict, reader, 4, num_windows=2, average=average).run(None))
-      ['text_to_video/R@1'] for average in extract.AVERAGES}
+      ['text_to_video/R@1'] for average in AVERAGES}
   # Scaled to unit length, this part is all of clip 0, which ties with clip 1.
   assert r1 == dict(embeddings=(COUNT - 2) / COUNT, similarities=1)
   with pytest.raises(ValueError, match="average='cosine': expected one of embeddings"):
@@ -258,10 +261,10 @@ def test_windows_of_a_clip_are_averaged(reader):
   """Averages the present windows; a clip without any gets zeros."""
   x = np.array([[[3., 0.], [0., 1.]], [[2., 2.], [9., 9.]], [[1., 1.], [1., 1.]]])
   present = np.array([[True, True], [True, False], [False, False]])
-  np.testing.assert_array_equal(extract.mean_over_views(x, present),
+  np.testing.assert_array_equal(mean_over_views(x, present),
                                 [[1.5, 0.5], [2, 2], [0, 0]])
   many = np.linspace(0, 1, 1000).astype(jnp.bfloat16)[None, :, None]
-  assert extract.mean_over_views(many, np.ones((1, 1000), bool)) == pytest.approx(
+  assert mean_over_views(many, np.ones((1, 1000), bool)) == pytest.approx(
       0.5, abs=1e-3)    # not with a sum in bfloat16
   videos = []
 

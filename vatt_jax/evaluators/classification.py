@@ -13,6 +13,7 @@ import numpy as np
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.views import mean_over_views
 from vatt_jax.inputs import labels as labels_lib
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
@@ -74,7 +75,7 @@ class Classify:
                       'are left out', self._where, np.sum(~counted), len(counted))
     if not counted.any():
       return
-    scores = extract.mean_over_views(logits, present)[counted]
+    scores = mean_over_views(logits, present)[counted]
     targets = self._targets[counted]
     if self.reader.labels.several:
       measures = metrics.multi_label(scores, targets, self.reader.labels.names)

@@ -22,6 +22,7 @@ from vatt_jax import train_step
 from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
+from vatt_jax.evaluators.views import mean_over_views
 from vatt_jax.inputs import labels as labels_lib
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
@@ -226,7 +227,7 @@ class Frozen:
       drawn = self._kept(state, self._train_clips, self._augmentation.num_epochs, 1,
                          self._augmentation.seed)
       return drawn, spread
-    means = {m: (extract.mean_over_views(x, present)[:, None].astype(np.float32),
+    means = {m: (mean_over_views(x, present)[:, None].astype(np.float32),
                  present.any(axis=1, keepdims=True))
              for m, (x, present) in spread.items()}
     return means, means

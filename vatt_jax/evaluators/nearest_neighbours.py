@@ -9,9 +9,9 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.views import unit_norm
 from vatt_jax.inputs.clip import Clip
 
 _BLOCK = 256    # rows whose similarities are in memory at once
@@ -102,13 +102,13 @@ def _rank(split: frozen_features.Split, pool: np.ndarray
   Returns:
     int [M] and int [M]; the rank is P if no clip of the pool is correct.
   """
-  x = extract.unit_norm(split.x[pool].astype(np.float64))
+  x = unit_norm(split.x[pool].astype(np.float64))
   targets = split.targets[pool].astype(np.float32)
   ranks, rights = [], []
   for begin in range(0, len(split.x_test), _BLOCK):
     rows = slice(begin, begin + _BLOCK)
     # Sums are in float64 and rounded to float32, to keep equal similarities equal.
-    x_test = extract.unit_norm(split.x_test[rows].astype(np.float64))
+    x_test = unit_norm(split.x_test[rows].astype(np.float64))
     similarity = (x_test @ x.T).astype(np.float32)
     right = split.targets_test[rows].astype(np.float32) @ targets.T > 0
     ranks.append(metrics.rank_of_best(similarity, right))

@@ -14,6 +14,10 @@ import numpy as np
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.views import AVERAGES
+from vatt_jax.evaluators.views import find_present
+from vatt_jax.evaluators.views import nearest_text
+from vatt_jax.evaluators.views import of_clips
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.reader import Reader
 
@@ -52,7 +56,7 @@ class Hits:
 class Retrieval:
   """Ranks the clips of a source by similarity.
 
-  Windows are spread over a clip, and averaged (`extract.of_clips`). A window's text
+  Windows are spread over a clip, and averaged (`of_clips`). A window's text
   is the caption nearest to its middle. The pool of a direction is every clip that has
   both modalities. Logs how many clips lack one, and the fraction of unknown words in
   the captions.
@@ -69,14 +73,14 @@ class Retrieval:
       batch_size: batch size of embedding.
       num_windows: windows spread over each clip.
       num_crops: crops spread over the frames of each window.
-      average: one of `extract.AVERAGES`.
+      average: one of `AVERAGES`.
 
     Raises:
       ValueError: `average` is unknown.
     """
-    if average not in extract.AVERAGES:
+    if average not in AVERAGES:
       raise ValueError(f'average={average!r}: expected one of '
-                       f'{", ".join(extract.AVERAGES)}')
+                       f'{", ".join(AVERAGES)}')
     self._predict = predict
     self._batch_size = batch_size
     self._views = num_windows, num_crops
@@ -139,7 +143,7 @@ class Retrieval:
     embed, present, words = extract.by_clip(
         self._predict, state, self.reader, self._batch_size, *self._views,
         functools.partial(_pick, unknown=self.reader.tokenizer.unknown))
-    clips = extract.of_clips(embed, present, self._average)
+    clips = of_clips(embed, present, self._average)
     present = {m: x.any(axis=1) for m, x in present.items()}
     embedded = {m for sides in clips.values() for m in sides}
     if 'text' in embedded and self._logged is None:
@@ -167,11 +171,11 @@ def _pick(outputs, batch, unknown):
   if 'embed' not in outputs:
     raise UserError('retrieval needs a model with a projection head; set '
                     'config.model.head to the settings of a fac head')
-  embed = {space: extract.nearest_text(sides)
+  embed = {space: nearest_text(sides)
            for space, sides in outputs['embed'].items()}
   ids = batch['text'][:, 0] if 'text' in batch else np.zeros((len(batch['mask']), 0))
   words = np.stack([(ids == unknown).sum(axis=-1), (ids != 0).sum(axis=-1)], axis=-1)
-  return embed, extract.find_present(batch), words
+  return embed, find_present(batch), words
 
 
 def _log_unknown_words(words):

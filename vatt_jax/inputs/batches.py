@@ -13,17 +13,13 @@ import itertools
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.host_tensorflow import tf
 from vatt_jax.inputs.reader import Reader
 from vatt_jax.inputs.window import Example
 from vatt_jax.inputs.window import spread
-
-# Only JAX may use the accelerator.
-for _kind in ('GPU', 'TPU'):
-  tf.config.set_visible_devices([], _kind)
 
 # With the default of four rounds, neighbors in the shuffle correlate.
 _SHUFFLE_ROUNDS = 16

@@ -12,13 +12,13 @@ import itertools
 import os
 import pathlib
 import re
+import types
 
 from absl import logging
 
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
-from vatt_jax.inputs import records
 from vatt_jax.inputs import tables
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.clip import MEDIA_SUFFIXES
@@ -111,7 +111,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
   """Opens files that hold many clips; returns None for a plain folder or manifest."""
   folder, _, split = path.rpartition(':')
   if folder and (pathlib.Path(folder) / 'dataset_info.json').is_file():
-    return records.open_tfds(pathlib.Path(folder), split)
+    return _records().open_tfds(pathlib.Path(folder), split)
   root = pathlib.Path(path)
   if (root / 'dataset_info.json').is_file():
     raise UserError(f'{path}: was prepared by TFDS; add a split after a colon, such as '
@@ -120,7 +120,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
       root.iterdir() if root.is_dir() else map(pathlib.Path, glob.glob(path)))
   by_kind: dict[str, list[pathlib.Path]] = {}
   for file in files:
-    if kind := _MANY_SUFFIX.search(file.name):
+    if kind := _SHARD_SUFFIX.search(file.name):
       # DMVR's script writes TFRecord files without a suffix.
       by_kind.setdefault(kind[1] or 'tfrecord', []).append(file)
   if not by_kind:
@@ -133,7 +133,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
                     f'pattern for one kind, such as {path}/*.{kinds[0]}*')
   if root.is_dir():
     _check_complete(path, by_kind[kinds[0]])
-  clips = _MANY[kinds[0]](by_kind[kinds[0]])
+  clips = _records().OPENERS[kinds[0]](by_kind[kinds[0]])
   _check_readable(path, clips)
   return clips
 
@@ -172,14 +172,14 @@ def _is_media(path: pathlib.Path) -> bool:
   return path.suffix.lower() in MEDIA_SUFFIXES
 
 
-def _open_tar(paths: Sequence[pathlib.Path]) -> Sequence[Clip]:
-  return records.TarClips(paths, tables.to_clip)
+def _records() -> types.ModuleType:
+  """Imports the readers of shards, and with them TensorFlow, which takes seconds."""
+  from vatt_jax.inputs import records
+  return records
 
 
-_MANY = {'array_record': records.open_array_records, 'tar': _open_tar,
-         'tfrecord': records.open_sequence_examples}
 # Compressed files match too, so that their reader refuses them by name.
-_MANY_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
+_SHARD_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
                           r'(?:\.(?:gz|bz2|xz|zst))?|-\d{5}-of-\d{5})$')
 # If this many first clips are malformed, the source is of another kind.
 _NUM_TRIED = 10
