@@ -86,7 +86,7 @@ def _note_start(config: Mapping[str, Any], run: recipe.Recipe, first_step: int,
                 workdir: pathlib.Path) -> None:
   """Saves the facts about the run, and warns of a dataset smaller than a batch."""
   if run.total_steps:
-    _warn_of_repeats(run.reader.clips, run.batch_size)
+    _warn_of_repeats(run.reader.clips, run.batch_size, run.task.rows_per_clip)
   if hosts.is_first():
     run_info.save(workdir, run_info.gather(
         config, first_step, run.reader.clips,
@@ -160,12 +160,13 @@ def _first_state(run: recipe.Recipe, saved: checkpoint.Checkpoints) -> State:
   return state
 
 
-def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
+def _warn_of_repeats(clips: sources.Mixture, batch_size: int, rows_per_clip: int = 1
+                     ) -> None:
   """Warns if a source has fewer clips than a batch takes from it."""
   # Without shares, the clips of all sources are drawn with equal probability.
   parts, shares = (clips.parts, clips.shares) if clips.shares else ([clips], [1])
   for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
-    taken = math.ceil(batch_size * share / sum(shares))
+    taken = math.ceil(batch_size // rows_per_clip * share / sum(shares))
     if taken > len(part):
       source = f'source {number} of config.data.path' if clips.shares else (
           'config.data.path')
@@ -241,7 +242,8 @@ class _Progress:
     means = {f'train/{k}': float(np.mean([row[k] for row in rows])) for k in rows[0]}
     now = time.monotonic()
     seconds_per_step = (now - self._since) / len(rows)
-    means['train/clips_per_second'] = self._run.batch_size / seconds_per_step
+    num_clips = self._run.batch_size // self._run.task.rows_per_clip
+    means['train/clips_per_second'] = num_clips / seconds_per_step
     loss = means['train/loss']
     if not math.isfinite(loss):
       raise UserError(f'train/loss={loss} at step {step}: expected a finite number; '

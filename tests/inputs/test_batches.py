@@ -1,6 +1,7 @@
 """Tests of vatt_jax/inputs/batches.py."""
 
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -322,6 +323,125 @@ def test_window_is_decoded_once_for_all_crops(monkeypatch):
                       lambda self, times: asked.append(times[0]) or frames(self, times))
   list(eval_batches(_reader([_striped(48, 16)]), 6, 2, 3))
   assert sorted(asked) == pytest.approx([0.0, 1.2])
+
+
+def _digest(batches):
+  """Hashes names, types, shapes and values of some batches."""
+  digest = hashlib.sha256()
+  for batch in batches:
+    for key, value in sorted(batch.items()):
+      digest.update(f'{key}{value.dtype}{value.shape}'.encode())
+      digest.update(np.ascontiguousarray(value).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def test_batches_of_one_view_are_those_of_version_0_6():
+  """The digests were computed before clips could have views."""
+  clips = [dataclasses.replace(_moving(i), captions=(clip.Caption(0, 1, f'w{i}'),))
+           for i in range(11)]
+  reader = _reader(clips)
+  assert _digest(_take(reader, 3, 5)) == '779663a24ac91f3b'
+  jittered = dataclasses.replace(WINDOW, min_crop_area=1.0, scale_jitter=0.2)
+  jittered = dataclasses.replace(reader, window=jittered)
+  assert _digest(_take(jittered, 3, 5)) == 'c9f1473eeefb9a99'
+  assert _digest(eval_batches(reader, 8, 2, 3)) == '2c0b4748ac2004e7'
+  assert _digest(eval_batches(reader, 8, 2, augment_seed=3)) == '2a72676109493b44'
+
+
+def _moving(number):
+  """Gives frames of a moving gradient, and audio at the window's rate."""
+  encoded = []
+  for i in range(20):
+    frame = np.empty((20, 28, 3), np.uint8)
+    frame[...] = np.arange(28)[:, None] * [3, 5, 7] + [10 * i, 9 * number, 0]
+    image = io.BytesIO()
+    Image.fromarray(frame).save(image, 'PNG')
+    encoded.append(image.getvalue())
+  samples = (np.arange(16_000) * (number + 3) % 2001 - 1000).astype(np.int16)
+  return clip.Clip(f'{number}', content=images.Stills(
+      f'{number}', encoded, 5.0, samples, 4000))
+
+
+def _with_views(clips, **changes):
+  return dataclasses.replace(_reader(clips), window=dataclasses.replace(
+      WINDOW, **changes))
+
+
+@pytest.mark.parametrize('num_hosts', [1, 2, 4])
+def test_views_are_equal_on_any_number_of_hosts_and_after_a_resume(num_hosts):
+  reader = _with_views([_moving(i) for i in range(7)], num_shifts=2, num_views=2)
+  whole = _take(reader, 3, batch_size=16)[2]
+  hosts = [_take(reader, 1, 2, 16, host=h, num_hosts=num_hosts)[0]
+           for h in range(num_hosts)]
+  _assert_same(whole, {k: np.concatenate([host[k] for host in hosts]) for k in whole})
+  assert (whole['id'].reshape(4, 4) == whole['id'][::4, None]).all()
+
+
+def test_crops_share_a_window_and_shifts_do_not():
+  reader = _with_views([_moving(i) for i in range(7)], num_shifts=2, num_views=3,
+                       max_crop_aspect=2.0)
+  batch, = _take(reader, 1, batch_size=24)
+  by_view = {k: v.reshape(4, 2, 3, *v.shape[1:]) for k, v in batch.items()}
+  for key in ('audio', 'text', 'id', 'has_audio', 'mask'):
+    assert (by_view[key] == by_view[key][:, :, :1]).all()
+  assert (by_view['audio'][:, 0] != by_view['audio'][:, 1]).any(-1).all()
+  for a, b in ((0, 1), (0, 2), (1, 2)):
+    differs = by_view['video'][:, :, a] != by_view['video'][:, :, b]
+    assert differs.any((2, 3, 4, 5)).all()
+
+
+def test_clip_with_views_is_opened_once_and_each_window_decoded_once(monkeypatch):
+  asked = []
+  frames = images.Stills.frames
+  monkeypatch.setattr(images.Stills, 'frames',
+                      lambda self, times: asked.append(times[0]) or frames(self, times))
+  reader = _with_views([_moving(0)], num_shifts=3, num_views=2)
+  opened = []
+  monkeypatch.setattr(clip.Clip, 'open', lambda self: opened.append(1) or self.content)
+  assert len(reader.read(0, np.random.default_rng(0))) == 6
+  assert len(opened) == 1 and len(set(asked)) == len(asked) == 3
+
+
+def test_first_shift_is_the_window_of_a_clip_without_views():
+  one = _with_views([_moving(0)]).read(0, np.random.default_rng(4))[0]
+  several = _with_views([_moving(0)], num_shifts=3).read(0, np.random.default_rng(4))
+  np.testing.assert_array_equal(one['audio'], several[0]['audio'])
+
+
+@pytest.mark.parametrize('seconds', [0.0, 1.0, 1.5, 5.0])
+def test_shifts_keep_their_distance(seconds, monkeypatch):
+  """The clip has 4 s, a window 0.8 s: at most 1.6 s lie between three starts."""
+  starts = []
+  frames = images.Stills.frames
+  monkeypatch.setattr(
+      images.Stills, 'frames',
+      lambda self, times: starts.append(times[0]) or frames(self, times))
+  reader = _with_views([_moving(0)], num_shifts=3, min_shift_seconds=seconds)
+  for seed in range(60):
+    reader.read(0, np.random.default_rng(seed))
+  starts = np.reshape(starts, (60, 3))
+  gaps = np.diff(np.sort(starts), axis=1)
+  assert gaps.min() >= min(seconds, 1.6) - 1e-6
+  assert starts.min() >= 0 and starts.max() <= 3.2 + 1e-6
+  assert len({tuple(np.argsort(row)) for row in starts}) == 6    # in any order
+  if seconds < 1.6:
+    assert gaps.min() < seconds + 0.1
+
+
+def test_evaluation_ignores_shifts_and_views(reader):
+  window = dataclasses.replace(WINDOW, num_shifts=2, num_views=2)
+  changed = dataclasses.replace(reader, window=window)
+  for a, b in zip(eval_batches(reader, 10, 2, 3), eval_batches(changed, 10, 2, 3),
+                  strict=True):
+    _assert_same(a, b)
+
+
+def test_batch_size_that_views_do_not_divide_raises(reader):
+  reader = dataclasses.replace(reader, window=dataclasses.replace(WINDOW, num_shifts=4))
+  with pytest.raises(UserError, match=r'batch_size=8: counts rows; expected a multiple '
+                     r'of window\.num_shifts \* window\.num_views=4 on each of '
+                     '4 hosts'):
+    train_batches(reader, 8, 0, 0, num_hosts=4)
 
 
 def test_batch_size_that_hosts_do_not_divide_raises(reader):

@@ -69,13 +69,13 @@ def _read_all(reports, makers, folder):
     begin = time.monotonic()
     reader = _reader([clip.Clip(str(path), content=content if in_record else None)])
     try:
-      example = reader.read(0, np.random.default_rng(i))
+      examples = reader.read(0, np.random.default_rng(i))
       fault = ''
     except Exception:    # the test: no other error may escape
-      example, fault = None, traceback.format_exc()
+      examples, fault = None, traceback.format_exc()
     reports.send(dict(
         path=str(path), seconds=time.monotonic() - begin, fault=fault,
-        was_read=example is not None, skipped=reader.notes.skipped,
+        was_read=examples is not None, skipped=reader.notes.skipped,
         peak_bytes=_peak_bytes() - before))
     path.unlink(missing_ok=True)
 

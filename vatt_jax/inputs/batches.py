@@ -33,7 +33,7 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
 
   Every epoch has its own order. In a mixture with weights every epoch of each source
   has its own order. Another clip of its source, chosen by (seed, epoch, index) alone,
-  replaces a broken file.
+  replaces a broken file. The rows of a clip (`Window`) are adjacent and on one host.
 
   Args:
     reader: the source.
@@ -47,7 +47,8 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
     UserError: the batch does not split among the hosts; from the iterator: too many
       files are broken.
   """
-  share = _host_share(batch_size, num_hosts)
+  rows_per_clip = reader.window.rows_per_clip
+  share = _host_share(batch_size, num_hosts, rows_per_clip) // rows_per_clip    # clips
   parts = [(0, len(reader.clips), 1)]
   if isinstance(reader.clips, sources.Mixture) and reader.clips.shares:
     lengths = [len(part) for part in reader.clips.parts]
@@ -55,34 +56,48 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
                      reader.clips.shares, strict=True))
 
   def draw(i):
-    return _draw(_place(i, share, batch_size, host), parts, seed)
+    return _draw(_place(i, share, host, num_hosts), parts, seed)
 
   def read(epoch, part, index):
     begin, length, _ = parts[part]
     for attempt in range(_MAX_DRAWS):
       rng = np.random.default_rng((seed, epoch, index, attempt))
-      example = reader.read(int(index), rng)
-      if example is not None:
-        return example
+      examples = reader.read(int(index), rng)
+      if examples is not None:
+        return _stack(examples)
       index = begin + rng.integers(length)
     raise UserError(f'{_MAX_DRAWS} clips drawn in a row are broken; the last: '
                     f'{list(reader.notes.skipped.values())[-1]}')
 
   dataset = tf.data.Dataset.range(first_step * share, np.iinfo(np.int64).max).map(draw)
-  return _batches(*_map(dataset, reader.empty(), read), share)
+  clips, failure = _map(dataset, _stack([reader.empty()] * rows_per_clip), read)
+  # [clips, rows of a clip, ...] -> [rows, ...]
+  merge = lambda batch: {k: tf.reshape(x, [-1, *x.shape[2:]]) for k, x in batch.items()}
+  return _arrays(clips.batch(share, drop_remainder=True).map(merge), failure)
 
 
-def _host_share(batch_size: int, num_hosts: int) -> int:
+def _host_share(batch_size: int, num_hosts: int, rows_per_clip: int = 1) -> int:
   """Returns the number of rows of a batch that each host reads."""
   if batch_size % num_hosts:
     raise UserError(f'batch_size={batch_size}: expected a multiple of the {num_hosts} '
                     'hosts')
+  if batch_size % (num_hosts * rows_per_clip):
+    raise UserError(f'batch_size={batch_size}: counts rows; expected a multiple of '
+                    f'window.num_shifts * window.num_views={rows_per_clip} on each of '
+                    f'{num_hosts} hosts')
   return batch_size // num_hosts
 
 
-def _place(i: tf.Tensor, share: int, batch_size: int, host: int) -> tf.Tensor:
-  """Returns the place of a host's i-th row in the stream of all hosts."""
-  return i // share * batch_size + host * share + i % share
+def _stack(examples: Sequence[Example]) -> Example:
+  """Stacks examples; a single one is not copied."""
+  if len(examples) == 1:
+    return {k: v[None] for k, v in examples[0].items()}
+  return {k: np.stack([example[k] for example in examples]) for k in examples[0]}
+
+
+def _place(i: tf.Tensor, share: int, host: int, num_hosts: int) -> tf.Tensor:
+  """Returns the place of a host's i-th clip in the stream of all hosts."""
+  return (i // share * num_hosts + host) * share + i % share
 
 
 def _draw(place: tf.Tensor, parts: Sequence[tuple[int, int, int]], seed: int
@@ -161,14 +176,12 @@ def eval_batches(reader: Reader, batch_size: int, num_windows: int = 1,
     views = None
     if window < count:
       views = read_window(*divmod(int(window), num_windows))
-    views = views or [empty] * num_crops
-    return {k: np.stack([view[k] for view in views]) for k in empty}
+    return _stack(views or [empty] * num_crops)
 
   windows = tf.data.Dataset.range(-(-rows // num_crops)).map(
       lambda i: (i * num_hosts + host,))
-  views = {k: np.broadcast_to(v, (num_crops, *v.shape)) for k, v in empty.items()}
-  examples, failure = _map(windows, views, read)
-  return _batches(examples.unbatch().take(rows), failure, share)
+  examples, failure = _map(windows, _stack([empty] * num_crops), read)
+  return _arrays(examples.unbatch().take(rows).batch(share), failure)
 
 
 def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
@@ -203,12 +216,11 @@ def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
                      deterministic=True), failure
 
 
-def _batches(dataset: tf.data.Dataset, failure: list[UserError], batch_size: int
-             ) -> Iterator[dict[str, Any]]:
+def _arrays(batches: tf.data.Dataset, failure: list[UserError]
+            ) -> Iterator[dict[str, Any]]:
   """Yields batches as arrays; raises the `failure` of `_map` if it has one."""
-  dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
   try:
-    yield from dataset.as_numpy_iterator()
+    yield from batches.prefetch(2).as_numpy_iterator()
   except Exception:
     if failure:
       raise failure[0] from None

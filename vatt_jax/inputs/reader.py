@@ -20,6 +20,7 @@ from vatt_jax.inputs.labels import Labels
 from vatt_jax.inputs.text import Tokenizer
 from vatt_jax.inputs.window import central_box
 from vatt_jax.inputs.window import Example
+from vatt_jax.inputs.window import keep_apart
 from vatt_jax.inputs.window import spread
 from vatt_jax.inputs.window import Window
 
@@ -125,17 +126,21 @@ class Reader:
       return self.window.empty()
     return self.window.empty() | dict(label=np.zeros(len(self.labels.names), bool))
 
-  def read(self, index: int, rng: np.random.Generator) -> Example | None:
-    """Reads a random window and crop of a clip; None, with a note, if it is broken.
+  def read(self, index: int, rng: np.random.Generator) -> list[Example] | None:
+    """Reads the rows of a clip for training: random windows with random crops.
+
+    Returns:
+      `window.rows_per_clip` examples: all views of the first shift, then of the
+      second. None, with a note, if the clip is broken.
 
     Raises:
       UserError: too many files are broken.
     """
-    place = rng.random()
-    examples = self._read(index, place,
-                          lambda size: [self.window.random_box(size, rng)],
-                          self.labels)
-    return None if examples is None else examples[0]
+    window = self.window
+    return self._read(
+        index, rng.random(window.num_shifts),
+        lambda size: [window.random_box(size, rng) for _ in range(window.num_views)],
+        self.labels)
 
   def views(self, index: int, place: float = 0.5, num_crops: int = 1
             ) -> list[Example] | None:
@@ -151,7 +156,7 @@ class Reader:
       UserError: too many files are broken.
     """
     sides = spread(num_crops)
-    return self._read(index, place,
+    return self._read(index, [place],
                       lambda size: [central_box(size, side) for side in sides])
 
   def augmented(self, index: int, rng: np.random.Generator) -> Example | None:
@@ -165,7 +170,7 @@ class Reader:
       UserError: too many files are broken.
     """
     place, side, flip = rng.random(3)
-    examples = self._read(index, place, lambda size: [central_box(size, side)])
+    examples = self._read(index, [place], lambda size: [central_box(size, side)])
     if examples is None:
       return None
     (example,) = examples
@@ -173,12 +178,17 @@ class Reader:
       example['video'] = np.ascontiguousarray(example['video'][:, :, ::-1])
     return example
 
-  def _read(self, index: int, place: float, choose: Callable[..., list[media.Box]],
-            labels: Labels | None = None) -> list[Example] | None:
+  def _read(self, index: int, places: Sequence[float],
+            choose: Callable[..., list[media.Box]], labels: Labels | None = None
+            ) -> list[Example] | None:
+    """Reads all crops that `choose` makes of the window at each place."""
     try:
       clip = self.clips[index]
       with clip.open() as file:
-        examples, lacks = self._decode(clip, file, place, choose)
+        examples, lacks = [], {}
+        for place in self._keep_apart(places, clip, file):
+          crops, lacks = self._decode(clip, file, place, choose)
+          examples += crops
     except media.MediaError as e:
       self.notes.add_bad(e.path, str(e))
       return None
@@ -187,6 +197,14 @@ class Reader:
     if labels is not None:
       common['label'] = labels.encode(clip)
     return [example | common for example in examples]
+
+  def _keep_apart(self, places: Sequence[float], clip: clip_lib.Clip,
+                  file: clip_lib.Media) -> Sequence[float]:
+    """Moves places in a clip apart by `min_shift_seconds`."""
+    if not self.window.min_shift_seconds or len(places) == 1:
+      return places
+    room = clip.end_in(file) - clip.start - self.window.seconds
+    return keep_apart(places, self.window.min_shift_seconds / max(room, 1e-6))
 
   def _decode(self, clip: clip_lib.Clip, file: clip_lib.Media, place: float,
               choose: Callable[..., list[media.Box]]

@@ -14,7 +14,8 @@ _MAX_CROP_DRAWS = 100
 
 MODALITIES = ('video', 'audio', 'text')
 # Fields of a window that need not be above 0.
-_UNBOUNDED = ('modalities', 'scale_jitter', 'short', 'audio_seconds')
+_UNBOUNDED = ('modalities', 'scale_jitter', 'short', 'audio_seconds',
+              'min_shift_seconds')
 Example = dict[str, np.ndarray]
 
 
@@ -44,6 +45,15 @@ class Window:
     short: how to fill the window if the clip is shorter: 'hold' repeats the last frame,
       without audio; 'loop' repeats the clip from its start (MMV's evaluation of action
       recognition).
+    num_shifts: in training, windows of a clip (GDT's K_tau). They start at random,
+      independent times.
+    num_views: in training, random crops of each window, which is decoded once (STiCA).
+      They share the window's audio and text.
+    min_shift_seconds: least time between the starts of two windows of a clip; 0 lets
+      them overlap anyhow (GDT). In a clip too short for it they are evenly spaced.
+
+  In training a clip has `rows_per_clip` adjacent rows in a batch: row
+  (clip * num_shifts + shift) * num_views + view. Evaluation has views of its own.
 
   Raises:
     ValueError: a size or rate is not positive, or a modality or `short` unknown.
@@ -61,6 +71,9 @@ class Window:
   scale_jitter_rate: float = 0.8
   modalities: tuple[str, ...] = MODALITIES
   short: str = 'hold'
+  num_shifts: int = 1
+  num_views: int = 1
+  min_shift_seconds: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -70,6 +83,9 @@ class Window:
     if self.audio_seconds < 0:
       raise ValueError(f'audio_seconds={self.audio_seconds}: expected a length, or 0 '
                        'for the length of the frames')
+    if self.min_shift_seconds < 0:
+      raise ValueError(f'min_shift_seconds={self.min_shift_seconds}: expected 0 or '
+                       'more')
     if not 0 <= self.scale_jitter < 1:
       raise ValueError(f'scale_jitter={self.scale_jitter}: expected 0 to 1')
     if self.scale_jitter and (self.min_crop_area < 1 or self.max_crop_aspect > 1):
@@ -85,6 +101,11 @@ class Window:
   @property
   def seconds(self) -> float:
     return self.num_frames / self.frame_rate_hz
+
+  @property
+  def rows_per_clip(self) -> int:
+    """Returns the number of a clip's rows in a training batch."""
+    return self.num_shifts * self.num_views
 
   @property
   def num_samples(self) -> int:
@@ -181,3 +202,19 @@ def _box(size, w, h, across, down):
 def spread(count: int) -> np.ndarray:
   """Returns evenly spaced places from 0 to 1; a single one is in the middle."""
   return np.linspace(0, 1, count) if count > 1 else np.array([0.5])
+
+
+def keep_apart(places: np.ndarray, gap: float) -> np.ndarray:
+  """Moves random places in [0, 1] apart, in the same order.
+
+  Places that are independent and uniform become uniform among all places that are
+  `gap` apart.
+
+  Args:
+    places: [K].
+    gap: least distance of two places. If they do not fit, they are evenly spaced.
+  """
+  count = len(places)
+  gap = min(gap, 1 / max(count - 1, 1))
+  ranks = np.argsort(np.argsort(places))
+  return places * (1 - (count - 1) * gap) + ranks * gap

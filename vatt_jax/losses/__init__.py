@@ -27,13 +27,15 @@ LOSSES: dict[str, type[Loss]] = {
     'softmax': classification.Softmax, 'bce': classification.BCE}
 
 
-def build(section_name: str, section: Settings) -> Loss:
+def build(section_name: str, section: Settings, **rows: int) -> Loss:
   """Builds the loss of a config section.
 
   Args:
     section_name: the section's key under `config.losses`. It names the loss's metrics
       and parameters, and is the default of a field `pair`.
     section: `name`, a key of `LOSSES`, and fields of that class.
+    **rows: `num_shifts` and `num_views` of the window (`inputs.window`), for a loss
+      that has fields of these names.
 
   Raises:
     UserError: names the key that is unknown, missing or out of range.
@@ -45,9 +47,10 @@ def build(section_name: str, section: Settings) -> Loss:
 
   def make(name: str, **fields: Any) -> Loss:
     kind = choose(LOSSES, name)
-    if any(field.name == 'pair' for field in dataclasses.fields(kind)):
+    takes = {field.name for field in dataclasses.fields(kind)}
+    if 'pair' in takes:
       fields.setdefault('pair', section_name)
-    return call(where, kind, fields)
+    return call(where, kind, fields, **{k: v for k, v in rows.items() if k in takes})
 
   return call(where, make, section)
 

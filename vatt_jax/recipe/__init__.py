@@ -144,12 +144,12 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   config = inherit_lib.inherit(config, config.get('init_from', ''))
   keys = inspect.signature(_task).parameters.keys() - {'devices'}
   task = _task(**{k: v for k, v in config.items() if k in keys}, devices=devices)
-  batch = call('window', Window, config['window']).batch(1)
+  batch = call('window', Window, config['window']).batch(task.rows_per_clip)
   if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, because no data '
                       'is read to count the classes')
-    batch['label'] = np.zeros((1, task.model.head.num_classes), bool)
+    batch['label'] = np.zeros((task.rows_per_clip, task.model.head.num_classes), bool)
   task_section.check_losses(task, batch)
   rows = sharding.rows(task.mesh)
   batch = {k: jax.ShapeDtypeStruct((config['batch_size'], *v.shape[1:]), v.dtype,
@@ -304,7 +304,8 @@ def _build(*, workdir: pathlib.Path, check: Callable[[], None], weights_from: st
                                     workdir)
   task = dataclasses.replace(task, num_clips=len(reader.clips))
   task_section.check_classes(reader.labels, task)
-  task_section.check_losses(task, {k: v[None] for k, v in reader.empty().items()})
+  task_section.check_losses(task, jax.tree.map(
+      lambda x: np.stack([x] * sizes.rows_per_clip), reader.empty()))
   if task.frozen is not None:    # checks the rules before any file is written
     jax.eval_shape(task.init, sizes.batch(batch_size))
   load = functools.partial(_load, task, sizes.batch(batch_size), model, reader.labels)

@@ -41,24 +41,30 @@ def make(seed: int, total_steps: int, batch_size: int, window: Window,
     raise UserError(f'config.average_decay={average_decay}: expected 0 or more, and '
                     'less than 1')
   network = models.from_config(model, mesh.devices.flat[0])
-  built = {name: losses_lib.build(name, section) for name, section in losses.items()}
+  built = {name: losses_lib.build(name, section, num_shifts=window.num_shifts,
+                                  num_views=window.num_views)
+           for name, section in losses.items()}
   _check_chunks(built, batch_size)
   if optim_settings is None:    # nothing is trained
     optimizer = optim.Optimizer(optax.set_to_zero(), optax.constant_schedule(0.0), None)
   else:
     optimizer = call('optim', optim.build, optim_settings, total_steps=total_steps,
                      layer_of=network.layer_of, extended=extended)
-  num_microbatches = _count_microbatches(num_microbatches, batch_size, optimizer,
-                                         optim_settings or {})
+  if batch_size % window.rows_per_clip:
+    raise UserError(f'config.batch_size={batch_size}: counts rows; expected a multiple '
+                    f'of window.num_shifts * window.num_views={window.rows_per_clip}')
+  num_microbatches = _count_microbatches(
+      num_microbatches, batch_size // window.rows_per_clip, optimizer,
+      optim_settings or {})
   _check_rate(network, window.audio_hz)
   _check_positions(model, window.max_tokens)
   return train_step.Task(network, built, optimizer.update, optimizer.schedule, seed,
                    call('augment', augment.Augment, augment_settings), optimizer.frozen,
                    num_microbatches, average_decay, optimizer.clip, mesh,
-                   sharding.check_rules(rules))
+                   sharding.check_rules(rules), rows_per_clip=window.rows_per_clip)
 
 
-def _count_microbatches(num_microbatches: int, batch_size: int,
+def _count_microbatches(num_microbatches: int, num_clips: int,
                         optimizer: optim.Optimizer, optim_settings: Settings) -> int:
   """Returns the number of microbatches: one per replica if replicas are clipped.
 
@@ -66,14 +72,14 @@ def _count_microbatches(num_microbatches: int, batch_size: int,
     UserError: it does not divide the batch, or is neither 1 nor `clip_replicas`.
   """
   if optimizer.clip is None:
-    if num_microbatches < 1 or batch_size % num_microbatches:
+    if num_microbatches < 1 or num_clips % num_microbatches:
       raise UserError(f'config.num_microbatches={num_microbatches}: expected a '
-                      f'divisor of batch_size={batch_size}')
+                      f'divisor of the {num_clips} clips of a batch')
     return num_microbatches
   replicas = optim_settings['clip_replicas']
-  if batch_size % replicas:
+  if num_clips % replicas:
     raise UserError(f'config.optim.clip_replicas={replicas}: expected a divisor of '
-                    f'batch_size={batch_size}')
+                    f'the {num_clips} clips of a batch')
   if num_microbatches not in (1, replicas):
     raise UserError(
         f'config.num_microbatches={num_microbatches}: expected 1 or config.optim.'
