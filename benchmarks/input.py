@@ -183,7 +183,7 @@ def read_window(path: str, start: float) -> tuple[np.ndarray, np.ndarray | None]
     video = np.empty((len(frames), size[1], size[0], 3), np.uint8)
     for i, frame in enumerate(frames):
       video[i] = frame.cut((0, 0, *frame.size), size)
-    return video, file.sound(start, WINDOW.num_samples, WINDOW.audio_hz)
+    return video, file.audio(start, WINDOW.num_samples, WINDOW.audio_hz)
 
 
 def _short_side(width: int, height: int) -> tuple[int, int]:
@@ -274,11 +274,11 @@ def packed_contenders(videos: Sequence[str], scratch: pathlib.Path
 def as_sequence_example(source: clip.Clip) -> bytes:
   """Serializes a packed clip in DMVR's layout, its audio at 48 kHz as floats."""
   example = tf.train.SequenceExample()
-  for jpeg in source.content.pictures:
+  for jpeg in source.content.encoded_frames:
     example.feature_lists.feature_list['image/encoded'].feature.add(
         ).bytes_list.value.append(jpeg)
   num_samples = round(source.content.duration_seconds * WINDOW.audio_hz)
-  audio = source.content.sound(0.0, num_samples, WINDOW.audio_hz)
+  audio = source.content.audio(0.0, num_samples, WINDOW.audio_hz)
   audio = np.zeros(num_samples, np.float32) if audio is None else audio
   example.feature_lists.feature_list['WAVEFORM/feature/floats'].feature.add(
       ).float_list.value.extend(audio)

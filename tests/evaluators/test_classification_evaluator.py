@@ -26,9 +26,9 @@ def reader(toy_world):
                 FileNotes(0.1, COUNT))
 
 
-def labelled(reader, column, several=False):
-  return dataclasses.replace(reader, labels=labels.find(reader.clips, column, several,
-                                                        'test.csv'))
+def labelled(reader, column, multi_label=False):
+  return dataclasses.replace(reader, labels=labels.find(
+      reader.clips, column, multi_label, 'test.csv'))
 
 
 def _oracle(reader, wrong=()):
@@ -61,7 +61,7 @@ def test_scores_are_averaged_over_views(reader):
 
 
 def test_multi_label_clips_are_measured_by_average_precision(reader):
-  reader = labelled(reader, 'sound_event', several=True)
+  reader = labelled(reader, 'sound_event', multi_label=True)
   evaluator = classification.Classify(_oracle(reader), reader, 5, 'test.csv')
   results = dict(evaluator.run(None))
   assert results['mAP'] == results['AUC'] == 1

@@ -84,13 +84,13 @@ def test_gallery_shows_correct_clip_first_and_marks_it(reader):
   for direction in retrieval.GALLERIES:
     of_direction = [h for h in hits if h.direction == direction]
     assert [h.query for h in of_direction] == list(range(COUNT))
-    assert all(h.found[0] == h.query for h in of_direction if h.query not in (5, 6))
-    assert of_direction[5].found[0] != 5
+    assert all(h.retrieved[0] == h.query for h in of_direction if h.query not in (5, 6))
+    assert of_direction[5].retrieved[0] != 5
   by_text, by_audio = report.draw_gallery(evaluator, [hits[0], hits[COUNT + 1]])
   assert [s.right for s in by_text.strips] == [True, False, False]
   assert by_text.title == f'“{reader.clips[0].captions[0].text}”'
   assert by_text.strips[0].image.startswith('data:image/jpeg;base64,')
-  assert by_text.sound == '' and by_audio.sound.startswith('data:audio/wav;base64,')
+  assert by_text.audio == '' and by_audio.audio.startswith('data:audio/wav;base64,')
   assert by_audio.title == f'Audio of “{reader.clips[1].captions[0].text}”'
   assert by_audio.own.clip == 1
 
@@ -104,9 +104,9 @@ def test_gallery_has_scores_and_rank_of_correct_clip(reader):
     of_direction = [h for h in hits if h.direction == direction]
     assert of_direction[2].scores == [1, 0, 0] and of_direction[2].rank == 1
     assert of_direction[3].scores == [0, 0, 0] and of_direction[3].rank == COUNT
-    assert 3 not in of_direction[3].found
+    assert 3 not in of_direction[3].retrieved
     assert of_direction[4].scores == [1, 1, 0] and of_direction[4].rank == 2
-    assert of_direction[4].found[:2] == [3, 4]    # a tie counts against the model
+    assert of_direction[4].retrieved[:2] == [3, 4]    # a tie counts against the model
     assert np.mean([h.rank for h in of_direction]) == results[f'{direction}/MeanR']
 
 
@@ -115,7 +115,7 @@ def test_gallery_audio_is_the_audio_of_the_clip(reader):
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   (query,) = report.draw_gallery(evaluator, [
       retrieval.Hits('audio_to_video', 2, [2], [1.0], 1)])
-  file = io.BytesIO(base64.b64decode(query.sound.partition(',')[2]))
+  file = io.BytesIO(base64.b64decode(query.audio.partition(',')[2]))
   with av.open(file) as container:
     (stream,) = container.streams
     samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(stream)])

@@ -357,17 +357,17 @@ def test_windows_without_the_modality_are_left_out(reader):
   assert split.groups.tolist() == [0, 1, 1, 2, 2]
 
 
-def synthetic_windows(several=False):
+def synthetic_windows(multi_label=False):
   rng = np.random.default_rng(0)
   y, y_test = rng.integers(3, size=40), rng.integers(3, size=9)
   groups = np.repeat(np.arange(9), rng.integers(1, 4, size=9))
   make_x = lambda y: (np.eye(3, 6)[y] * 3 + 5 + rng.normal(size=(len(y), 6))).astype(
       np.float32)
   targets, targets_test = (np.eye(3, dtype=bool)[v] for v in (y, y_test))
-  if several:
+  if multi_label:
     targets[::3, 0] = True
   return frozen_features.Split(make_x(y), targets, make_x(y_test[groups]), groups,
-                        targets_test, list('abc'), several), y
+                        targets_test, list('abc'), multi_label), y
 
 
 def test_clip_scores_are_means_of_window_decisions():
@@ -384,7 +384,7 @@ def test_clip_scores_are_means_of_window_decisions():
 
 
 def test_multi_label_windows_are_averaged():
-  split, _ = synthetic_windows(several=True)
+  split, _ = synthetic_windows(multi_label=True)
   split = linear_probe._standardise(split)
   scores = linear_probe._scores(linear_probe.Logistic(), split)
   model = linear_model.LogisticRegression(C=0.1).fit(split.x, split.targets[:, 0])
@@ -482,12 +482,12 @@ def test_label_of_every_training_clip_has_the_highest_score(reader):
     assert results['k/top1'] == 0.5    # 'all' is the best guess for both
 
 
-def low_rank_scores(seed=0, several=False, **settings):
+def low_rank_scores(seed=0, multi_label=False, **settings):
   rng = np.random.default_rng(0)
   y = rng.integers(3, size=60)
   x = (np.eye(3, 6)[y] * 2 + rng.normal(size=(60, 6))).astype(np.float32)
   return linear_probe.LowRank(seed=seed, steps=200, **settings).scores(
-      x, np.eye(3, dtype=bool)[y], x, several), y
+      x, np.eye(3, dtype=bool)[y], x, multi_label), y
 
 
 def test_low_rank_classifier_is_reproducible():

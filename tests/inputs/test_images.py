@@ -113,15 +113,15 @@ def test_audio_window_is_right_at_any_sample_rate():
   for rate_hz in (16_000, 8_000, 24_000):
     samples = int(0.3 * rate_hz)
     expected = np.sin(2 * np.pi * 300 * (0.5 + np.arange(samples) / rate_hz))
-    np.testing.assert_allclose(film.sound(0.5, samples, rate_hz), expected, atol=2e-3)
-  np.testing.assert_array_equal(film.sound(5.0, 100, 16_000), np.zeros(100))
+    np.testing.assert_allclose(film.audio(0.5, samples, rate_hz), expected, atol=2e-3)
+  np.testing.assert_array_equal(film.audio(5.0, 100, 16_000), np.zeros(100))
 
 
 def test_silence_is_audio_and_an_empty_waveform_is_none():
   for dtype in (np.int16, np.float32):
     silent = images.Stills('x', (), 1.0, np.zeros(16_000, dtype), 16_000)
-    np.testing.assert_array_equal(silent.sound(0.5, 4000, 8000), np.zeros(4000))
-    assert images.Stills('x', (), 1.0, np.zeros(0, dtype), 16_000).sound(
+    np.testing.assert_array_equal(silent.audio(0.5, 4000, 8000), np.zeros(4000))
+    assert images.Stills('x', (), 1.0, np.zeros(0, dtype), 16_000).audio(
         0.0, 100, 16_000) is None
 
 

@@ -326,7 +326,7 @@ def test_reading_leaves_no_thread_and_no_open_file(made, tmp_path):
     for path in [*films, broken, tmp_path / 'absent.mp4']:
       try:
         with media.MediaFile(path) as file:
-          file.sound(0.0, 1000, 8000)
+          file.audio(0.0, 1000, 8000)
           file.frames([0.0, 0.5])
       except media.MediaError as e:
         failures.append(e)    # with all its references

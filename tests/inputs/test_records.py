@@ -79,7 +79,7 @@ def _sound(clip):
   """Returns float32 samples at SOUND_HZ; empty without audio."""
   with media.MediaFile(clip.path) as file:
     samples = round((clip.end - clip.start) * SOUND_HZ)
-    sound = file.sound(clip.start, samples, SOUND_HZ)
+    sound = file.audio(clip.start, samples, SOUND_HZ)
   return np.zeros(0, np.float32) if sound is None else sound
 
 
@@ -293,13 +293,13 @@ def test_sequence_examples_default_to_10_hz_and_48_khz():
   record = _sequence_example([b'x'] * 15, second, [])
   content = records.from_sequence_example(record, 'r').content
   assert content.duration_seconds == 1.5
-  half = content.sound(0.5, 24_000, 48_000)
+  half = content.audio(0.5, 24_000, 48_000)
   np.testing.assert_allclose(half, second[24_000:], atol=1e-6)
   record = _sequence_example([b'x'] * 15, second, [], {
       'image/frame_rate': 5.0, 'WAVEFORM/feature/sample_rate': 24_000.0})
   content = records.from_sequence_example(record, 'r').content
   assert content.duration_seconds == 3
-  np.testing.assert_allclose(content.sound(1.0, 24_000, 24_000), second[24_000:],
+  np.testing.assert_allclose(content.audio(1.0, 24_000, 24_000), second[24_000:],
                              atol=1e-6)
 
 
@@ -335,7 +335,7 @@ def test_tfds_stereo_audio_is_mixed_to_mono(tmp_path):
   folder = _prepare_tfds(tmp_path, 'array_record', features,
                          [dict(audio=np.stack([left, np.zeros(4000)], 1))])
   clip, = sources.open_source(f'{folder}:train')
-  np.testing.assert_allclose(clip.content.sound(0.0, 4000, 4000), left / 2, atol=1e-6)
+  np.testing.assert_allclose(clip.content.audio(0.0, 4000, 4000), left / 2, atol=1e-6)
 
 
 def test_tar_member_suffix_determines_its_meaning(tmp_path):
@@ -373,7 +373,7 @@ def _junk(kind, tmp_path, packs):
     _write_tar(tmp_path / 'a.tar', [*files, ('01.json', b'{"start": "soon"}')])
     return str(tmp_path / 'a.tar')
   clip = sources.open_source(packs['tfrecord'])[0]
-  good = _sequence_example(clip.content.pictures, [], [])
+  good = _sequence_example(clip.content.encoded_frames, [], [])
   if kind == 'tfrecord':
     _write_tfrecord(tmp_path / 'a.tfrecord', [good, b'junk', *[good] * 10])
     return str(tmp_path / 'a.tfrecord')

@@ -131,7 +131,7 @@ def test_silence_is_packed_as_audio_and_missing_audio_is_not(form, tmp_path):
   assert [pathlib.Path(c.path).name for c in packed] == ['no_audio.mp4', 'silent.wav']
   no_audio, silent = (clip.open() for clip in packed)
   assert no_audio.has_video and not no_audio.has_audio
-  assert silent.sound(0.5, 100, 8000).tolist() == [0] * 100
+  assert silent.audio(0.5, 100, 8000).tolist() == [0] * 100
 
 
 def test_audio_of_an_unusual_rate_is_packed_with_its_video(tmp_path):
@@ -152,7 +152,7 @@ def test_audio_of_an_unusual_rate_is_packed_with_its_video(tmp_path):
                   + audio.encode(None))
   packed = _make(prepare.Plan(str(tmp_path / 'in'), '', 'video'), tmp_path / 'out')
   with packed[0].open() as file:
-    samples = file.sound(0.5, 8000, 8000)
+    samples = file.audio(0.5, 8000, 8000)
   spectrum = np.abs(np.fft.rfft(samples))
   assert np.argmax(spectrum) == pytest.approx(440, abs=2)
 

@@ -77,7 +77,7 @@ class Classify:
       return
     scores = mean_over_views(logits, present)[counted]
     targets = self._targets[counted]
-    if self.reader.labels.several:
+    if self.reader.labels.multi_label:
       measures = metrics.multi_label(scores, targets, self.reader.labels.names)
       chance = metrics.multi_label_by_chance(targets)
     else:

@@ -68,7 +68,7 @@ class Split:
     groups: int [R], the clip of each test row; every clip has one row or more.
     targets_test: bool [M, C], the classes of each test clip.
     classes: names of the C classes of both sides.
-    several: whether the label is multi-label.
+    multi_label: whether the label is multi-label.
   """
   x: np.ndarray
   targets: np.ndarray
@@ -76,7 +76,7 @@ class Split:
   groups: np.ndarray
   targets_test: np.ndarray
   classes: list[str]
-  several: bool
+  multi_label: bool
 
   @property
   def learnable(self) -> np.ndarray:
@@ -358,7 +358,7 @@ def _content(clip: Clip) -> str:
     return hashlib.sha256(clip.content).hexdigest()
   images = clip.content
   sha = hashlib.sha256(f'{images.frame_rate_hz} {images.audio_hz}'.encode())
-  for frame in images.pictures:
+  for frame in images.encoded_frames:
     sha.update(frame)
   if images.waveform is not None:
     sha.update(np.ascontiguousarray(images.waveform).tobytes())

@@ -27,14 +27,14 @@ class Classifier(Protocol):
   """Describes a linear classifier that is not trained yet."""
 
   def scores(self, x: np.ndarray, targets: np.ndarray, x_test: np.ndarray,
-             several: bool) -> np.ndarray:
+             multi_label: bool) -> np.ndarray:
     """Trains on x, and scores x_test.
 
     Args:
       x: float32 [N, D], standardised.
       targets: bool [N, C]; every class has a positive and a negative row.
       x_test: float32 [M, D].
-      several: whether a clip may have several classes; else it has exactly one.
+      multi_label: whether a clip may have several classes; else it has exactly one.
 
     Returns:
       Scores [M, C]; a higher score is more likely.
@@ -53,10 +53,10 @@ class Logistic:
   def __post_init__(self):
     _check_positive(C=self.C)
 
-  def scores(self, x, targets, x_test, several):
+  def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
     return _decide(linear_model.LogisticRegression(C=self.C, max_iter=2000),
-                   x, targets, x_test, several)
+                   x, targets, x_test, multi_label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +72,10 @@ class SVM:
   def __post_init__(self):
     _check_positive(C=self.C)
 
-  def scores(self, x, targets, x_test, several):
+  def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
-    return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test, several)
+    return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test,
+                   multi_label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +115,9 @@ class LowRank:
     """Returns the number of components that a step trains."""
     return round(self.sample_rate * self.rank)
 
-  def scores(self, x, targets, x_test, several):
+  def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
-    params = jax.device_get(self._train(x, targets, several))
+    params = jax.device_get(self._train(x, targets, multi_label))
     return self._logits(params, x_test, np.arange(self.rank))
 
   def _logits(self, params, x, part):
@@ -125,7 +126,7 @@ class LowRank:
     return x @ u[:, part] @ v[part] * (self.rank / len(part)) + bias
 
   @functools.partial(jax.jit, static_argnums=(0, 3))
-  def _train(self, x, targets, several):
+  def _train(self, x, targets, multi_label):
     """Returns the trained U [D, n], V [n, C] and bias [C]."""
     init, run = jax.random.split(jax.random.key(self.seed))
     init_u, init_v = jax.random.split(init)
@@ -137,7 +138,7 @@ class LowRank:
 
     def loss(params, x, y, part):
       logits = self._logits(params, x, part)
-      if several:
+      if multi_label:
         return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
       return optax.softmax_cross_entropy(logits, y).mean()
 
@@ -205,9 +206,9 @@ def _check_positive(**settings: float) -> None:
       raise ValueError(f'{name}={value}: expected more than 0')
 
 
-def _decide(model, x, targets, x_test, several):
+def _decide(model, x, targets, x_test, multi_label):
   """Returns the test decisions of a scikit-learn model.  -> [M, C]."""
-  if several:
+  if multi_label:
     return np.stack([model.fit(x, target).decision_function(x_test)
                      for target in targets.T], axis=1)
   scores = model.fit(x, targets.argmax(axis=1)).decision_function(x_test)
@@ -230,7 +231,7 @@ def _scores(classifier: Classifier, split: frozen_features.Split) -> np.ndarray:
   everyone = np.where(split.targets.all(axis=0), np.inf, -np.inf)
   scores = np.tile(everyone, (len(split.targets_test), 1))
   by_row = classifier.scores(
-      split.x, split.targets[:, split.learnable], split.x_test, split.several)
+      split.x, split.targets[:, split.learnable], split.x_test, split.multi_label)
   total = np.zeros((len(scores), by_row.shape[1]))
   np.add.at(total, split.groups, by_row)
   scores[:, split.learnable] = total / np.bincount(split.groups)[:, None]
@@ -240,7 +241,7 @@ def _scores(classifier: Classifier, split: frozen_features.Split) -> np.ndarray:
 def _measure(scores: np.ndarray, split: frozen_features.Split
              ) -> Iterator[tuple[str, float]]:
   counts, targets = split.targets.sum(axis=0), split.targets_test
-  if split.several:
+  if split.multi_label:
     rank = metrics.rank_of_best(scores, targets)
     measures = [('top1', float(np.mean(rank < 1))),
                 *metrics.multi_label(scores, targets, split.classes)]

@@ -76,7 +76,7 @@ class Neighbours:
       if k < len(pool):
         yield f'R@{k}', float(np.mean(rank < k))
         yield f'chance_R@{k}', float(np.mean(_chance(right, len(pool), k)))
-    if split.several:
+    if split.multi_label:
       return
     for shots in self._shots:
       top1, chance = [], []

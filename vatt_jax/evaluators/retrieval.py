@@ -40,7 +40,7 @@ class Hits:
   Attributes:
     direction: one of `GALLERIES`.
     query: index of the clip whose text or audio is the query.
-    found: indices of the retrieved clips, best first; the query's own clip comes last
+    retrieved: indices of these clips, best first; the query's own clip comes last
       among equal scores.
     scores: similarity of each retrieved clip with the query.
     rank: rank of the query's own clip among all clips, counted from 1; ties count
@@ -48,7 +48,7 @@ class Hits:
   """
   direction: str
   query: int
-  found: list[int]
+  retrieved: list[int]
   scores: list[float]
   rank: int
 

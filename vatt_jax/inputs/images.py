@@ -43,7 +43,7 @@ class Stills(contextlib.AbstractContextManager):
   """Holds encoded frames at a constant rate from time 0 on, and optionally audio.
 
   Attributes:
-    pictures: frames, each an encoded image.
+    encoded_frames: frames, each an encoded image.
     frame_rate_hz: rate of the frames.
     waveform: int16, or float32 in [-1, 1]; [S], mono; None for no audio.
     audio_hz: sample rate of the waveform; 0 for no audio.
@@ -52,13 +52,13 @@ class Stills(contextlib.AbstractContextManager):
     duration_seconds: duration of the frames; of the audio if it has no frames.
   """
 
-  def __init__(self, path: str, pictures: Sequence[bytes], frame_rate_hz: float,
+  def __init__(self, path: str, encoded_frames: Sequence[bytes], frame_rate_hz: float,
                waveform: np.ndarray | None = None, audio_hz: int = 0):
     """Takes the content of a record.
 
     Args:
       path: a name for messages.
-      pictures: frames as JPEG, PNG, WebP, BMP or GIF.
+      encoded_frames: frames as JPEG, PNG, WebP, BMP or GIF.
       frame_rate_hz: rate of the frames.
       waveform: int16, or float32 in [-1, 1]; [S], mono.
       audio_hz: sample rate of the waveform.
@@ -67,20 +67,20 @@ class Stills(contextlib.AbstractContextManager):
       MediaError: a rate is not positive.
     """
     self._path = path
-    self.pictures, self.frame_rate_hz = pictures, frame_rate_hz
+    self.encoded_frames, self.frame_rate_hz = encoded_frames, frame_rate_hz
     self.waveform, self.audio_hz = waveform, audio_hz
-    self.has_video = len(pictures) > 0
+    self.has_video = len(encoded_frames) > 0
     self.has_audio = waveform is not None and len(waveform) > 0
     if (self.has_video and frame_rate_hz <= 0) or (self.has_audio and audio_hz <= 0):
       raise media.MediaError(path, f'has rates of {frame_rate_hz} and {audio_hz} '
                              'Hz; expected more than 0')
-    self.duration_seconds = (len(pictures) / frame_rate_hz if self.has_video else
+    self.duration_seconds = (len(encoded_frames) / frame_rate_hz if self.has_video else
                              len(waveform) / audio_hz if self.has_audio else 0.0)
 
   def __exit__(self, *_) -> None:
     """Closes nothing, because everything is in memory."""
 
-  def frames(self, times: Sequence[float]) -> list[media.Picture]:
+  def frames(self, times: Sequence[float]) -> list[media.Frame]:
     """Returns the frames on screen at given times (seconds).
 
     Raises:
@@ -88,16 +88,16 @@ class Stills(contextlib.AbstractContextManager):
     """
     if not self.has_video:
       raise media.MediaError(self._path, 'has no frames')
-    shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), len(self.pictures) - 1)
-             for t in times]
+    last = len(self.encoded_frames) - 1
+    shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), last) for t in times]
     batch = _JpegBatch()
-    frames = {i: _EncodedFrame(self._path, self.pictures[i], batch)
+    frames = {i: _EncodedFrame(self._path, self.encoded_frames[i], batch)
               for i in sorted(set(shown))}
     batch.stills = list(frames.values())
     return [frames[i] for i in shown]
 
-  def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
-    """Returns a window of the audio, like `media.MediaFile.sound`."""
+  def audio(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
+    """Returns a window of the audio, like `media.MediaFile.audio`."""
     if not self.has_audio:
       return None
     native_hz = self.audio_hz

@@ -187,8 +187,9 @@ class Reader:
       with clip.open() as file:
         examples, lacks = [], {}
         for place in self._keep_apart(places, clip, file):
-          crops, lacks = self._decode(clip, file, place, choose)
+          crops, more = self._decode(clip, file, place, choose)
           examples += crops
+          lacks |= more
     except media.MediaError as e:
       self.notes.add_bad(e.path, str(e))
       return None
@@ -259,7 +260,7 @@ class Reader:
     # The file may go on after the end of a short clip.
     return np.minimum(start + times, max(end - 1e-3, start))
 
-  def _cut(self, frames: Sequence[media.Picture], box: media.Box) -> np.ndarray:
+  def _cut(self, frames: Sequence[media.Frame], box: media.Box) -> np.ndarray:
     """Crops all frames alike; `box` refers to the first.  -> [T, H, W, 3]."""
     video = self.window.empty()['video']
     for i, frame in enumerate(frames):
@@ -275,7 +276,7 @@ class Reader:
     """Returns `audio` and `has_audio`, and the reason if the audio is masked."""
     window = self.window
     try:
-      audio, no_audio = file.sound(start, window.num_samples, window.audio_hz), ''
+      audio, no_audio = file.audio(start, window.num_samples, window.audio_hz), ''
     except media.MediaError as e:    # the video may be good: mask only the audio
       audio, no_audio = None, str(e)
     if audio is None:

@@ -379,7 +379,8 @@ def _load(task: train_step.Task, batch: Mapping[str, Any], model: Settings,
   spline = model.get('variant') == 'release'
   label_file = checkpoint_lib.split(path)[0] / labels.FILE_NAME
   if classes is not None and label_file.exists() and (
-      labels.read(label_file, classes.column, classes.several).names != classes.names):
+      labels.read(label_file, classes.column, classes.multi_label).names
+      != classes.names):
     logging.warning('%s was trained on other classes (its %s)', path, labels.FILE_NAME)
     loaded['params'].pop('head', None)
   return weights.merge(train_step.variables(state), loaded, path, spline,

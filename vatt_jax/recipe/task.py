@@ -129,12 +129,12 @@ def check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
         f'{len(classes.names)} classes; make them equal, or set config.data.label_map '
         'to the list of all classes')
   if isinstance(head, heads.Classifier) and len(classes.names) == 1 and (
-      not classes.several):
+      not classes.multi_label):
     logging.warning('config.data.label=%r: %s has only one class, %r, so there is '
                     'nothing to learn; expected two or more', classes.column,
                     classes.source, classes.names[0])
   for name, loss in task.losses.items():
-    if classes.several and isinstance(loss, classification.Softmax):
+    if classes.multi_label and isinstance(loss, classification.Softmax):
       raise UserError(f"config.losses.{name}.name='softmax': needs one class per clip; "
                       "with config.data.multi_label use 'bce'")
 

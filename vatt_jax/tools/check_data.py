@@ -151,7 +151,7 @@ def _decode_audio(file: clip_lib.Media, start: float, end: float) -> bool:
   nonzero = False
   for now in np.arange(start, end, _CHUNK_SECONDS):
     num_samples = max(round(min(_CHUNK_SECONDS, end - now) * _AUDIO_HZ), 1)
-    nonzero |= bool(np.any(file.sound(now, num_samples, _AUDIO_HZ)))
+    nonzero |= bool(np.any(file.audio(now, num_samples, _AUDIO_HZ)))
   return nonzero
 
 

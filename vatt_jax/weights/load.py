@@ -64,8 +64,8 @@ def check_exists(path: str | os.PathLike[str]) -> None:
     raise UserError(f'{path}: no such folder or file')
 
 
-def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
-          spline: bool, allow_random_head: bool = True) -> dict[str, Any]:
+def merge(variables: Mapping[str, Any], checkpoint_variables: Mapping[str, Any],
+          where: str, spline: bool, allow_random_head: bool = True) -> dict[str, Any]:
   """Returns the variables of a model with the values of a checkpoint.
 
   Resizes position embeddings if the grid differs. Leaves out the checkpoint's variables
@@ -73,8 +73,8 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
   such head or a classifier with another number of classes.
 
   Args:
-    ours: variables of the model, or their shapes.
-    theirs: variables of the checkpoint.
+    variables: variables of the model, or their shapes.
+    checkpoint_variables: variables of the checkpoint.
     where: name of the checkpoint, for messages.
     spline: resize positions like the released code (`models.positions.fit`).
     allow_random_head: accept a checkpoint without a head for the model.
@@ -85,7 +85,7 @@ def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any], where: str,
       `allow_random_head` is off.
   """
   model_vars, checkpoint_vars = (
-      traverse_util.flatten_dict(dict(x)) for x in (ours, theirs))
+      traverse_util.flatten_dict(dict(x)) for x in (variables, checkpoint_variables))
   new = _new_head(model_vars, checkpoint_vars)
   missing = model_vars.keys() - checkpoint_vars.keys() - new
   left_out = checkpoint_vars.keys() - model_vars.keys()
