@@ -46,13 +46,16 @@ from vatt_jax import cli
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.batches import train_batches
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.tools import prepare
 
-WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
-                         audio_hz=48_000, min_crop_area=0.08, max_crop_aspect=2.0)
+WINDOW = Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
+                audio_hz=48_000, min_crop_area=0.08, max_crop_aspect=2.0)
 Job = tuple[str, float]    # path, start (seconds)
 
 
@@ -180,7 +183,7 @@ def read_window(path: str, start: float) -> tuple[np.ndarray, np.ndarray | None]
     video = np.empty((len(frames), size[1], size[0], 3), np.uint8)
     for i, frame in enumerate(frames):
       video[i] = frame.cut((0, 0, *frame.size), size)
-    return video, file.sound(start, WINDOW.num_samples, WINDOW.audio_hz)
+    return video, file.audio(start, WINDOW.num_samples, WINDOW.audio_hz)
 
 
 def _short_side(width: int, height: int) -> tuple[int, int]:
@@ -249,8 +252,8 @@ def packed_contenders(videos: Sequence[str], scratch: pathlib.Path
   with tf.io.TFRecordWriter(str(scratch / 'ordinary.tfrecord')) as file:
     for i in range(len(clips)):
       file.write(as_sequence_example(clips[i]))
-  reader = pipeline.Reader(clips, WINDOW, text.WordTokenizer(()),
-                           pipeline.FileNotes(1.0, len(clips)))
+  reader = Reader(clips, WINDOW, text.WordTokenizer(()),
+                  FileNotes(1.0, len(clips)))
 
   def take(make: Callable[[], Any], number: int) -> float:
     """Times 60 batches after 10; closes the iterator, which would read ahead."""
@@ -265,17 +268,17 @@ def packed_contenders(videos: Sequence[str], scratch: pathlib.Path
   ordinary = functools.partial(ordinary_batches, str(scratch / 'ordinary.tfrecord'), 4)
   return {'the ordinary way': functools.partial(take, ordinary),
           'vatt_jax': functools.partial(take, functools.partial(
-              pipeline.train_batches, reader, 4, 0, 0))}
+              train_batches, reader, 4, 0, 0))}
 
 
 def as_sequence_example(source: clip.Clip) -> bytes:
   """Serializes a packed clip in DMVR's layout, its audio at 48 kHz as floats."""
   example = tf.train.SequenceExample()
-  for jpeg in source.content.pictures:
+  for jpeg in source.content.encoded_frames:
     example.feature_lists.feature_list['image/encoded'].feature.add(
         ).bytes_list.value.append(jpeg)
   num_samples = round(source.content.duration_seconds * WINDOW.audio_hz)
-  audio = source.content.sound(0.0, num_samples, WINDOW.audio_hz)
+  audio = source.content.audio(0.0, num_samples, WINDOW.audio_hz)
   audio = np.zeros(num_samples, np.float32) if audio is None else audio
   example.feature_lists.feature_list['WAVEFORM/feature/floats'].feature.add(
       ).float_list.value.extend(audio)

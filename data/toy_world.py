@@ -287,30 +287,30 @@ def _play(shape: str, phase: np.ndarray, rng: np.random.Generator) -> np.ndarray
 def sing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
   """Returns the audio of a clip, mono at 16 kHz.  -> float32 [S] in [-1, 1]."""
   time = np.arange(round(clip.duration * AUDIO_HZ)) / AUDIO_HZ
-  sound = 0.01 * rng.standard_normal(len(time))
+  audio = 0.01 * rng.standard_normal(len(time))
   for segment in clip.segments:
     now = (time >= segment.start) & (time < segment.end)
     octaves, loudness = _contour(segment, time[now] - segment.start)
     base_hz = 5400 / segment.radius   # 300 Hz for the largest, 450 for the smallest
     phase = np.cumsum(base_hz * 2 ** octaves) / AUDIO_HZ
-    sound[now] += 0.5 * loudness * _play(segment.shape, phase, rng)
+    audio[now] += 0.5 * loudness * _play(segment.shape, phase, rng)
   if 'knock' in clip.events:
     since = (time + rng.uniform()) % rng.uniform(0.7, 1.1)
-    sound += 0.3 * np.exp(-60 * since) * np.sin(2 * np.pi * 120 * since)
+    audio += 0.3 * np.exp(-60 * since) * np.sin(2 * np.pi * 120 * since)
   if 'hum' in clip.events:
-    sound += 0.08 * np.sin(2 * np.pi * 100 * time) * np.sign(
+    audio += 0.08 * np.sin(2 * np.pi * 100 * time) * np.sign(
         np.sin(2 * np.pi * 50 * time))
-  return np.clip(sound, -1, 1).astype(np.float32)
+  return np.clip(audio, -1, 1).astype(np.float32)
 
 
 # ----------------------------------------------------------------- the files
 
 def encode(path: str | os.PathLike[str], video: np.ndarray, frame_rate_hz: int,
-           sound: np.ndarray | None = None, audio_hz: int = AUDIO_HZ) -> None:
+           audio: np.ndarray | None = None, audio_hz: int = AUDIO_HZ) -> None:
   """Writes frames uint8 [T, H, W, 3] and mono audio float32 [S] as H.264 and AAC."""
   # No macroblock tree (its choices vary between runs): a seed gives the same bytes.
   # One keyframe per second: the reader seeks to the last one before its window.
-  encode_lib.film(path, video, frame_rate_hz, sound, audio_hz, 64_000, {
+  encode_lib.write(path, video, frame_rate_hz, audio, audio_hz, 64_000, {
       'preset': 'veryfast', 'tune': 'fastdecode', 'crf': '28',
       'x264-params': 'mbtree=0', 'g': str(frame_rate_hz)})
 

@@ -19,8 +19,8 @@ from vatt_jax import inherit
 from vatt_jax import run_config
 from vatt_jax import train
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.batches import train_batches
 from vatt_jax.weights import load as weights
 from vatt_jax.weights import vatt_tf2
 
@@ -259,7 +259,7 @@ def test_each_dataset_gives_half_of_a_batch(howto100m, audioset):
       clips=sources.Mixture([range(howto100m), range(audioset)], config.data.weights),
       empty=lambda: dict(id=np.zeros((), np.int32)),
       read=lambda index, rng: dict(id=np.int32(index)))
-  batch = next(pipeline.train_batches(reader, config.batch_size, seed=0, first_step=7))
+  batch = next(train_batches(reader, config.batch_size, seed=0, first_step=7))
   assert np.sum(batch['id'] < howto100m) == config.batch_size // 2
 
 

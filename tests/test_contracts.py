@@ -1,10 +1,12 @@
 """Extensions: a loss, a CNN, an evaluator and a hook, each a class and a table row."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -141,3 +143,32 @@ def test_figures_are_drawn_of_a_model_of_another_name(trained):
   run_figures.draw(config, trained)
   assert {path.stem for path in (trained / 'figures').glob('*.png')} >= {
       'losses', 'similarities', 'tsne_spaces'}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _SameRows(losses.Loss):
+  """Pulls the rows of a clip together, by the mean distance of their embeddings."""
+  num_shifts: int
+  num_views: int
+
+  def __call__(self, params, outputs, batch, memory):
+    count = self.num_shifts * self.num_views
+    by_clip = lambda x: x.reshape(-1, count, *x.shape[1:])
+    ids, embed = map(by_clip, (batch['id'], outputs['embed']['video_audio']['video']))
+    distance = jnp.mean((embed - embed[:, :1]) ** 2)
+    return distance, dict(together=jnp.mean(ids == ids[:, :1])), memory
+
+
+@pytest.mark.parametrize('num_microbatches', [1, 2])
+def test_loss_sees_all_rows_of_a_clip_together(num_microbatches, rows, toy_world,
+                                               tmp_path, monkeypatch):
+  monkeypatch.setitem(losses.LOSSES, 'same_rows', _SameRows)
+  config = small(toy_world, batch_size=8, num_microbatches=num_microbatches,
+                 mesh=dict(data=-1), losses=dict(same=dict(name='same_rows')))
+  config['window'] |= dict(num_shifts=2, num_views=2)
+  with pytest.raises(train.UserError, match='batch_size=6: counts rows; expected a'):
+    train.train(config | dict(batch_size=6), tmp_path / 'run')
+  train.train(config, tmp_path / 'run')
+  first, *_ = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  metrics = json.loads(first)
+  assert metrics['train/together_same'] == 1 and metrics['train/loss_same'] > 0

@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import textwrap
 import wave
 
 import jax
@@ -196,3 +199,23 @@ def test_workdir_config_chooses_the_tokenizer(kind, workdir, tmp_path):
   if kind == 'words':
     with pytest.raises(UserError, match="'of the': expected a sentence with at least"):
       vatt.texts(['of the'])
+
+
+def test_import_and_embedding_load_no_tensorflow(workdir, paths):
+  """TensorFlow and its datasets take seconds to import."""
+  code = textwrap.dedent(f'''
+      import sys
+
+      from vatt_jax import embed
+      import vatt_jax.models
+      import vatt_jax.weights.load
+
+      vatt = embed.Embedder({str(workdir)!r})
+      assert len(vatt.videos([{paths[0]!r}])) == len(vatt.texts(['a red circle'])) == 1
+      print(*sorted(sys.modules))
+  ''')
+  loaded = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          check=True).stdout.split()
+  assert 'vatt_jax.inputs.reader' in loaded
+  assert not [name for name in loaded if name.partition('.')[0] in (
+      'tensorflow', 'tensorflow_datasets', 'clu', 'array_record')]

@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
+from concurrent import futures
 import dataclasses
 import os
 from typing import Any
@@ -24,11 +25,14 @@ import numpy as np
 from vatt_jax import checkpoint
 from vatt_jax import models
 from vatt_jax.errors import UserError
-from vatt_jax.evaluators import extract
+from vatt_jax.evaluators.views import of_clips
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text as text_lib
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import spread
+from vatt_jax.inputs.window import Window
 from vatt_jax.models import heads
 from vatt_jax.weights import load as weights
 
@@ -36,8 +40,8 @@ from vatt_jax.weights import load as weights
 File = str | os.PathLike[str] | tuple[str | os.PathLike[str], float, float]
 
 # The default for a checkpoint without a window of its own (section 4.3 of the paper).
-PAPER_WINDOW = pipeline.Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
-                               audio_hz=48_000)
+PAPER_WINDOW = Window(num_frames=32, frame_rate_hz=10.0, image_size=224,
+                      audio_hz=48_000)
 
 _BATCH_SIZE = 32    # windows, or sentences, per call of the model
 
@@ -61,7 +65,7 @@ class Embedder:
   """Embeds media files and sentences in the common spaces of a model."""
 
   def __init__(self, path: str | os.PathLike[str],
-               window: pipeline.Window | None = None,
+               window: Window | None = None,
                vocabulary: str | os.PathLike[str] | None = None):
     """Loads a model.
 
@@ -82,8 +86,9 @@ class Embedder:
       raise UserError(f'{path}: holds a model without a projection head, which '
                       'cannot embed')
     self._variables = jax.device_put(variables)
-    self._apply = jax.jit(lambda v, batch: self._model.apply(v, batch)['embed'])
-    self._window = window or (pipeline.Window(**config['window'])
+    self._apply = jax.jit(lambda v, batch: self._model.apply(
+        v, augment.normalize(batch))['embed'])
+    self._window = window or (Window(**config['window'])
                               if 'window' in config else PAPER_WINDOW)
     self._path = path
     self._tokenizer = None
@@ -141,9 +146,8 @@ class Embedder:
             'The vocabulary of %s has none of the words of %r: %s. The embedding '
             'depends only on their number', self._path, sentence,
             ', '.join(text_lib.words(sentence)))
-    rows = [self._embed('text', {'text': part[:, None]}, lambda x: x[:, 0])
-            for part in _batches(ids)]
-    return self._joined('text', rows, len(ids))
+    whole = self._embed('text', _batches(ids[:, None]))
+    return Embeddings('text', {space: x[:, 0] for space, x in whole.items()})
 
   def similarity(self, a: Embeddings, b: Embeddings) -> dict[str, np.ndarray]:
     """Computes the cosine similarity of every item of `a` with every item of `b`.
@@ -174,39 +178,55 @@ class Embedder:
   def _files(self, modality: str, files: Sequence[File], num_windows: int
              ) -> Embeddings:
     self._check(modality, files)
-    reader = pipeline.Reader(
+    reader = Reader(
         [_clip(file) for file in files],
         dataclasses.replace(self._window, modalities=(modality,)),
-        text_lib.WordTokenizer(()), pipeline.FileNotes(1.0, len(files)))
-    count = len(files) * num_windows
-    # Close at once, so that the threads end before an error is shown.
-    with contextlib.closing(pipeline.eval_batches(
-        reader, min(_BATCH_SIZE, count), num_windows)) as batches:
-      rows = [(batch['mask'], self._embed(
-          modality, augment.normalize({modality: batch[modality]}), np.asarray))
-              for batch in batches]
-    views = lambda x: x[:count].reshape(len(files), num_windows, *x.shape[1:])
-    present = views(np.concatenate([mask for mask, _ in rows]))
-    for i, ok in enumerate(present.any(axis=1)):
+        text_lib.WordTokenizer(()), FileNotes(1.0, len(files)))
+    windows = [(index, place) for index in range(len(files))
+               for place in spread(num_windows)]
+    present = []
+
+    def read(window):
+      views = reader.views(*window)
+      return reader.empty() if views is None else views[0]
+
+    def read_batches(pool):
+      for part in _batches(windows):
+        examples = list(pool.map(read, part))
+        present.extend(example['mask'] for example in examples)
+        yield np.stack([example[modality] for example in examples])
+
+    with futures.ThreadPoolExecutor() as pool:
+      embed = self._embed(modality, read_batches(pool))
+    by_file = lambda x: np.reshape(x, (len(files), num_windows, *np.shape(x)[1:]))
+    for i, ok in enumerate(by_file(present).any(axis=1)):
       if not ok:
         raise UserError(reader.notes.skipped[reader.clips[i].path])
-    whole = self._joined(modality, [row for _, row in rows], count)
-    clips = extract.of_clips({space: {modality: views(x)}
-                              for space, x in whole.spaces.items()},
-                             {modality: present})
+    clips = of_clips({space: {modality: by_file(x)} for space, x in embed.items()},
+                     {modality: by_file(present)})
     return Embeddings(modality, {space: x[modality].astype(np.float32)
                                  for space, x in clips.items()})
 
-  def _embed(self, modality, batch, pick):
-    """Returns space -> [B, D] of a batch of one modality."""
-    embed = jax.device_get(self._apply(self._variables, batch))
-    return {space: pick(x[modality]) for space, x in embed.items() if modality in x}
+  def _embed(self, modality: str, batches: Iterable[np.ndarray]
+             ) -> dict[str, np.ndarray]:
+    """Embeds batches of one modality.
 
-  def _joined(self, modality, rows, count):
-    """Joins the first `count` rows of several batches; the rest is padding."""
-    return Embeddings(modality, {
-        space: np.concatenate([row[space] for row in rows])[:count].astype(np.float32)
-        for space in rows[0]})
+    All batches but the last have the same size. The last one is padded to it, so that
+    one compiled program serves all.
+
+    Returns:
+      Space -> float32 [N, ..., D].
+    """
+    size, count, embeds = 0, 0, []
+    for batch in batches:
+      size, count = max(size, len(batch)), count + len(batch)
+      padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+      # The host reads the next batch while the device computes this one.
+      jax.block_until_ready(embeds[-1:])
+      embeds.append(self._apply(self._variables, {modality: np.pad(batch, padding)}))
+    embeds = jax.device_get(embeds)
+    return {space: np.concatenate([embed[space][modality] for embed in embeds])[
+        :count].astype(np.float32) for space, x in embeds[0].items() if modality in x}
 
 
 def _clip(file: File) -> clip.Clip:
@@ -219,9 +239,7 @@ def _clip(file: File) -> clip.Clip:
     raise UserError(f'{file!r}: expected a path, or (path, start, end)') from e
 
 
-def _batches(ids: np.ndarray) -> Iterator[np.ndarray]:
-  """Yields batches of equal size for one compiled program; pads the last with zeros."""
-  size = min(_BATCH_SIZE, len(ids))
-  for begin in range(0, len(ids), size):
-    part = ids[begin:begin + size]
-    yield np.pad(part, ((0, size - len(part)), (0, 0)))
+def _batches(items: Any) -> Iterator[Any]:
+  """Yields slices of a sequence; all but the last have `_BATCH_SIZE` items."""
+  for begin in range(0, len(items), _BATCH_SIZE):
+    yield items[begin:begin + _BATCH_SIZE]

@@ -31,7 +31,8 @@ from vatt_jax.evaluators import evaluation
 from vatt_jax.inputs import augment as augment_lib
 from vatt_jax.inputs import dataset
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.losses import classification
 from vatt_jax.models import heads
 from vatt_jax.models import layers
@@ -158,7 +159,7 @@ class Experiment:
   """
   config: Config
   task: train_step.Task
-  reader: pipeline.Reader
+  reader: Reader
   checkpoint: Checkpoint
   evaluations: Mapping[str, evaluation.Evaluation]
   figures: Figures
@@ -191,7 +192,7 @@ class Experiment:
     classes = self.reader.labels
     label_file = checkpoint_lib.split(path)[0] / labels.FILE_NAME
     if classes is not None and label_file.exists() and (labels.read(
-        label_file, classes.column, classes.several).names != classes.names):
+        label_file, classes.column, classes.multi_label).names != classes.names):
       logging.warning('%s was trained on other classes (its %s)', path,
                       labels.FILE_NAME)
       loaded['params'].pop('head', None)
@@ -260,7 +261,7 @@ def make(config: Settings, workdir: pathlib.Path,
                     'checkpoint to evaluate')
   if source and not begun:
     weights.check_exists(source)
-  window = call('window', pipeline.Window, c.window)
+  window = call('window', Window, c.window)
   reader = dataset.open_reader(data, window, task.model.vocabulary_size, classes,
                                source, workdir)
   run = _join(c, task, reader, check)
@@ -282,7 +283,7 @@ def model_and_clip(config: Settings
                    ) -> tuple[models.MultimodalModel, dict[str, Any]]:
   """Returns the model of a config, and the shapes of a batch of one clip."""
   config = inherit.inherit(config, config.get('init_from', ''))
-  window = call('window', pipeline.Window, config['window'])
+  window = call('window', Window, config['window'])
   model = models.from_config(config['model'])
   return model, jax.eval_shape(augment_lib.normalize, window.batch(1))
 
@@ -305,12 +306,12 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   """
   c = call('', Config, inherit.inherit(config, config.get('init_from', '')))
   task = make_task(c, devices)
-  batch = call('window', pipeline.Window, c.window).batch(1)
+  batch = call('window', Window, c.window).batch(task.rows_per_clip)
   if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, because no data '
                       'is read to count the classes')
-    batch['label'] = np.zeros((1, task.model.head.num_classes), bool)
+    batch['label'] = np.zeros((task.rows_per_clip, task.model.head.num_classes), bool)
   _check_losses(task, batch)
   rows = sharding.rows(task.mesh)
   batch = {k: jax.ShapeDtypeStruct((c.batch_size, *v.shape[1:]), v.dtype,
@@ -330,7 +331,14 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
   mesh = call('mesh', sharding.make_mesh, c.mesh or {}, batch_size=c.batch_size,
               devices=devices)
   model = models.from_config(c.model, mesh.devices.flat[0])
-  losses = {name: losses_lib.build(name, section)
+  window = call('window', Window, c.window)
+  if c.batch_size % window.rows_per_clip:
+    raise UserError(
+        f'config.batch_size={c.batch_size}: counts rows; expected a multiple of '
+        f'window.num_shifts * window.num_views={window.rows_per_clip}')
+  model.check_window(window)
+  losses = {name: losses_lib.build(name, section, num_shifts=window.num_shifts,
+                                   num_views=window.num_views)
             for name, section in (c.losses or {}).items()}
   for name, loss in losses.items():
     num_chunks = getattr(loss, 'num_chunks', 1)
@@ -343,20 +351,21 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
   else:
     optimizer = call('optim', optim_lib.build, c.optim, total_steps=c.total_steps,
                      layer_of=model.layer_of, extended=c.extended)
-  model.check_window(call('window', pipeline.Window, c.window))
   return train_step.Task(
       model, losses, optimizer.update, optimizer.schedule, c.seed,
       call('augment', augment_lib.Augment, c.augment or {}), optimizer.frozen,
-      _count_microbatches(c, optimizer), c.average_decay, optimizer.clip, mesh,
-      sharding.check_rules(c.sharding_rules))
+      _count_microbatches(c, c.batch_size // window.rows_per_clip, optimizer),
+      c.average_decay, optimizer.clip, mesh, sharding.check_rules(c.sharding_rules),
+      rows_per_clip=window.rows_per_clip)
 
 
-def _join(c: Config, task: train_step.Task, reader: pipeline.Reader,
+def _join(c: Config, task: train_step.Task, reader: Reader,
           check: Callable[[], None]) -> Experiment:
   """Joins task and reader, checks that they fit, and builds what uses both."""
   task = dataclasses.replace(task, num_clips=len(reader.clips))
   _check_classes(reader.labels, task)
-  _check_losses(task, {k: v[None] for k, v in reader.empty().items()})
+  _check_losses(task, jax.tree.map(
+      lambda x: np.stack([x] * task.rows_per_clip), reader.empty()))
   if task.frozen is not None:    # checks the rules before any file is written
     jax.eval_shape(task.init, reader.window.batch(c.batch_size))
 
@@ -374,22 +383,23 @@ def _join(c: Config, task: train_step.Task, reader: pipeline.Reader,
        for name, section in (c.hooks or {}).items()})
 
 
-def _count_microbatches(c: Config, optimizer: optim_lib.Optimizer) -> int:
+def _count_microbatches(c: Config, num_clips: int, optimizer: optim_lib.Optimizer
+                        ) -> int:
   """Returns the number of microbatches: one per replica if replicas are clipped.
 
   Raises:
     UserError: it does not divide the batch, or is neither 1 nor `clip_replicas`.
   """
-  number, batch_size = c.num_microbatches, c.batch_size
+  number = c.num_microbatches
   if optimizer.clip is None:
-    if number < 1 or batch_size % number:
-      raise UserError(f'config.num_microbatches={number}: expected a divisor of '
-                      f'batch_size={batch_size}')
+    if number < 1 or num_clips % number:
+      raise UserError(f'config.num_microbatches={number}: expected a divisor of the '
+                      f'{num_clips} clips of a batch')
     return number
   replicas = c.optim['clip_replicas']
-  if batch_size % replicas:
-    raise UserError(f'config.optim.clip_replicas={replicas}: expected a divisor of '
-                    f'batch_size={batch_size}')
+  if num_clips % replicas:
+    raise UserError(f'config.optim.clip_replicas={replicas}: expected a divisor of the '
+                    f'{num_clips} clips of a batch')
   if number not in (1, replicas):
     raise UserError(
         f'config.num_microbatches={number}: expected 1 or config.optim.clip_replicas='
@@ -429,11 +439,11 @@ def _check_classes(classes: labels.Labels | None, task: train_step.Task) -> None
         f'{len(classes.names)} classes; make them equal, or set config.data.label_map '
         'to the list of all classes')
   if isinstance(head, heads.Classifier) and len(classes.names) == 1 and (
-      not classes.several):
+      not classes.multi_label):
     logging.warning('config.data.label=%r: %s has only one class, %r, so there is '
                     'nothing to learn; expected two or more', classes.column,
                     classes.source, classes.names[0])
   for name, loss in task.losses.items():
-    if classes.several and isinstance(loss, classification.Softmax):
+    if classes.multi_label and isinstance(loss, classification.Softmax):
       raise UserError(f"config.losses.{name}.name='softmax': needs one class per clip; "
                       "with config.data.multi_label use 'bce'")

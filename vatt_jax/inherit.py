@@ -17,7 +17,7 @@ from vatt_jax import checkpoint
 from vatt_jax import models
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.window import MODALITIES
 
 # Keys of the model that are not inherited: they set speed, or only training uses them.
 _NOT_OF_MODEL = ('attention', 'remat', 'scan_layers', 'dropout_rate')
@@ -110,7 +110,7 @@ def check_fits(ours: Settings, theirs: Settings, where: str, advice: str = '') -
     raise UserError(f'config.model.shared: the checkpoint {where} has {has} (a single '
                     'Transformer for all modalities); use a config that fits it')
   fixed_values = models.family(theirs).fixed_values
-  for name in ('shared', *pipeline.MODALITIES, 'head'):
+  for name in ('shared', *MODALITIES, 'head'):
     section, other = (model.get(name) or {} for model in (ours, theirs))
     if name == 'head' and section.get('name', 'fac') != other.get('name', 'fac'):
       continue
@@ -138,16 +138,16 @@ def _model(config: Settings, base: Settings, where: str) -> dict[str, Any]:
   Raises:
     UserError: `base` has none of the config's modalities.
   """
-  sections = (*pipeline.MODALITIES, 'shared', 'head')
+  sections = (*MODALITIES, 'shared', 'head')
   model = {k: v for k, v in base.items()
            if k not in (*sections, *_NOT_OF_MODEL) and v is not None}
   model |= {k: v for k, v in config.items() if k not in sections and v is not None}
   fixed_values = models.family(model).fixed_values
-  requested = [m for m in pipeline.MODALITIES if config.get(m) is not None]
+  requested = [m for m in MODALITIES if config.get(m) is not None]
   for name in requested:
     if base.get(name) is not None:
       model[name] = _tower(config[name], base[name], fixed_values)
-  has = [m for m in pipeline.MODALITIES if base.get(m) is not None]
+  has = [m for m in MODALITIES if base.get(m) is not None]
   if has and not model.keys() & set(requested):
     raise UserError(f'config.init_from={where}: the checkpoint has no '
                     f'{" or ".join(requested)}; it has {", ".join(has)}')
@@ -169,7 +169,7 @@ def _tower(config: Settings, base: Settings,
 
 def _window(config: Settings, base: Settings) -> dict[str, Any]:
   """Fills the section `window`."""
-  read = config.get('modalities') or pipeline.MODALITIES
+  read = config.get('modalities') or MODALITIES
   unused = () if 'text' in read else ('num_candidates', 'max_tokens')
   return _filled(config, {k: v for k, v in base.items()
                           if k not in (*_NOT_INHERITED, *unused)})

@@ -15,7 +15,7 @@ from vatt_jax.config import Settings
 from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.reader import Reader
 
 # Keys that set the length of a run.
 LENGTH = ('total_steps', 'extended')
@@ -85,7 +85,7 @@ def compare(config: Settings, workdir: pathlib.Path, may_change: Sequence[str] =
         'folder away, or use the same config to resume that run')
 
 
-def claim(config: Settings, workdir: pathlib.Path, reader: pipeline.Reader,
+def claim(config: Settings, workdir: pathlib.Path, reader: Reader,
           extend: bool = False) -> None:
   """Writes vocabulary, classes and config to a new workdir; the config last.
 

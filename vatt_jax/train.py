@@ -25,8 +25,8 @@ from vatt_jax.distributed import hosts
 from vatt_jax.distributed import interrupt
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
+from vatt_jax.inputs.batches import train_batches
 from vatt_jax.reports import plots
 from vatt_jax.reports import report
 from vatt_jax.reports import run_info
@@ -87,7 +87,7 @@ def _note_start(config: Mapping[str, Any], run: experiment.Experiment, first_ste
                 workdir: pathlib.Path) -> None:
   """Saves the facts about the run, and warns of a dataset smaller than a batch."""
   if run.config.total_steps:
-    _warn_of_repeats(run.reader.clips, run.config.batch_size)
+    _warn_of_repeats(run.reader.clips, run.config.batch_size, run.task.rows_per_clip)
   if hosts.is_first():
     run_info.save(workdir, run_info.gather(
         config, first_step, run.reader.clips,
@@ -106,7 +106,7 @@ def _take_steps(run: experiment.Experiment, state: State, saved: checkpoint.Chec
   """
   first_step = int(state.step)
   progress = _Progress(run, first_step)
-  with contextlib.closing(pipeline.train_batches(    # ends its threads, too
+  with contextlib.closing(train_batches(    # ends its threads, too
       run.reader, run.config.batch_size, run.config.seed, first_step,
       jax.process_index(), jax.process_count())) as batches:
     try:
@@ -161,12 +161,13 @@ def _first_state(run: experiment.Experiment, saved: checkpoint.Checkpoints) -> S
   return state
 
 
-def _warn_of_repeats(clips: sources.Mixture, batch_size: int) -> None:
+def _warn_of_repeats(clips: sources.Mixture, batch_size: int, rows_per_clip: int = 1
+                     ) -> None:
   """Warns if a source has fewer clips than a batch takes from it."""
   # Without shares, the clips of all sources are drawn with equal probability.
   parts, shares = (clips.parts, clips.shares) if clips.shares else ([clips], [1])
   for number, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
-    taken = math.ceil(batch_size * share / sum(shares))
+    taken = math.ceil(batch_size // rows_per_clip * share / sum(shares))
     if taken > len(part):
       source = f'source {number} of config.data.path' if clips.shares else (
           'config.data.path')
@@ -179,7 +180,7 @@ class _Progress:
   """Logs means of the metrics between two log lines, the speed, and the time left."""
 
   def __init__(self, run: experiment.Experiment, first_step: int):
-    self._config = run.config
+    self._run = run
     self._rows: list[dict[str, jax.Array]] = []
     self._since = time.monotonic()
     self._first_step = first_step
@@ -196,7 +197,8 @@ class _Progress:
 
   def due(self, step: int) -> bool:
     """Returns whether to log: at multiples, the last step, and the run's first step."""
-    return (step % self._config.log_every_steps == 0 or step == self._config.total_steps
+    config = self._run.config
+    return (step % config.log_every_steps == 0 or step == config.total_steps
             or step == self._first_step + 1)
 
   def report(self, step: int) -> dict[str, float]:
@@ -209,12 +211,13 @@ class _Progress:
     means = {f'train/{k}': float(np.mean([row[k] for row in rows])) for k in rows[0]}
     now = time.monotonic()
     seconds_per_step = (now - self._since) / len(rows)
-    means['train/clips_per_second'] = self._config.batch_size / seconds_per_step
+    num_clips = self._run.config.batch_size // self._run.task.rows_per_clip
+    means['train/clips_per_second'] = num_clips / seconds_per_step
     loss = means['train/loss']
     if not math.isfinite(loss):
       raise UserError(f'train/loss={loss} at step {step}: expected a finite number; '
                       'lower config.optim.peak_rate and start in another --workdir')
-    total = self._config.total_steps
+    total = self._run.config.total_steps
     line = f'step {step:{len(str(total))}}/{total}  loss {loss:.3f}'
     if step == self._first_step + 1:    # includes compilation: no estimate of speed
       line += f'  compiled in {_duration(now - self._since)}'

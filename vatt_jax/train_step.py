@@ -77,6 +77,8 @@ class Task:
       are.
     rules: sharding rules: which axis of the mesh splits which axis of parameters.
     num_clips: size of the dataset, for losses that keep a memory of it.
+    rows_per_clip: adjacent rows of the batch that show one clip (`inputs.window`); a
+      microbatch has all of them or none.
   """
   model: Any
   losses: Mapping[str, losses_lib.Loss]
@@ -91,6 +93,7 @@ class Task:
   mesh: Mesh | None = None
   rules: Sequence[sharding.Rule] = sharding.RULES
   num_clips: int = 0
+  rows_per_clip: int = 1
 
   @functools.partial(jax.jit, static_argnums=0)
   def init(self, batch: Batch) -> State:
@@ -157,7 +160,7 @@ class Task:
 
   @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
   def train_step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-    """Takes a step on a batch (`inputs.pipeline`); the old state is donated."""
+    """Takes a step on a batch (`inputs.batches`); the old state is donated."""
     # For draws that are made once a step: the partners of mixup, the release's
     # DropToken, and dropout, which combines the key with each clip's number.
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
@@ -212,7 +215,7 @@ class Task:
     of the released code.
     """
     def encode(params, index):
-      inputs = self.augment(sharding.take_rows(batch, index, self.num_microbatches))
+      inputs = self.augment(self._take_rows(batch, index))
       encoded, model_state = self._apply(state, params, inputs, key=key,
                                          method='encode')
       stats = {k: v for k, v in model_state.items() if k == 'batch_stats'}
@@ -228,7 +231,7 @@ class Task:
 
     def add(grads, index):
       _, pull_back, _ = jax.vjp(lambda p: encode(p, index), state.params, has_aux=True)
-      (more,) = pull_back(sharding.take_rows(by_pooled, index, self.num_microbatches))
+      (more,) = pull_back(self._take_rows(by_pooled, index))
       if self.clip is not None:
         more = self.clip(more)
       return jax.tree.map(jnp.add, grads, more), None
@@ -236,13 +239,17 @@ class Task:
     each = jnp.arange(self.num_microbatches)
     pooled, (inputs, stats, is_present) = jax.lax.map(
         lambda i: encode(state.params, i), each)
-    pooled, inputs = sharding.join_rows((pooled, inputs))
+    pooled, inputs = sharding.join_rows((pooled, inputs), self.rows_per_clip)
     encoded_state = state.replace(
         model_state=state.model_state | _mean_stats(stats, is_present))
     (_, aux), (grads, by_pooled) = jax.value_and_grad(
         loss_fn, argnums=(0, 1), has_aux=True)(state.params, pooled)
     grads, _ = jax.lax.scan(add, grads, each)
     return grads, *aux
+
+  def _take_rows(self, tree: Any, index: jax.typing.ArrayLike) -> Any:
+    """Returns the rows of a microbatch of every array."""
+    return sharding.take_rows(tree, index, self.num_microbatches, self.rows_per_clip)
 
   def _apply(self, state: State, params: Any, *args: Any, key: jax.Array,
              **kwargs: Any) -> tuple[Any, Any]:

@@ -22,8 +22,11 @@ from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.inputs import clip
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import spread
+from vatt_jax.inputs.window import Window
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -82,7 +85,7 @@ def test_port_in_use_and_inconsistent_numbers_are_refused():
       pass
 
 
-class _Reader(pipeline.Reader):
+class _Reader(Reader):
   """Reads only the number of each view."""
 
   def views(self, index, place=0.5, num_crops=1):
@@ -95,9 +98,9 @@ class _Reader(pipeline.Reader):
 def test_each_host_reads_its_share_and_all_get_every_clip_in_order(
     monkeypatch, num_windows, num_crops):
   """Two threads stand for the hosts."""
-  window = pipeline.Window(1, 1.0, 1, 8, modalities=('audio',))
+  window = Window(1, 1.0, 1, 8, modalities=('audio',))
   clips = [clip.Clip(f'{i}.wav', 0, 1) for i in range(7)]
-  reader = _Reader(clips, window, text.WordTokenizer(()), pipeline.FileNotes(1.0, 7))
+  reader = _Reader(clips, window, text.WordTokenizer(()), FileNotes(1.0, 7))
   host, trees, meeting = threading.local(), {}, threading.Barrier(2)
 
   def gather(tree):
@@ -124,7 +127,7 @@ def test_each_host_reads_its_share_and_all_get_every_clip_in_order(
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
     (one, reads), (two, others) = pool.map(play, (0, 1))
-  places = [round(2 * place) for place in pipeline.spread(num_windows)]
+  places = [round(2 * place) for place in spread(num_windows)]
   expected = [[100 * i + 10 * p + c for p in places for c in range(num_crops)]
               for i in range(7)]
   np.testing.assert_array_equal(one, expected)

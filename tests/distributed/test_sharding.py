@@ -202,3 +202,12 @@ def test_rule_of_unknown_axes_is_refused(rules):
 
 if __name__ == '__main__':
   _child(*sys.argv[1:])
+
+
+def test_microbatches_keep_the_rows_of_a_clip_together():
+  rows = dict(x=np.arange(24).reshape(12, 2))
+  taken = [sharding.take_rows(rows, index, 3, group=2) for index in range(3)]
+  assert [part['x'][:, 0].tolist() for part in taken] == [
+      [0, 2, 12, 14], [4, 6, 16, 18], [8, 10, 20, 22]]
+  stacked = dict(x=np.stack([part['x'] for part in taken]))
+  np.testing.assert_array_equal(sharding.join_rows(stacked, 2)['x'], rows['x'])

@@ -8,10 +8,12 @@ import pytest
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import classification
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 
 COUNT = 16
 
@@ -19,14 +21,14 @@ COUNT = 16
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(1, 5.0, 8, 2000, modalities=('video',))
-  return pipeline.Reader(clips, window, text.WordTokenizer(()),
-                         pipeline.FileNotes(0.1, COUNT))
+  window = Window(1, 5.0, 8, 2000, modalities=('video',))
+  return Reader(clips, window, text.WordTokenizer(()),
+                FileNotes(0.1, COUNT))
 
 
-def labelled(reader, column, several=False):
-  return dataclasses.replace(reader, labels=labels.find(reader.clips, column, several,
-                                                        'test.csv'))
+def labelled(reader, column, multi_label=False):
+  return dataclasses.replace(reader, labels=labels.find(
+      reader.clips, column, multi_label, 'test.csv'))
 
 
 def _oracle(reader, wrong=()):
@@ -60,7 +62,7 @@ def test_scores_are_averaged_over_views(reader):
 
 
 def test_multi_label_clips_are_measured_by_average_precision(reader):
-  reader = labelled(reader, 'sound_event', several=True)
+  reader = labelled(reader, 'sound_event', multi_label=True)
   evaluator = classification.Classify(_oracle(reader), reader, 5)
   results = dict(evaluator.run(None))
   assert results['mAP'] == results['AUC'] == 1
@@ -88,7 +90,7 @@ def test_clips_without_a_label_are_left_out_and_counted(reader, caplog):
 def test_no_metrics_if_all_clips_lack_a_label_or_video(reader, caplog):
   reader = labelled(reader, 'shape')
 
-  class Blind(pipeline.Reader):
+  class Blind(Reader):
     def views(self, index, *args):
       return [view | dict(has_video=np.bool_(False))
               for view in super().views(index, *args)]

@@ -12,9 +12,14 @@ import pytest
 
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import retrieval
-from vatt_jax.inputs import pipeline
+from vatt_jax.evaluators.views import AVERAGES
+from vatt_jax.evaluators.views import mean_over_views
+from vatt_jax.evaluators.views import of_clips
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.reports import plots
 from vatt_jax.reports import report
 from vatt_jax.tools import prepare
@@ -25,9 +30,9 @@ COUNT = 16
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
+  window = Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips], 256)
-  return pipeline.Reader(clips, window, tokenizer, pipeline.FileNotes(0.1, COUNT))
+  return Reader(clips, window, tokenizer, FileNotes(0.1, COUNT))
 
 
 def _oracle(state, batch):
@@ -60,7 +65,7 @@ def test_retrieval_metrics_count_confused_clips(reader):
 
 
 def test_clips_without_audio_are_not_in_the_audio_pool(reader):
-  class NoAudio(pipeline.Reader):
+  class NoAudio(Reader):
     def views(self, index, *args):
       return [view | dict(has_audio=np.bool_(index > 3))
               for view in super().views(index, *args)]
@@ -79,13 +84,13 @@ def test_gallery_shows_correct_clip_first_and_marks_it(reader):
   for direction in retrieval.GALLERIES:
     of_direction = [h for h in hits if h.direction == direction]
     assert [h.query for h in of_direction] == list(range(COUNT))
-    assert all(h.found[0] == h.query for h in of_direction if h.query not in (5, 6))
-    assert of_direction[5].found[0] != 5
+    assert all(h.retrieved[0] == h.query for h in of_direction if h.query not in (5, 6))
+    assert of_direction[5].retrieved[0] != 5
   by_text, by_audio = report.draw_gallery(evaluator, [hits[0], hits[COUNT + 1]])
   assert [s.right for s in by_text.strips] == [True, False, False]
   assert by_text.title == f'“{reader.clips[0].captions[0].text}”'
   assert by_text.strips[0].image.startswith('data:image/jpeg;base64,')
-  assert by_text.sound == '' and by_audio.sound.startswith('data:audio/wav;base64,')
+  assert by_text.audio == '' and by_audio.audio.startswith('data:audio/wav;base64,')
   assert by_audio.title == f'Audio of “{reader.clips[1].captions[0].text}”'
   assert by_audio.own.clip == 1
 
@@ -99,9 +104,9 @@ def test_gallery_has_scores_and_rank_of_correct_clip(reader):
     of_direction = [h for h in hits if h.direction == direction]
     assert of_direction[2].scores == [1, 0, 0] and of_direction[2].rank == 1
     assert of_direction[3].scores == [0, 0, 0] and of_direction[3].rank == COUNT
-    assert 3 not in of_direction[3].found
+    assert 3 not in of_direction[3].retrieved
     assert of_direction[4].scores == [1, 1, 0] and of_direction[4].rank == 2
-    assert of_direction[4].found[:2] == [3, 4]    # a tie counts against the model
+    assert of_direction[4].retrieved[:2] == [3, 4]    # a tie counts against the model
     assert np.mean([h.rank for h in of_direction]) == results[f'{direction}/MeanR']
 
 
@@ -110,7 +115,7 @@ def test_gallery_audio_is_the_audio_of_the_clip(reader):
   evaluator = retrieval.Retrieval(_oracle, reader, batch_size=8)
   (query,) = report.draw_gallery(evaluator, [
       retrieval.Hits('audio_to_video', 2, [2], [1.0], 1)])
-  file = io.BytesIO(base64.b64decode(query.sound.partition(',')[2]))
+  file = io.BytesIO(base64.b64decode(query.audio.partition(',')[2]))
   with av.open(file) as container:
     (stream,) = container.streams
     samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(stream)])
@@ -144,7 +149,7 @@ def test_gallery_reads_clips_of_records(reader, toy_world, tmp_path):
 
 
 def test_no_metrics_and_no_gallery_if_clips_have_one_modality(reader, caplog):
-  class NoAudio(pipeline.Reader):
+  class NoAudio(Reader):
     def views(self, index, *args):
       return [view | dict(has_audio=np.bool_(False), text=np.zeros_like(view['text']))
               for view in super().views(index, *args)]
@@ -167,7 +172,7 @@ def test_incomplete_clips_are_left_out_and_logged_once(toy_world, tmp_path, capl
   (tmp_path / 'pool.csv').write_text('\n'.join(lines) + '\n')
   clips = sources.open_source(str(tmp_path / 'pool.csv'))
 
-  class NoAudio(pipeline.Reader):
+  class NoAudio(Reader):
     def views(self, index, *args):
       views = super().views(index, *args)
       return views and [view | dict(has_audio=view['has_audio'] & (index != 6))
@@ -175,8 +180,8 @@ def test_incomplete_clips_are_left_out_and_logged_once(toy_world, tmp_path, capl
 
   tokenizer = text.WordTokenizer.build([c.captions[0].text for c in clips
                                         if c.captions], 256)
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
-  pool = NoAudio(clips, window, tokenizer, pipeline.FileNotes(1.0, 10))
+  window = Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
+  pool = NoAudio(clips, window, tokenizer, FileNotes(1.0, 10))
   evaluator = retrieval.Retrieval(_oracle, pool, 4)
   with caplog.at_level('INFO'):
     results = dict(evaluator.run([]))
@@ -214,7 +219,7 @@ def test_similarities_average_is_the_mean_over_all_pairs_of_views():
            for m, size in sizes.items()}
   present = {m: rng.random(size) < 0.7 for m, size in sizes.items()}
   present['audio'][3] = False
-  clips = extract.of_clips(dict(s=embed), present, 'similarities')['s']
+  clips = of_clips(dict(s=embed), present, 'similarities')['s']
   unit = {m: x / np.linalg.norm(x, axis=-1, keepdims=True) for m, x in embed.items()}
   for i in range(9):
     for j in range(9):
@@ -237,7 +242,7 @@ def test_two_averages_give_different_ranks(reader):
 
   r1 = {average: dict(retrieval.Retrieval(
       predict, reader, 4, num_windows=2, average=average).run(None))
-      ['text_to_video/R@1'] for average in extract.AVERAGES}
+      ['text_to_video/R@1'] for average in AVERAGES}
   # Scaled to unit length, this part is all of clip 0, which ties with clip 1.
   assert r1 == dict(embeddings=(COUNT - 2) / COUNT, similarities=1)
   with pytest.raises(ValueError, match="average='cosine': expected one of embeddings"):
@@ -256,10 +261,10 @@ def test_windows_of_a_clip_are_averaged(reader):
   """Averages the present windows; a clip without any gets zeros."""
   x = np.array([[[3., 0.], [0., 1.]], [[2., 2.], [9., 9.]], [[1., 1.], [1., 1.]]])
   present = np.array([[True, True], [True, False], [False, False]])
-  np.testing.assert_array_equal(extract.mean_over_views(x, present),
+  np.testing.assert_array_equal(mean_over_views(x, present),
                                 [[1.5, 0.5], [2, 2], [0, 0]])
   many = np.linspace(0, 1, 1000).astype(jnp.bfloat16)[None, :, None]
-  assert extract.mean_over_views(many, np.ones((1, 1000), bool)) == pytest.approx(
+  assert mean_over_views(many, np.ones((1, 1000), bool)) == pytest.approx(
       0.5, abs=1e-3)    # not with a sum in bfloat16
   videos = []
 

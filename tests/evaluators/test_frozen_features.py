@@ -20,9 +20,13 @@ from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators import nearest_neighbours
 from vatt_jax.inputs import images
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.batches import eval_batches
+from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.tools import prepare
 
 COUNT = 16
@@ -32,9 +36,9 @@ STATE = train_step.State(0, {'w': np.ones(3)}, {}, ())
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, modalities=('video', 'audio'))
-  return pipeline.Reader(clips, window, text.WordTokenizer(()),
-                         pipeline.FileNotes(0.1, COUNT))
+  window = Window(2, 5.0, 8, 2000, modalities=('video', 'audio'))
+  return Reader(clips, window, text.WordTokenizer(()),
+                FileNotes(0.1, COUNT))
 
 
 class Model:
@@ -243,7 +247,7 @@ def test_modality_without_features_raises(reader):
     list(make(model, reader).splits(STATE))
 
 
-class NoAudio(pipeline.Reader):
+class NoAudio(Reader):
   """Reads every second clip without audio."""
 
   def views(self, index, *args):
@@ -284,7 +288,7 @@ WINDOWS = frozen_features.Augmentation(num_epochs=3, seed=5)
 
 
 def test_augmented_windows_differ_between_epochs_and_are_reproducible(reader):
-  draw = lambda seed, size: list(pipeline.eval_batches(
+  draw = lambda seed, size: list(eval_batches(
       reader, size, num_windows=3, augment_seed=seed))
   (batch,) = draw(5, 3 * COUNT)
   assert batch['id'].tolist() == np.repeat(np.arange(COUNT), 3).tolist()
@@ -305,7 +309,7 @@ def test_augmentation_crops_at_random_and_flips_half(reader):
   file = io.BytesIO()
   Image.fromarray(np.tile(columns[:, None], (8, 1, 3))).save(file, 'PNG')
   content = images.Stills('striped', [file.getvalue()], 1.0)
-  clip = sources.Clip('striped', content=content)
+  clip = Clip('striped', content=content)
   striped = dataclasses.replace(reader, clips=[clip], window=dataclasses.replace(
       reader.window, modalities=('video',)))
   examples = [striped.augmented(0, np.random.default_rng(seed)) for seed in range(200)]
@@ -335,7 +339,7 @@ def test_rows_are_single_windows_grouped_by_clip(reader):
 
 def test_windows_without_the_modality_are_left_out(reader):
   """Removes the audio of some windows of one clip and of all windows of others."""
-  class NoWindowAudio(pipeline.Reader):
+  class NoWindowAudio(Reader):
     def views(self, index, place, num_crops):
       absent = index == 9 or (index == 8 and place == 0)
       return [view | dict(has_audio=np.bool_(not absent))
@@ -353,17 +357,17 @@ def test_windows_without_the_modality_are_left_out(reader):
   assert split.groups.tolist() == [0, 1, 1, 2, 2]
 
 
-def synthetic_windows(several=False):
+def synthetic_windows(multi_label=False):
   rng = np.random.default_rng(0)
   y, y_test = rng.integers(3, size=40), rng.integers(3, size=9)
   groups = np.repeat(np.arange(9), rng.integers(1, 4, size=9))
   make_x = lambda y: (np.eye(3, 6)[y] * 3 + 5 + rng.normal(size=(len(y), 6))).astype(
       np.float32)
   targets, targets_test = (np.eye(3, dtype=bool)[v] for v in (y, y_test))
-  if several:
+  if multi_label:
     targets[::3, 0] = True
   return frozen_features.Split(make_x(y), targets, make_x(y_test[groups]), groups,
-                        targets_test, list('abc'), several), y
+                        targets_test, list('abc'), multi_label), y
 
 
 def test_clip_scores_are_means_of_window_decisions():
@@ -380,7 +384,7 @@ def test_clip_scores_are_means_of_window_decisions():
 
 
 def test_multi_label_windows_are_averaged():
-  split, _ = synthetic_windows(several=True)
+  split, _ = synthetic_windows(multi_label=True)
   split = linear_probe._standardise(split)
   scores = linear_probe._scores(linear_probe.Logistic(), split)
   model = linear_model.LogisticRegression(C=0.1).fit(split.x, split.targets[:, 0])
@@ -478,12 +482,12 @@ def test_label_of_every_training_clip_has_the_highest_score(reader):
     assert results['k/top1'] == 0.5    # 'all' is the best guess for both
 
 
-def low_rank_scores(seed=0, several=False, **settings):
+def low_rank_scores(seed=0, multi_label=False, **settings):
   rng = np.random.default_rng(0)
   y = rng.integers(3, size=60)
   x = (np.eye(3, 6)[y] * 2 + rng.normal(size=(60, 6))).astype(np.float32)
   return linear_probe.LowRank(seed=seed, steps=200, **settings).scores(
-      x, np.eye(3, dtype=bool)[y], x, several), y
+      x, np.eye(3, dtype=bool)[y], x, multi_label), y
 
 
 def test_low_rank_classifier_is_reproducible():

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.views import of_clips
 
 
 def test_ranks_by_hand():
@@ -100,7 +100,7 @@ def test_averages_over_views_match_the_release(average, case, windows, shared):
   golden = np.load(shared / 'golden' / 'retrieval.npz')
   text = golden['embd'][:, None]
   video = golden['video_embd'].reshape(len(text), 4, -1)[:, :windows]
-  clips = extract.of_clips(
+  clips = of_clips(
       dict(video_text=dict(text=text, video=video)),
       {m: np.ones(x.shape[:2], bool) for m, x in dict(text=text, video=video).items()},
       average)['video_text']

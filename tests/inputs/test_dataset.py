@@ -12,6 +12,8 @@ from vatt_jax.inputs import dataset
 from vatt_jax.inputs import media
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.clip import Caption
+from vatt_jax.inputs.clip import Clip
 
 
 def test_classes_are_counted_without_the_captions(tmp_path):
@@ -23,8 +25,8 @@ def test_classes_are_counted_without_the_captions(tmp_path):
   assert classes.names == ('x', 'y') and config['model']['head']['num_classes'] == 2
 
 
-CLIPS = [sources.Clip('a.mp4', captions=(
-    sources.Caption(0, 1, 'the red circle'), sources.Caption(1, 2, 'red')))]
+CLIPS = [Clip('a.mp4', captions=(
+    Caption(0, 1, 'the red circle'), Caption(1, 2, 'red')))]
 
 
 def claim(workdir, tokenizer, /, **data):
@@ -61,7 +63,7 @@ class Records(collections.abc.Sequence):
     self.read.append(index)
     if index == 4:
       raise media.MediaError('shard[4]', 'is not a record')
-    return sources.Clip(f'{index}', captions=(sources.Caption(0, 1, f'word{index}'),))
+    return Clip(f'{index}', captions=(Caption(0, 1, f'word{index}'),))
 
 
 def test_vocabulary_of_many_records_uses_a_sample(tmp_path, monkeypatch, caplog):
@@ -76,7 +78,7 @@ def test_vocabulary_of_many_records_uses_a_sample(tmp_path, monkeypatch, caplog)
   assert 'python -m vatt_jax vocabulary' in caplog.text
   caplog.clear()
   assert words(sources.Mixture([few])) == ('word0', 'word1', 'word2', 'word3')
-  listed = [sources.Clip('a', captions=(sources.Caption(0, 1, f'w{i}'),))
+  listed = [Clip('a', captions=(Caption(0, 1, f'w{i}'),))
             for i in range(9)]    # in memory
   assert len(words(sources.Mixture([listed]))) == 9 and not caplog.text
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from vatt_jax.inputs import images
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
+from vatt_jax.inputs.window import jittered_box
 
 
 def _encode(picture, kind='JPEG', **options):
@@ -113,15 +113,15 @@ def test_audio_window_is_right_at_any_sample_rate():
   for rate_hz in (16_000, 8_000, 24_000):
     samples = int(0.3 * rate_hz)
     expected = np.sin(2 * np.pi * 300 * (0.5 + np.arange(samples) / rate_hz))
-    np.testing.assert_allclose(film.sound(0.5, samples, rate_hz), expected, atol=2e-3)
-  np.testing.assert_array_equal(film.sound(5.0, 100, 16_000), np.zeros(100))
+    np.testing.assert_allclose(film.audio(0.5, samples, rate_hz), expected, atol=2e-3)
+  np.testing.assert_array_equal(film.audio(5.0, 100, 16_000), np.zeros(100))
 
 
 def test_silence_is_audio_and_an_empty_waveform_is_none():
   for dtype in (np.int16, np.float32):
     silent = images.Stills('x', (), 1.0, np.zeros(16_000, dtype), 16_000)
-    np.testing.assert_array_equal(silent.sound(0.5, 4000, 8000), np.zeros(4000))
-    assert images.Stills('x', (), 1.0, np.zeros(0, dtype), 16_000).sound(
+    np.testing.assert_array_equal(silent.audio(0.5, 4000, 8000), np.zeros(4000))
+    assert images.Stills('x', (), 1.0, np.zeros(0, dtype), 16_000).audio(
         0.0, 100, 16_000) is None
 
 
@@ -136,7 +136,7 @@ def test_scale_jitter_equals_a_square_crop_of_a_rescaled_frame(size):
   content = _encode(picture, 'PNG')
   compared = 0
   for seed in range(30):
-    box = pipeline.jittered_box(size, 0.2, 0.8, np.random.default_rng(seed))
+    box = jittered_box(size, 0.2, 0.8, np.random.default_rng(seed))
     stretched, wide, high, across, down = np.random.default_rng(seed).random(5)
     factors = [1 + 0.2 * (2 * u - 1) if stretched < 0.8 else 1.0 for u in (wide, high)]
     edge = min(size)
@@ -156,7 +156,7 @@ def test_scale_jitter_equals_a_square_crop_of_a_rescaled_frame(size):
 
 
 def test_scale_jitter_rate_is_the_share_of_rescaled_clips():
-  boxes = [pipeline.jittered_box((100, 60), 0.2, 0.8, np.random.default_rng(i))
+  boxes = [jittered_box((100, 60), 0.2, 0.8, np.random.default_rng(i))
            for i in range(400)]
   sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in boxes])
   plain = np.all(np.isclose(sides, 60), axis=1)

@@ -13,7 +13,7 @@ CLIPS = [Clip(path, labels=dict(kind=kind)) for path, kind in (
 
 
 def test_find_sorts_classes_and_encodes_clips():
-  found = labels.find(CLIPS, 'kind', several=True, source='here')
+  found = labels.find(CLIPS, 'kind', multi_label=True, source='here')
   assert found.names == ('ant', 'cat', 'dog')
   np.testing.assert_array_equal(
       [found.encode(clip) for clip in CLIPS],
@@ -21,7 +21,7 @@ def test_find_sorts_classes_and_encodes_clips():
 
 
 def test_label_map_is_saved_and_read(tmp_path):
-  found = labels.find(CLIPS, 'kind', several=True, source='here')
+  found = labels.find(CLIPS, 'kind', multi_label=True, source='here')
   found.save(tmp_path / 'labels.csv')
   assert labels.read(tmp_path / 'labels.csv', 'kind', True).names == found.names
 
@@ -60,7 +60,7 @@ def test_invalid_label_map_raises_with_file_and_reason(tmp_path, text, message):
 
 
 def test_unknown_label_raises_with_file_and_label_map():
-  found = labels.find(CLIPS[:2], 'kind', several=False, source='train.csv')
+  found = labels.find(CLIPS[:2], 'kind', multi_label=False, source='train.csv')
   with pytest.raises(UserError, match=r"e\.mp4: kind='cow' is none of the 2 classes of "
                                       r"train\.csv, such as 'cat'"):
     found.encode(Clip('e.mp4', labels=dict(kind='cow')))
@@ -68,14 +68,14 @@ def test_unknown_label_raises_with_file_and_label_map():
 
 def test_several_labels_without_multi_label_raise():
   with pytest.raises(UserError, match=r"d\.mp4: kind='dog\|ant' joins several labels"):
-    labels.find(CLIPS, 'kind', several=False, source='here')
+    labels.find(CLIPS, 'kind', multi_label=False, source='here')
 
 
 def test_missing_label_column_raises_with_existing_columns():
   with pytest.raises(UserError, match=r"here: no column 'sort'; found kind"):
-    labels.find(CLIPS, 'sort', several=False, source='here')
+    labels.find(CLIPS, 'sort', multi_label=False, source='here')
   with pytest.raises(UserError, match=r"no clip has a label in its column 'kind'"):
-    labels.find(CLIPS[2:3], 'kind', several=False, source='here')
+    labels.find(CLIPS[2:3], 'kind', multi_label=False, source='here')
 
 
 def test_labels_of_a_folder_are_its_subfolders(tmp_path):

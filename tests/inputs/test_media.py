@@ -63,7 +63,7 @@ def test_audio_window_equals_decoding_the_whole_file(counting, start):
     whole = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)
                             if f.pts >= 0])
   with media.MediaFile(counting) as file:
-    sound = file.sound(start, 8000, AUDIO_HZ)
+    sound = file.audio(start, 8000, AUDIO_HZ)
   first = round(start * AUDIO_HZ)
   np.testing.assert_allclose(sound, whole[first:first + 8000], atol=1e-4)
 
@@ -79,7 +79,7 @@ def test_flash_and_beep_coincide(tmp_path, frame_rate_hz, audio_hz):
     times = start + np.arange(190) / 100
     with media.MediaFile(path) as file:
       light = _bright(file.frames(times)) > 128
-      heard = np.abs(file.sound(start, 190 * 80, 8000)).reshape(190, 80).max(1) > 0.3
+      heard = np.abs(file.audio(start, 190 * 80, 8000)).reshape(190, 80).max(1) > 0.3
     for moment in moments:
       if start <= moment < start + 1.8:
         seen_at = times[light & (abs(times - moment) < 0.3)][0]
@@ -110,7 +110,7 @@ def test_streams_that_begin_at_different_times_stay_in_sync(tmp_path):
   times = 0.5 + np.arange(100) / 100
   with media.MediaFile(path) as file:
     light = _bright(file.frames(times)) > 128
-    heard = np.abs(file.sound(0.5, 8000, 8000)).reshape(100, 80).max(1) > 0.3
+    heard = np.abs(file.audio(0.5, 8000, 8000)).reshape(100, 80).max(1) > 0.3
     before_the_first = file.frames([0.1, 0.41])
   assert abs(times[light][0] - 1.0) <= 0.0101
   assert abs(times[heard][0] - 1.0) <= 0.0101
@@ -140,7 +140,7 @@ def test_avi_reads_from_its_start_and_its_middle(tmp_path):
     times = start + np.arange(60) / 100
     with media.MediaFile(path) as file:
       light = _bright(file.frames(times)) > 128
-      heard = np.abs(file.sound(start, 4800, 8000)).reshape(60, 80).max(1) > 0.3
+      heard = np.abs(file.audio(start, 4800, 8000)).reshape(60, 80).max(1) > 0.3
     assert abs(times[light][0] - moment) <= 0.0101
     assert abs(times[heard][0] - moment) <= 0.0101
 
@@ -148,7 +148,7 @@ def test_avi_reads_from_its_start_and_its_middle(tmp_path):
 def test_past_the_end_the_last_frame_repeats_and_audio_is_zero(counting):
   with media.MediaFile(counting) as file:
     images = file.frames([3.9, 3.96, 4.5, 9.0])
-    sound = file.sound(3.5, AUDIO_HZ, AUDIO_HZ)
+    sound = file.audio(3.5, AUDIO_HZ, AUDIO_HZ)
   assert images[1] is images[2] is images[3]
   assert np.any(sound[:AUDIO_HZ // 2 - 2000])
   assert not np.any(sound[AUDIO_HZ // 2 + 2000:])
@@ -157,7 +157,7 @@ def test_past_the_end_the_last_frame_repeats_and_audio_is_zero(counting):
 def test_resampling_keeps_pitch_and_loudness(counting):
   with media.MediaFile(counting) as file:
     for rate_hz in (8000, 48_000):
-      sound = file.sound(1.0, rate_hz, rate_hz)
+      sound = file.audio(1.0, rate_hz, rate_hz)
       assert np.sqrt(np.mean(sound**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
       spectrum = np.abs(np.fft.rfft(sound))
       centre = np.sum(spectrum**2 * np.arange(len(spectrum))) / np.sum(spectrum**2)
@@ -169,17 +169,17 @@ def test_silence_is_zeros_and_missing_audio_stream_is_none(tmp_path):
   toy_world.encode(tmp_path / 'none.mp4', video, RATE_HZ)
   toy_world.encode(tmp_path / 'zero.mp4', video, RATE_HZ, sound)
   with media.MediaFile(tmp_path / 'none.mp4') as file:
-    assert file.sound(0, 1000, AUDIO_HZ) is None
+    assert file.audio(0, 1000, AUDIO_HZ) is None
   with media.MediaFile(tmp_path / 'zero.mp4') as file:
-    np.testing.assert_array_equal(file.sound(0, 1000, AUDIO_HZ), np.zeros(1000))
+    np.testing.assert_array_equal(file.audio(0, 1000, AUDIO_HZ), np.zeros(1000))
 
 
 def test_audio_after_its_stream_has_ended_is_zeros(tmp_path):
   video, sound = _flashes(3, (0.5,))
   toy_world.encode(tmp_path / 'short.mp4', video, RATE_HZ, sound[:AUDIO_HZ])
   with media.MediaFile(tmp_path / 'short.mp4') as file:
-    assert file.sound(0.2, AUDIO_HZ, AUDIO_HZ).any()
-    np.testing.assert_array_equal(file.sound(2.0, 8000, AUDIO_HZ), np.zeros(8000))
+    assert file.audio(0.2, AUDIO_HZ, AUDIO_HZ).any()
+    np.testing.assert_array_equal(file.audio(2.0, 8000, AUDIO_HZ), np.zeros(8000))
 
 
 def test_stereo_is_mixed_to_its_mean(tmp_path):
@@ -192,7 +192,7 @@ def test_stereo_is_mixed_to_its_mean(tmp_path):
     frame.sample_rate, frame.pts = AUDIO_HZ, 0
     container.mux(stream.encode(frame) + stream.encode(None))
   with media.MediaFile(path) as file:
-    sound = file.sound(0.25, 4000, AUDIO_HZ)
+    sound = file.audio(0.25, 4000, AUDIO_HZ)
   np.testing.assert_allclose(sound, left[4000:8000] / 2, atol=1e-4)
 
 
@@ -259,6 +259,6 @@ def test_window_of_a_real_file_equals_decoding_it_whole(shared, name):
 def test_real_recording_of_a_sine_has_one_frequency(shared):
   with media.MediaFile(shared / 'media' / 'sine_mono_s16.wav') as file:
     assert file.duration_seconds == pytest.approx(4.0)
-    sound = file.sound(1.0, 48_000, 48_000)
+    sound = file.audio(1.0, 48_000, 48_000)
   spectrum = np.abs(np.fft.rfft(sound))
   assert np.sum(spectrum > spectrum.max() / 10) <= 3

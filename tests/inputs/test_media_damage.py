@@ -26,10 +26,12 @@ import pytest
 from data import toy_world
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 
-WINDOW = pipeline.Window(num_frames=8, frame_rate_hz=5.0, image_size=32, audio_hz=8000)
+WINDOW = Window(num_frames=8, frame_rate_hz=5.0, image_size=32, audio_hz=8000)
 MAX_SECONDS = 10.0    # for one file
 MAX_BYTES = 2 ** 30    # above the memory of the empty process
 _START_SECONDS = 120.0
@@ -37,7 +39,7 @@ _START_SECONDS = 120.0
 
 def _reader(clips):
   tokenizer = text.WordTokenizer.build(['a word'], 8)
-  return pipeline.Reader(clips, WINDOW, tokenizer, pipeline.FileNotes(1.0, len(clips)))
+  return Reader(clips, WINDOW, tokenizer, FileNotes(1.0, len(clips)))
 
 
 def _peak_bytes():
@@ -67,13 +69,13 @@ def _read_all(reports, makers, folder):
     begin = time.monotonic()
     reader = _reader([clip.Clip(str(path), content=content if in_record else None)])
     try:
-      example = reader.read(0, np.random.default_rng(i))
+      examples = reader.read(0, np.random.default_rng(i))
       fault = ''
     except Exception:    # the test: no other error may escape
-      example, fault = None, traceback.format_exc()
+      examples, fault = None, traceback.format_exc()
     reports.send(dict(
         path=str(path), seconds=time.monotonic() - begin, fault=fault,
-        was_read=example is not None, skipped=reader.notes.skipped,
+        was_read=examples is not None, skipped=reader.notes.skipped,
         peak_bytes=_peak_bytes() - before))
     path.unlink(missing_ok=True)
 
@@ -324,7 +326,7 @@ def test_reading_leaves_no_thread_and_no_open_file(made, tmp_path):
     for path in [*films, broken, tmp_path / 'absent.mp4']:
       try:
         with media.MediaFile(path) as file:
-          file.sound(0.0, 1000, 8000)
+          file.audio(0.0, 1000, 8000)
           file.frames([0.0, 0.5])
       except media.MediaError as e:
         failures.append(e)    # with all its references

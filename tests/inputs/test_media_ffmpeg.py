@@ -78,11 +78,11 @@ def test_audio_equals_ffmpeg(shared, name):
   whole = np.frombuffer(out, np.float32).reshape(-1, channels).mean(1)
   length, most = rate // 2, rate // 1000    # of 1 ms
   with media.MediaFile(path) as file:
-    sound = file.sound(first, length, rate)
+    sound = file.audio(first, length, rate)
     np.testing.assert_allclose(sound[:-most], whole[:length - most], atol=2e-3)
     # AAC decoders add their own noise, and time stamps of files are rounded.
     for place in np.linspace(length, len(whole) - 2 * length, 4).astype(int):
-      sound = file.sound(first + place / rate, length, rate)
+      sound = file.audio(first + place / rate, length, rate)
       likeness = [np.corrcoef(sound, whole[place + lag:place + lag + length])[0, 1]
                   for lag in range(-most, most + 1)]
       assert max(likeness) > 0.98

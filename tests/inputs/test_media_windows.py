@@ -409,7 +409,7 @@ def test_audio_is_within_10_ms_of_the_frame(tmp_path, name):
     with media.MediaFile(tmp_path / name) as file:
       numbers = [_number(_pixels(picture)) for picture in file.frames(times)]
       change = int(np.flatnonzero(np.diff(numbers))[0]) + 1
-      heard = file.sound(times[change], 4000, 8000)
+      heard = file.audio(times[change], 4000, 8000)
     place = numbers[change] * 8000 // RATE_HZ
     around = noise[place - 400:place + 4400]    # 50 ms earlier and later
     likeness = np.correlate(around, heard)
@@ -422,11 +422,11 @@ def test_audio_is_within_10_ms_of_the_frame(tmp_path, name):
 def test_audio_window_equals_decoding_from_the_start(tmp_path, name):
   _film_with_noise(tmp_path / name, *SOUNDS[name])
   with media.MediaFile(tmp_path / name) as file:
-    whole = file.sound(0.0, 6 * 16_000, 16_000)
+    whole = file.audio(0.0, 6 * 16_000, 16_000)
   rng = np.random.default_rng(0)
   for place in rng.integers(1.5 * 16_000, 5 * 16_000, size=10):
     with media.MediaFile(tmp_path / name) as file:
-      sound = file.sound(place / 16_000, 8000, 16_000)
+      sound = file.audio(place / 16_000, 8000, 16_000)
     np.testing.assert_allclose(sound, whole[place:place + 8000], atol=2e-3)
 
 
@@ -443,7 +443,7 @@ def test_audio_after_a_small_gap_follows_its_time_stamp(tmp_path):
       container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
   with media.MediaFile(path) as file:
-    sound = file.sound(1.0, 2 * _SOUND_HZ, _SOUND_HZ)
+    sound = file.audio(1.0, 2 * _SOUND_HZ, _SOUND_HZ)
   before, after = (noise[0, n * _SOUND_HZ:(n + 1) * _SOUND_HZ] / 32768 for n in (1, 2))
   np.testing.assert_allclose(sound[:_SOUND_HZ], before, atol=1e-3)
   assert not sound[_SOUND_HZ + 50:_SOUND_HZ + 670].any()
@@ -471,5 +471,5 @@ def test_sample_rate_may_change_within_a_file(tmp_path):
   path.write_bytes(content)
   with media.MediaFile(path) as file:
     for start in (0.5, 2.5, 3.5, 4.5):
-      spectrum = np.abs(np.fft.rfft(file.sound(start, 8000, 8000)))
+      spectrum = np.abs(np.fft.rfft(file.audio(start, 8000, 8000)))
       assert abs(int(np.argmax(spectrum)) - 700) <= 1    # windows of 1 s

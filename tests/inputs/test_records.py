@@ -18,13 +18,17 @@ import tensorflow_datasets as tfds
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip as clip_lib
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import records
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.batches import eval_batches
+from vatt_jax.inputs.batches import train_batches
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 
-WINDOW = pipeline.Window(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000,
-                         num_candidates=3, max_tokens=6, min_crop_area=0.5)
+WINDOW = Window(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000,
+                num_candidates=3, max_tokens=6, min_crop_area=0.5)
 WORDS = text.WordTokenizer(('red', 'blue', 'circle', 'square', 'a', 'star', 'left'))
 NUM_CLIPS = 6
 SOUND_HZ = 16_000
@@ -35,13 +39,13 @@ AS_THEY_ARE = ('array_record of media', 'tar')
 
 
 def _reader(clips, max_bad_fraction=0.1, window=WINDOW):
-  return pipeline.Reader(clips, window, WORDS,
-                         pipeline.FileNotes(max_bad_fraction, len(clips)))
+  return Reader(clips, window, WORDS,
+                FileNotes(max_bad_fraction, len(clips)))
 
 
 def _take(reader, count, first_step=0, batch_size=4, **hosts):
   return list(itertools.islice(
-      pipeline.train_batches(reader, batch_size, 3, first_step, **hosts), count))
+      train_batches(reader, batch_size, 3, first_step, **hosts), count))
 
 
 def _assert_same(a, b):
@@ -75,7 +79,7 @@ def _sound(clip):
   """Returns float32 samples at SOUND_HZ; empty without audio."""
   with media.MediaFile(clip.path) as file:
     samples = round((clip.end - clip.start) * SOUND_HZ)
-    sound = file.sound(clip.start, samples, SOUND_HZ)
+    sound = file.audio(clip.start, samples, SOUND_HZ)
   return np.zeros(0, np.float32) if sound is None else sound
 
 
@@ -250,8 +254,8 @@ def test_frames_and_audio_of_records_match_the_video(kind, packs, plain):
   clips = sources.open_source(packs[kind])
   order = [int(c.labels['source']) if 'source' in c.labels else i
            for i, c in enumerate(clips)]    # TFDS shuffles
-  ours, = pipeline.eval_batches(_reader(clips), NUM_CLIPS)
-  theirs, = pipeline.eval_batches(_reader([plain[i] for i in order]), NUM_CLIPS)
+  ours, = eval_batches(_reader(clips), NUM_CLIPS)
+  theirs, = eval_batches(_reader([plain[i] for i in order]), NUM_CLIPS)
   np.testing.assert_array_equal(ours['has_audio'], theirs['has_audio'])
   difference = np.abs(ours['video'].astype(int) - theirs['video'])
   other = np.abs(ours['video'].astype(int) - np.roll(theirs['video'], 1, 1))
@@ -269,8 +273,8 @@ def test_packed_records_keep_times_labels_and_names(packs, plain):
   assert clips[spoken].captions[0].start == pytest.approx(
       plain[spoken].captions[0].start - 0.5, abs=1e-5)
   assert clips[3].path.endswith('train.array_record[3]/0003')
-  ours, = pipeline.eval_batches(_reader(clips), NUM_CLIPS)
-  theirs, = pipeline.eval_batches(_reader(plain), NUM_CLIPS)
+  ours, = eval_batches(_reader(clips), NUM_CLIPS)
+  theirs, = eval_batches(_reader(plain), NUM_CLIPS)
   np.testing.assert_array_equal(ours['text'], theirs['text'])
 
 
@@ -289,13 +293,13 @@ def test_sequence_examples_default_to_10_hz_and_48_khz():
   record = _sequence_example([b'x'] * 15, second, [])
   content = records.from_sequence_example(record, 'r').content
   assert content.duration_seconds == 1.5
-  half = content.sound(0.5, 24_000, 48_000)
+  half = content.audio(0.5, 24_000, 48_000)
   np.testing.assert_allclose(half, second[24_000:], atol=1e-6)
   record = _sequence_example([b'x'] * 15, second, [], {
       'image/frame_rate': 5.0, 'WAVEFORM/feature/sample_rate': 24_000.0})
   content = records.from_sequence_example(record, 'r').content
   assert content.duration_seconds == 3
-  np.testing.assert_allclose(content.sound(1.0, 24_000, 24_000), second[24_000:],
+  np.testing.assert_allclose(content.audio(1.0, 24_000, 24_000), second[24_000:],
                              atol=1e-6)
 
 
@@ -318,7 +322,7 @@ def test_tfds_images_without_labels_are_videos_of_one_frame(tmp_path):
                          [dict(image=p, label=-1) for p in pictures])
   clips = sources.open_source(f'{folder}:train')
   assert [c.labels for c in clips] == [{'label': ''}] * 3
-  batch, = pipeline.eval_batches(_reader(clips), 3)
+  batch, = eval_batches(_reader(clips), 3)
   seen = {p.tobytes() for p in batch['video'].reshape(-1, 32, 32, 3)}
   assert seen == {p.tobytes() for p in pictures}
   assert not batch['has_audio'].any() and batch['has_video'].all()
@@ -331,7 +335,7 @@ def test_tfds_stereo_audio_is_mixed_to_mono(tmp_path):
   folder = _prepare_tfds(tmp_path, 'array_record', features,
                          [dict(audio=np.stack([left, np.zeros(4000)], 1))])
   clip, = sources.open_source(f'{folder}:train')
-  np.testing.assert_allclose(clip.content.sound(0.0, 4000, 4000), left / 2, atol=1e-6)
+  np.testing.assert_allclose(clip.content.audio(0.0, 4000, 4000), left / 2, atol=1e-6)
 
 
 def test_tar_member_suffix_determines_its_meaning(tmp_path):
@@ -345,7 +349,7 @@ def test_tar_member_suffix_determines_its_meaning(tmp_path):
   assert [c.text for c in first.captions] == ['a red square']
   assert first.labels == {'label': '7'} and not second.captions
   assert first.path == f'{tmp_path}/a.tar/deep/er/0.png'
-  batch, = pipeline.eval_batches(_reader([first, second]), 2)
+  batch, = eval_batches(_reader([first, second]), 2)
   assert (batch['video'] == [255, 0, 0]).all()
 
 
@@ -369,7 +373,7 @@ def _junk(kind, tmp_path, packs):
     _write_tar(tmp_path / 'a.tar', [*files, ('01.json', b'{"start": "soon"}')])
     return str(tmp_path / 'a.tar')
   clip = sources.open_source(packs['tfrecord'])[0]
-  good = _sequence_example(clip.content.pictures, [], [])
+  good = _sequence_example(clip.content.encoded_frames, [], [])
   if kind == 'tfrecord':
     _write_tfrecord(tmp_path / 'a.tfrecord', [good, b'junk', *[good] * 10])
     return str(tmp_path / 'a.tfrecord')

@@ -15,9 +15,11 @@ import pytest
 
 from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators import retrieval
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.reports import plots
 from vatt_jax.reports import report
 from vatt_jax.reports import run_info
@@ -134,9 +136,9 @@ def test_wide_table_scrolls_in_a_box_without_script(tmp_path):
 @pytest.fixture(scope='module')
 def reader(toy_world):
   clips = sources.open_source(str(toy_world / 'test_segments.csv'))
-  window = pipeline.Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
-  return pipeline.Reader(clips, window, text.WordTokenizer(('a',)),
-                         pipeline.FileNotes(0.1, len(clips)))
+  window = Window(2, 5.0, 8, 2000, num_candidates=2, max_tokens=8)
+  return Reader(clips, window, text.WordTokenizer(('a',)),
+                FileNotes(0.1, len(clips)))
 
 
 def drawn(reader, *hits):

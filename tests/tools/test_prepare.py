@@ -14,13 +14,15 @@ import pytest
 
 from data import toy_world as world
 from vatt_jax.errors import UserError
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 from vatt_jax.tools import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
-WINDOW = pipeline.Window(num_frames=8, frame_rate_hz=5.0, image_size=64, audio_hz=8000)
+WINDOW = Window(num_frames=8, frame_rate_hz=5.0, image_size=64, audio_hz=8000)
 
 
 def _make(plan, out):
@@ -33,8 +35,8 @@ def _make(plan, out):
 
 
 def _read(clips, index):
-  reader = pipeline.Reader(clips, WINDOW, text.WordTokenizer(()),
-                           pipeline.FileNotes(0.0, len(clips)))
+  reader = Reader(clips, WINDOW, text.WordTokenizer(()),
+                  FileNotes(0.0, len(clips)))
   return reader.views(index)[0]
 
 
@@ -129,7 +131,7 @@ def test_silence_is_packed_as_audio_and_missing_audio_is_not(form, tmp_path):
   assert [pathlib.Path(c.path).name for c in packed] == ['no_audio.mp4', 'silent.wav']
   no_audio, silent = (clip.open() for clip in packed)
   assert no_audio.has_video and not no_audio.has_audio
-  assert silent.sound(0.5, 100, 8000).tolist() == [0] * 100
+  assert silent.audio(0.5, 100, 8000).tolist() == [0] * 100
 
 
 def test_audio_of_an_unusual_rate_is_packed_with_its_video(tmp_path):
@@ -150,7 +152,7 @@ def test_audio_of_an_unusual_rate_is_packed_with_its_video(tmp_path):
                   + audio.encode(None))
   packed = _make(prepare.Plan(str(tmp_path / 'in'), '', 'video'), tmp_path / 'out')
   with packed[0].open() as file:
-    samples = file.sound(0.5, 8000, 8000)
+    samples = file.audio(0.5, 8000, 8000)
   spectrum = np.abs(np.fft.rfft(samples))
   assert np.argmax(spectrum) == pytest.approx(440, abs=2)
 

@@ -333,3 +333,9 @@ def test_import_command_writes_a_readable_model(tmp_path):
   assert 'Traceback' not in again.stderr
   none = run(str(pathlib.Path('none')), f'--out={tmp_path / "more"}')
   assert none.returncode == 2 and len(none.stderr.strip().splitlines()) == 1
+
+
+def test_missing_tensorflow_is_named(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'vatt_jax.inputs.host_tensorflow', None)
+  with pytest.raises(UserError, match=r'need the package tensorflow, which is not'):
+    vatt_tf2.read(tmp_path)

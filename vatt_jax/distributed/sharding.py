@@ -153,18 +153,33 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
           for k, v in batch.items()}
 
 
-def take_rows(tree: Any, index: jax.typing.ArrayLike, stride: int) -> Any:
+def take_rows(tree: Any, index: jax.typing.ArrayLike, stride: int, group: int = 1
+              ) -> Any:
   """Returns rows index, index + stride, ... of every array.  [B, ...] -> [B / n, ...].
 
   Rows are strided, so that no row moves to another device.
+
+  Args:
+    tree: arrays [B, ...].
+    index: of the first group of rows.
+    stride: n, from one group to the next.
+    group: number of adjacent rows that stay together, and that are counted as one.
   """
-  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(
-      x.reshape(-1, stride, *x.shape[1:]), index, axis=1, keepdims=False), tree)
+  def take(x):
+    groups = x.reshape(-1, stride, group, *x.shape[1:])
+    rows = jax.lax.dynamic_index_in_dim(groups, index, axis=1, keepdims=False)
+    return rows.reshape(-1, *x.shape[1:])
+
+  return jax.tree.map(take, tree)
 
 
-def join_rows(trees: Any) -> Any:
+def join_rows(trees: Any, group: int = 1) -> Any:
   """Reverses `take_rows` for all indices.  [n, B / n, ...] -> [B, ...]."""
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), trees)
+  def join(x):
+    groups = x.reshape(len(x), -1, group, *x.shape[2:])
+    return jnp.moveaxis(groups, 0, 1).reshape(-1, *x.shape[2:])
+
+  return jax.tree.map(join, trees)
 
 
 def local_rows(tree: Any) -> Any:

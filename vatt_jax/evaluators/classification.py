@@ -14,10 +14,11 @@ import numpy as np
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.views import mean_over_views
 from vatt_jax.inputs import labels as labels_lib
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 
 class Classify:
@@ -28,7 +29,7 @@ class Classify:
 
   beside_random = False    # its random head is at chance
 
-  def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
+  def __init__(self, predict: extract.Predict, reader: Reader,
                batch_size: int, path: str = '', num_windows: int = 1,
                num_crops: int = 1):
     """Opens the clips and reads their labels.
@@ -91,9 +92,9 @@ class Classify:
                       'are left out', self._where, np.sum(~counted), len(counted))
     if not counted.any():
       return
-    scores = extract.mean_over_views(logits, present)[counted]
+    scores = mean_over_views(logits, present)[counted]
     targets = self._targets[counted]
-    if self.reader.labels.several:
+    if self.reader.labels.multi_label:
       measures = metrics.multi_label(scores, targets, self.reader.labels.names)
       chance = metrics.multi_label_by_chance(targets)
     else:

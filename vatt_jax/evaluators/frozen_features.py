@@ -24,10 +24,11 @@ from vatt_jax.config import Settings
 from vatt_jax.distributed import hosts
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
+from vatt_jax.evaluators.views import mean_over_views
 from vatt_jax.inputs import labels as labels_lib
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 _MODALITIES = ('video', 'audio')
 _NAMED = 5    # classes, in a warning
@@ -41,7 +42,7 @@ _Rows = list[tuple[int, Mapping[str, str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Describes how training clips are augmented (`pipeline.Reader.augmented`).
+  """Describes how training clips are augmented (`Reader.augmented`).
 
   Attributes:
     num_epochs: number of windows drawn from each clip.
@@ -69,7 +70,7 @@ class Split:
     groups: int [R], the clip of each test row; every clip has one row or more.
     targets_test: bool [M, C], the classes of each test clip.
     classes: names of the C classes of both sides.
-    several: whether the label is multi-label.
+    multi_label: whether the label is multi-label.
   """
   x: np.ndarray
   targets: np.ndarray
@@ -77,7 +78,7 @@ class Split:
   groups: np.ndarray
   targets_test: np.ndarray
   classes: list[str]
-  several: bool
+  multi_label: bool
 
   @property
   def learnable(self) -> np.ndarray:
@@ -96,7 +97,7 @@ class Frozen:
     measured: the test clips of all splits.
   """
 
-  def __init__(self, predict: extract.Predict, reader: pipeline.Reader, batch_size: int,
+  def __init__(self, predict: extract.Predict, reader: Reader, batch_size: int,
                model: Mapping[str, Any], splits: Sequence[tuple[Source, Source]],
                labels: Mapping[str, str], multi_labels: Sequence[str] = (),
                num_windows: int = 1, num_crops: int = 1, cache: str = '',
@@ -228,7 +229,7 @@ class Frozen:
       drawn = self._kept(state, self._train_clips, self._augmentation.num_epochs, 1,
                          self._augmentation.seed)
       return drawn, spread
-    means = {m: (extract.mean_over_views(x, present)[:, None].astype(np.float32),
+    means = {m: (mean_over_views(x, present)[:, None].astype(np.float32),
                  present.any(axis=1, keepdims=True))
              for m, (x, present) in spread.items()}
     return means, means
@@ -383,7 +384,7 @@ def _content(clip: Clip) -> str:
     return hashlib.sha256(clip.content).hexdigest()
   images = clip.content
   sha = hashlib.sha256(f'{images.frame_rate_hz} {images.audio_hz}'.encode())
-  for frame in images.pictures:
+  for frame in images.encoded_frames:
     sha.update(frame)
   if images.waveform is not None:
     sha.update(np.ascontiguousarray(images.waveform).tobytes())

@@ -24,22 +24,22 @@ from vatt_jax.config import Settings
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 
 class Classifier(Protocol):
   """Describes a linear classifier that is not trained yet."""
 
   def scores(self, x: np.ndarray, targets: np.ndarray, x_test: np.ndarray,
-             several: bool) -> np.ndarray:
+             multi_label: bool) -> np.ndarray:
     """Trains on x, and scores x_test.
 
     Args:
       x: float32 [N, D], standardised.
       targets: bool [N, C]; every class has a positive and a negative row.
       x_test: float32 [M, D].
-      several: whether a clip may have several classes; else it has exactly one.
+      multi_label: whether a clip may have several classes; else it has exactly one.
 
     Returns:
       Scores [M, C]; a higher score is more likely.
@@ -58,10 +58,10 @@ class Logistic:
   def __post_init__(self):
     _check_positive(C=self.C)
 
-  def scores(self, x, targets, x_test, several):
+  def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
     return _decide(linear_model.LogisticRegression(C=self.C, max_iter=2000),
-                   x, targets, x_test, several)
+                   x, targets, x_test, multi_label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,10 @@ class SVM:
   def __post_init__(self):
     _check_positive(C=self.C)
 
-  def scores(self, x, targets, x_test, several):
+  def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
-    return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test, several)
+    return _decide(svm.LinearSVC(C=self.C, random_state=0), x, targets, x_test,
+                   multi_label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,9 @@ class LowRank:
     """Returns the number of components that a step trains."""
     return round(self.sample_rate * self.rank)
 
-  def scores(self, x, targets, x_test, several):
+  def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
-    params = jax.device_get(self._train(x, targets, several))
+    params = jax.device_get(self._train(x, targets, multi_label))
     return self._logits(params, x_test, np.arange(self.rank))
 
   def _logits(self, params, x, part):
@@ -130,7 +131,7 @@ class LowRank:
     return x @ u[:, part] @ v[part] * (self.rank / len(part)) + bias
 
   @functools.partial(jax.jit, static_argnums=(0, 3))
-  def _train(self, x, targets, several):
+  def _train(self, x, targets, multi_label):
     """Returns the trained U [D, n], V [n, C] and bias [C]."""
     init, run = jax.random.split(jax.random.key(self.seed))
     init_u, init_v = jax.random.split(init)
@@ -142,7 +143,7 @@ class LowRank:
 
     def loss(params, x, y, part):
       logits = self._logits(params, x, part)
-      if several:
+      if multi_label:
         return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
       return optax.softmax_cross_entropy(logits, y).mean()
 
@@ -178,7 +179,7 @@ class LinearProbe:
     self._classifiers = dict(classifiers)
 
   @classmethod
-  def from_config(cls, where: str, predict: extract.Predict, reader: pipeline.Reader,
+  def from_config(cls, where: str, predict: extract.Predict, reader: Reader,
                   batch_size: int, model: Settings, train: str | Sequence[str],
                   test: str | Sequence[str],
                   classifiers: Mapping[str, Settings] | None = None,
@@ -241,9 +242,9 @@ def _check_positive(**settings: float) -> None:
       raise ValueError(f'{name}={value}: expected more than 0')
 
 
-def _decide(model, x, targets, x_test, several):
+def _decide(model, x, targets, x_test, multi_label):
   """Returns the test decisions of a scikit-learn model.  -> [M, C]."""
-  if several:
+  if multi_label:
     return np.stack([model.fit(x, target).decision_function(x_test)
                      for target in targets.T], axis=1)
   scores = model.fit(x, targets.argmax(axis=1)).decision_function(x_test)
@@ -266,7 +267,7 @@ def _scores(classifier: Classifier, split: frozen_features.Split) -> np.ndarray:
   everyone = np.where(split.targets.all(axis=0), np.inf, -np.inf)
   scores = np.tile(everyone, (len(split.targets_test), 1))
   by_row = classifier.scores(
-      split.x, split.targets[:, split.learnable], split.x_test, split.several)
+      split.x, split.targets[:, split.learnable], split.x_test, split.multi_label)
   total = np.zeros((len(scores), by_row.shape[1]))
   np.add.at(total, split.groups, by_row)
   scores[:, split.learnable] = total / np.bincount(split.groups)[:, None]
@@ -276,7 +277,7 @@ def _scores(classifier: Classifier, split: frozen_features.Split) -> np.ndarray:
 def _measure(scores: np.ndarray, split: frozen_features.Split
              ) -> Iterator[tuple[str, float]]:
   counts, targets = split.targets.sum(axis=0), split.targets_test
-  if split.several:
+  if split.multi_label:
     rank = metrics.rank_of_best(scores, targets)
     measures = [('top1', float(np.mean(rank < 1))),
                 *metrics.multi_label(scores, targets, split.classes)]

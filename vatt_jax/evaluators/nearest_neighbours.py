@@ -13,8 +13,9 @@ from vatt_jax.config import Settings
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import metrics
-from vatt_jax.inputs import pipeline
+from vatt_jax.evaluators.views import unit_norm
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 _BLOCK = 256    # rows whose similarities are in memory at once
 
@@ -51,7 +52,7 @@ class Neighbours:
     self._num_draws, self._seed = num_draws, seed
 
   @classmethod
-  def from_config(cls, where: str, predict: extract.Predict, reader: pipeline.Reader,
+  def from_config(cls, where: str, predict: extract.Predict, reader: Reader,
                   batch_size: int, model: Settings, train: str | Sequence[str],
                   test: str | Sequence[str], ks: Sequence[int] = (1, 5, 20),
                   shots: Sequence[int] = (), num_draws: int = 10, seed: int = 0,
@@ -90,7 +91,7 @@ class Neighbours:
       if k < len(pool):
         yield f'R@{k}', float(np.mean(rank < k))
         yield f'chance_R@{k}', float(np.mean(_chance(right, len(pool), k)))
-    if split.several:
+    if split.multi_label:
       return
     for shots in self._shots:
       top1, chance = [], []
@@ -116,13 +117,13 @@ def _rank(split: frozen_features.Split, pool: np.ndarray
   Returns:
     int [M] and int [M]; the rank is P if no clip of the pool is correct.
   """
-  x = extract.unit_norm(split.x[pool].astype(np.float64))
+  x = unit_norm(split.x[pool].astype(np.float64))
   targets = split.targets[pool].astype(np.float32)
   ranks, rights = [], []
   for begin in range(0, len(split.x_test), _BLOCK):
     rows = slice(begin, begin + _BLOCK)
     # Sums are in float64 and rounded to float32, to keep equal similarities equal.
-    x_test = extract.unit_norm(split.x_test[rows].astype(np.float64))
+    x_test = unit_norm(split.x_test[rows].astype(np.float64))
     similarity = (x_test @ x.T).astype(np.float32)
     right = split.targets_test[rows].astype(np.float32) @ targets.T > 0
     ranks.append(metrics.rank_of_best(similarity, right))

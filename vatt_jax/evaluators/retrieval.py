@@ -15,9 +15,13 @@ from vatt_jax.config import choose
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
 from vatt_jax.evaluators import metrics
-from vatt_jax.inputs import pipeline
+from vatt_jax.evaluators.views import AVERAGES
+from vatt_jax.evaluators.views import find_present
+from vatt_jax.evaluators.views import nearest_text
+from vatt_jax.evaluators.views import of_clips
 from vatt_jax.inputs import sources
 from vatt_jax.inputs.clip import Clip
+from vatt_jax.inputs.reader import Reader
 
 # direction -> (space, query, candidate)
 DIRECTIONS = {
@@ -38,7 +42,7 @@ class Hits:
   Attributes:
     direction: one of `GALLERIES`.
     query: index of the clip whose text or audio is the query.
-    found: indices of the retrieved clips, best first; the query's own clip comes last
+    retrieved: indices of these clips, best first; the query's own clip comes last
       among equal scores.
     scores: similarity of each retrieved clip with the query.
     rank: rank of the query's own clip among all clips, counted from 1; ties count
@@ -46,7 +50,7 @@ class Hits:
   """
   direction: str
   query: int
-  found: list[int]
+  retrieved: list[int]
   scores: list[float]
   rank: int
 
@@ -54,13 +58,13 @@ class Hits:
 class Retrieval:
   """Ranks the clips of a source by similarity.
 
-  Windows are spread over a clip, and averaged (`extract.of_clips`). A window's text
+  Windows are spread over a clip, and averaged (`of_clips`). A window's text
   is the caption nearest to its middle. The pool of a direction is every clip that has
   both modalities. Logs how many clips lack one, and the fraction of unknown words in
   the captions.
   """
 
-  def __init__(self, predict: extract.Predict, reader: pipeline.Reader,
+  def __init__(self, predict: extract.Predict, reader: Reader,
                batch_size: int, path: str = '', captions: str = '',
                num_windows: int = 1, num_crops: int = 1, average: str = 'embeddings'):
     """Opens the clips.
@@ -73,7 +77,7 @@ class Retrieval:
       captions: the captions of the source.
       num_windows: windows spread over each clip.
       num_crops: crops spread over the frames of each window.
-      average: one of `extract.AVERAGES`.
+      average: one of `AVERAGES`.
 
     Raises:
       ValueError: `average` is unknown, or neither `path` nor the reader has clips.
@@ -86,7 +90,7 @@ class Retrieval:
     self._predict = predict
     self._batch_size = batch_size
     self._views = num_windows, num_crops
-    self._average = choose(extract.AVERAGES, average, 'average')
+    self._average = choose(AVERAGES, average, 'average')
     self._logged: str | None = None
     self.reader = reader
 
@@ -145,7 +149,7 @@ class Retrieval:
     embed, present, words = extract.by_clip(
         self._predict, state, self.reader, self._batch_size, *self._views,
         functools.partial(_pick, unknown=self.reader.tokenizer.unknown))
-    clips = extract.of_clips(embed, present, self._average)
+    clips = of_clips(embed, present, self._average)
     present = {m: x.any(axis=1) for m, x in present.items()}
     embedded = {m for sides in clips.values() for m in sides}
     if 'text' in embedded and self._logged is None:
@@ -173,11 +177,11 @@ def _pick(outputs, batch, unknown):
   if 'embed' not in outputs:
     raise UserError('retrieval needs a model with a projection head; set '
                     'config.model.head to the settings of a fac head')
-  embed = {space: extract.nearest_text(sides)
+  embed = {space: nearest_text(sides)
            for space, sides in outputs['embed'].items()}
   ids = batch['text'][:, 0] if 'text' in batch else np.zeros((len(batch['mask']), 0))
   words = np.stack([(ids == unknown).sum(axis=-1), (ids != 0).sum(axis=-1)], axis=-1)
-  return embed, extract.find_present(batch), words
+  return embed, find_present(batch), words
 
 
 def _log_unknown_words(words):

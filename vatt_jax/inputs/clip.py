@@ -30,10 +30,10 @@ class Media(contextlib.AbstractContextManager, Protocol):
   frame_rate_hz: float | None
   duration_seconds: float
 
-  def frames(self, times: Sequence[float]) -> list[media.Picture]:
+  def frames(self, times: Sequence[float]) -> list[media.Frame]:
     """Returns the frames on screen at given times (seconds, increasing)."""
 
-  def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
+  def audio(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
     """Returns mono float32 [num_samples] in [-1, 1]; None if the file has no audio."""
 
 

@@ -9,7 +9,11 @@ _USES = ('augment', 'mixup', 'drop_token_video', 'drop_token_audio', 'spec_augme
 
 
 def make(seed: int, step: jax.typing.ArrayLike, batch_size: int) -> jax.Array:
-  """Returns a key for each row of a step's batch: `batch['key']`.  -> key [B]."""
+  """Returns a key for each row of a step's batch: `batch['key']`.  -> key [B].
+
+  The views of a clip (`inputs.window`) are rows of their own: their keys are as
+  independent as those of two clips, so each view is augmented for itself.
+  """
   return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), batch_size)
 
 

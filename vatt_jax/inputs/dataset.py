@@ -18,9 +18,11 @@ from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import labels
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.reader import FileNotes
+from vatt_jax.inputs.reader import Reader
+from vatt_jax.inputs.window import Window
 
 _NUM_TRIED = 10
 # Number of clips of a source whose captions make a vocabulary, if captions are read
@@ -89,9 +91,9 @@ class Data:
     return list(zip(self.path, self.captions, strict=True))
 
 
-def open_reader(data: Data, window: pipeline.Window, vocabulary_size: int,
+def open_reader(data: Data, window: Window, vocabulary_size: int,
                 classes: labels.Labels | None, init_from: str, workdir: pathlib.Path
-                ) -> pipeline.Reader:
+                ) -> Reader:
   """Opens the sources of clips.
 
   Args:
@@ -104,12 +106,12 @@ def open_reader(data: Data, window: pipeline.Window, vocabulary_size: int,
   """
   clips = _clips(data)
   host = jax.process_index()    # each host writes its own file of notes
-  notes = pipeline.FileNotes(
+  notes = FileNotes(
       data.max_bad_fraction, clips.num_files or None,
       workdir / f'file_notes{f"_{host}" if host else ""}.jsonl')
   tokenizer = open_tokenizer(data, clips, vocabulary_size, init_from, workdir)
-  return pipeline.Reader(clips, window, tokenizer, notes,
-                         classes or _labels(data, clips, init_from, workdir))
+  return Reader(clips, window, tokenizer, notes,
+                classes or _labels(data, clips, init_from, workdir))
 
 
 def _clips(data: Data, captions: bool = True) -> sources.Mixture:

@@ -24,7 +24,6 @@ import cv2
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
-import tensorflow as tf
 
 from vatt_jax.inputs import media
 
@@ -35,8 +34,7 @@ _ORIENTATION = 0x0112    # in EXIF; 1 is upright
 # Pillow raises many kinds of errors for a damaged file.
 _DAMAGED = (ArithmeticError, AssertionError, AttributeError, EOFError,
             Image.DecompressionBombError, LookupError, MemoryError, OSError,
-            RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
-            tf.errors.OpError)
+            RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error)
 # Extra audio on both sides of a window, longer than the resampler's filter rings.
 _MARGIN_SECONDS = 0.05
 
@@ -45,7 +43,7 @@ class Stills(contextlib.AbstractContextManager):
   """Holds encoded frames at a constant rate from time 0 on, and optionally audio.
 
   Attributes:
-    pictures: frames, each an encoded image.
+    encoded_frames: frames, each an encoded image.
     frame_rate_hz: rate of the frames.
     waveform: int16, or float32 in [-1, 1]; [S], mono; None for no audio.
     audio_hz: sample rate of the waveform; 0 for no audio.
@@ -54,13 +52,13 @@ class Stills(contextlib.AbstractContextManager):
     duration_seconds: duration of the frames; of the audio if it has no frames.
   """
 
-  def __init__(self, path: str, pictures: Sequence[bytes], frame_rate_hz: float,
+  def __init__(self, path: str, encoded_frames: Sequence[bytes], frame_rate_hz: float,
                waveform: np.ndarray | None = None, audio_hz: int = 0):
     """Takes the content of a record.
 
     Args:
       path: a name for messages.
-      pictures: frames as JPEG, PNG, WebP, BMP or GIF.
+      encoded_frames: frames as JPEG, PNG, WebP, BMP or GIF.
       frame_rate_hz: rate of the frames.
       waveform: int16, or float32 in [-1, 1]; [S], mono.
       audio_hz: sample rate of the waveform.
@@ -69,20 +67,20 @@ class Stills(contextlib.AbstractContextManager):
       MediaError: a rate is not positive.
     """
     self._path = path
-    self.pictures, self.frame_rate_hz = pictures, frame_rate_hz
+    self.encoded_frames, self.frame_rate_hz = encoded_frames, frame_rate_hz
     self.waveform, self.audio_hz = waveform, audio_hz
-    self.has_video = len(pictures) > 0
+    self.has_video = len(encoded_frames) > 0
     self.has_audio = waveform is not None and len(waveform) > 0
     if (self.has_video and frame_rate_hz <= 0) or (self.has_audio and audio_hz <= 0):
       raise media.MediaError(path, f'has rates of {frame_rate_hz} and {audio_hz} '
                              'Hz; expected more than 0')
-    self.duration_seconds = (len(pictures) / frame_rate_hz if self.has_video else
+    self.duration_seconds = (len(encoded_frames) / frame_rate_hz if self.has_video else
                              len(waveform) / audio_hz if self.has_audio else 0.0)
 
   def __exit__(self, *_) -> None:
     """Closes nothing, because everything is in memory."""
 
-  def frames(self, times: Sequence[float]) -> list[media.Picture]:
+  def frames(self, times: Sequence[float]) -> list[media.Frame]:
     """Returns the frames on screen at given times (seconds).
 
     Raises:
@@ -90,16 +88,16 @@ class Stills(contextlib.AbstractContextManager):
     """
     if not self.has_video:
       raise media.MediaError(self._path, 'has no frames')
-    shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), len(self.pictures) - 1)
-             for t in times]
+    last = len(self.encoded_frames) - 1
+    shown = [min(max(int(t * self.frame_rate_hz + 1e-6), 0), last) for t in times]
     batch = _JpegBatch()
-    frames = {i: _EncodedFrame(self._path, self.pictures[i], batch)
+    frames = {i: _EncodedFrame(self._path, self.encoded_frames[i], batch)
               for i in sorted(set(shown))}
     batch.stills = list(frames.values())
     return [frames[i] for i in shown]
 
-  def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
-    """Returns a window of the audio, like `media.MediaFile.sound`."""
+  def audio(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
+    """Returns a window of the audio, like `media.MediaFile.audio`."""
     if not self.has_audio:
       return None
     native_hz = self.audio_hz
@@ -178,7 +176,6 @@ class _EncodedFrame:
       yield
     except _DAMAGED as e:
       reason = (str(e) or type(e).__name__).splitlines()[0]
-      reason = re.sub(r'{{.*}} | \[Op:.*', '', reason)    # TensorFlow's node and op
       raise media.MediaError(self.path,
                              f'Invalid data: the image does not decode ({reason})'
                              ) from e
@@ -219,15 +216,34 @@ class _JpegBatch:
     key = size, window, shrink
     if key != self._key:
       stills = [s for s in self.stills if s.plain and s.header.size == size]
-      parts = _decoder(shrink)(tf.constant([s.content for s in stills]),
-                               tf.constant(window)).numpy()
+      parts = _decode_jpegs([s.content for s in stills], window, shrink)
       self._parts, self._key = dict(zip(stills, parts, strict=True)), key
     return self._parts
 
 
+def _decode_jpegs(contents: list[bytes], window: tuple[int, int, int, int], shrink: int
+                  ) -> np.ndarray:
+  """Decodes the same part of JPEGs of one size.  -> uint8 [N, height, width, 3].
+
+  TensorFlow decodes a part without the rest of the image. Its values differ from those
+  of Pillow, by up to 3 within the part and more at its edges.
+
+  Raises:
+    ValueError: an image does not decode.
+  """
+  from vatt_jax.inputs.host_tensorflow import tf
+  try:
+    return _decoder(shrink)(tf.constant(contents), tf.constant(window)).numpy()
+  except tf.errors.OpError as e:
+    # Without the names of TensorFlow's node and op.
+    raise ValueError(re.sub(r'{{.*}} | \[Op:.*', '', str(e))) from e
+
+
 @functools.cache
-def _decoder(shrink: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _decoder(shrink: int) -> Callable[..., Any]:
   """Returns a function that decodes parts of JPEGs without holding Python's GIL."""
+  from vatt_jax.inputs.host_tensorflow import tf
+
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string),
                                 tf.TensorSpec([4], tf.int32)])
   def decode(contents, window):

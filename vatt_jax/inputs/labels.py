@@ -26,12 +26,12 @@ class Labels:
   Attributes:
     column: the column of a manifest that holds a clip's label.
     names: the names of the C classes, in the order of a classifier's scores.
-    several: whether a clip may have several labels, joined by `|`.
+    multi_label: whether a clip may have several labels, joined by `|`.
     source: the origin of the names, for messages.
   """
   column: str
   names: tuple[str, ...]
-  several: bool
+  multi_label: bool
   source: str
 
   def encode(self, clip: Clip) -> np.ndarray:
@@ -41,7 +41,7 @@ class Labels:
       UserError: a label is not among the names.
     """
     present = np.zeros(len(self.names), bool)
-    for name in _split(clip, self.column, self.several):
+    for name in _split(clip, self.column, self.multi_label):
       if name not in self._places:
         raise UserError(
             f'{clip.path}: {self.column}={name!r} is none of the {len(self.names)} '
@@ -61,7 +61,7 @@ class Labels:
       writer.writerows([('index', 'label'), *enumerate(self.names)])
 
 
-def read(path: str | os.PathLike[str], column: str, several: bool) -> Labels:
+def read(path: str | os.PathLike[str], column: str, multi_label: bool) -> Labels:
   """Reads a label map: a CSV file with a column `label`, the classes in order.
 
   Raises:
@@ -92,16 +92,16 @@ def read(path: str | os.PathLike[str], column: str, several: bool) -> Labels:
     names[name] = None
   if not names:
     raise UserError(f'{path}: holds no labels')
-  return Labels(column, tuple(names), several, str(path))
+  return Labels(column, tuple(names), multi_label, str(path))
 
 
-def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labels:
+def find(clips: Iterable[Clip], column: str, multi_label: bool, source: str) -> Labels:
   """Collects the labels of clips, in alphabetical order.
 
   Args:
     clips: all clips of a source.
     column: the column of the labels.
-    several: whether `|` joins several labels.
+    multi_label: whether `|` joins several labels.
     source: the name of the source, for messages.
 
   Raises:
@@ -109,12 +109,12 @@ def find(clips: Iterable[Clip], column: str, several: bool, source: str) -> Labe
   """
   names, columns = set(), set()
   for clip in clips:    # one by one: a record is as large as its video
-    names.update(_split(clip, column, several))
+    names.update(_split(clip, column, multi_label))
     columns.update(clip.labels)
   if not names:
     check_column(columns, column, source)
     raise UserError(f'{source}: no clip has a label in its column {column!r}')
-  return Labels(column, tuple(sorted(names)), several, source)
+  return Labels(column, tuple(sorted(names)), multi_label, source)
 
 
 def check_column(columns: Collection[str], column: str, source: str) -> None:
@@ -130,9 +130,9 @@ def separate(text: str) -> list[str]:
   return [name for name in text.split(_SEPARATOR) if name]
 
 
-def _split(clip: Clip, column: str, several: bool) -> list[str]:
+def _split(clip: Clip, column: str, multi_label: bool) -> list[str]:
   text = clip.labels.get(column, '')
-  if several:
+  if multi_label:
     return separate(text)
   if _SEPARATOR in text:
     raise UserError(f'{clip.path}: {column}={text!r} joins several labels; expected '

@@ -61,7 +61,7 @@ class MediaError(Exception):
     self.path = path
 
 
-class Picture(Protocol):
+class Frame(Protocol):
   """Gives the pixels of a frame, which is not yet decoded, cropped or scaled.
 
   Attributes:
@@ -142,7 +142,7 @@ class MediaFile:
     """Returns the sample rate of the audio; 0 without audio."""
     return self._audio.codec_context.sample_rate if self.has_audio else 0
 
-  def frames(self, times: Sequence[float]) -> list[Picture]:
+  def frames(self, times: Sequence[float]) -> list[Frame]:
     """Returns the frames on screen at given times.
 
     Decodes from the last keyframe before the first time, up to the last time. Times
@@ -176,10 +176,10 @@ class MediaFile:
       raise MediaError(self._path,
                        f'Invalid data: no complete frame decodes at {at:.1f} s')
     cutter = _Cutter(self._path)
-    wrapped = {stamp: _Frame(frame, cutter) for stamp, frame in frames.items()}
+    wrapped = {stamp: _DecodedFrame(frame, cutter) for stamp, frame in frames.items()}
     return [wrapped[stamp] for stamp in shown]
 
-  def sound(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
+  def audio(self, start: float, num_samples: int, rate_hz: int) -> np.ndarray | None:
     """Returns a window of the audio, mono.
 
     Args:
@@ -455,9 +455,9 @@ class MediaFile:
       raise MediaError(self._path, reason) from e
 
 
-def to_int16(sound: np.ndarray) -> np.ndarray:
+def to_int16(audio: np.ndarray) -> np.ndarray:
   """Converts samples in [-1, 1] (others are clipped) to int16."""
-  return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+  return np.round(np.clip(audio, -1, 1) * 32767).astype(np.int16)
 
 
 def resample(buffer: np.ndarray, begin: int, native_hz: int, start: float,
@@ -495,7 +495,7 @@ def _stamp(packet: av.Packet) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Frame:
+class _DecodedFrame:
   """Holds a decoded frame, in the file's own pixel format."""
   frame: av.VideoFrame
   cutter: _Cutter

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -24,16 +25,16 @@ from typing import Any
 from absl import logging
 from google.protobuf.message import DecodeError
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import images
+from vatt_jax.inputs import tables
 from vatt_jax.inputs.clip import Caption
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.clip import IMAGE_SUFFIXES
 from vatt_jax.inputs.clip import MEDIA_SUFFIXES
 from vatt_jax.inputs.clip import SOUND_SUFFIXES
+from vatt_jax.inputs.host_tensorflow import tf
 from vatt_jax.inputs.media import MediaError
 
 # Defaults for the release's SequenceExamples that do not give their rates.
@@ -91,6 +92,7 @@ def open_tfds(folder: pathlib.Path, split: str) -> Records:
   Raises:
     UserError: the split does not exist, or it has neither video, image nor audio.
   """
+  import tensorflow_datasets as tfds
   builder = tfds.builder_from_directory(os.fspath(folder))
   if split not in builder.info.splits:
     raise UserError(f'{folder}: has no split {split!r}; expected one of '
@@ -198,8 +200,9 @@ def from_sequence_example(record: bytes, name: str) -> Clip:
   return Clip(path, captions=captions, labels=labels, content=content)
 
 
-def _from_tfds(record: bytes, name: str, features: tfds.features.FeaturesDict) -> Clip:
+def _from_tfds(record: bytes, name: str, features: Mapping[str, Any]) -> Clip:
   """Parses TFDS's tf.train.Example to a clip; its frames stay encoded."""
+  import tensorflow_datasets as tfds
   example = tf.train.Example.FromString(record).features.feature
   frames = example['video' if 'video' in features else 'image'].bytes_list.value
   waveform, rate_hz = np.zeros(0, np.float32), 1
@@ -291,18 +294,12 @@ class TarClips(Sequence[Clip]):
   without the path.
   """
 
-  def __init__(self, paths: Sequence[pathlib.Path],
-               parse: Callable[[str, str, dict[str, Any]], Clip]):
+  def __init__(self, paths: Sequence[pathlib.Path]):
     """Reads the headers of the tar files.
-
-    Args:
-      paths: paths of the tar files.
-      parse: location for messages, path, other columns -> clip.
 
     Raises:
       UserError: a file is compressed or is not a tar file.
     """
-    self._parse = parse
     self._clips = [c for path in paths for c in _tar_members(path)]
 
   def __len__(self) -> int:
@@ -322,7 +319,7 @@ class TarClips(Sequence[Clip]):
         text = read(suffix).decode().strip()
         row |= json.loads(text) if suffix == 'json' else {
             {'txt': 'text', 'cls': 'label'}[suffix]: text}
-      clip = self._parse('the text beside it', path, row)
+      clip = tables.to_clip('the text beside it', path, row)
       return dataclasses.replace(clip, content=read(media))
     except UserError as e:
       raise MediaError(path, str(e)) from e
@@ -389,3 +386,9 @@ def _read(path: pathlib.Path, offset: int, length: int) -> bytes:
   with path.open('rb') as file:
     file.seek(offset)
     return file.read(length)
+
+
+# Kind of shards -> the function that opens them.
+OPENERS: dict[str, Callable[[Sequence[pathlib.Path]], Sequence[Clip]]] = {
+    'array_record': open_array_records, 'tar': TarClips,
+    'tfrecord': open_sequence_examples}

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import bisect
-import codecs
 from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
-import csv
 import dataclasses
 import glob
-import io
 import itertools
-import json
-import math
 import os
 import pathlib
 import re
-from typing import Any
-from typing import BinaryIO
+import types
 
 from absl import logging
 
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import caption_index
 from vatt_jax.inputs import media
-from vatt_jax.inputs import records
-from vatt_jax.inputs.clip import Caption
+from vatt_jax.inputs import tables
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.clip import MEDIA_SUFFIXES
 
@@ -72,8 +64,7 @@ def open_source(path: str, captions: str = '') -> Sequence[Clip]:
              for p in sorted(root.rglob('*')) if _is_media(p) and p.is_file()]
     folder = root
   elif root.is_file():
-    clips = [_clip(f'{root}:{number}', _beside(root, _path(f'{root}:{number}', row)),
-                   row) for number, row, *_ in _Table(root, ('path',))]
+    clips = tables.read_clips(root)
     folder = root.parent
   else:
     raise UserError(f'{path}: no such folder or file; {_how_to_build(root)}expected '
@@ -120,7 +111,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
   """Opens files that hold many clips; returns None for a plain folder or manifest."""
   folder, _, split = path.rpartition(':')
   if folder and (pathlib.Path(folder) / 'dataset_info.json').is_file():
-    return records.open_tfds(pathlib.Path(folder), split)
+    return _records().open_tfds(pathlib.Path(folder), split)
   root = pathlib.Path(path)
   if (root / 'dataset_info.json').is_file():
     raise UserError(f'{path}: was prepared by TFDS; add a split after a colon, such as '
@@ -129,7 +120,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
       root.iterdir() if root.is_dir() else map(pathlib.Path, glob.glob(path)))
   by_kind: dict[str, list[pathlib.Path]] = {}
   for file in files:
-    if kind := _MANY_SUFFIX.search(file.name):
+    if kind := _SHARD_SUFFIX.search(file.name):
       # DMVR's script writes TFRecord files without a suffix.
       by_kind.setdefault(kind[1] or 'tfrecord', []).append(file)
   if not by_kind:
@@ -142,7 +133,7 @@ def _open_many(path: str) -> Sequence[Clip] | None:
                     f'pattern for one kind, such as {path}/*.{kinds[0]}*')
   if root.is_dir():
     _check_complete(path, by_kind[kinds[0]])
-  clips = _MANY[kinds[0]](by_kind[kinds[0]])
+  clips = _records().OPENERS[kinds[0]](by_kind[kinds[0]])
   _check_readable(path, clips)
   return clips
 
@@ -181,14 +172,14 @@ def _is_media(path: pathlib.Path) -> bool:
   return path.suffix.lower() in MEDIA_SUFFIXES
 
 
-def _open_tar(paths: Sequence[pathlib.Path]) -> Sequence[Clip]:
-  return records.TarClips(paths, _clip)
+def _records() -> types.ModuleType:
+  """Imports the readers of shards, and with them TensorFlow, which takes seconds."""
+  from vatt_jax.inputs import records
+  return records
 
 
-_MANY = {'array_record': records.open_array_records, 'tar': _open_tar,
-         'tfrecord': records.open_sequence_examples}
 # Compressed files match too, so that their reader refuses them by name.
-_MANY_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
+_SHARD_SUFFIX = re.compile(r'(?:\.(array_record|tar|tfrecord)s?(?:-\d+-of-\d+)?'
                           r'(?:\.(?:gz|bz2|xz|zst))?|-\d{5}-of-\d{5})$')
 # If this many first clips are malformed, the source is of another kind.
 _NUM_TRIED = 10
@@ -253,7 +244,7 @@ class Captioned(Sequence[Clip]):
       raise UserError(f'{path}: no such captions file; expected a CSV or JSONL file of '
                       'path,start,end,text')
     self.plain = clips
-    self._table = _Table(path, ('path', 'text'))
+    self._table = tables.Table(path, ('path', 'text'))
     self._folder = os.path.normpath(path.parent)
     self._index = caption_index.open_index(path, self._pieces())
     next(iter(self._table), None)    # reads the names of the table's columns
@@ -267,7 +258,7 @@ class Captioned(Sequence[Clip]):
 
   def __getitem__(self, index: int) -> Clip:
     clip = self.plain[index]
-    more = [_caption(str(self._table.path), row)
+    more = [tables.to_caption(str(self._table.path), row)
             for begin, end in self._index.find(self._keys(clip.path))
             for row in self._table.read(begin, end)]
     return dataclasses.replace(clip, captions=clip.captions + tuple(more))
@@ -276,11 +267,11 @@ class Captioned(Sequence[Clip]):
     """Yields key, begin and end of adjacent rows of one media file."""
     last, key, piece = object(), '', None
     for number, row, begin, end in self._table:
-      where = f'{self._table.path}:{number}'
-      _caption(where, row)    # reports an error now, not in the middle of a run
+      location = f'{self._table.path}:{number}'
+      tables.to_caption(location, row)    # reports an error now, not during a run
       if row['path'] != last:
         last = row['path']
-        file = _beside(self._table.path, _path(where, row))
+        file = self._table.media_path(row, location)
         key = file if os.path.isabs(last) else _relative(file, self._folder)
       if piece is not None and piece[0] == key and piece[2] == begin:
         piece = key, piece[1], end
@@ -306,7 +297,7 @@ class Captioned(Sequence[Clip]):
     path = self._table.path
     unknown, count, first = self._index.unknown(
         key for clip in self.plain for key in self._keys(clip.path))
-    name = next((_beside(path, row['path']) for row in self._table.read(*first)),
+    name = next((self._table.media_path(row) for row in self._table.read(*first)),
                 'missing')
     if unknown == count:
       raise UserError(f'{path}: none of its paths is in the manifest; the first is '
@@ -322,151 +313,8 @@ def _num_files(clips: Sequence[Clip]) -> int:
   return len({c.path for c in clips}) if isinstance(clips, list) else len(clips)
 
 
-class _Table:
-  """Reads the rows of a CSV or JSONL file."""
-
-  def __init__(self, path: pathlib.Path, columns: tuple[str, ...]):
-    """Takes a file, and the columns that it must have."""
-    self.path = path
-    self._columns = columns
-    self._names: list[str] | None = None    # the columns of a CSV file
-    if path.suffix not in ('.csv', '.jsonl'):
-      raise UserError(f'{path}: expected a folder, a .csv or a .jsonl file, or shards')
-
-  def __iter__(self) -> Iterator[tuple[int, dict[str, Any], int, int]]:
-    """Yields line number, row, and the byte offsets of its begin and end.
-
-    Raises:
-      UserError: the file is not valid CSV or JSONL, or a column is missing.
-    """
-    self._names = None
-    with self.path.open('rb') as file:
-      begin = file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)
-      for number, row in self._parse(self._lines(file)):
-        end = file.tell()
-        if row is not None:
-          yield number, row, begin, end
-        begin = end
-
-  def read(self, begin: int, end: int) -> list[dict[str, Any]]:
-    """Returns the rows between two offsets, after a first iteration."""
-    with self.path.open('rb') as file:
-      file.seek(begin)
-      text = file.read(end - begin).decode()
-    return [row for _, row in self._parse(io.StringIO(text, newline='\n'))]
-
-  def _lines(self, file: BinaryIO) -> Iterator[str]:
-    for line in iter(file.readline, b''):
-      try:
-        yield line.decode()
-      except UnicodeDecodeError as e:
-        raise UserError(f'{self.path}: expected UTF-8 text ({e.reason} at byte '
-                        f'{file.tell() - len(line) + e.start})') from e
-
-  def _parse(self, lines: Iterable[str]
-             ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yields line number and row; the row of a header is None."""
-    return (self._json_rows if self.path.suffix == '.jsonl' else self._csv_rows)(lines)
-
-  def _csv_rows(self, lines):
-    reader = csv.reader(lines)
-    try:
-      if self._names is None:
-        self._names = next(reader, [])
-        self._check(f'{self.path}: no column', ' in its first line', self._names)
-        yield 1, None
-      for values in reader:
-        if len(values) > len(self._names):
-          raise UserError(f'{self.path}:{reader.line_num}: {len(values)} values for '
-                          f'{len(self._names)} columns; put text with commas in quotes')
-        if values:
-          yield reader.line_num, dict(itertools.zip_longest(self._names, values))
-    except csv.Error as e:
-      raise UserError(f'{self.path}:{reader.line_num}: not CSV ({e})') from e
-
-  def _json_rows(self, lines):
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      where = f'{self.path}:{number}'
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as e:
-        raise UserError(f'{where}: not JSON ({e.msg}); expected one object per '
-                        'line') from e
-      if not isinstance(row, dict):
-        raise UserError(f'{where}: expected a JSON object, found {line[:40]!r}')
-      self._check(f'{where}: no key', '', row)
-      yield number, row
-
-  def _check(self, message: str, place: str, names: Iterable[str]) -> None:
-    for column in self._columns:
-      if column not in names:
-        raise UserError(f'{message} {column!r}{place}; found {_list(names)}')
-
-
-def _list(names) -> str:
-  return ', '.join(map(str, names)) or 'nothing'
-
-
-def _path(where: str, row: Mapping[str, Any]) -> str:
-  return _text(where, 'path', row['path'])
-
-
-def _clip(where: str, path: str, row: Mapping[str, Any]) -> Clip:
-  row = {k: v for k, v in row.items() if k != 'path'}
-  start = _seconds(where, 'start', row.pop('start', None), 0.0)
-  end = _seconds(where, 'end', row.pop('end', None), math.inf)
-  if end <= start:
-    raise UserError(f'{where}: end={end} is not after start={start} (seconds)')
-  text = row.pop('text', None)
-  captions = [] if not text else [Caption(start, end, _text(where, 'text', text))]
-  several = row.pop('captions', None) or []
-  if not isinstance(several, list):
-    raise UserError(f'{where}: captions={several!r}: expected a list')
-  captions += [_caption(where, c) for c in several]
-  return Clip(path, start, end, tuple(captions),
-              {k: _label(v) for k, v in row.items()})
-
-
-def _label(value: Any) -> str:
-  """Joins a JSON list of labels to one text."""
-  if isinstance(value, list):
-    return '|'.join(map(str, value))
-  return '' if value is None else str(value)
-
-
 def _relative(path: str, folder: str) -> str:
   """Returns a path relative to a folder; both are normalized."""
   if path.startswith(f'{folder}/'):    # much faster
     return path[len(folder) + 1:]
   return os.path.relpath(path, folder)
-
-
-def _beside(manifest: pathlib.Path, path: str) -> str:
-  """Returns a path of a manifest, relative to its folder, as a normalized path."""
-  return os.path.normpath(manifest.parent / path)
-
-
-def _caption(where: str, row: Any) -> Caption:
-  if not isinstance(row, dict) or 'text' not in row:
-    raise UserError(f'{where}: expected a caption of start, end and text; found {row!r}'
-                    )
-  start = _seconds(where, 'start', row.get('start'), 0.0)
-  return Caption(start, _seconds(where, 'end', row.get('end'), start),
-                 _text(where, 'text', row['text']))
-
-
-def _text(where: str, key: str, value: Any) -> str:
-  if not isinstance(value, str) or (key == 'path' and not value):
-    raise UserError(f'{where}: {key}={value!r}: expected text')
-  return value
-
-
-def _seconds(where: str, key: str, value: Any, default: float) -> float:
-  if value is None or value == '':
-    return default
-  try:
-    return float(value)
-  except (TypeError, ValueError):
-    raise UserError(f'{where}: {key}={value!r}: expected seconds') from None

@@ -19,7 +19,6 @@ from typing import ClassVar
 
 import numpy as np
 import sentencepiece
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 import tokenizers
 
 from vatt_jax.errors import UserError
@@ -101,7 +100,7 @@ class WordTokenizer(Tokenizer):
                        'both')
     self.names = tuple(names)
     self._ids = {word: i for i, word in enumerate(names)}
-    self._dropped = ENGLISH_STOP_WORDS if drop_stop_words else frozenset()
+    self._dropped = _stop_words() if drop_stop_words else frozenset()
     self.size, self.unknown = len(names), self._ids[UNKNOWN]
 
   def ids(self, text: str) -> list[int]:
@@ -149,7 +148,7 @@ class WordTokenizer(Tokenizer):
   def rank(cls, counts: Mapping[str, int], size: int, drop_stop_words: bool = False
            ) -> WordTokenizer:
     """Builds a vocabulary like `build`, from counts of words."""
-    wanted = counts.keys() - (ENGLISH_STOP_WORDS if drop_stop_words else ())
+    wanted = counts.keys() - (_stop_words() if drop_stop_words else ())
     ranked = sorted(wanted, key=lambda w: (-counts[w], w))
     return cls(ranked[:size - 2], drop_stop_words)
 
@@ -304,3 +303,9 @@ def _lines(content: bytes) -> list[str]:
     raise ValueError(f'expected UTF-8 text ({e.reason} at byte {e.start}); for a '
                      "SentencePiece model set data.tokenizer='sentencepiece'") from e
   return text.removesuffix('\n').split('\n') if text else []
+
+
+def _stop_words() -> frozenset[str]:
+  """Returns scikit-learn's list; the import takes a second."""
+  from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+  return ENGLISH_STOP_WORDS

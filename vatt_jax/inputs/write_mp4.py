@@ -13,22 +13,22 @@ import av
 import numpy as np
 
 
-def film(out: str | os.PathLike[str] | BinaryIO, pictures: Iterable[np.ndarray],
-         frame_rate_hz: int | fractions.Fraction, sound: np.ndarray | None,
-         audio_hz: int, audio_bit_rate: int, options: Mapping[str, str]) -> None:
+def write(out: str | os.PathLike[str] | BinaryIO, frames: Iterable[np.ndarray],
+          frame_rate_hz: int | fractions.Fraction, audio: np.ndarray | None,
+          audio_hz: int, audio_bit_rate: int, options: Mapping[str, str]) -> None:
   """Writes an MP4 of H.264 and AAC.
 
   Args:
     out: path, or a seekable file open for writing.
-    pictures: frames, uint8 [H, W, 3], RGB, of even height and width.
+    frames: uint8 [H, W, 3], RGB, of even height and width.
     frame_rate_hz: rate of the frames.
-    sound: audio, float32 [S] in [-1, 1], mono; None for no audio stream.
+    audio: float32 [S] in [-1, 1], mono; None for no audio stream.
     audio_hz: sample rate of the audio.
     audio_bit_rate: bits per second.
     options: options of x264.
   """
-  pictures = iter(pictures)
-  first = next(pictures)
+  frames = iter(frames)
+  first = next(frames)
   with av.open(out if hasattr(out, 'write') else os.fspath(out), 'w',
                format='mp4') as container:
     video_stream = container.add_stream('h264', rate=frame_rate_hz)
@@ -38,14 +38,14 @@ def film(out: str | os.PathLike[str] | BinaryIO, pictures: Iterable[np.ndarray],
     video_stream.codec_context.thread_count = 1
     video_stream.options = dict(options)
     packets = []
-    if sound is not None:
+    if audio is not None:
       audio_stream = container.add_stream('aac', rate=audio_hz, layout='mono')
       audio_stream.bit_rate = audio_bit_rate
-    for image in itertools.chain([first], pictures):
+    for image in itertools.chain([first], frames):
       packets += video_stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24'))
     packets += video_stream.encode(None)
-    if sound is not None:
-      frame = av.AudioFrame.from_ndarray(sound[None], format='fltp', layout='mono')
+    if audio is not None:
+      frame = av.AudioFrame.from_ndarray(audio[None], format='fltp', layout='mono')
       frame.sample_rate = audio_hz
       frame.pts = 0
       packets += audio_stream.encode(frame) + audio_stream.encode(None)

@@ -23,20 +23,22 @@ LOSSES: dict[str, type[Loss]] = {
     'softmax': classification.Softmax, 'bce': classification.BCE}
 
 
-def build(section_name: str, section: config.Settings) -> Loss:
+def build(section_name: str, section: config.Settings, **rows: int) -> Loss:
   """Builds the loss of a config section.
 
   Args:
     section_name: the section's key under `config.losses`. It names the loss's metrics
       and parameters, and is the default of a field `pair`.
     section: `name`, a key of `LOSSES`, and fields of that class.
+    **rows: `num_shifts` and `num_views` of the window (`inputs.window`), for a loss
+      that has fields of these names.
 
   Raises:
     UserError: names the key that is unknown, missing or out of range.
   """
-  own_pair = isinstance(section, Mapping) and 'pair' in section
-  return config.build(f'losses.{section_name}', LOSSES, section,
-                      **({} if own_pair else dict(pair=section_name)))
+  if not (isinstance(section, Mapping) and 'pair' in section):
+    rows['pair'] = section_name
+  return config.build(f'losses.{section_name}', LOSSES, section, **rows)
 
 
 def init_memory(losses: Mapping[str, Loss], num_clips: int) -> dict[str, Any] | None:

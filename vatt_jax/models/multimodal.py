@@ -114,8 +114,7 @@ class MultimodalModel(nn.Module):
     return {}
 
   def check_window(self, window: Any) -> None:
-    """Raises UserError if inputs of an `inputs.pipeline.Window` do not fit the model.
-    """
+    """Raises UserError if inputs of an `inputs.window.Window` do not fit."""
 
   def word_tables(self) -> dict[tuple[str, ...], str]:
     """Returns the tables of word vectors that are not trained.

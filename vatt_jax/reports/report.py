@@ -92,7 +92,7 @@ class Strip:
     caption: the clip's own caption.
     in_file: whether `path` is a file and not a record.
     video: a small MP4 as a data URI if the file is small; else empty.
-    pictures: frames, uint8 [T, H, W, 3].
+    frames: uint8 [T, H, W, 3].
     right: whether it is the query's own clip.
     score: similarity with the query.
   """
@@ -103,7 +103,7 @@ class Strip:
   caption: str
   in_file: bool
   video: str
-  pictures: np.ndarray
+  frames: np.ndarray
   right: bool = False
   score: float | None = None
 
@@ -124,14 +124,14 @@ class Strip:
   def row(self) -> np.ndarray:
     """Returns the frames side by side with white gaps, uint8 [H, ., 3]."""
     gap = [(0, 0), (0, 0), (0, _GAP_PIXELS), (0, 0)]
-    wide = np.pad(self.pictures, gap, constant_values=255)
+    wide = np.pad(self.frames, gap, constant_values=255)
     return np.concatenate(list(wide), axis=1)[:, :-_GAP_PIXELS]
 
   @property
   def image(self) -> str:
     """Returns the frames in two rows, a JPEG as a data URI."""
     edges = [(0, 0), (0, _GAP_PIXELS), (0, _GAP_PIXELS), (0, 0)]
-    frames = np.pad(self.pictures, edges, constant_values=255)
+    frames = np.pad(self.frames, edges, constant_values=255)
     half = len(frames) // 2
     rows = [np.concatenate(list(x), axis=1) for x in (frames[:half], frames[half:])]
     square = np.concatenate(rows)[:-_GAP_PIXELS, :-_GAP_PIXELS]
@@ -147,13 +147,13 @@ class Query:
   Attributes:
     direction: one of `retrieval.GALLERIES`.
     own: the clip whose text or audio is the query.
-    sound: the audio of an audio query as a data URI; empty for a text query.
+    audio: the audio of an audio query as a data URI; empty for a text query.
     strips: the retrieved clips.
     rank: rank of the query's own clip among all clips, counted from 1.
   """
   direction: str
   own: Strip
-  sound: str
+  audio: str
   strips: list[Strip]
   rank: int
 
@@ -166,7 +166,7 @@ class Query:
   def title(self) -> str:
     """Returns the caption, or path, of the query's own clip."""
     name = f'“{self.own.caption}”' if self.own.caption else self.own.path
-    return f'Audio of {name}' if self.sound else name
+    return f'Audio of {name}' if self.audio else name
 
 
 def is_chance(name: str) -> bool:
@@ -224,7 +224,7 @@ def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
       audio_hz=min(window.audio_hz, _AUDIO_HZ)))
   queries = []
   for hit in hits:
-    examples = {i: reader.views(i) for i in {hit.query, *hit.found}}
+    examples = {i: reader.views(i) for i in {hit.query, *hit.retrieved}}
     strips = {i: _strip(reader.clips[i], i, views[0]['video'])
               for i, views in examples.items() if views}
     if hit.query not in strips:
@@ -234,7 +234,7 @@ def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
       audio = _wav(examples[hit.query][0]['audio'], reader.window.audio_hz)
     retrieved = [
         dataclasses.replace(strips[i], right=i == hit.query, score=score)
-        for i, score in zip(hit.found, hit.scores, strict=True) if i in strips]
+        for i, score in zip(hit.retrieved, hit.scores, strict=True) if i in strips]
     queries.append(Query(hit.direction, strips[hit.query], audio, retrieved, hit.rank))
   return queries
 
@@ -249,7 +249,7 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> plots.Drawing:
   """
   direction = queries[0].direction
   query_modality, hit_modality = direction.split('_to_')
-  rows = [[q.own, *q.strips] if q.sound else q.strips for q in queries]
+  rows = [[q.own, *q.strips] if q.audio else q.strips for q in queries]
   figure, panels = plots.grid(len(queries), max(map(len, rows)), 0.9 * len(queries))
   for line, query, strips in zip(panels, queries, rows, strict=True):
     line[0].set_title(query.title, loc='left', fontsize=7)
@@ -258,7 +258,7 @@ def gallery_drawing(name: str, queries: Sequence[Query]) -> plots.Drawing:
         axes.remove()
         continue
       _show(axes, strip)
-    if query.sound:
+    if query.audio:
       line[0].set_xlabel('audio query', fontsize=5, style='italic')
   table = [dict(query=query.own.clip, query_path=query.own.path,
                 query_start=query.own.start, query_text=query.own.caption,
@@ -361,9 +361,9 @@ def _mp4(clip: Clip) -> bytes:
     scale = min(_EMBED_PIXELS / min(width, height), 1)
     size = tuple(max(round(edge * scale / 2) * 2, 2) for edge in (width, height))
     small = [f.cut((0, 0, *f.size), size) for f in frames]
-    audio = file.sound(clip.start, round(seconds * _EMBED_AUDIO_HZ), _EMBED_AUDIO_HZ)
+    audio = file.audio(clip.start, round(seconds * _EMBED_AUDIO_HZ), _EMBED_AUDIO_HZ)
   out = io.BytesIO()
-  write_mp4.film(out, small, rate_hz, audio, _EMBED_AUDIO_HZ, 32_000, {'crf': '30'})
+  write_mp4.write(out, small, rate_hz, audio, _EMBED_AUDIO_HZ, 32_000, {'crf': '30'})
   return out.getvalue()
 
 

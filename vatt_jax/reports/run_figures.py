@@ -30,6 +30,8 @@ from vatt_jax.distributed import interrupt
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import extract
+from vatt_jax.evaluators.views import find_present
+from vatt_jax.evaluators.views import nearest_text
 from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip
 from vatt_jax.inputs import sources
@@ -213,11 +215,11 @@ def _features(run: experiment.Experiment, state: train_step.State, clips: Sample
 
 def _pick(outputs, batch):
   """Picks features of each clip and its nearest caption; drops a head's `logits`."""
-  present = extract.find_present(batch)
+  present = find_present(batch)
   return dict(present={m: present[m] for m in outputs['pooled']},
-              inputs=extract.nearest_text(outputs['inputs']),
-              pooled=extract.nearest_text(outputs['pooled']),
-              embed={space: extract.nearest_text(sides)
+              inputs=nearest_text(outputs['inputs']),
+              pooled=nearest_text(outputs['pooled']),
+              embed={space: nearest_text(sides)
                      for space, sides in outputs.get('embed', {}).items()})
 
 

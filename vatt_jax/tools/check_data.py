@@ -30,9 +30,9 @@ from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip as clip_lib
 from vatt_jax.inputs import media
-from vatt_jax.inputs import pipeline
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
+from vatt_jax.inputs.window import Window
 
 # Faults of a clip, in the order of the table.
 FAULTS = {
@@ -151,7 +151,7 @@ def _decode_audio(file: clip_lib.Media, start: float, end: float) -> bool:
   nonzero = False
   for now in np.arange(start, end, _CHUNK_SECONDS):
     num_samples = max(round(min(_CHUNK_SECONDS, end - now) * _AUDIO_HZ), 1)
-    nonzero |= bool(np.any(file.sound(now, num_samples, _AUDIO_HZ)))
+    nonzero |= bool(np.any(file.audio(now, num_samples, _AUDIO_HZ)))
   return nonzero
 
 
@@ -237,7 +237,7 @@ def least_seconds(config: Settings | None) -> float:
     raise UserError('config.window: missing; give a config that reads clips, or '
                     '--min_seconds')
   config = inherit.inherit(config, config.get('init_from', ''))
-  return call('window', pipeline.Window, config['window']).seconds
+  return call('window', Window, config['window']).seconds
 
 
 def main() -> None:

@@ -262,7 +262,7 @@ def _own_content(content: images.Stills) -> dict[str, Any]:
   """Returns a record's own frames and audio, unchanged."""
   record: dict[str, Any] = {}
   if content.has_video:
-    record |= dict(frames=content.pictures, frame_rate_hz=content.frame_rate_hz)
+    record |= dict(frames=content.encoded_frames, frame_rate_hz=content.frame_rate_hz)
   if content.has_audio:
     samples = content.waveform
     if samples.dtype != np.int16:
@@ -296,11 +296,11 @@ def _video(file: clip_lib.Media, start: float, end: float) -> dict[str, Any]:
   rate = fractions.Fraction(min(file.frame_rate_hz or _MAX_VIDEO_HZ, _MAX_VIDEO_HZ)
                             ).limit_denominator(1001)
   out = io.BytesIO()
-  write_mp4.film(out, _video_frames(file, start, end, float(rate)), rate,
-              _audio(file, start, end), _audio_hz(file),
-              # The bit rate follows the sample rate: AAC at 8 kHz takes no more.
-              min(_AUDIO_BIT_RATE, 2 * _audio_hz(file)), {
-                  'preset': 'veryfast', 'crf': '23', 'g': str(math.ceil(rate))})
+  write_mp4.write(out, _video_frames(file, start, end, float(rate)), rate,
+                  _audio(file, start, end), _audio_hz(file),
+                  # The bit rate follows the sample rate: AAC at 8 kHz takes no more.
+                  min(_AUDIO_BIT_RATE, 2 * _audio_hz(file)), {
+                      'preset': 'veryfast', 'crf': '23', 'g': str(math.ceil(rate))})
   return dict(media=out.getvalue())
 
 
@@ -318,7 +318,7 @@ def _audio(file: clip_lib.Media, start: float, end: float) -> np.ndarray | None:
   """
   rate = _audio_hz(file)
   try:
-    return file.sound(start, max(round((end - start) * rate), 1), rate)
+    return file.audio(start, max(round((end - start) * rate), 1), rate)
   except media.MediaError:
     if not file.has_video:
       raise

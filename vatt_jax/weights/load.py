@@ -63,9 +63,9 @@ def check_exists(path: str | os.PathLike[str]) -> None:
     raise UserError(f'{path}: no such folder or file')
 
 
-def merge(model: models.MultimodalModel, ours: Mapping[str, Any],
-          theirs: Mapping[str, Any], where: str, allow_random_head: bool = True
-          ) -> dict[str, Any]:
+def merge(model: models.MultimodalModel, variables: Mapping[str, Any],
+          checkpoint_variables: Mapping[str, Any], where: str,
+          allow_random_head: bool = True) -> dict[str, Any]:
   """Returns the variables of a model with the values of a checkpoint.
 
   The model resizes arrays such as position embeddings if the grid differs. Leaves out
@@ -74,8 +74,8 @@ def merge(model: models.MultimodalModel, ours: Mapping[str, Any],
 
   Args:
     model: resizes arrays of another shape (`MultimodalModel.resize`).
-    ours: variables of the model, or their shapes.
-    theirs: variables of the checkpoint.
+    variables: variables of the model, or their shapes.
+    checkpoint_variables: variables of the checkpoint.
     where: name of the checkpoint, for messages.
     allow_random_head: accept a checkpoint without a head for the model.
 
@@ -85,7 +85,7 @@ def merge(model: models.MultimodalModel, ours: Mapping[str, Any],
       `allow_random_head` is off.
   """
   model_vars, checkpoint_vars = (
-      traverse_util.flatten_dict(dict(x)) for x in (ours, theirs))
+      traverse_util.flatten_dict(dict(x)) for x in (variables, checkpoint_variables))
   new = _new_head(model_vars, checkpoint_vars)
   missing = model_vars.keys() - checkpoint_vars.keys() - new
   left_out = checkpoint_vars.keys() - model_vars.keys()

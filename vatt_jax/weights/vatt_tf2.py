@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import types
 from typing import Any
 
 from absl import flags
@@ -21,7 +22,6 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 
 from vatt_jax import checkpoint
 from vatt_jax import cli
@@ -180,9 +180,23 @@ def _match(shapes: Shapes, head_dim: HeadDim, where: str
   return settings, variables
 
 
+def _tensorflow(prefix: str | os.PathLike[str]) -> types.ModuleType:
+  """Imports TensorFlow, which takes seconds.
+
+  Raises:
+    UserError: it is not installed.
+  """
+  try:
+    from vatt_jax.inputs.host_tensorflow import tf
+  except ImportError as e:
+    raise UserError(f'{prefix}: checkpoints of the released code need the package '
+                    'tensorflow, which is not installed') from e
+  return tf
+
+
 def _open(prefix: str | os.PathLike[str]) -> tuple[Any, str]:
   """Opens a checkpoint; returns a reader and the prefix of the files."""
-  path = os.fspath(prefix)
+  path, tf = os.fspath(prefix), _tensorflow(prefix)
   try:
     if os.path.isdir(path):
       path = tf.train.latest_checkpoint(path) or path
@@ -414,6 +428,7 @@ def _head_dims(variables: Mapping[Path, Any]) -> dict[str, int]:
 
 def write(values: Mapping[str, np.ndarray], prefix: str | os.PathLike[str]) -> None:
   """Writes a checkpoint of arrays, given by the release's names (`short_name`)."""
+  tf = _tensorflow(prefix)
   root = tf.train.Checkpoint()
   for name, value in values.items():
     *parts, leaf = f'{_ROOT}{name}'.split('/')
