@@ -125,6 +125,10 @@ class MmvHead(nn.Module):
   audio_text: bool = False
   dtype: Any = jnp.float32
 
+  def __post_init__(self):
+    config.choose(GRAPHS, self.graph, 'graph')
+    super().__post_init__()
+
   def setup(self):
     linear = lambda dim, use_bias=True: layers.Dense(dim, use_bias, dtype=self.dtype)
     shared = self.graph == 'shared'
@@ -247,7 +251,7 @@ class Classifier(nn.Module):
         bias_init=nn.initializers.constant(start))(x))
 
 
-HEADS = {'fac': FacHead, 'classifier': Classifier}
+HEADS = {'fac': FacHead, 'mmv': MmvHead, 'classifier': Classifier}
 
 
 def from_config(section: config.Settings | None, **given: Any) -> nn.Module | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import inspect
 import re
 from typing import Any
 
@@ -16,12 +15,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vatt_jax.config import build
 from vatt_jax.config import call
 from vatt_jax.config import choose
+from vatt_jax.config import naming
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import spectrograms
-from vatt_jax.models import build
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
@@ -29,8 +29,11 @@ from vatt_jax.models import r2plus1d
 from vatt_jax.models import resnet
 from vatt_jax.models import s3d
 from vatt_jax.models import text_towers
+from vatt_jax.models import vatt
 
-_DTYPES = {name: jnp.dtype(name) for name in ('float32', 'bfloat16')}
+_DTYPES = ('float32', 'bfloat16')
+# Keys of a tower's or head's section that a checkpoint does not fix.
+_FREE = ('still', 'word_vectors', 'audio_text', 'attention', 'drop_token_rate')
 
 
 class Mmv(multimodal.MultimodalModel):
@@ -56,27 +59,28 @@ class Mmv(multimodal.MultimodalModel):
         such modality.
       audio: the same.
       text: the same.
-      head: `name`, a key of `HEADS`, by default 'mmv', and its attributes; None for
-        features only.
+      head: `name`, a key of `heads.HEADS`, by default 'mmv', and its attributes; None
+        for features only.
       dtype: compute type; parameters are always float32.
       remat: how much the backward pass recomputes, one of `layers.REMAT`. A convolution
         of one place is a product with a matrix.
       device: the device that the model will run on; None for this machine's.
 
     Raises:
-      UserError: names the key that is unknown, missing or out of range.
+      ValueError: a value is not one of those expected.
+      UserError: a key of a tower or of the head is invalid.
     """
-    given = dict(dtype=choose(_DTYPES, dtype, 'dtype'), remat=remat, device=device,
+    given = dict(dtype=jnp.dtype(choose(_DTYPES, dtype, 'dtype')),
+                 remat=choose(tuple(layers.REMAT), remat, 'remat'), device=device,
                  parent=None, name=None)    # the last two are linen's
-    choose(layers.REMAT, remat, 'remat')
-    sections = dict(video=video, audio=audio, text=text)
+    towers = dict(video=video, audio=audio, text=text)
     backbones = {
-        m: _build(f'model.{m}', BACKBONES[m], section, modality=m, **given)
-        for m, section in sections.items() if section is not None}
+        m: build(f'model.{m}', BACKBONES[m], section, modality=m, **given)
+        for m, section in towers.items() if section is not None}
     if not backbones:
       raise UserError('config.model: no modality; expected video, audio or text')
-    return cls(backbones, head if head is None else _build(
-        'model.head', HEADS, {'name': 'mmv', **head}, **given))
+    return cls(backbones, head if head is None else build(
+        'model.head', heads.HEADS, {'name': 'mmv', **head}, **given))
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -84,12 +88,9 @@ class Mmv(multimodal.MultimodalModel):
     return tuple(m for m in multimodal.MODALITIES if m in self.backbones)
 
   @property
-  def audio_hz(self) -> int | None:
-    """Returns the sample rate that the spectrogram needs."""
-    backbone = self.backbones.get('audio')
-    if isinstance(backbone, multimodal.MultimodalModel):
-      return backbone.audio_hz
-    return backbone and backbone.spectrogram.audio_hz
+  def vocabulary_size(self) -> int:
+    """Returns the number of ids of text; see `MultimodalModel.vocabulary_size`."""
+    return getattr(self.backbones.get('text'), 'vocabulary_size', 0)
 
   def encode(self, batch: Mapping[str, jax.Array], train: bool = False
              ) -> dict[str, Any]:
@@ -117,47 +118,71 @@ class Mmv(multimodal.MultimodalModel):
     See `MultimodalModel.layer_of`.
     """
     place = re.match(r'backbones_(\w+?)/(.*)', path)
-    backbone = self.backbones[place[1]] if place else None
-    if isinstance(backbone, multimodal.MultimodalModel):
-      return backbone.layer_of(place[2])
-    return 0
+    towers = self._towers()
+    return towers[place[1]].layer_of(place[2]) if place and place[1] in towers else 0
 
+  @classmethod
+  def fixed_values(cls, section: Settings) -> dict[str, Any]:
+    """Returns the values of a tower's or head's section that a checkpoint fixes."""
+    values = {**vatt.SIZES.get(section.get('size'), {}), **section}
+    return {key: value for key, value in values.items() if key not in _FREE}
 
-def _build(where: str, table: Mapping[str, Callable[..., nn.Module]],
-           section: Settings, /, **given: Any) -> nn.Module:
-  """Builds the module of a section with a `name`; it gets what it takes of `given`."""
-  def make(name: str, **fields: Any) -> nn.Module:
-    kind = choose(table, name)
-    takes = inspect.signature(kind).parameters.keys() - fields.keys()
-    return call(where, kind, fields, **{k: v for k, v in given.items() if k in takes})
-  return call(where, make, section)
+  def check_window(self, window: Any) -> None:
+    """Raises UserError if the spectrogram or VATT's towers do not fit the window."""
+    spectrogram = getattr(self.backbones.get('audio'), 'spectrogram', None)
+    if spectrogram is not None and spectrogram.audio_hz != window.audio_hz:
+      raise UserError(f'config.window.audio_hz={window.audio_hz}: the spectrogram of '
+                      f'config.model.audio expects {spectrogram.audio_hz}; make them '
+                      'equal')
+    for tower in self._towers().values():
+      tower.check_window(window)
+
+  def word_tables(self) -> dict[tuple[str, ...], str]:
+    """Returns the bag's frozen table, and the tables of VATT's towers."""
+    tables = {('frozen', f'backbones_{modality}', *path[1:]): file
+              for modality, tower in self._towers().items()
+              for path, file in tower.word_tables().items()}
+    text = self.backbones.get('text')
+    if isinstance(text, text_towers.WordBag):
+      tables['frozen', 'backbones_text', 'embedding'] = text.word_vectors
+    return tables
+
+  def resize(self, path: tuple[str, ...], value: Any, shape: tuple[int, ...]) -> Any:
+    """Resizes tables of positions in VATT's towers; see `MultimodalModel.resize`."""
+    tower = self._towers().get(path[1].removeprefix('backbones_'))
+    return tower and tower.resize((path[0], *path[2:]), value, shape)
+
+  def _towers(self) -> dict[str, multimodal.MultimodalModel]:
+    """Returns the backbones that are models themselves, by modality."""
+    return {modality: tower for modality, tower in self.backbones.items()
+            if isinstance(tower, multimodal.MultimodalModel)}
 
 
 def _vatt(modality: str, device: jax.Device | None, dtype: Any, remat: str,
           variant: str = 'paper', dropout_rate: float | None = None,
-          attention: str = 'auto', **tower: Any) -> multimodal.MultimodalModel:
-  """Builds a tower of VATT; `tower` is the modality's section of `build_model`."""
-  return build.build_model(**{modality: tower}, variant=variant,
-                           dropout_rate=dropout_rate, dtype=dtype.name,
-                           attention=attention, remat=remat, device=device)
+          attention: str = 'auto', **tower: Any) -> vatt.Vatt:
+  """Builds a tower of VATT; `tower` is the section of its modality."""
+  return vatt.Vatt.from_config(**{modality: tower}, variant=variant,
+                               dropout_rate=dropout_rate, dtype=dtype.name,
+                               attention=attention, remat=remat, device=device)
 
 
-def _audio_resnet50(spectrogram: Settings, dtype: Any, remat: str, width: float = 1
-                    ) -> resnet.AudioResNet50:
+def _audio_resnet50(dtype: Any, remat: str, width: float = 1,
+                    spectrogram: Settings | None = None) -> resnet.AudioResNet50:
   """Builds a network with the spectrogram of a config section.
 
   Args:
-    spectrogram: a `name` of `spectrograms.SPECTROGRAMS`, and the constants to change.
     dtype: attribute of the network.
     remat: attribute of the network.
     width: attribute of the network.
+    spectrogram: a `name` of `spectrograms.SPECTROGRAMS` (default: mmv), and the
+      constants to change.
   """
-  changes = dict(spectrogram)
-  where = 'model.audio.spectrogram'
-  constants = choose(spectrograms.SPECTROGRAMS, changes.pop('name', 'mmv'),
-                     'spectrogram.name')
-  spectrogram = call(where, spectrograms.Spectrogram, constants | changes)
-  return resnet.AudioResNet50(spectrogram, width, remat, dtype)
+  changes, where = dict(spectrogram or {}), 'model.audio.spectrogram'
+  with naming(where):
+    constants = choose(spectrograms.SPECTROGRAMS, changes.pop('name', 'mmv'))
+  return resnet.AudioResNet50(
+      call(where, spectrograms.Spectrogram, constants | changes), width, remat, dtype)
 
 
 # modality -> name -> builder; the section's other keys are its arguments.
@@ -166,5 +191,3 @@ BACKBONES: dict[str, dict[str, Callable[..., nn.Module]]] = {
               'r2plus1d_18': r2plus1d.R2Plus1D18, 'vatt': _vatt},
     'audio': {'resnet50': _audio_resnet50, 'vatt': _vatt},
     'text': {'word_bag': text_towers.WordBag, 'vatt': _vatt}}
-HEADS: dict[str, Callable[..., nn.Module]] = {
-    'mmv': heads.MmvHead, 'fac': heads.FacHead, 'classifier': heads.Classifier}

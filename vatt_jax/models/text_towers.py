@@ -22,11 +22,14 @@ class WordBag(nn.Module):
     vocabulary_size: number of ids.
     table_width: width of the vectors.
     width: number of output channels.
+    word_vectors: a file of vectors, which a new run starts from
+      (`weights.word_vectors`); the module does not read it.
     dtype: compute type.
   """
   vocabulary_size: int = 2 ** 16
   table_width: int = 300
   width: int = 2048
+  word_vectors: str = ''
   dtype: Any = jnp.float32
 
   @nn.compact

@@ -23,8 +23,8 @@ import numpy as np
 
 from vatt_jax import checkpoint
 from vatt_jax import cli
+from vatt_jax import models
 from vatt_jax.errors import UserError
-from vatt_jax.models import mmv
 from vatt_jax.weights import pickles
 
 Path = tuple[str, ...]
@@ -91,14 +91,14 @@ _LEAVES = (
 
 
 def load(path: str | os.PathLike[str], graph: str = 'fac_relu'
-         ) -> tuple[mmv.Mmv, dict[str, Any]]:
+         ) -> tuple[models.MultimodalModel, dict[str, Any]]:
   """Loads a released checkpoint; see `read`.
 
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
   """
   settings, variables = read(path, graph)
-  return _model(settings), variables
+  return models.from_config(settings), variables
 
 
 def read(path: str | os.PathLike[str], graph: str = 'fac_relu'
@@ -118,13 +118,9 @@ def read(path: str | os.PathLike[str], graph: str = 'fac_relu'
   """
   arrays = pickles.read(path)
   settings = find_settings({name: x.shape for name, x in arrays.items()}, path, graph)
-  example = dict(video=np.zeros((1, 2, 32, 32, 3), np.float32),
-                 audio=np.zeros((1, 2 ** 15), np.float32),
-                 text=np.zeros((1, 1, 1), np.int32))
-  variables = jax.eval_shape(_model(settings).init, jax.random.key(0), example)
   logging.info('%s: the owners license these weights as CC BY-NC 4.0, for use that is '
                'not commercial', path)
-  return settings, convert(arrays, variables, path)
+  return settings, to_variables(arrays, settings, path)
 
 
 def find_settings(shapes: Mapping[str, tuple[int, ...]], where: str | os.PathLike[str],
@@ -139,34 +135,40 @@ def find_settings(shapes: Mapping[str, tuple[int, ...]], where: str | os.PathLik
   Raises:
     UserError: the checkpoint is not one of the release.
   """
-  size = lambda name: shapes[f'params/{_ROOT}{name}'][-1]
   has = lambda name: f'params/{_ROOT}{name}' in shapes
-  head = lambda name: size(f'{_HEADS}{name}/w')
-  video = 'tsm_resnet50' if has(f'{_TSM}tsm_resnet_stem/w') else 's3d_g'
-  stem = f'{_TSM}tsm_resnet_stem' if video == 'tsm_resnet50' else (
-      f'{_S3D}Conv2d_1a_7x7/~/conv3_d')
+  width = lambda name: shapes[f'params/{_ROOT}{name}'][-1]
+  is_tsm, mlp = has(f'{_TSM}tsm_resnet_stem/w'), f'{_HEADS}vid2audio_embd/'
+  stem = f'{_TSM}tsm_resnet_stem/w' if is_tsm else f'{_S3D}Conv2d_1a_7x7/~/conv3_d/w'
+  table = 'text_module/~/embed/embeddings'
+  if not has(f'{mlp}{_OUT}w'):
+    graph, mlp = 'shared', f'{_HEADS}vis_embd/'
+  elif has(f'{_HEADS}vis_embd/{_HIDDEN}w'):
+    graph = 'disjoint'
+  elif has(f'~_activate_interaction/{_NORM}/scale'):
+    graph = 'fac_bnrelu'
   try:
-    if not has(f'{_HEADS}vid2audio_embd/final_projection/w'):
-      graph, mlp = 'shared', 'vis_embd'
-    else:
-      mlp = 'vid2audio_embd'
-      if has(f'{_HEADS}vis_embd/final_projection_inner/w'):
-        graph = 'disjoint'
-      elif has(f'~_activate_interaction/{_NORM}/scale'):
-        graph = 'fac_bnrelu'
     return dict(
-        name='mmv', video=dict(name=video, width=size(f'{stem}/w') / 64),
-        audio=dict(name='resnet50', width=size(f'{_AUDIO}~/initial_conv/w') / 64,
+        name='mmv',
+        video=dict(name='tsm_resnet50' if is_tsm else 's3d_g', width=width(stem) / 64),
+        audio=dict(name='resnet50', width=width(f'{_AUDIO}~/initial_conv/w') / 64,
                    spectrogram=dict(name='mmv', pad_end=True)),
-        text=dict(name='word_bag', width=size('text_module/~/text_conv1/w'),
-                  vocabulary_size=shapes[f'params/{_ROOT}text_module/~/embed/'
-                                         'embeddings'][0],
-                  table_width=size('text_module/~/embed/embeddings')),
-        head=dict(graph=graph, hidden_dim=head(f'{mlp}/final_projection_inner'),
-                  video_audio_dim=head('audio_embd/final_projection'),
-                  video_text_dim=head('txt_embd/final_projection')))
+        text=dict(name='word_bag', vocabulary_size=shapes[f'params/{_ROOT}{table}'][0],
+                  table_width=width(table), width=width('text_module/~/text_conv1/w')),
+        head=dict(name='mmv', graph=graph, hidden_dim=width(f'{mlp}{_HIDDEN}w'),
+                  video_audio_dim=width(f'{_HEADS}audio_embd/{_OUT}w'),
+                  video_text_dim=width(f'{_HEADS}txt_embd/{_OUT}w')))
   except KeyError as e:
     raise UserError(f'{where}: no checkpoint of MMV, because it lacks {e}') from e
+
+
+def to_variables(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any],
+                 where: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the variables of the model of `find_settings`; see `convert`."""
+  example = dict(video=np.zeros((1, 2, 32, 32, 3), np.float32),
+                 audio=np.zeros((1, 2 ** 15), np.float32),
+                 text=np.zeros((1, 1, 1), np.int32))
+  shapes = jax.eval_shape(models.from_config(settings).init, jax.random.key(0), example)
+  return convert(arrays, shapes, where)
 
 
 def convert(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any],
@@ -236,10 +238,6 @@ def _value(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     value = value.reshape(t, h, w, 2, 2, 2, c // 8, features)
     value = value.transpose(0, 3, 1, 4, 2, 5, 6, 7)
   return value.reshape(shape)
-
-
-def _model(settings: Mapping[str, Any]) -> mmv.Mmv:
-  return mmv.Mmv.from_config(**{k: v for k, v in settings.items() if k != 'name'})
 
 
 def main(path: str) -> None:

@@ -1,0 +1,85 @@
+"""Tests configs/pretrain_mmv.py: its switches, and a shrunk step of each."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import pretrain_mmv
+from configs import quickstart
+from vatt_jax import experiment
+from vatt_jax import train
+
+SWITCHES = [name for group in pretrain_mmv.GROUPS for name in group]
+
+
+def load(switches=''):
+  config = pretrain_mmv.get_config(switches)
+  config.lock()
+  return config
+
+
+def shrunk(toy_world, switches):
+  """Returns the toy's config for two steps of smaller inputs and networks."""
+  config = load(f'{switches},toy')
+  config.total_steps, config.batch_size, config.optim.warmup_steps = 2, 4, 1
+  config.data.path = str(toy_world / 'train.csv')
+  config.window.update(num_frames=4, image_size=32)
+  config.model.video.width = 1 / 16
+  config = config.to_dict()
+  return config | dict(evals={}, figures={}, mesh=dict(data=2))
+
+
+@pytest.mark.parametrize('switches', [
+    'tsm', pytest.param('s3d,va', marks=pytest.mark.slow),
+    pytest.param('r2plus1d,vt', marks=pytest.mark.slow),
+    pytest.param('s3d,shared', marks=pytest.mark.slow),
+    pytest.param('disjoint', marks=pytest.mark.slow)])
+def test_shrunk_step_trains(switches, toy_world, tmp_path):
+  train.train(shrunk(toy_world, switches), tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert np.isfinite(results['train/loss'])
+  assert results['input/skipped_files'] == 0
+
+
+@pytest.mark.parametrize('switch', SWITCHES)
+def test_every_switch_is_documented_and_builds_its_model(switch):
+  assert switch in importlib.import_module('configs.pretrain_mmv').__doc__
+  config = load(switch).to_dict()
+  model, clip = experiment.model_and_clip(config)
+  outputs = jax.eval_shape(model.init_with_output, jax.random.key(0), clip)[0]
+  embed = outputs['embed']
+  assert ('audio' in embed['video_audio']) == (switch != 'vt')
+  assert ('text' in embed['video_text']) == (switch != 'va')
+  for pair in config['losses']:
+    a, b = (embed[pair][modality] for modality in pair.split('_'))
+    assert a.shape[-1] == b.shape[-1]
+
+
+def test_values_are_those_of_the_paper():
+  c = load()
+  assert (c.total_steps, c.batch_size, load('tsm_x2').batch_size) == (
+      500_000, 4096, 2048)
+  assert c.optim.to_dict() == dict(peak_rate=2e-3, final_rate=0.0, warmup_steps=5000,
+                                   decay='half_cosine')
+  assert (c.window.num_frames, c.window.frame_rate_hz, c.window.image_size) == (
+      32, 10.0, 200)
+  assert {(k, v.temperature, v.weight, v.form) for k, v in c.losses.items()} == {
+      ('video_audio', 0.07, 1.0, 'paper'), ('video_text', 0.07, 1.0, 'paper')}
+  alone = load('howto100m')
+  assert alone.losses.video_text.weight == 10 * alone.losses.video_audio.weight
+  assert alone.data.path == 'data/howto100m/train.csv'
+  assert load('va').data.path == 'data/audioset/train.csv'
+
+
+def test_audio_has_150_windows_of_80_bins():
+  model, clip = experiment.model_and_clip(load().to_dict())
+  spectrogram = model.backbones['audio'].spectrogram
+  assert jax.eval_shape(spectrogram, clip['audio']).shape == (1, 150, 80)
+
+
+def test_toy_sees_as_many_clips_as_the_quickstart():
+  toy, small = load('toy'), quickstart.get_config()
+  assert (toy.total_steps, toy.batch_size) == (small.total_steps, small.batch_size)
