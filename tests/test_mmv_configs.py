@@ -10,6 +10,7 @@ import pytest
 from configs import pretrain_mmv
 from configs import quickstart
 from vatt_jax import experiment
+from vatt_jax import models
 from vatt_jax import train
 
 SWITCHES = [name for group in pretrain_mmv.GROUPS for name in group]
@@ -83,3 +84,26 @@ def test_audio_has_150_windows_of_80_bins():
 def test_toy_sees_as_many_clips_as_the_quickstart():
   toy, small = load('toy'), quickstart.get_config()
   assert (toy.total_steps, toy.batch_size) == (small.total_steps, small.batch_size)
+
+
+@pytest.mark.parametrize('name, switches, rate, size, c', [
+    ('ucf101', 'mmv', 12.5, 224, 1e-3), ('ucf101', 'mmv,s3d', 12.5, 224, 1e-3),
+    ('hmdb51', 'mmv', 25.0, 200, 1e-4), ('hmdb51', 'mmv,tsm_x2', 25.0, 200, 3e-4),
+    ('hmdb51', 'mmv,s3d', 25.0, 200, 3e-4)])
+def test_linear_configs_of_video_have_the_values_of_the_release(
+    name, switches, rate, size, c):
+  config = importlib.import_module(f'configs.linear_{name}').get_config(switches)
+  assert (config.window.num_frames, config.window.frame_rate_hz,
+          config.window.image_size) == (32, rate, size)
+  assert config.evals.linear.classifiers.to_dict() == dict(svm=dict(C=c))
+  model, _ = experiment.model_and_clip(config.to_dict())
+  assert model.modalities == ('video',)
+  assert model.backbones['video'] == models.from_config(
+      load(switches.partition(',')[2]).model.to_dict()).backbones['video']
+
+
+def test_linear_config_of_audio_takes_the_last_convolution_of_two_seconds():
+  config = importlib.import_module('configs.linear_esc50').get_config('mmv')
+  model, clip = experiment.model_and_clip(config.to_dict())
+  assert model.backbones['audio'].last_conv
+  assert clip['audio'].shape == (1, 96_000)

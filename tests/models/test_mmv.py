@@ -54,9 +54,10 @@ def run(module, variables, name, *inputs, train=False):
   return apply(own, *inputs)
 
 
-def audio_features(small, train):
+def audio_features(small, train, **kwargs):
   """Returns the features of golden spectrograms, which stand for audio here."""
-  net = resnet.AudioResNet50(lambda x: x[..., 0], small.model.backbones['audio'].width)
+  net = resnet.AudioResNet50(lambda x: x[..., 0], small.model.backbones['audio'].width,
+                             **kwargs)
   return run(net, small.variables, 'backbones_audio', small.io['in_spectrogram'],
              train=train)
 
@@ -73,7 +74,8 @@ def test_networks_match_the_released_code(small, train, share):
     check_statistics(small, dict(backbones_video=stats['batch_stats'],
                                  backbones_audio=audio_stats['batch_stats']))
     return
-  close(audio.grid[:, :, :, 0], small.io['eval/endpoint/audio/last_conv'])
+  last, _ = audio_features(small, train, last_conv=True)
+  close(last.grid[:, :, :, 0], small.io['eval/endpoint/audio/last_conv'])
   if small.name == 'tsm':
     close(video.grid.reshape(-1, *video.grid.shape[2:]),
           small.io['eval/endpoint/visual/last_conv'])

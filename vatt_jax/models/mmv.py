@@ -33,7 +33,7 @@ from vatt_jax.models import vatt
 
 _DTYPES = ('float32', 'bfloat16')
 # Keys of a tower's or head's section that a checkpoint does not fix.
-_FREE = ('still', 'word_vectors', 'audio_text', 'attention', 'drop_token_rate')
+_FREE = ('still', 'last_conv', 'word_vectors', 'audio_text', 'drop_token_rate')
 
 
 class Mmv(multimodal.MultimodalModel):
@@ -167,7 +167,7 @@ def _vatt(modality: str, device: jax.Device | None, dtype: Any, remat: str,
                                attention=attention, remat=remat, device=device)
 
 
-def _audio_resnet50(dtype: Any, remat: str, width: float = 1,
+def _audio_resnet50(dtype: Any, remat: str, width: float = 1, last_conv: bool = False,
                     spectrogram: Settings | None = None) -> resnet.AudioResNet50:
   """Builds a network with the spectrogram of a config section.
 
@@ -175,6 +175,7 @@ def _audio_resnet50(dtype: Any, remat: str, width: float = 1,
     dtype: attribute of the network.
     remat: attribute of the network.
     width: attribute of the network.
+    last_conv: attribute of the network.
     spectrogram: a `name` of `spectrograms.SPECTROGRAMS` (default: mmv), and the
       constants to change.
   """
@@ -182,7 +183,8 @@ def _audio_resnet50(dtype: Any, remat: str, width: float = 1,
   with naming(where):
     constants = choose(spectrograms.SPECTROGRAMS, changes.pop('name', 'mmv'))
   return resnet.AudioResNet50(
-      call(where, spectrograms.Spectrogram, constants | changes), width, remat, dtype)
+      call(where, spectrograms.Spectrogram, constants | changes), width, last_conv,
+      remat, dtype)
 
 
 # modality -> name -> builder; the section's other keys are its arguments.

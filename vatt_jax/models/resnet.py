@@ -146,18 +146,19 @@ class TSMResNet50(nn.Module):
 class AudioResNet50(nn.Module):
   """Computes features of waveforms by a ResNet-50 on their log-mel spectrograms.
 
-  [B, S] in [-1, 1] -> pooled [B, D], grid [B, t, f, 1, D], D = 2048 * width. The grid
-  is the output of the last convolution, before its norm and ReLU: the features on which
-  the release classifies sounds.
+  [B, S] in [-1, 1] -> pooled [B, D], grid [B, t, f, 1, D], D = 2048 * width.
 
   Attributes:
     spectrogram: computes the spectrogram from its constants.
     width: factor of all numbers of channels.
+    last_conv: return the output of the last convolution, before its norm and ReLU. The
+      paper classifies sounds by it (section 4.1).
     remat: one of `layers.REMAT`.
     dtype: compute type.
   """
   spectrogram: spectrograms.Spectrogram
   width: float = 1
+  last_conv: bool = False
   remat: str = 'none'
   dtype: Any = jnp.float32
 
@@ -167,5 +168,6 @@ class AudioResNet50(nn.Module):
     x = self.spectrogram(audio)[..., None]                           # [B, T, F, 1]
     x = ResNet50(self.width, remat=self.remat, dtype=self.dtype, name='resnet')(
         x, mask, train)
-    y = nn.relu(BatchNorm(name='norm')(x, mask, train))
-    return Features(jnp.mean(y, axis=(1, 2)), x[:, :, :, None])
+    normed = nn.relu(BatchNorm(name='norm')(x, mask, train))
+    x = x if self.last_conv else normed
+    return Features(jnp.mean(x, axis=(1, 2)), x[:, :, :, None])
