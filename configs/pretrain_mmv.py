@@ -73,7 +73,7 @@ def video_network(name: str) -> common.Change:
 
 def va(c: ConfigDict) -> None:
   """Trains on video and audio of AudioSet."""
-  c.data.update(path='data/audioset/train.csv', captions='', weights=(1.0,))
+  c.data.update(path=('data/audioset/train.csv',), captions=('',), weights=(1.0,))
   c.window.modalities = ('video', 'audio')
   del c.model.text, c.losses.video_text
   c.evals = {}
@@ -89,7 +89,7 @@ def vt(c: ConfigDict) -> None:
 
 def howto100m(c: ConfigDict) -> None:
   """Trains on HowTo100M alone, with the weights of section 4.1."""
-  c.data.update(path='data/howto100m/train.csv', captions='captions.csv',
+  c.data.update(path=('data/howto100m/train.csv',), captions=('captions.csv',),
                 weights=(1.0,))
   c.losses.video_text.weight = 10.0
 

@@ -153,7 +153,7 @@ class S3DG(nn.Module):
   @nn.compact
   def __call__(self, video: jax.Array, mask: jax.Array | None = None,
                train: bool = False) -> Features:
-    scaled = lambda features: round(features * self.width)
+    scaled = lambda features: max(round(features * self.width), 1)
     style = dict(still=self.still, dtype=self.dtype)
     unit, mixed = (convolutions.rematerialized(x, self.remat) for x in (Unit, Mixed))
     x = convolutions.pixels(video, self.dtype)

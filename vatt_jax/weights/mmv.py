@@ -205,8 +205,8 @@ def names(paths: Mapping[Path, Any]) -> dict[Path, str]:
   Args:
     paths: the flattened variables of a model: ('params', 'head', ...) and so on.
   """
-  modules = {path[2] for path in paths if path[1] == 'head'}
-  has_two = modules & {'video_audio_to_video_text', 'video_text_hidden'}
+  has_two = any(path[1] == 'head' and path[2].startswith(
+      ('video_audio_to_video_text', 'video_text_hidden')) for path in paths)
   mlp = 'vid2audio_embd' if has_two else 'vis_embd'
   release_names = {}
   for path in paths:
