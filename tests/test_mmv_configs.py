@@ -5,10 +5,13 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
+from configs import linear_image
 from configs import pretrain_mmv
 from configs import quickstart
+from vatt_jax import checkpoint
 from vatt_jax import experiment
 from vatt_jax import models
 from vatt_jax import train
@@ -109,3 +112,50 @@ def test_linear_config_of_audio_takes_the_last_convolution_of_two_seconds():
   model, clip = experiment.model_and_clip(config.to_dict())
   assert model.backbones['audio'].last_conv
   assert clip['audio'].shape == (1, 96_000)
+
+
+@pytest.mark.parametrize('switches, frames, still', [
+    ('', 1, True), ('s3d,imagenet', 1, True), ('tsm_x2,inflated', 32, False)])
+def test_image_config_deflates_the_network_or_repeats_the_image(
+    switches, frames, still):
+  config = linear_image.get_config(switches).to_dict()
+  model, clip = experiment.model_and_clip(config)
+  assert (clip['video'].shape[1], model.backbones['video'].still) == (frames, still)
+  assert ('svm' in config['evals']['linear']['classifiers']) == (
+      'imagenet' not in switches)
+
+
+@pytest.mark.slow
+def test_image_config_evaluates_images_of_several_classes(tmp_path, monkeypatch):
+  monkeypatch.setattr(resnet, '_NUM_BLOCKS', (1, 1, 1, 1))
+  rng = np.random.default_rng(0)
+  for split in ('trainval', 'test'):
+    rows = ['path,label']
+    for i in range(8):
+      image = np.full((40, 48, 3), 30 * (i % 4), np.uint8)
+      image[:, :, 0] += rng.integers(0, 9, (40, 48), np.uint8)
+      Image.fromarray(image).save(tmp_path / f'{split}{i}.png')
+      rows.append(f'{split}{i}.png,' + '|'.join(['dark', 'cat'][i % 4 > 1:]))
+    (tmp_path / f'{split}.csv').write_text('\n'.join(rows) + '\n')
+  pretrained = shrunk_model()
+  checkpoint.save_model(tmp_path / 'checkpoint', *pretrained)
+  config = linear_image.get_config().to_dict()
+  config['init_from'] = str(tmp_path / 'checkpoint')
+  config['window'] |= dict(image_size=32)
+  config['model'] |= dict(
+      dtype='float32', video=dict(pretrained[0]['video'], still=True))
+  config['evals']['linear'] |= dict(
+      train=str(tmp_path / 'trainval.csv'), test=str(tmp_path / 'test.csv'),
+      cache=str(tmp_path / 'features'))
+  train.train(config | dict(batch_size=4), tmp_path / 'run')
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert 0 < results['linear/label/mAP'] <= 1
+
+
+def shrunk_model():
+  """Returns the settings and the variables of a narrow network of video."""
+  settings = dict(name='mmv', video=dict(name='tsm_resnet50', width=1 / 16))
+  model = models.from_config(settings)
+  video = np.zeros((1, 4, 32, 32, 3), np.float32)
+  return settings, jax.device_get(jax.jit(model.init)(
+      jax.random.key(0), dict(video=video)))

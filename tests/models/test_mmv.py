@@ -277,10 +277,10 @@ def test_batch_statistics_are_of_all_devices(shallow):
 def test_rows_without_audio_stay_out_of_its_statistics(shallow):
   model = models.from_config(section(text=None, video=None, head=None))
   batch = augment.normalize(make_batch())
-  variables = model.init(jax.random.key(0), batch)
+  variables = jax.jit(model.init)(jax.random.key(0), batch)
   half = {k: x[::2] for k, x in batch.items()}    # those with audio
-  encode = lambda batch: model.apply(variables, batch, method='encode', train=True,
-                                     mutable=['batch_stats'])[1]
+  encode = jax.jit(lambda batch: model.apply(variables, batch, True, method='encode',
+                                             mutable=['batch_stats'])[1])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
                encode(batch), encode(half))
 
