@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import finetune_mmv
 from configs import linear_image
 from configs import pretrain_mmv
 from configs import quickstart
@@ -112,6 +113,41 @@ def test_linear_config_of_audio_takes_the_last_convolution_of_two_seconds():
   model, clip = experiment.model_and_clip(config.to_dict())
   assert model.backbones['audio'].last_conv
   assert clip['audio'].shape == (1, 96_000)
+
+
+@pytest.mark.parametrize('switches, classes, path, name, width', [
+    ('', 101, 'data/ucf101/train_1.csv', 'tsm_resnet50', 1),
+    ('hmdb51,split_3,s3d', 51, 'data/hmdb51/train_3.csv', 's3d_g', 1),
+    ('tsm_x2', 101, 'data/ucf101/train_1.csv', 'tsm_resnet50', 2)])
+def test_finetuning_takes_dataset_split_and_network(
+    switches, classes, path, name, width):
+  config = finetune_mmv.get_config(switches)
+  assert (config.model.head.num_classes, config.data.path) == (classes, path)
+  assert config.evals.test.path == path.replace('train', 'test')
+  assert (config.model.video.name, config.model.video.width) == (name, width)
+  model, clip = experiment.model_and_clip(config.to_dict())
+  outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), clip)
+  assert outputs['logits'].shape == (1, classes)
+
+
+@pytest.mark.slow
+def test_finetuning_trains_from_a_checkpoint(toy_world, tmp_path, monkeypatch):
+  monkeypatch.setattr(resnet, '_NUM_BLOCKS', (1, 1, 1, 1))
+  settings, variables = shrunk_model()
+  checkpoint.save_model(tmp_path / 'checkpoint', settings, variables)
+  config = finetune_mmv.get_config('toy').to_dict()
+  config |= dict(total_steps=2, batch_size=4, init_from=str(tmp_path / 'checkpoint'),
+                 figures={}, mesh=dict(data=2))
+  config['data']['path'] = str(toy_world / 'train_segments.csv')
+  config['window'] |= dict(num_frames=4, image_size=32)
+  config['model']['video'] = settings['video']
+  config['optim']['warmup_steps'] = 1
+  config['evals']['test'] |= dict(path=str(toy_world / 'test_segments.csv'),
+                                  num_windows=1)
+  train.train(config, tmp_path / 'run')
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert np.isfinite(results['train/loss'])
+  assert 0 <= results['test/top1'] <= 1
 
 
 @pytest.mark.parametrize('switches, frames, still', [
