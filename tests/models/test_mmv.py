@@ -274,6 +274,18 @@ def test_batch_statistics_are_of_all_devices(shallow):
                stats, split_stats)
 
 
+def test_fsdp_splits_every_large_parameter():
+  model = models.from_config(section(
+      video=dict(name='s3d_g'), audio=dict(name='resnet50', spectrogram=SPECTROGRAM)))
+  variables = jax.eval_shape(model.init, jax.random.key(0),
+                             augment.normalize(make_batch(1)))
+  shardings = sharding.of_parameters(variables, sharding.make_mesh(2, data=1, fsdp=2))
+  for x, split in zip(jax.tree.leaves(variables), jax.tree.leaves(shardings),
+                      strict=True):
+    if x.size >= 2 ** 16:
+      assert 'fsdp' in split.spec
+
+
 def test_rows_without_audio_stay_out_of_its_statistics(shallow):
   model = models.from_config(section(text=None, video=None, head=None))
   batch = augment.normalize(make_batch())

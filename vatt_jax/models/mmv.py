@@ -79,8 +79,9 @@ class Mmv(multimodal.MultimodalModel):
         for m, section in towers.items() if section is not None}
     if not backbones:
       raise UserError('config.model: no modality; expected video, audio or text')
-    return cls(backbones, head if head is None else build(
-        'model.head', heads.HEADS, {'name': 'mmv', **head}, **given))
+    if head is not None:
+      head = {'name': 'mmv', **head}
+    return cls(backbones, heads.from_config(head, dtype=given['dtype']))
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -96,17 +97,16 @@ class Mmv(multimodal.MultimodalModel):
              ) -> dict[str, Any]:
     """Computes features; see `MultimodalModel.encode`."""
     outputs = dict(tokens={}, grid={}, pooled={})
-    present = multimodal.find_present(batch)
+    present, towers = multimodal.find_present(batch), self._towers()
     for modality in self.modalities:
       if modality not in batch:
         continue
-      backbone = self.backbones[modality]
-      if isinstance(backbone, multimodal.MultimodalModel):
+      if modality in towers:
         alone = {k: v for k, v in batch.items() if k in (modality, 'key')}
-        for kind, features in backbone.encode(alone, train).items():
-          outputs[kind] |= features
+        for kind, found in towers[modality].encode(alone, train).items():
+          outputs[kind] |= found
         continue
-      features = backbone(batch[modality], present.get(modality), train)
+      features = self.backbones[modality](batch[modality], present.get(modality), train)
       outputs['pooled'][modality] = features.pooled
       if features.grid is not None:
         outputs['grid'][modality] = features.grid
