@@ -44,7 +44,7 @@ def base() -> ConfigDict:
   c.data.drop_stop_words = True
   # A random square of the frame, after a random change of its width and height.
   c.window.update(image_size=200, min_crop_area=1.0, max_crop_aspect=1.0,
-                  scale_jitter=0.2)
+                  scale_jitter=0.2, crop_share=200 / 224)
   c.augment.noise = 0.01
   c.model = dict(
       name='mmv', dtype='bfloat16', remat='none',

@@ -102,7 +102,8 @@ TEXT = 'params/text_audio_video/text_module/~/text_conv1/b'
     (lambda x: x.update({TEXT: x[TEXT][:-1]}), f'shape or type: {TEXT}'),
     (lambda x: x.update({TEXT: x[TEXT].astype(np.float64)}), f'or type: {TEXT}'),
     (lambda x: [x.pop(k) for k in list(x) if 'audio_module' in k],
-     'no checkpoint of MMV, because it lacks')])
+     'no checkpoint of MMV, because it lacks'),
+    (lambda x: x.update({f'{TEXT[:-1]}w': np.float32(0)}), 'it lacks .*conv1/w')])
 def test_other_arrays_are_listed_in_one_line(change, message, arrays, tmp_path):
   changed = dict(arrays)
   change(changed)

@@ -90,17 +90,6 @@ _LEAVES = (
     (r'/var$', '/~/var_ema/average'))
 
 
-def load(path: str | os.PathLike[str], graph: str = 'fac_relu'
-         ) -> tuple[models.MultimodalModel, dict[str, Any]]:
-  """Loads a released checkpoint; see `read`.
-
-  Returns:
-    The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
-  """
-  settings, variables = read(path, graph)
-  return models.from_config(settings), variables
-
-
 def read(path: str | os.PathLike[str], graph: str = 'fac_relu'
          ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads a released checkpoint, and infers its model from names and shapes.
@@ -135,6 +124,7 @@ def find_settings(shapes: Mapping[str, tuple[int, ...]], where: str | os.PathLik
   Raises:
     UserError: the checkpoint is not one of the release.
   """
+  shapes = {name: shape for name, shape in shapes.items() if shape}    # no scalars
   has = lambda name: f'params/{_ROOT}{name}' in shapes
   width = lambda name: shapes[f'params/{_ROOT}{name}'][-1]
   is_tsm, mlp = has(f'{_TSM}tsm_resnet_stem/w'), f'{_HEADS}vid2audio_embd/'
