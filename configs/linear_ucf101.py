@@ -10,6 +10,7 @@ file name:
     configs/linear_ucf101.py:ma                configs/pretrain_ma.py
     configs/linear_ucf101.py:lbs,release       configs/pretrain_lbs.py:release
     configs/linear_ucf101.py:ablation,SWITCH   configs/ablation.py:SWITCH
+    configs/linear_ucf101.py:mmv,s3d           configs/pretrain_mmv.py:s3d
 
 It expects `data/ucf101` (python -m data.ucf101). Windows are the paper's for
 evaluation, 32 frames of 320 x 320 pixels at 12.5 Hz (arXiv 2104.11178, section 4.3).
@@ -30,10 +31,11 @@ from configs import pretrain_bbs
 from configs import pretrain_lbs
 from configs import pretrain_ma
 from configs import pretrain_mbs
+from configs import pretrain_mmv
 from vatt_jax.config import nearest
 
 PRETRAINED = dict(mbs=pretrain_mbs, bbs=pretrain_bbs, lbs=pretrain_lbs, ma=pretrain_ma,
-                  ablation=ablation)
+                  ablation=ablation, mmv=pretrain_mmv)
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:
@@ -60,7 +62,7 @@ def base(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
                   short='loop' if modality == 'video' else 'hold')
   model = PRETRAINED[name].get_config(switches).model
   c.model = {k: v for k, v in model.items()
-             if k in (modality, 'shared', 'variant', 'dtype')}
+             if k in (modality, 'shared', 'variant', 'dtype', 'name')}
 
   splits = range(1, num_splits + 1)
   train, test = (tuple(f'data/{dataset}/{side}_{i}.csv' for i in splits)
@@ -69,4 +71,7 @@ def base(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
       dict(label=modality), train=train, test=test, num_windows=10,
       classifiers=dict(low_rank=common.LOW_RANK, svm=dict(C=1e-3)))
   c.evals.linear.update(rows='windows', num_epochs=10, seed=0)
+  if name == 'mmv':
+    c.window.image_size = 224
+    del c.evals.linear.classifiers.low_rank
   return c

@@ -23,7 +23,7 @@ from vatt_jax.inputs.window import MODALITIES
 _NOT_OF_MODEL = ('attention', 'remat', 'scan_layers', 'dropout_rate')
 # Keys of a window that only training reads, and the modalities of a config.
 _NOT_INHERITED = ('min_crop_area', 'max_crop_aspect', 'scale_jitter',
-                  'scale_jitter_rate', 'modalities')
+                  'scale_jitter_rate', 'crop_share', 'modalities')
 _OF_DATA = ('tokenizer', 'drop_stop_words')
 # Sections that belong to the process rather than to the run.
 _OF_PROCESS = ('figures', 'mesh', 'sharding_rules')

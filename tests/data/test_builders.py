@@ -21,6 +21,7 @@ from data import manifests
 from data import moments_in_time
 from data import msrvtt
 from data import ucf101
+from data import voc2007
 from data import youcook2
 from vatt_jax.errors import UserError
 from vatt_jax.inputs.sources import Caption
@@ -252,6 +253,17 @@ def test_esc50_tests_on_a_fold_and_trains_on_the_others(world):
       'dog', 'chirping_birds', 'vacuum_cleaner']
 
 
+def test_voc2007_joins_the_classes_of_an_image(world):
+  values = {'cat': ' 1', 'dog': ' 1', 'sheep': ' 0'}
+  world.write({f'{name}_{split}.txt': f'000005 {values.get(name, "-1")}\n'
+               for name in voc2007.CLASSES for split in ('trainval', 'test')})
+  world.touch('000005.jpg')
+  world.build(voc2007)
+  for split in ('trainval', 'test'):
+    assert [(c[0], c[3]) for c in world.clips(split)] == [('000005.jpg', 'cat|dog')]
+  assert [row['label'] for row in world.labels()] == list(voc2007.CLASSES)
+
+
 def test_youcook2_has_a_row_per_step_of_the_whole_video(world):
   world.write({
       'youcookii_annotations_trainval.json': """{"database": {
@@ -461,6 +473,8 @@ def test_cyclic_links_of_folders_are_searched_once(world):
      r'data\.json: videos\[0\]: unknown category 20; expected 0 to 19'),
     (msrvtt, {'MSRVTT_data.json': '{"videos": [], "sentences": [{"video_id": "v"}]}'},
      r"data\.json: sentences\[0\]: expected .*KeyError\('v'\)"),
+    (voc2007, {'aeroplane_trainval.txt': '000005 2\n'},
+     r"aeroplane_trainval\.txt:1: expected IMAGE and 1, 0 or -1; found '000005 2'"),
     (imagenet, {'LOC_synset_mapping.txt': 'n1\n'},
      r'mapping\.txt:1: expected WNID NAMES'),
 ])

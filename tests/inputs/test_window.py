@@ -47,6 +47,20 @@ def test_crop_without_aspect_is_a_square():
   assert whole == central_box((100, 60))
 
 
+def test_crop_share_makes_the_jittered_square_smaller():
+  whole = dataclasses.replace(WINDOW, min_crop_area=1.0, max_crop_aspect=1.0,
+                              scale_jitter=0.2)
+  part = dataclasses.replace(whole, crop_share=0.5)
+  for seed in range(50):
+    large, small = (w.random_box((400, 80), np.random.default_rng(seed))
+                    for w in (whole, part))
+    assert small[2] - small[0] == pytest.approx((large[2] - large[0]) / 2)
+    assert small[3] - small[1] <= 50
+  for window, share in ((whole, 1.5), (WINDOW, 0.5)):
+    with pytest.raises(ValueError, match=f'crop_share={share}: expected at most 1'):
+      dataclasses.replace(window, crop_share=share)
+
+
 @pytest.mark.parametrize('modalities', [(), ('text',), ('video', 'smell')])
 def test_window_without_video_and_audio_raises(modalities):
   with pytest.raises(ValueError, match='expected some of video, audio, text, not text'):

@@ -36,7 +36,7 @@ _IGNORED = ('drop_token_rate', 'fill_tiles', 'dropout_rate', 'dtype', 'parent', 
 
 
 def _configs():
-  """Returns the model settings of every config, by 'FILE:SWITCHES'."""
+  """Returns the model settings of every config of VATT, by 'FILE:SWITCHES'."""
   configs = {}
   for path in sorted(set((ROOT / 'configs').glob('*.py')) - {
       ROOT / 'configs' / 'common.py'}):
@@ -51,7 +51,7 @@ def _configs():
         continue
       # Empty sizes are the checkpoint's, by default those of `defaults`.
       config = inherit.inherit(config.to_dict())
-      if config.get('model'):
+      if config.get('model') and config['model'].get('name') != 'mmv':
         configs[f'{path.stem}:{switches}'] = config['model']
   return configs
 

@@ -41,6 +41,8 @@ class Window:
       of the frame's width and height, drawn separately. The crop is a square as large
       as the unchanged frame allows (the released code, with 0.2).
     scale_jitter_rate: the share of clips whose scale changes.
+    crop_share: in training, with `scale_jitter`, the side of the square as a share of
+      the largest one (MMV: 200 of 224 pixels).
     modalities: the modalities to read; the others are not in the example.
     short: how to fill the window if the clip is shorter: 'hold' repeats the last frame,
       without audio; 'loop' repeats the clip from its start (MMV's evaluation of action
@@ -69,6 +71,7 @@ class Window:
   max_crop_aspect: float = 1.0
   scale_jitter: float = 0.0
   scale_jitter_rate: float = 0.8
+  crop_share: float = 1.0
   modalities: tuple[str, ...] = MODALITIES
   short: str = 'hold'
   num_shifts: int = 1
@@ -91,6 +94,9 @@ class Window:
     if self.scale_jitter and (self.min_crop_area < 1 or self.max_crop_aspect > 1):
       raise ValueError(f'scale_jitter={self.scale_jitter}: is an alternative to '
                        'min_crop_area and max_crop_aspect; set both to 1')
+    if self.crop_share > 1 or (self.crop_share < 1 and not self.scale_jitter):
+      raise ValueError(f'crop_share={self.crop_share}: expected at most 1; less only '
+                       'with scale_jitter')
     if not set(self.modalities) <= set(MODALITIES) or not (
         {'video', 'audio'} & set(self.modalities)):
       raise ValueError(f'modalities={self.modalities}: expected some of '
@@ -125,7 +131,8 @@ class Window:
   def random_box(self, size: tuple[int, int], rng: np.random.Generator) -> media.Box:
     """Returns a random crop of a frame (width, height) for training."""
     if self.scale_jitter:
-      return jittered_box(size, self.scale_jitter, self.scale_jitter_rate, rng)
+      return jittered_box(size, self.scale_jitter, self.scale_jitter_rate, rng,
+                          self.crop_share)
     return random_box(size, self.min_crop_area, self.max_crop_aspect, rng)
 
   def batch(self, size: int) -> Example:
@@ -148,7 +155,7 @@ def central_box(size: tuple[int, int], side: float = 0.5) -> media.Box:
 
 
 def jittered_box(size: tuple[int, int], jitter: float, rate: float,
-                 rng: np.random.Generator) -> media.Box:
+                 rng: np.random.Generator, share: float = 1.0) -> media.Box:
   """Returns the part of a frame that a random square of the rescaled frame shows.
 
   Rescaling a frame by f before cropping a square equals cropping 1/f of the square's
@@ -160,10 +167,11 @@ def jittered_box(size: tuple[int, int], jitter: float, rate: float,
     jitter: the largest difference of the factors from 1; they are uniform.
     rate: the share of frames that are rescaled at all.
     rng: the source of random numbers.
+    share: the square's side as a share of the frame's shorter side.
   """
   stretched, wide, high, across, down = rng.random(5)
   factor = lambda u: 1 + jitter * (2 * u - 1) if stretched < rate else 1.0
-  width, height = (min(min(size) / factor(u), most)
+  width, height = (min(share * min(size) / factor(u), most)
                    for u, most in zip((wide, high), size, strict=True))
   return _box(size, width, height, across, down)
 

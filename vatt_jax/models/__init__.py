@@ -7,12 +7,13 @@ from collections.abc import Callable
 import jax
 
 from vatt_jax import config
+from vatt_jax.models.mmv import Mmv
 from vatt_jax.models.multimodal import MultimodalModel
 from vatt_jax.models.vatt import Vatt
 
-__all__ = ['MODELS', 'MultimodalModel', 'Vatt', 'family', 'from_config']
+__all__ = ['MODELS', 'Mmv', 'MultimodalModel', 'Vatt', 'family', 'from_config']
 
-MODELS: dict[str, Callable[..., MultimodalModel]] = {'vatt': Vatt}
+MODELS: dict[str, Callable[..., MultimodalModel]] = {'vatt': Vatt, 'mmv': Mmv}
 _DEFAULT = 'vatt'
 
 

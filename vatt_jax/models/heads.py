@@ -12,6 +12,10 @@ import jax.numpy as jnp
 
 from vatt_jax import config
 from vatt_jax.models import layers
+from vatt_jax.models.convolutions import BatchNorm
+
+# Graphs of `MmvHead`.
+GRAPHS = ('fac', 'fac_relu', 'fac_bnrelu', 'shared', 'disjoint')
 
 
 def unit_norm(x: jax.Array) -> jax.Array:
@@ -64,13 +68,8 @@ class FacHead(nn.Module):
     del clips
 
     def norm(x, modality, name):
-      mask = present.get(modality)
-      if mask is not None:
-        # A batch without such rows takes the statistics of the rows that fill it.
-        mask = (mask | ~jnp.any(mask))[..., None]
-      return nn.BatchNorm(
-          use_running_average=not train, momentum=self.norm_momentum, epsilon=1e-5,
-          name=f'{name}_norm')(x.astype(jnp.float32), mask=mask)
+      return BatchNorm(momentum=self.norm_momentum, name=f'{name}_norm')(
+          x.astype(jnp.float32), present.get(modality), train)
 
     def linear(x, dim, modality, name):
       plain = self.release and modality != 'video'
@@ -97,6 +96,114 @@ class FacHead(nn.Module):
       space['video_text']['text'] = linear(
           pooled['text'], self.video_text_dim, 'text', 'text_to_video_text')
     return dict(embed=jax.tree.map(unit_norm, space))
+
+
+class MmvHead(nn.Module):
+  """Embeds modalities in the common spaces of a graph (arXiv 2006.16228, section 3.1).
+
+  Video has two layers, with batch norm after each and a ReLU between. Audio and text
+  have one layer. In the graphs `fac*` video goes on by a layer with batch norm from
+  video_audio to video_text, as audio does by the same layer. In `shared` both spaces
+  are the same, and in `disjoint` video has two layers for each.
+
+  Attributes:
+    graph: one of `GRAPHS`. Before the layer from video_audio to video_text, `fac` (the
+      paper) has nothing, `fac_relu` (the released models) a ReLU, and `fac_bnrelu`
+      batch norm and a ReLU.
+    video_audio_dim: width of the video_audio space, and of the one of `shared`.
+    video_text_dim: width of the video_text space.
+    hidden_dim: width of the layer in between.
+    audio_text: train the way from audio to text: audio in the video_text space has the
+      statistics of its batch, and updates the moving ones, which are video's. Without
+      it audio has video's moving statistics there.
+    dtype: compute type of the linear layers.
+  """
+  graph: str = 'fac'
+  video_audio_dim: int = 512
+  video_text_dim: int = 256
+  hidden_dim: int = 512
+  audio_text: bool = False
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    config.choose(GRAPHS, self.graph, 'graph')
+    super().__post_init__()
+
+  def setup(self):
+    linear = lambda dim, use_bias=True: layers.Dense(dim, use_bias, dtype=self.dtype)
+    shared = self.graph == 'shared'
+    self.video_hidden = linear(self.hidden_dim)
+    self.video_hidden_norm = BatchNorm()
+    self.video_to_video_audio = linear(self.video_audio_dim, False)
+    self.video_to_video_audio_norm = BatchNorm()
+    self.audio_to_video_audio = linear(self.video_audio_dim)
+    self.text_to_video_text = linear(
+        self.video_audio_dim if shared else self.video_text_dim)
+    if self.graph == 'disjoint':
+      self.video_text_hidden = linear(self.hidden_dim)
+      self.video_text_hidden_norm = BatchNorm()
+      self.video_to_video_text = linear(self.video_text_dim, False)
+      self.video_to_video_text_norm = BatchNorm()
+    elif not shared:
+      self.video_audio_to_video_text = linear(self.video_text_dim)
+      self.video_audio_to_video_text_norm = BatchNorm()
+    if self.graph == 'fac_bnrelu':
+      self.video_audio_norm = BatchNorm()
+
+  def __call__(self, pooled: Mapping[str, jax.Array],
+               present: Mapping[str, jax.Array], train: bool = False,
+               clips: jax.Array | None = None) -> dict[str, Any]:
+    """Embeds the modalities that are present.
+
+    Args:
+      pooled: modality -> [..., D].
+      present: modality -> bool [...], False for rows that only fill the batch.
+      train: normalize by the batch's statistics, and update the moving ones.
+      clips: not used.
+
+    Returns:
+      `embed`: space -> modality -> [..., dim] of unit norm.
+    """
+    del clips
+    video_audio, video_text = {}, {}
+    if 'video' in pooled:
+      given = pooled['video'], present.get('video'), train
+      x = self._mlp(*given, self.video_hidden, self.video_hidden_norm,
+                    self.video_to_video_audio, self.video_to_video_audio_norm)
+      video_audio['video'] = x
+      video_text['video'] = (
+          self._coarser(x, *given[1:]) if self.graph != 'disjoint' else
+          self._mlp(*given, self.video_text_hidden, self.video_text_hidden_norm,
+                    self.video_to_video_text, self.video_to_video_text_norm))
+    if 'audio' in pooled:
+      x = self.audio_to_video_audio(pooled['audio']).astype(jnp.float32)
+      video_audio['audio'] = x
+      if self.graph != 'disjoint':
+        video_text['audio'] = self._coarser(x, present.get('audio'),
+                                            train and self.audio_text)
+    if 'text' in pooled:
+      video_text['text'] = self.text_to_video_text(pooled['text'])
+    embed = dict(video_audio=video_audio, video_text=video_text)
+    return dict(embed=jax.tree.map(unit_norm, embed))
+
+  def _mlp(self, x, mask, train, hidden, hidden_norm, out, out_norm):
+    """Applies two linear layers with batch norm, and a ReLU between.
+
+    [B, D] -> float32 [B, dim].
+    """
+    x = hidden_norm(hidden(x).astype(jnp.float32), mask, train)
+    return out_norm(out(nn.relu(x)).astype(jnp.float32), mask, train)
+
+  def _coarser(self, x, mask, train):
+    """Maps from video_audio to video_text.  [B, dim] -> float32 [B, dim]."""
+    if self.graph == 'shared':
+      return x
+    if self.graph == 'fac_bnrelu':
+      x = self.video_audio_norm(x, mask, train)
+    if self.graph != 'fac':
+      x = nn.relu(x)
+    x = self.video_audio_to_video_text(x).astype(jnp.float32)
+    return self.video_audio_to_video_text_norm(x, mask, train)
 
 
 class Classifier(nn.Module):
@@ -144,7 +251,7 @@ class Classifier(nn.Module):
         bias_init=nn.initializers.constant(start))(x))
 
 
-HEADS = {'fac': FacHead, 'classifier': Classifier}
+HEADS = {'fac': FacHead, 'mmv': MmvHead, 'classifier': Classifier}
 
 
 def from_config(section: config.Settings | None, **given: Any) -> nn.Module | None:

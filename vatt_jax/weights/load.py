@@ -15,6 +15,7 @@ import numpy as np
 from vatt_jax import checkpoint
 from vatt_jax import models
 from vatt_jax.errors import UserError
+from vatt_jax.weights import mmv
 from vatt_jax.weights import vatt_tf2
 
 
@@ -24,8 +25,8 @@ def load(path: str | os.PathLike[str]
 
   Args:
     path: a workdir (for its newest checkpoint), one of its checkpoints
-      (WORKDIR/checkpoints/STEP), a folder written by `vatt_jax import_vatt`, or a
-      released checkpoint.
+      (WORKDIR/checkpoints/STEP), a folder written by `vatt_jax import_vatt` or
+      `import_mmv`, or a released checkpoint of VATT or MMV.
 
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
@@ -47,7 +48,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
   folder, _ = checkpoint.split(path)
   if (folder / checkpoint.CONFIG_FILE).exists():
     return checkpoint.load_model(path)
-  settings, variables = vatt_tf2.read(path)
+  release = mmv if folder.suffix == '.pkl' else vatt_tf2
+  settings, variables = release.read(path)
   return {'model': settings}, variables
 
 

@@ -1,0 +1,195 @@
+"""MMV (arXiv 2006.16228): a backbone for each modality, and graphs of common spaces.
+
+Backbones and heads are chosen by name. VATT's towers are backbones too, and VATT's head
+is a head, so that both models can be mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vatt_jax.config import build
+from vatt_jax.config import call
+from vatt_jax.config import choose
+from vatt_jax.config import naming
+from vatt_jax.config import Settings
+from vatt_jax.errors import UserError
+from vatt_jax.inputs import spectrograms
+from vatt_jax.models import heads
+from vatt_jax.models import layers
+from vatt_jax.models import multimodal
+from vatt_jax.models import r2plus1d
+from vatt_jax.models import resnet
+from vatt_jax.models import s3d
+from vatt_jax.models import text_towers
+from vatt_jax.models import vatt
+
+_DTYPES = ('float32', 'bfloat16')
+# Keys of a tower's or head's section that a checkpoint does not fix.
+_FREE = ('still', 'last_conv', 'word_vectors', 'audio_text', 'drop_token_rate')
+
+
+class Mmv(multimodal.MultimodalModel):
+  """Applies a backbone to each modality, and a head.
+
+  Attributes:
+    backbones: modality -> module (x, mask, train) -> `convolutions.Features`, or a
+      model of that modality without a head, such as a tower of VATT.
+    head: see `MultimodalModel`.
+  """
+  backbones: Mapping[str, nn.Module]
+  head: nn.Module | None = None
+
+  @classmethod
+  def from_config(cls, video: Settings | None = None, audio: Settings | None = None,
+                  text: Settings | None = None, head: Settings | None = None,
+                  dtype: str = 'float32', remat: str = 'none',
+                  device: jax.Device | None = None) -> Mmv:
+    """Builds the model of a config section, or some of its towers.
+
+    Args:
+      video: `name`, a key of `BACKBONES`, and the arguments of its entry; None for no
+        such modality.
+      audio: the same.
+      text: the same.
+      head: `name`, a key of `heads.HEADS`, by default 'mmv', and its attributes; None
+        for features only.
+      dtype: compute type; parameters are always float32.
+      remat: how much the backward pass recomputes, one of `layers.REMAT`. A convolution
+        of one place is a product with a matrix.
+      device: the device that the model will run on; None for this machine's.
+
+    Raises:
+      ValueError: a value is not one of those expected.
+      UserError: a key of a tower or of the head is invalid.
+    """
+    given = dict(dtype=jnp.dtype(choose(_DTYPES, dtype, 'dtype')),
+                 remat=choose(tuple(layers.REMAT), remat, 'remat'), device=device,
+                 parent=None, name=None)    # the last two are linen's
+    towers = dict(video=video, audio=audio, text=text)
+    backbones = {
+        m: build(f'model.{m}', BACKBONES[m], section, modality=m, **given)
+        for m, section in towers.items() if section is not None}
+    if not backbones:
+      raise UserError('config.model: no modality; expected video, audio or text')
+    if head is not None:
+      head = {'name': 'mmv', **head}
+    return cls(backbones, heads.from_config(head, dtype=given['dtype']))
+
+  @property
+  def modalities(self) -> tuple[str, ...]:
+    """Returns the modalities that the model takes."""
+    return tuple(m for m in multimodal.MODALITIES if m in self.backbones)
+
+  @property
+  def vocabulary_size(self) -> int:
+    """Returns the number of ids of text; see `MultimodalModel.vocabulary_size`."""
+    return getattr(self.backbones.get('text'), 'vocabulary_size', 0)
+
+  def encode(self, batch: Mapping[str, jax.Array], train: bool = False
+             ) -> dict[str, Any]:
+    """Computes features; see `MultimodalModel.encode`."""
+    outputs = dict(tokens={}, grid={}, pooled={})
+    present, towers = multimodal.find_present(batch), self._towers()
+    for modality in self.modalities:
+      if modality not in batch:
+        continue
+      if modality in towers:
+        alone = {k: v for k, v in batch.items() if k in (modality, 'key')}
+        for kind, found in towers[modality].encode(alone, train).items():
+          outputs[kind] |= found
+        continue
+      features = self.backbones[modality](batch[modality], present.get(modality), train)
+      outputs['pooled'][modality] = features.pooled
+      if features.grid is not None:
+        outputs['grid'][modality] = features.grid
+    return outputs
+
+  def layer_of(self, path: str) -> int:
+    """Returns a parameter's distance from the head in VATT's towers, 0 in all others.
+
+    See `MultimodalModel.layer_of`.
+    """
+    place = re.match(r'backbones_(\w+?)/(.*)', path)
+    towers = self._towers()
+    return towers[place[1]].layer_of(place[2]) if place and place[1] in towers else 0
+
+  @classmethod
+  def fixed_values(cls, section: Settings) -> dict[str, Any]:
+    """Returns the values of a tower's or head's section that a checkpoint fixes."""
+    values = {**vatt.SIZES.get(section.get('size'), {}), **section}
+    return {key: value for key, value in values.items() if key not in _FREE}
+
+  def check_window(self, window: Any) -> None:
+    """Raises UserError if the spectrogram or VATT's towers do not fit the window."""
+    spectrogram = getattr(self.backbones.get('audio'), 'spectrogram', None)
+    if spectrogram is not None and spectrogram.audio_hz != window.audio_hz:
+      raise UserError(f'config.window.audio_hz={window.audio_hz}: the spectrogram of '
+                      f'config.model.audio expects {spectrogram.audio_hz}; make them '
+                      'equal')
+    for tower in self._towers().values():
+      tower.check_window(window)
+
+  def word_tables(self) -> dict[tuple[str, ...], str]:
+    """Returns the bag's frozen table, and the tables of VATT's towers."""
+    tables = {('frozen', f'backbones_{modality}', *path[1:]): file
+              for modality, tower in self._towers().items()
+              for path, file in tower.word_tables().items()}
+    text = self.backbones.get('text')
+    if isinstance(text, text_towers.WordBag):
+      tables['frozen', 'backbones_text', 'embedding'] = text.word_vectors
+    return tables
+
+  def resize(self, path: tuple[str, ...], value: Any, shape: tuple[int, ...]) -> Any:
+    """Resizes tables of positions in VATT's towers; see `MultimodalModel.resize`."""
+    tower = self._towers().get(path[1].removeprefix('backbones_'))
+    return tower and tower.resize((path[0], *path[2:]), value, shape)
+
+  def _towers(self) -> dict[str, multimodal.MultimodalModel]:
+    """Returns the backbones that are models themselves, by modality."""
+    return {modality: tower for modality, tower in self.backbones.items()
+            if isinstance(tower, multimodal.MultimodalModel)}
+
+
+def _vatt(modality: str, device: jax.Device | None, dtype: Any, remat: str,
+          variant: str = 'paper', dropout_rate: float | None = None,
+          attention: str = 'auto', **tower: Any) -> vatt.Vatt:
+  """Builds a tower of VATT; `tower` is the section of its modality."""
+  return vatt.Vatt.from_config(**{modality: tower}, variant=variant,
+                               dropout_rate=dropout_rate, dtype=dtype.name,
+                               attention=attention, remat=remat, device=device)
+
+
+def _audio_resnet50(dtype: Any, remat: str, width: float = 1, last_conv: bool = False,
+                    spectrogram: Settings | None = None) -> resnet.AudioResNet50:
+  """Builds a network with the spectrogram of a config section.
+
+  Args:
+    dtype: attribute of the network.
+    remat: attribute of the network.
+    width: attribute of the network.
+    last_conv: attribute of the network.
+    spectrogram: a `name` of `spectrograms.SPECTROGRAMS` (default: mmv), and the
+      constants to change.
+  """
+  changes, where = dict(spectrogram or {}), 'model.audio.spectrogram'
+  with naming(where):
+    constants = choose(spectrograms.SPECTROGRAMS, changes.pop('name', 'mmv'))
+  return resnet.AudioResNet50(
+      call(where, spectrograms.Spectrogram, constants | changes), width, last_conv,
+      remat, dtype)
+
+
+# modality -> name -> builder; the section's other keys are its arguments.
+BACKBONES: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    'video': {'tsm_resnet50': resnet.TSMResNet50, 's3d_g': s3d.S3DG,
+              'r2plus1d_18': r2plus1d.R2Plus1D18, 'vatt': _vatt},
+    'audio': {'resnet50': _audio_resnet50, 'vatt': _vatt},
+    'text': {'word_bag': text_towers.WordBag, 'vatt': _vatt}}
