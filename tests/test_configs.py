@@ -259,8 +259,9 @@ def test_each_dataset_gives_half_of_a_batch(howto100m, audioset):
       'howto100m', 'audioset']
   reader = types.SimpleNamespace(
       clips=sources.Mixture([range(howto100m), range(audioset)], config.data.weights),
+      window=types.SimpleNamespace(rows_per_clip=1),
       empty=lambda: dict(id=np.zeros((), np.int32)),
-      read=lambda index, rng: dict(id=np.int32(index)))
+      read=lambda index, rng: [dict(id=np.int32(index))])
   batch = next(train_batches(reader, config.batch_size, seed=0, first_step=7))
   assert np.sum(batch['id'] < howto100m) == config.batch_size // 2
 

@@ -24,7 +24,7 @@ from data import ucf101
 from data import voc2007
 from data import youcook2
 from vatt_jax.errors import UserError
-from vatt_jax.inputs.sources import Caption
+from vatt_jax.inputs.clip import Caption
 from vatt_jax.inputs.sources import open_source
 
 ROOT = pathlib.Path(__file__).parents[2]
