@@ -131,6 +131,7 @@ def test_toy_config_runs_unchanged(toy_world, tmp_path):
   assert np.isfinite(results['train/loss'])
 
 
+@pytest.mark.slow
 def test_run_starts_from_a_released_checkpoint_of_another_input_size(toy_world,
                                                                      tmp_path):
   config = shrink(load(pathlib.Path('configs/pretrain_mbs.py'), 'release'), toy_world)
@@ -395,6 +396,7 @@ def test_configs_are_found():
   assert {'quickstart', 'pretrain_folder'} <= {p.stem for p in CONFIGS}
 
 
+@pytest.mark.slow
 def test_results_have_the_documented_names(toy_world, tmp_path, capsys):
   train.train(shrink(load(pathlib.Path('configs/quickstart.py')), toy_world).to_dict(),
               tmp_path)

@@ -241,6 +241,7 @@ def test_finetuning_needs_only_the_checkpoint(mine, toy_world, tmp_path, capsys,
   assert f'{mine} has no head for this model' in caplog.text
 
 
+@pytest.mark.slow
 def test_eval_and_figures_need_no_flags_of_the_run(mine, capsys):
   c, given = from_command_line('pretrain_folder')
   c = inherit.of_run(c, given, mine)

@@ -112,6 +112,7 @@ def test_signal_saves_the_state_and_exits(toy_world, tmp_path, undisturbed, numb
   assert _digest(workdir) == _digest(undisturbed[0])
 
 
+@pytest.mark.slow
 def test_finished_run_only_evaluates_when_repeated(toy_world, undisturbed):
   workdir, _ = undisturbed
   before, rows = ((workdir / name).read_text()

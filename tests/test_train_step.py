@@ -90,6 +90,7 @@ def test_same_seed_and_step_give_the_same_bits(task):
   assert (kernels[0] != kernels[1]).all()
 
 
+@pytest.mark.slow
 def test_dropped_tokens_differ_from_step_to_step():
   """With a learning rate of 0 only the draw can change the loss."""
   task = make_task(optimizer=optax.sgd(0.0))
@@ -131,7 +132,8 @@ def test_clip_without_audio_does_not_change_the_step():
 
 
 @pytest.mark.parametrize('video_audio, video_text', [
-    ('paper', 'symmetric'), ('asymmetric', 'siglip')])
+    ('paper', 'symmetric'),
+    pytest.param('asymmetric', 'siglip', marks=pytest.mark.slow)])
 def test_step_with_absent_rows_equals_a_step_without_them(video_audio,
                                                                    video_text):
   """Clips that lack all modalities count in no loss."""

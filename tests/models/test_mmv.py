@@ -286,6 +286,7 @@ def test_fsdp_splits_every_large_parameter():
       assert 'fsdp' in split.spec
 
 
+@pytest.mark.slow
 def test_rows_without_audio_stay_out_of_its_statistics(shallow):
   model = models.from_config(section(text=None, video=None, head=None))
   batch = augment.normalize(make_batch())
@@ -297,6 +298,7 @@ def test_rows_without_audio_stay_out_of_its_statistics(shallow):
                encode(batch), encode(half))
 
 
+@pytest.mark.slow
 def test_microbatches_train_and_keep_statistics(shallow):
   batch = make_batch()
   task = make_task(num_microbatches=2)

@@ -125,9 +125,8 @@ def _is_fine(rms, mean_rms):
   return RMS[0] <= rms <= RMS[1] and mean_rms <= MOST_MEAN_RMS
 
 
-@pytest.mark.parametrize('modalities', [
-    ('audio',), pytest.param(('video', 'text'), marks=pytest.mark.slow)],
-                         ids=','.join)
+@pytest.mark.slow
+@pytest.mark.parametrize('modalities', [('audio',), ('video', 'text')], ids=','.join)
 def test_tokens_of_every_config_have_a_moderate_mean_and_scale(modalities):
   tokenizers = _tokenizers()
   assert {where for where, _, _ in tokenizers} >= {    # the first config of each kind

@@ -52,6 +52,7 @@ def rows(path):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_draw_writes_png_csv_and_report(toy_world, workdir, capsys):
   results = (workdir / 'results.json').read_bytes()
   wish = dict(label='colour', clips_per_class=1, num_classes=6, num_clips=5,
@@ -156,6 +157,7 @@ def test_workdir_without_run_or_checkpoint_raises(toy_world, workdir, tmp_path):
     run_figures.draw(make_config(toy_world), workdir)
 
 
+@pytest.mark.slow
 def test_features_before_training_come_from_init_from(toy_world, workdir, tmp_path):
   config = make_config(toy_world, init_from=str(workdir), total_steps=0, evals={})
   train.train(config, tmp_path / 'second')

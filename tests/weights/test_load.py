@@ -38,6 +38,7 @@ def only_video(**head):
   return dict(video=SETTINGS['video'], head=head)
 
 
+@pytest.mark.slow
 def test_saved_model_is_loaded_unchanged(pretrained, tmp_path):
   checkpoint.save_model(tmp_path / 'model', SETTINGS, pretrained)
   config, loaded = weights.read(tmp_path / 'model')
