@@ -329,8 +329,9 @@ def test_killed_process_is_reported_and_both_resume(pair, victim):
   _, stderr = processes[1 - victim].communicate(timeout=60)
   assert time.monotonic() - since < 60
   assert processes[1 - victim].returncode == 1
-  assert f'vatt_jax: process {victim} on {socket.gethostname()} has disconnected' in (
-      stderr.splitlines()[-1])
+  # A thread of JAX's may log another line before the process is gone.
+  line, = (line for line in stderr.splitlines() if line.startswith('vatt_jax: '))
+  assert f'process {victim} on {socket.gethostname()} has disconnected' in line
   assert 'Traceback' not in stderr
   processes, _ = pair()
   errors = [process.communicate(timeout=600)[1] for process in processes]
