@@ -65,10 +65,11 @@ def pretrained(toy_world, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, measures', [
     ('finetune_audio', {'mAP', 'AUC', 'd_prime'}),
-    pytest.param('finetune_video', {'top1', 'top5'}, marks=pytest.mark.slow),
-    pytest.param('finetune_image', {'top1', 'top5'}, marks=pytest.mark.slow)])
+    ('finetune_video', {'top1', 'top5'}),
+    ('finetune_image', {'top1', 'top5'})])
 def test_tower_starts_from_pretrained_weights(name, measures, toy_world, pretrained,
                                               tmp_path, caplog, capsys):
   config = shrunk(toy_world, name) | dict(init_from=str(pretrained))

@@ -38,11 +38,9 @@ def shrunk(toy_world, switches):
   return config | dict(evals={}, figures={}, mesh=dict(data=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('switches', [
-    'tsm', pytest.param('s3d,va', marks=pytest.mark.slow),
-    pytest.param('r2plus1d,vt', marks=pytest.mark.slow),
-    pytest.param('s3d,shared', marks=pytest.mark.slow),
-    pytest.param('disjoint', marks=pytest.mark.slow)])
+    'tsm', 's3d,va', 'r2plus1d,vt', 's3d,shared', 'disjoint'])
 def test_shrunk_step_trains(switches, toy_world, tmp_path, monkeypatch):
   monkeypatch.setattr(resnet, '_NUM_BLOCKS', (1, 1, 1, 1))
   train.train(shrunk(toy_world, switches), tmp_path)

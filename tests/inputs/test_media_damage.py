@@ -358,6 +358,7 @@ def _read_2000(made):
   return used, set(_open_files()) - set(files)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_2000_clips(made):
   # In a process of its own: the heap of one that has run other tests is fragmented.
   with multiprocessing.get_context('spawn').Pool(1) as pool:

@@ -261,6 +261,7 @@ def make_task(mesh=None, **kwargs):
                          optax.constant_schedule(0.1), 0, mesh=mesh, **kwargs)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_of_all_devices(shallow):
   batch = make_batch(16)
   results = []
