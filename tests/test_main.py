@@ -70,7 +70,8 @@ def test_same_seed_is_bit_exact(toy_world, tmp_path, undisturbed):
   assert _digest(tmp_path / 'again') == _digest(workdir)
 
 
-@pytest.mark.parametrize('checkpoints', [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize('checkpoints', [0, 2])
 def test_killed_and_resumed_run_is_bit_exact(toy_world, tmp_path, undisturbed,
                                              checkpoints):
   """Sends SIGKILL before the first checkpoint, or after a number of them."""

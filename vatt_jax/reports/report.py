@@ -222,11 +222,12 @@ def draw_gallery(retrieval: Retrieval, hits: Sequence[Hits]) -> list[Query]:
       window, num_frames=_STRIP_FRAMES, image_size=_FRAME_PIXELS,
       frame_rate_hz=_STRIP_FRAMES / window.seconds,
       audio_hz=min(window.audio_hz, _AUDIO_HZ)))
-  queries = []
+  queries, examples, strips = [], {}, {}
   for hit in hits:
-    examples = {i: reader.views(i) for i in {hit.query, *hit.retrieved}}
-    strips = {i: _strip(reader.clips[i], i, views[0]['video'])
-              for i, views in examples.items() if views}
+    for i in {hit.query, *hit.retrieved} - examples.keys():
+      examples[i] = reader.views(i)
+      if examples[i]:
+        strips[i] = _strip(reader.clips[i], i, examples[i][0]['video'])
     if hit.query not in strips:
       continue
     audio = ''
