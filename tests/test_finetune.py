@@ -181,6 +181,10 @@ def test_columns_of_labels_are_learned_and_evaluated_together(toy_world, tmp_pat
   again = experiment.make(config, tmp_path / 'run')    # resumes with these classes
   assert {one.column: len(one.names) for one in again.reader.labels} == counts
   assert again.reader.labels[0].source == str(tmp_path / 'run' / 'labels.csv')
+  other = config | dict(data=config['data'] | dict(label=('motion', 'colour')))
+  with pytest.raises(UserError, match=r"labels\.csv: has no classes of 'colour', .* "
+                     'choose another --workdir'):
+    experiment.make(other, tmp_path / 'run')
   # With the weights of this run all of them are loaded, and for one of the columns
   # all but the head.
   start = dict(total_steps=0, evals={}, init_from=str(tmp_path / 'run'))

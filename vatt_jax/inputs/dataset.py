@@ -149,9 +149,10 @@ def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
   if path:
     classes = labels.read(path, data.columns, data.multi_label)
     if missing := set(data.columns) - {one.column for one in classes}:
-      raise UserError(f"{path}: has no classes of {min(missing)!r}, a column of config."
-                      "data.label; expected its name in a column 'column', beside each "
-                      "class in the column 'label'")
+      remedy = ('choose another --workdir, or use the columns of its run' if begun else
+                "expected its name in a column 'column' beside each of its classes")
+      raise UserError(f'{path}: has no classes of {min(missing)!r}, a column of config.'
+                      f'data.label; {remedy}')
     _check_clips(clips, classes, paths)
     return classes
   path = checkpoint.split(init_from)[0] / labels.FILE_NAME
