@@ -14,6 +14,7 @@ import pytest
 from vatt_jax import evaluate
 from vatt_jax import experiment
 from vatt_jax import inherit
+from vatt_jax import metric_writer
 from vatt_jax import train
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import labels
@@ -151,6 +152,84 @@ def test_folder_of_own_classes_is_trained_and_evaluated(folder, tmp_path, caplog
     evaluate.watch(config, tmp_path / 'run', 'other')
 
 
+def by_motion_and_shape(toy_world):
+  """Returns a config that classifies motions and shapes at once."""
+  config = shrunk(toy_world, 'finetune_video')
+  config['data'] |= dict(label=('motion', 'shape'))
+  config['losses'] = {column: dict(name='softmax', label=column)
+                      for column in ('motion', 'shape')}
+  return config | dict(augment={}, log_every_steps=1)
+
+
+def test_columns_of_labels_are_learned_and_evaluated_together(toy_world, tmp_path,
+                                                              capsys, caplog):
+  config = by_motion_and_shape(toy_world)
+  train.train(config, tmp_path / 'run')
+  first = results(tmp_path / 'run')
+  logged = metric_writer.read_jsonl(tmp_path / 'run' / metric_writer.METRICS_FILE)[0]
+  np.testing.assert_allclose(logged['train/loss'], logged['train/loss_motion'] +
+                             logged['train/loss_shape'], rtol=1e-6)
+  assert {k for k in first if k.startswith('test/') and 'chance' not in k} == {
+      'test/motion/top1', 'test/motion/top5', 'test/shape/top1', 'test/shape/top5',
+      'test/all/top1'}
+  written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  counts = written['model']['head']['num_classes']
+  lines = (tmp_path / 'run' / 'labels.csv').read_text().splitlines()
+  assert lines[0] == 'column,index,label' and {
+      column: sum(line.startswith(f'{column},') for line in lines)
+      for column in counts} == counts
+  again = experiment.make(config, tmp_path / 'run')    # resumes with these classes
+  assert {one.column: len(one.names) for one in again.reader.labels} == counts
+  assert again.reader.labels[0].source == str(tmp_path / 'run' / 'labels.csv')
+  other = config | dict(data=config['data'] | dict(label=('motion', 'colour')))
+  with pytest.raises(UserError, match=r"labels\.csv: has no classes of 'colour', .* "
+                     'choose another --workdir'):
+    experiment.make(other, tmp_path / 'run')
+  # With the weights of this run all of them are loaded, and for one of the columns
+  # all but the head.
+  start = dict(total_steps=0, evals={}, init_from=str(tmp_path / 'run'))
+  experiment.make(config | start, tmp_path / 'both')
+  assert 'has no head' not in caplog.text
+  experiment.make(shrunk(toy_world, 'finetune_video') | start, tmp_path / 'one')
+  assert 'has no head for this model (it is a classifier of 8 and ' in caplog.text
+  assert 'was trained on other classes' not in caplog.text
+
+
+@pytest.mark.parametrize('changes, message', [
+    (('data', dict(label=('motion', 'size'))), r"csv: no column 'size'; found colour"),
+    (('losses', dict(motion=dict(name='softmax'))),
+     r"losses\.motion: label='': expected a column of labels, one of motion, shape"),
+    (('losses', dict(motion=dict(name='softmax', label='colour'))),
+     r'needs batch\.labels\.colour; .* provide batch\.labels\.motion, batch\.lab'),
+    (('model', dict(head=dict(name='classifier', num_classes=8))),
+     r'num_classes=8: expected a number for each column of config\.data\.label, moti'),
+    (('model', dict(head=dict(name='classifier', num_classes=dict(motion=8)))),
+     r"num_classes=\{'motion': 8\}: expected a number for each column of config"),
+    (('model', dict(head=dict(name='classifier', num_classes=dict(
+        motion=8, shape=5)))), r'num_classes\.shape=5: .*segments\.csv has 6 classes'),
+    (('data', dict(label_map='map.csv')),
+     r"map\.csv: has no classes of 'motion', a column of config\.data\.label; ")])
+def test_columns_of_labels_must_fit_losses_head_and_map(changes, message, toy_world,
+                                                        tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'map.csv').write_text('label\nleft\nright\n')
+  section, values = changes
+  config = by_motion_and_shape(toy_world)
+  config[section] = config[section] | values
+  with pytest.raises(UserError, match=message):
+    experiment.make(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_step_of_columns_of_labels_is_made_without_data(toy_world):
+  config = by_motion_and_shape(toy_world)
+  config['model']['head'] |= dict(num_classes=dict(motion=3, shape=2))
+  _, state, batch = experiment.make_step(config)
+  assert {k: x.shape for k, x in batch['labels'].items()} == dict(
+      motion=(4, 3), shape=(4, 2))
+  assert state.params['head']['logits_motion']['bias'].shape == (3,)
+
+
 def test_single_class_and_large_batch_are_warnings(toy_world, tmp_path, caplog, capsys):
   """The run trains and finishes; the log names the useless settings."""
   with open(toy_world / 'train_segments.csv', encoding='utf-8') as file:
@@ -243,7 +322,7 @@ def test_classes_are_searched_once(toy_world, tmp_path, monkeypatch):
   find = labels.find
   monkeypatch.setattr(labels, 'find', lambda *args: calls.append(args) or find(*args))
   run = experiment.make(shrunk(toy_world, 'finetune_video'), tmp_path / 'run')
-  assert len(calls) == 1 and len(run.reader.labels.names) == 8
+  assert len(calls) == 1 and len(run.reader.labels[0].names) == 8
 
 
 def test_incomplete_checkpoint_is_not_resumed(toy_world, pretrained, tmp_path, capsys):

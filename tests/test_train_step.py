@@ -295,7 +295,8 @@ def labeled_batch():
   label = np.arange(8) % 3
   batch['video'] = (batch['video'] // 4 + 80 * label[:, None, None, None, None]).astype(
       np.uint8)
-  return batch | dict(has_video=np.ones(8, bool), label=np.eye(3, dtype=bool)[label])
+  return batch | dict(has_video=np.ones(8, bool),
+                      labels=dict(label=np.eye(3, dtype=bool)[label]))
 
 
 def test_classifier_learns_its_labels():
@@ -314,7 +315,7 @@ def test_absent_video_does_not_count_in_classification():
   _, metrics = task.train_step(task.init(batch), batch)
   logits = task.predict(task.init(batch), batch)['logits']
   kept = np.arange(8) != 3
-  expected = classification.softmax(logits[kept], batch['label'][kept],
+  expected = classification.softmax(logits[kept], batch['labels']['label'][kept],
                                     np.ones(7, bool))
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
@@ -370,7 +371,7 @@ def test_microbatches_do_not_change_the_step_of_a_classifier():
   rng = np.random.default_rng(0)
   batch = dict(audio=rng.integers(-2**15, 2**15, (8, 8192)).astype(np.int16),
                has_audio=np.arange(8) != 2,
-               label=np.eye(3, dtype=bool)[np.arange(8) % 3])
+               labels=dict(label=np.eye(3, dtype=bool)[np.arange(8) % 3]))
   assert_microbatches_change_nothing(task, batch, num_microbatches=2)
 
 
@@ -439,7 +440,7 @@ def test_gradient_of_each_replica_is_clipped_before_the_sum(replicas, clip_norm)
     for rows, own in zip(groups, of_groups, strict=True):
       logits = logits.at[rows].set(task.model.apply(
           {'params': own | {'head': head}}, dict(video=images[rows]))['logits'])
-    return classification.softmax(logits, batch['label'], batch['has_video'])
+    return classification.softmax(logits, batch['labels']['label'], batch['has_video'])
 
   below = {k: v for k, v in params.items() if k != 'head'}
   shares, head = jax.jit(jax.grad(loss, argnums=(0, 1)))(
@@ -482,7 +483,7 @@ def test_frozen_parameters_stay_and_the_rest_moves():
   assert moved == {k: k == 'head' for k in before}
   head = jax.grad(lambda p: classification.softmax(
       task.model.apply({'params': before | {'head': p}}, augment.normalize(batch))
-      ['logits'], batch['label'], batch['has_video']))(before['head'])
+      ['logits'], batch['labels']['label'], batch['has_video']))(before['head'])
   np.testing.assert_allclose(metrics['gradient_norm'], optax.tree.norm(head), rtol=1e-5)
 
 

@@ -88,7 +88,7 @@ class Figures:
       else the training clips.
     captions: the captions of the source.
     label: the label that sets the colors of features; empty: the label that the run
-      is trained on, or else the first label.
+      is trained on (its first column), or else the first label.
     num_clips: the maximum number of randomly drawn clips, in figures without labels.
     num_classes: the maximum number of randomly drawn classes; more than 21 classes are
       not named in the figure.
@@ -191,8 +191,9 @@ class Experiment:
     inherit.check_fits(self.config.model, config['model'], path)
     classes = self.reader.labels
     label_file = checkpoint_lib.split(path)[0] / labels.FILE_NAME
-    if classes is not None and label_file.exists() and (labels.read(
-        label_file, classes.column, classes.multi_label).names != classes.names):
+    if classes and label_file.exists() and [one.names for one in labels.read(
+        label_file, [one.column for one in classes], classes[0].multi_label)] != [
+            one.names for one in classes]:
       logging.warning('%s was trained on other classes (its %s)', path,
                       labels.FILE_NAME)
       loaded['params'].pop('head', None)
@@ -311,11 +312,13 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, because no data '
                       'is read to count the classes')
-    batch['label'] = np.zeros((task.rows_per_clip, task.model.head.num_classes), bool)
+    columns = call('data', dataset.Data, c.data).columns or ('label',)
+    batch['labels'] = {column: np.zeros((task.rows_per_clip, count), bool)
+                       for column, count in _by_column(task.model.head, columns)}
   _check_losses(task, batch)
   rows = sharding.rows(task.mesh)
-  batch = {k: jax.ShapeDtypeStruct((c.batch_size, *v.shape[1:]), v.dtype,
-                                   sharding=rows) for k, v in batch.items()}
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      (c.batch_size, *x.shape[1:]), x.dtype, sharding=rows), batch)
   state = jax.eval_shape(task.init, batch)
   return task, jax.tree.map(
       lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),
@@ -425,25 +428,42 @@ def _check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
       raise UserError(f'config.losses.{name}: {e}') from e
 
 
-def _check_classes(classes: labels.Labels | None, task: train_step.Task) -> None:
+def _by_column(head: heads.Classifier, columns: Sequence[str]
+               ) -> list[tuple[str, int]]:
+  """Returns the columns of labels, and the number of classes of each.
+
+  Raises:
+    UserError: the classifier has other columns.
+  """
+  count = head.num_classes
+  if not isinstance(count, Mapping) and len(columns) == 1:
+    return [(columns[0], count)]
+  if not isinstance(count, Mapping) or count.keys() != set(columns):
+    shown = dict(count) if isinstance(count, Mapping) else count
+    raise UserError(f'config.model.head.num_classes={shown}: expected a number for '
+                    f'each column of config.data.label, {", ".join(columns)}')
+  return [(column, count[column]) for column in columns]
+
+
+def _check_classes(classes: Sequence[labels.Labels], task: train_step.Task) -> None:
   """Raises UserError unless labels, classifier and loss fit together.
 
   A single class only causes a warning.
   """
-  if classes is None:
-    return
-  head = task.model.head
-  if isinstance(head, heads.Classifier) and head.num_classes != len(classes.names):
-    raise UserError(
-        f'config.model.head.num_classes={head.num_classes}: {classes.source} has '
-        f'{len(classes.names)} classes; make them equal, or set config.data.label_map '
-        'to the list of all classes')
-  if isinstance(head, heads.Classifier) and len(classes.names) == 1 and (
-      not classes.multi_label):
-    logging.warning('config.data.label=%r: %s has only one class, %r, so there is '
-                    'nothing to learn; expected two or more', classes.column,
-                    classes.source, classes.names[0])
+  if classes and isinstance(task.model.head, heads.Classifier):
+    counts = _by_column(task.model.head, [one.column for one in classes])
+    for one, (column, count) in zip(classes, counts, strict=True):
+      if count != len(one.names):
+        place = f'.{column}' if len(counts) > 1 else ''
+        raise UserError(
+            f'config.model.head.num_classes{place}={count}: {one.source} has '
+            f'{len(one.names)} classes; make them equal, or set config.data.label_map '
+            'to the list of all classes')
+      if len(one.names) == 1 and not one.multi_label:
+        logging.warning('config.data.label=%r: %s has only one class, %r, so there is '
+                        'nothing to learn; expected two or more', column, one.source,
+                        one.names[0])
   for name, loss in task.losses.items():
-    if classes.multi_label and isinstance(loss, classification.Softmax):
+    if classes and classes[0].multi_label and isinstance(loss, classification.Softmax):
       raise UserError(f"config.losses.{name}.name='softmax': needs one class per clip; "
                       "with config.data.multi_label use 'bce'")

@@ -99,8 +99,8 @@ def claim(config: Settings, workdir: pathlib.Path, reader: Reader,
     return
   workdir.mkdir(parents=True, exist_ok=True)
   reader.tokenizer.save(workdir / reader.tokenizer.file_name)
-  if reader.labels is not None:
-    reader.labels.save(workdir / labels.FILE_NAME)
+  if reader.labels:
+    labels.save(workdir / labels.FILE_NAME, reader.labels)
   checkpoint.write_config(workdir, config)
 
 

@@ -139,6 +139,13 @@ def test_unknown_parameter_is_split_by_its_size():
                        scale=(None,))
 
 
+def test_output_layers_of_all_columns_of_labels_are_split_alike():
+  layer = dict(kernel=np.zeros((4, 3)), bias=np.zeros(3))
+  names = logical_axes.logical_axes({'head': dict(logits=layer, logits_verb=layer)})
+  assert names['head']['logits_verb'] == names['head']['logits'] == dict(
+      kernel=('width', 'classes'), bias=('classes',))
+
+
 def test_known_parameter_with_another_shape_is_refused():
   with pytest.raises(ValueError, match=r'expected axes width, mlp, found .*\(2,\)'):
     logical_axes.logical_axes({'a': {'mlp_1': {'kernel': np.zeros(2)}}})

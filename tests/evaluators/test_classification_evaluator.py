@@ -1,5 +1,6 @@
 """Tests vatt_jax/evaluators/classification.py with a synthetic model."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -28,12 +29,13 @@ def reader(toy_world):
 
 def labelled(reader, column, multi_label=False):
   return dataclasses.replace(reader, labels=labels.find(
-      reader.clips, column, multi_label, 'test.csv'))
+      reader.clips, [column], multi_label, 'test.csv'))
 
 
 def _oracle(reader, wrong=()):
   """Returns a model with correct scores, except the first view of the clips `wrong`."""
-  truth = np.stack([reader.labels.encode(clip) for clip in reader.clips]).astype(float)
+  (classes,) = reader.labels
+  truth = np.stack([classes.encode(clip) for clip in reader.clips]).astype(float)
   counts = {}
 
   def predict(state, batch):
@@ -59,6 +61,30 @@ def test_scores_are_averaged_over_views(reader):
   evaluator = classification.Classify(_oracle(reader, wrong=(3, 8)), reader, 5,
                                       num_windows=2, num_crops=3)
   assert dict(evaluator.run(None))['top1'] == 1 - 2 / COUNT
+
+
+def test_columns_of_labels_are_measured_one_by_one_and_jointly(reader):
+  clips = [dataclasses.replace(clip, labels=clip.labels | dict(motion=''))
+           if i == 5 else clip for i, clip in enumerate(reader.clips)]
+  reader = dataclasses.replace(reader, clips=clips, labels=labels.find(
+      clips, ['shape', 'motion'], False, 'test.csv'))
+  truth = {one.column: np.stack([one.encode(clip) for clip in reader.clips]).astype(
+      float) for one in reader.labels}
+  # The shapes of clips 0 and 1 and the motions of 1 and 2 are wrong.
+  scores = {column: np.where(np.isin(np.arange(COUNT), wrong)[:, None], -x, x)
+            for (column, x), wrong in zip(truth.items(), ([0, 1], [1, 2]), strict=True)}
+  predict = lambda state, batch: dict(
+      logits={column: x[batch['id']] for column, x in scores.items()},
+      pooled=dict(video=None))
+  evaluator = classification.Classify(predict, reader, COUNT)
+  results = dict(evaluator.run(None))
+  assert results['shape/top1'] == 1 - 2 / COUNT
+  assert results['motion/top1'] == 1 - 2 / (COUNT - 1)    # one clip has no motion
+  assert results['all/top1'] == 1 - 3 / (COUNT - 1)
+  pairs = collections.Counter((clip.labels['shape'], clip.labels['motion'])
+                              for clip in clips if clip.labels['motion'])
+  assert results['all/chance_top1'] == max(pairs.values()) / (COUNT - 1)
+  assert 0 < results['shape/chance_top1'] < 1 and 'top1' not in results
 
 
 def test_multi_label_clips_are_measured_by_average_precision(reader):
@@ -98,17 +124,19 @@ def test_no_metrics_if_all_clips_lack_a_label_or_video(reader, caplog):
   blind = Blind(**{f.name: getattr(reader, f.name) for f in dataclasses.fields(reader)})
   evaluator = classification.Classify(_oracle(reader), blind, 5)
   assert not dict(evaluator.run(None))
-  assert 'path: 16 of 16 clips have no label or nothing to classify' in caplog.text
+  assert ("path: 16 of 16 clips have no label in the column 'shape' or nothing to "
+          'classify') in caplog.text
 
 
 def test_wrong_label_map_or_unlabelled_split_raises(reader):
   reader = labelled(reader, 'shape')
-  few = dataclasses.replace(reader, labels=dataclasses.replace(
-      reader.labels, names=reader.labels.names[1:]))
+  (classes,) = reader.labels
+  few = dataclasses.replace(reader, labels=[dataclasses.replace(
+      classes, names=classes.names[1:])])
   with pytest.raises(UserError, match=r"clips/test/\d+\.mp4: shape='bar' is none of"):
     classification.Classify(_oracle(reader), few, 5)
-  other = dataclasses.replace(reader, labels=dataclasses.replace(
-      reader.labels, column='size'))
+  other = dataclasses.replace(reader, labels=[dataclasses.replace(
+      classes, column='size')])
   with pytest.raises(UserError, match=r"data\.path: no column 'size'; found colour"):
     classification.Classify(_oracle(reader), other, 5)
   empty = dataclasses.replace(reader, clips=[

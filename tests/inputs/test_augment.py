@@ -35,7 +35,7 @@ def _augment(augmentation, seed=0, **batch):
     return {k: out[k] for k in batch}
 
   out = jax.jit(change)(jax.random.key(seed), clip_keys.make(seed, 0, rows), batch)
-  return {k: np.asarray(x) for k, x in out.items()}
+  return jax.tree.map(np.asarray, out)
 
 
 def _both(augmentation, seed=0):
@@ -215,7 +215,7 @@ def test_volume_is_independent_of_the_video_augmentation():
 def _mix(rows=64, mixup=5.0, seed=3, **batch):
   """Mixes rows with audio and label that encode the row number."""
   sound = np.repeat(np.arange(rows, dtype=np.int16)[:, None] * 100, 4, axis=1)
-  batch = dict(audio=sound, label=np.eye(rows, dtype=bool),
+  batch = dict(audio=sound, labels=dict(label=np.eye(rows, dtype=bool)),
                has_audio=np.ones(rows, bool)) | batch
   return _augment(augment.Augment(mixup=mixup), seed, **batch)
 
@@ -223,18 +223,32 @@ def _mix(rows=64, mixup=5.0, seed=3, **batch):
 def test_mixup_mixes_labels_like_audio():
   out = _mix()
   numbers = np.arange(64) * 100 / 32768
-  np.testing.assert_allclose(out['audio'][:, 0], out['label'] @ numbers, atol=1e-6)
-  np.testing.assert_allclose(out['label'].sum(axis=1), 1, rtol=1e-6)
-  share = np.diagonal(out['label'])
-  mixed = share < 1
+  label = out['labels']['label']
+  np.testing.assert_allclose(out['audio'][:, 0], label @ numbers, atol=1e-6)
+  np.testing.assert_allclose(label.sum(axis=1), 1, rtol=1e-6)
+  mixed = np.diagonal(label) < 1
   assert mixed.sum() > 55    # the others are their own partners
-  assert len(set(out['label'].argsort(axis=1)[:, -2:].ravel())) == 64
+  assert len(set(label.argsort(axis=1)[:, -2:].ravel())) == 64
+
+
+def test_mixup_mixes_the_labels_of_all_columns_by_the_same_share():
+  rows = np.eye(64, dtype=bool)
+  more = np.concatenate([rows, rows], axis=1)
+  more[::4] = False
+  mixed = _mix(labels=dict(verb=rows, noun=more))['labels']
+  labelled = np.arange(64) % 4 > 0
+  np.testing.assert_array_equal(mixed['noun'][:, :64], mixed['noun'][:, 64:])
+  np.testing.assert_array_equal(mixed['noun'][labelled, :64], mixed['verb'][labelled])
+  assert (mixed['noun'][~labelled] == 0).all()
+  # A clip without a noun is not mixed with a clip that has one.
+  assert (mixed['verb'][np.ix_(labelled, ~labelled)] == 0).all()
+  assert (np.diagonal(mixed['verb']) < 1).sum() > 15
 
 
 def test_mixup_shares_follow_the_beta_distribution():
   shares = []
   for seed in range(4):
-    label = np.diagonal(_mix(512, seed=seed)['label'])
+    label = np.diagonal(_mix(512, seed=seed)['labels']['label'])
     shares.append(label[label < 1])
   shares = np.concatenate(shares)
   beta = stats.beta(5, 5)
@@ -246,12 +260,13 @@ def test_clips_without_label_or_audio_are_not_mixed_with_clips_that_have_it():
   label = np.eye(64, dtype=bool)
   label[::4] = False
   has = np.arange(64) % 3 > 0
-  out = _mix(label=label, has_audio=has)
-  assert (out['label'][::4] == 0).all()
+  out = _mix(labels=dict(label=label), has_audio=has)
+  mixed = out['labels']['label']
+  assert (mixed[::4] == 0).all()
   labelled = np.arange(64) % 4 > 0
-  np.testing.assert_allclose(out['label'][labelled].sum(axis=1), 1, rtol=1e-6)
-  assert (out['label'][np.ix_(has & labelled, ~has)] == 0).all()
-  assert (np.diagonal(out['label']) < 1).sum() > 15
+  np.testing.assert_allclose(mixed[labelled].sum(axis=1), 1, rtol=1e-6)
+  assert (mixed[np.ix_(has & labelled, ~has)] == 0).all()
+  assert (np.diagonal(mixed) < 1).sum() > 15
 
 
 def test_mixup_without_labels_changes_nothing():
@@ -262,14 +277,15 @@ def test_mixup_without_labels_changes_nothing():
 def test_augmenting_some_rows_equals_augmenting_the_whole_batch():
   """Includes mixup, with partners from other rows."""
   augmentation = augment.Augment(flip_rate=0.5, noise=0.1, mixup=5.0)
-  batch = dict(video=CLIP, audio=SOUND, label=np.eye(4, dtype=bool),
+  batch = dict(video=CLIP, audio=SOUND, labels=dict(label=np.eye(4, dtype=bool)),
                has_video=np.ones(4, bool), has_audio=np.ones(4, bool),
                key=clip_keys.make(0, 5, 4))
   paired = augmentation.pair(jax.random.key(1), batch)
   whole = augmentation(paired)
   some = augmentation(jax.tree.map(lambda x: x[2:], paired))
-  for name in ('video', 'audio', 'label'):
-    np.testing.assert_allclose(some[name], whole[name][2:], atol=1e-6)
+  for name in ('video', 'audio', 'labels'):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[2:], atol=1e-6),
+                 some[name], whole[name])
 
 
 def test_augmentation_returns_its_random_numbers():

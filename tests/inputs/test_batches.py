@@ -258,12 +258,26 @@ def test_silent_clips_do_not_count_as_broken():
   assert not reader.notes.skipped
 
 
+def test_rows_of_a_clip_carry_its_labels_of_all_columns():
+  clips = [dataclasses.replace(c, labels=dict(verb='ab'[i % 2], noun='xyz'[i % 3]))
+           for i, c in enumerate([_moving(i) for i in range(7)])]
+  columns = labels.find(clips, ['verb', 'noun'], False, 'here')
+  reader = dataclasses.replace(_with_views(clips, num_shifts=2), labels=columns)
+  for batch in _take(reader, 2):
+    assert batch['labels'].keys() == {'verb', 'noun'}
+    for column, count in (('verb', 2), ('noun', 3)):
+      np.testing.assert_array_equal(batch['labels'][column],
+                                    np.eye(count, dtype=bool)[batch['id'] % count])
+  plain = _take(_with_views(clips, num_shifts=2), 2)[1]
+  _assert_same(plain, {k: v for k, v in batch.items() if k != 'labels'})
+
+
 def test_class_of_silent_clips_is_evaluated():
   """AudioSet has a class "Silence"."""
   clips = [dataclasses.replace(c, labels={'label': name}) for c, name in zip(
       _silence(2) + _tones(2, 2), ['Silence', 'Silence', 'Tone', 'Tone'], strict=True)]
   reader = dataclasses.replace(
-      _hears(clips), labels=labels.find(clips, 'label', False, 'here'))
+      _hears(clips), labels=labels.find(clips, ['label'], False, 'here'))
   batch, = eval_batches(reader, 4)
   assert batch['mask'].all() and batch['has_audio'].all()
 

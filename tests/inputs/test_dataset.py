@@ -22,7 +22,7 @@ def test_classes_are_counted_without_the_captions(tmp_path):
   config, classes = dataset.count_classes(dict(
       data=dict(path=str(tmp_path / 'm.csv'), captions='c.csv', label='label'),
       model=dict(head=dict(name='classifier', num_classes=0))), '', tmp_path / 'run')
-  assert classes.names == ('x', 'y') and config['model']['head']['num_classes'] == 2
+  assert classes[0].names == ('x', 'y') and config['model']['head']['num_classes'] == 2
 
 
 CLIPS = [Clip('a.mp4', captions=(

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax.losses import base
 from vatt_jax.losses import classification
 
 RNG = np.random.default_rng(0)
@@ -73,3 +74,29 @@ def test_labels_can_be_probabilities_of_a_mixture():
   losses = [classification.softmax(LOGITS, x, ALL) for x in (ONE_HOT, ONE_HOT[::-1])]
   np.testing.assert_allclose(classification.softmax(LOGITS, mixed, ALL),
                              0.25 * losses[0] + 0.75 * losses[1], rtol=1e-5)
+
+
+def _loss_of_columns(logits, label=''):
+  """Computes the loss of clips with two columns of labels."""
+  batch = dict(labels=dict(noun=ONE_HOT, verb=ONE_HOT[:, ::-1]), has_video=ALL)
+  loss, _, _ = classification.Softmax(label=label)(
+      {}, dict(logits=logits, pooled=dict(video=None)), batch, None)
+  return loss
+
+
+def test_loss_of_a_column_takes_its_scores_and_labels():
+  logits = dict(noun=LOGITS, verb=2 * LOGITS)
+  assert _loss_of_columns(logits, 'noun') == classification.softmax(
+      LOGITS, ONE_HOT, ALL)
+  assert _loss_of_columns(logits, 'verb') == classification.softmax(
+      2 * LOGITS, ONE_HOT[:, ::-1], ALL)
+
+
+def test_loss_without_a_column_needs_a_single_one():
+  with pytest.raises(ValueError, match="label='': expected a column of labels, one of "
+                                       'noun, verb'):
+    _loss_of_columns(dict(noun=LOGITS, verb=LOGITS))
+  with pytest.raises(base.MissingOutput, match=r'batch\.labels\.adverb'):
+    _loss_of_columns(dict(noun=LOGITS, verb=LOGITS), 'adverb')
+  with pytest.raises(base.MissingOutput, match=r'outputs\.logits\.verb'):
+    _loss_of_columns(dict(noun=LOGITS), 'verb')

@@ -408,7 +408,7 @@ def test_text_of_depth_0_trains_only_its_vectors_and_has_no_agg(variant, trained
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(empty))
 
 
-def test_classifier_gives_logits_of_one_modality():
+def test_classifier_gives_logits_of_one_modality_by_column():
   settings = dict(video=SPECIFIC['video'],
                   head=dict(name='classifier', num_classes=7, dropout_rate=0.5))
   model, batch = Vatt.from_config(**settings), _batch()
@@ -417,6 +417,14 @@ def test_classifier_gives_logits_of_one_modality():
   assert outputs['logits'].shape == (4, 7) and 'embed' not in outputs
   kernel, bias = (variables['params']['head']['logits'][k] for k in ('kernel', 'bias'))
   np.testing.assert_allclose(outputs['logits'],
+                             outputs['pooled']['video'] @ kernel + bias, atol=1e-5)
+  columns = model.clone(head=model.head.clone(num_classes=dict(verb=7, noun=3)))
+  head = columns.init(jax.random.key(0), batch)['params']['head']
+  head['logits_verb'] = variables['params']['head']['logits']
+  by_column = columns.apply({'params': variables['params'] | dict(head=head)}, batch)
+  np.testing.assert_array_equal(by_column['logits']['verb'], outputs['logits'])
+  kernel, bias = (head['logits_noun'][k] for k in ('kernel', 'bias'))
+  np.testing.assert_allclose(by_column['logits']['noun'],
                              outputs['pooled']['video'] @ kernel + bias, atol=1e-5)
   two = Vatt.from_config(audio=SPECIFIC['audio'], **settings)
   with pytest.raises(ValueError, match='classifier of video, audio: expected one'):

@@ -121,15 +121,21 @@ def test_head_of_another_width_raises(pretrained):
     merge(variables(other), pretrained)
 
 
-def test_classifier_with_another_number_of_classes_keeps_its_head(caplog):
+@pytest.mark.parametrize('count, other, described', [
+    (5, 6, '6 classes, this one of 5'),
+    (dict(noun=3, verb=5), 6, '6 classes, this one of 3 and 5'),
+    (dict(noun=3, verb=5), dict(noun=3), '3 classes, this one of 3 and 5')])
+def test_classifier_of_other_classes_keeps_its_head(count, other, described, caplog):
   model_vars, checkpoint_vars = (
-      variables(only_video(name='classifier', num_classes=n), seed=n) for n in (5, 6))
+      variables(only_video(name='classifier', num_classes=n), seed=seed)
+      for seed, n in enumerate((count, other)))
   merged = merge(model_vars, checkpoint_vars)
   jax.tree.map(np.testing.assert_array_equal, merged['params']['head'],
                model_vars['params']['head'])
   jax.tree.map(np.testing.assert_array_equal, merged['params']['backbones_video'],
                checkpoint_vars['params']['backbones_video'])
-  assert 'source has no head for this model' in caplog.text
+  assert 'source has no head for this model (it is a classifier of ' + described in (
+      caplog.text)
 
 
 @pytest.mark.parametrize('change, unused', [

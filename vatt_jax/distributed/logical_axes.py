@@ -31,8 +31,8 @@ _TABLE = (
      ('inputs', 'width')),
     (r'.*tokenizers_\w+/projection/kernel', ('patch', ..., 'width')),
     (r'.*/projection/bias', ('features',)),
-    (r'.*head/logits/kernel', ('width', 'classes')),
-    (r'.*head/logits/bias', ('classes',)),
+    (r'.*head/logits(_[^/]+)?/kernel', ('width', 'classes')),
+    (r'.*head/logits(_[^/]+)?/bias', ('classes',)),
     (r'.*head/\w+_norm/(scale|bias|mean|var)', ('features',)),
     (r'.*head/\w+/kernel', ('width', 'space')),
     (r'.*head/\w+/bias', ('features',)))

@@ -147,10 +147,10 @@ def _spec(shape: Sequence[int], names: Sequence[str], mesh: Mesh,
   return PartitionSpec(*spec)
 
 
-def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+def to_devices(batch: Mapping[str, Any], mesh: Mesh) -> Any:
   """Makes global arrays, split by rows over the devices, of this host's share."""
-  return {k: jax.make_array_from_process_local_data(rows(mesh), v)
-          for k, v in batch.items()}
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(rows(mesh), x), batch)
 
 
 def take_rows(tree: Any, index: jax.typing.ArrayLike, stride: int, group: int = 1

@@ -102,10 +102,10 @@ class Augment:
       is now complete: some rows augmented alone equal the same rows of the whole
       batch augmented.
     """
-    if not self.mixup or 'label' not in batch:
+    if not self.mixup or 'labels' not in batch:
       return dict(batch)
-    order = jax.random.permutation(key, len(batch['label']))
-    return dict(batch, partner={k: x[order] for k, x in batch.items()})
+    order = jax.random.permutation(key, len(batch['key']))
+    return dict(batch, partner=jax.tree.map(lambda x: x[order], dict(batch)))
 
   def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Normalizes (`normalize`) and augments a batch, or some rows of one.
@@ -183,9 +183,10 @@ class Augment:
 
 def _mix(clips: dict[str, jax.Array], partners: Mapping[str, jax.Array],
          share: jax.Array) -> dict[str, jax.Array]:
-  """Mixes each clip with its partner: video, audio and label by the same share.
+  """Mixes each clip with its partner: video, audio and labels by the same share.
 
-  A clip stays unchanged if only one of the two has video, audio or a label.
+  A clip stays unchanged if only one of the two has video, audio or a label in one of
+  the columns.
 
   Args:
     clips: arrays of the clips.
@@ -195,17 +196,18 @@ def _mix(clips: dict[str, jax.Array], partners: Mapping[str, jax.Array],
   media = [m for m in ('video', 'audio') if m in clips]
 
   def has(batch):
-    return jnp.stack([jnp.any(batch['label'].astype(jnp.float32) > 0, axis=-1),
+    return jnp.stack([*(jnp.any(x.astype(jnp.float32) > 0, axis=-1)
+                        for x in batch['labels'].values()),
                       *(batch[f'has_{m}'] for m in media)])
 
   share = jnp.where(jnp.all(has(clips) == has(partners), axis=0), share, 1.0)
 
-  def mix(name):
-    x, y = (batch[name].astype(jnp.float32) for batch in (clips, partners))
+  def mix(x, y):
     by_row = share.reshape(-1, *[1] * (x.ndim - 1))
-    return by_row * x + (1 - by_row) * y
+    return by_row * x.astype(jnp.float32) + (1 - by_row) * y.astype(jnp.float32)
 
-  return clips | {name: mix(name) for name in (*media, 'label')}
+  return clips | {name: jax.tree.map(mix, clips[name], partners[name])
+                  for name in (*media, 'labels')}
 
 
 def _draw(key: jax.Array) -> dict[str, jax.Array]:

@@ -72,8 +72,9 @@ def train_batches(reader: Reader, batch_size: int, seed: int, first_step: int,
   dataset = tf.data.Dataset.range(first_step * share, np.iinfo(np.int64).max).map(draw)
   clips, failure = _map(dataset, _stack([reader.empty()] * rows_per_clip), read)
   # [clips, rows of a clip, ...] -> [rows, ...]
-  merge = lambda batch: {k: tf.reshape(x, [-1, *x.shape[2:]]) for k, x in batch.items()}
-  return _arrays(clips.batch(share, drop_remainder=True).map(merge), failure)
+  merge = lambda x: tf.reshape(x, [-1, *x.shape[2:]])
+  return _arrays(clips.batch(share, drop_remainder=True).map(
+      lambda batch: tf.nest.map_structure(merge, batch)), failure)
 
 
 def _host_share(batch_size: int, num_hosts: int, rows_per_clip: int = 1) -> int:
@@ -91,8 +92,8 @@ def _host_share(batch_size: int, num_hosts: int, rows_per_clip: int = 1) -> int:
 def _stack(examples: Sequence[Example]) -> Example:
   """Stacks examples; a single one is not copied."""
   if len(examples) == 1:
-    return {k: v[None] for k, v in examples[0].items()}
-  return {k: np.stack([example[k] for example in examples]) for k in examples[0]}
+    return tf.nest.map_structure(lambda x: x[None], examples[0])
+  return tf.nest.map_structure(lambda *x: np.stack(x), *examples)
 
 
 def _place(i: tf.Tensor, share: int, host: int, num_hosts: int) -> tf.Tensor:
@@ -196,7 +197,8 @@ def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
   Returns:
     The dataset of results, and a list that receives the error that ends it.
   """
-  keys, failure = sorted(like), []
+  arrays_like, failure = tf.nest.flatten(like), []
+  types = [x.dtype for x in arrays_like]
 
   def read_flat(*args):
     try:
@@ -204,13 +206,14 @@ def _map(dataset: tf.data.Dataset, like: Example, read: Callable[..., Example]
     except UserError as e:    # TensorFlow would hide it in its own trace
       failure.append(e)
       raise
-    return [np.asarray(example[k], like[k].dtype) for k in keys]
+    tf.nest.assert_same_structure(example, like)
+    return list(map(np.asarray, tf.nest.flatten(example), types))
 
   def to_example(*args):
-    arrays = tf.numpy_function(read_flat, args, [like[k].dtype for k in keys])
-    for key, array in zip(keys, arrays, strict=True):
-      array.set_shape(like[key].shape)
-    return dict(zip(keys, arrays, strict=True))
+    arrays = tf.numpy_function(read_flat, args, types)
+    for array, one in zip(arrays, arrays_like, strict=True):
+      array.set_shape(one.shape)
+    return tf.nest.pack_sequence_as(like, arrays)
 
   return dataset.map(to_example, num_parallel_calls=tf.data.AUTOTUNE,
                      deterministic=True), failure

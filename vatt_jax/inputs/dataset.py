@@ -48,12 +48,13 @@ class Data:
       starts from, or else the words of the captions (for large sources, of
       `VOCABULARY_CLIPS` clips).
     drop_stop_words: remove stop words from captions (tokenizer 'words' only).
-    label: the manifest's column of class labels; for a folder, the column has the
-      names of its subfolders. Empty: no classification.
-    label_map: a CSV file of all classes in order (`inputs.labels`). Empty: the classes
-      of the checkpoint that the run starts from, if these include all labels of the
-      clips, or else the labels in alphabetical order.
-    multi_label: a clip may have several labels, joined by `|`.
+    label: the manifest's column of class labels, or the columns; for a folder, the
+      column `label` has the names of its subfolders. Empty: no classification.
+    label_map: a CSV file of all classes in order, of all columns (`inputs.labels`).
+      Empty: the classes of the checkpoint that the run starts from, if these include
+      all labels of the clips, or else the labels in alphabetical order.
+    multi_label: a clip may have several labels in a column, joined by `|`; holds for
+      all columns.
     max_bad_fraction: the fraction of broken files that ends the run.
 
   Raises:
@@ -66,7 +67,7 @@ class Data:
   tokenizer: str = 'words'
   vocabulary: str = ''
   drop_stop_words: bool = False
-  label: str = ''
+  label: str | Sequence[str] = ''
   label_map: str = ''
   multi_label: bool = False
   max_bad_fraction: float = 0.1
@@ -82,6 +83,12 @@ class Data:
                        f"{self.tokenizer!r}; only 'words' has stop words")
 
   @property
+  def columns(self) -> tuple[str, ...]:
+    """Returns the columns of labels; () without classification."""
+    return (self.label,) if self.label and isinstance(self.label, str) else (
+        tuple(self.label))
+
+  @property
   def sources(self) -> list[tuple[str, str]]:
     """Returns (path, captions) of each source."""
     if not self.path:
@@ -92,15 +99,15 @@ class Data:
 
 
 def open_reader(data: Data, window: Window, vocabulary_size: int,
-                classes: labels.Labels | None, init_from: str, workdir: pathlib.Path
-                ) -> Reader:
+                classes: Sequence[labels.Labels], init_from: str,
+                workdir: pathlib.Path) -> Reader:
   """Opens the sources of clips.
 
   Args:
     data: the section `data`.
     window: the window that is read from each clip.
     vocabulary_size: the number of ids of text; 0 for a model without text.
-    classes: the classes that `count_classes` returned, if any.
+    classes: the classes that `count_classes` returned; may be empty.
     init_from: the checkpoint that may provide the vocabulary and the classes.
     workdir: the run's workdir.
   """
@@ -125,57 +132,78 @@ def is_prepared(data: Data) -> bool:
 
 
 def _labels(data: Data, clips: Sequence[clip.Clip], init_from: str,
-            workdir: pathlib.Path) -> labels.Labels | None:
-  """Returns the classes of workdir, label map, checkpoint or clips; the first given.
+            workdir: pathlib.Path) -> tuple[labels.Labels, ...]:
+  """Returns the classes of each column of labels.
+
+  They are those of the workdir, the label map, the checkpoint or the clips; the first
+  given.
 
   Raises:
     UserError: no such file or column, or a clip has an unknown label.
   """
-  if not data.label:
-    return None
+  if not data.columns:
+    return ()
   paths = ', '.join(path for path, _ in data.sources)
   begun = (workdir / checkpoint.CONFIG_FILE).exists()
   path = workdir / labels.FILE_NAME if begun else data.label_map
   if path:
-    classes = labels.read(path, data.label, data.multi_label)
-    # Reading all records of shards would take too long, so only the first are checked.
-    listed = all(isinstance(part, list) for part in clips.parts)
-    checked = list(itertools.islice(sources.each(clips),
-                                    None if listed else _NUM_TRIED))
-    if checked:
-      labels.check_column({c for one in checked for c in one.labels}, data.label, paths)
-    for one in checked:
-      classes.encode(one)
+    classes = labels.read(path, data.columns, data.multi_label)
+    if missing := set(data.columns) - {one.column for one in classes}:
+      remedy = ('choose another --workdir, or use the columns of its run' if begun else
+                "expected its name in a column 'column' beside each of its classes")
+      raise UserError(f'{path}: has no classes of {min(missing)!r}, a column of config.'
+                      f'data.label; {remedy}')
+    _check_clips(clips, classes, paths)
     return classes
   path = checkpoint.split(init_from)[0] / labels.FILE_NAME
-  pretrained = (labels.read(path, data.label, data.multi_label)
-                if init_from and path.exists() else None)
-  if pretrained is not None and not len(clips):    # evaluation only
-    return pretrained
+  pretrained = {one.column: one for one in labels.read(
+      path, data.columns, data.multi_label)} if init_from and path.exists() else {}
+  if len(pretrained) == len(data.columns) and not len(clips):    # evaluation only
+    return tuple(pretrained.values())
   if not len(clips):
     raise UserError('config.data.path: is empty; set it, because the classes are read '
                     'from it, or set config.data.label_map to a list of classes')
-  present = labels.find(sources.each(clips), data.label, data.multi_label, paths)
-  return (pretrained if pretrained and set(present.names) <= set(pretrained.names)
-          else present)
+  present = labels.find(sources.each(clips), data.columns, data.multi_label, paths)
+  return tuple(
+      pretrained[one.column] if one.column in pretrained and
+      set(one.names) <= set(pretrained[one.column].names) else one for one in present)
+
+
+def _check_clips(clips: sources.Mixture, classes: Sequence[labels.Labels], paths: str
+                 ) -> None:
+  """Raises UserError unless clips have the columns, and all their labels are classes.
+
+  Reading all records of shards would take too long, so only the first are checked.
+  """
+  listed = all(isinstance(part, list) for part in clips.parts)
+  checked = list(itertools.islice(sources.each(clips), None if listed else _NUM_TRIED))
+  existing = {column for one in checked for column in one.labels}
+  for one in classes:
+    if checked:
+      labels.check_column(existing, one.column, paths)
+    for clip_ in checked:
+      one.encode(clip_)
 
 
 def count_classes(config: Settings, init_from: str, workdir: pathlib.Path
-                  ) -> tuple[Settings, labels.Labels | None]:
+                  ) -> tuple[Settings, tuple[labels.Labels, ...]]:
   """Sets `num_classes` of a classifier without it to the number of classes.
 
+  With several columns of labels it is the number by column.
+
   Returns:
-    The config, and the classes if they were counted.
+    The config, and the classes of each column if they were counted.
   """
   head = config.get('model', {}).get('head') or {}
   if head.get('name') != 'classifier' or head.get('num_classes'):
-    return config, None
+    return config, ()
   data = call('data', Data, config.get('data', {}))
   if not data.label:
     raise UserError('config.model.head.num_classes: missing; set it, or set config.'
                     "data.label to the manifest's column of classes")
   classes = _labels(data, _clips(data, captions=False), init_from, workdir)
-  head = head | {'num_classes': len(classes.names)}
+  counts = {one.column: len(one.names) for one in classes}
+  head = head | {'num_classes': counts if len(counts) > 1 else len(classes[0].names)}
   return config | {'model': config['model'] | {'head': head}}, classes
 
 

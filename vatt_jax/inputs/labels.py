@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Sequence
 import csv
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ _SEPARATOR = '|'
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-  """Maps the labels of clips to class numbers.
+  """Maps the labels of clips in one column to class numbers.
 
   Attributes:
     column: the column of a manifest that holds a clip's label.
@@ -54,19 +55,30 @@ class Labels:
   def _places(self) -> dict[str, int]:
     return {name: place for place, name in enumerate(self.names)}
 
-  def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes a file that `read` reads."""
-    with open(path, 'w', encoding='utf-8', newline='') as file:
-      writer = csv.writer(file, lineterminator='\n')
-      writer.writerows([('index', 'label'), *enumerate(self.names)])
+
+def save(path: str | os.PathLike[str], classes: Sequence[Labels]) -> None:
+  """Writes a file that `read` reads."""
+  rows = [(one.column, *row) for one in classes for row in enumerate(one.names)]
+  with open(path, 'w', encoding='utf-8', newline='') as file:
+    writer = csv.writer(file, lineterminator='\n')
+    first = int(len(classes) == 1)    # a single column needs no name
+    writer.writerows(row[first:] for row in [('column', 'index', 'label'), *rows])
 
 
-def read(path: str | os.PathLike[str], column: str, multi_label: bool) -> Labels:
+def read(path: str | os.PathLike[str], columns: Sequence[str], multi_label: bool
+         ) -> tuple[Labels, ...]:
   """Reads a label map: a CSV file with a column `label`, the classes in order.
 
+  If the file has a column `column`, it names the column of the manifest to which a
+  class belongs; the classes of each have their own order. Without it, the file has the
+  classes of a single column, whatever its name.
+
+  Returns:
+    The classes of those of the columns that the file has.
+
   Raises:
-    UserError: the file or the column is missing, a class is empty or occurs twice, or
-      an `index` is not the number of its row.
+    UserError: the file or its column `label` is missing, a class is empty or occurs
+      twice, or an `index` is not the number of its class.
   """
   if not pathlib.Path(path).is_file():
     raise UserError(f'{path}: no such label map; expected a CSV file with the classes '
@@ -74,47 +86,53 @@ def read(path: str | os.PathLike[str], column: str, multi_label: bool) -> Labels
   try:
     with open(path, encoding='utf-8-sig', newline='') as file:
       table = csv.DictReader(file)
-      rows, columns = list(table), table.fieldnames or ()
+      rows, header = list(table), table.fieldnames or ()
   except (UnicodeDecodeError, csv.Error) as e:
     raise UserError(f'{path}: expected a CSV file in UTF-8 ({e})') from e
-  if 'label' not in columns:
+  if 'label' not in header:
     raise UserError(f"{path}: no column 'label' in its first line; found "
-                    f'{", ".join(columns) or "nothing"}')
-  names: dict[str, None] = {}
+                    f'{", ".join(header) or "nothing"}')
+  only = columns[0] if len(columns) == 1 else ''
+  names: dict[str, dict[str, None]] = {}
   for number, row in enumerate(rows):
-    name = row['label']
-    if not name or name in names:
+    name, listed = row['label'], names.setdefault(row.get('column', only), {})
+    if not name or name in listed:
       raise UserError(f'{path}: row {number} has the label {name!r}; expected each '
                       'class once, and none empty')
-    if row.get('index') not in (None, '', str(number)):
+    if row.get('index') not in (None, '', str(len(listed))):
       raise UserError(f'{path}: row {number} has index={row["index"]!r}; expected the '
                       'rows in the order of their index, from 0')
-    names[name] = None
+    listed[name] = None
   if not names:
     raise UserError(f'{path}: holds no labels')
-  return Labels(column, tuple(names), multi_label, str(path))
+  return tuple(Labels(column, tuple(names[column]), multi_label, str(path))
+               for column in columns if column in names)
 
 
-def find(clips: Iterable[Clip], column: str, multi_label: bool, source: str) -> Labels:
-  """Collects the labels of clips, in alphabetical order.
+def find(clips: Iterable[Clip], columns: Sequence[str], multi_label: bool, source: str
+         ) -> tuple[Labels, ...]:
+  """Collects the labels of clips by column, in alphabetical order.
 
   Args:
     clips: all clips of a source.
-    column: the column of the labels.
+    columns: the columns of labels.
     multi_label: whether `|` joins several labels.
     source: the name of the source, for messages.
 
   Raises:
-    UserError: no clip has a label.
+    UserError: no clip has a label in one of the columns.
   """
-  names, columns = set(), set()
+  names, existing = {column: set() for column in columns}, set()
   for clip in clips:    # one by one: a record is as large as its video
-    names.update(_split(clip, column, multi_label))
-    columns.update(clip.labels)
-  if not names:
-    check_column(columns, column, source)
-    raise UserError(f'{source}: no clip has a label in its column {column!r}')
-  return Labels(column, tuple(sorted(names)), multi_label, source)
+    for column in columns:
+      names[column].update(_split(clip, column, multi_label))
+    existing.update(clip.labels)
+  for column in columns:
+    if not names[column]:
+      check_column(existing, column, source)
+      raise UserError(f'{source}: no clip has a label in its column {column!r}')
+  return tuple(Labels(column, tuple(sorted(names[column])), multi_label, source)
+               for column in columns)
 
 
 def check_column(columns: Collection[str], column: str, source: str) -> None:

@@ -112,19 +112,18 @@ class Reader:
     window: lengths, sizes and rates of an example.
     tokenizer: maps captions to ids.
     notes: counts broken files.
-    labels: the label map; None without classification.
+    labels: the label map of each column; none without classification.
   """
   clips: Sequence[clip_lib.Clip]
   window: Window
   tokenizer: Tokenizer
   notes: FileNotes
-  labels: Labels | None = None
+  labels: Sequence[Labels] = ()
 
   def empty(self) -> Example:
-    """Returns an example of zeros like those of `read`, with a label if it has them."""
-    if self.labels is None:
-      return self.window.empty()
-    return self.window.empty() | dict(label=np.zeros(len(self.labels.names), bool))
+    """Returns an example of zeros like those of `read`, with labels if it has them."""
+    return self.window.empty() | _by_column(
+        self.labels, lambda one: np.zeros(len(one.names), bool))
 
   def read(self, index: int, rng: np.random.Generator) -> list[Example] | None:
     """Reads the rows of a clip for training: random windows with random crops.
@@ -179,7 +178,7 @@ class Reader:
     return example
 
   def _read(self, index: int, places: Sequence[float],
-            choose: Callable[..., list[media.Box]], labels: Labels | None = None
+            choose: Callable[..., list[media.Box]], labels: Sequence[Labels] = ()
             ) -> list[Example] | None:
     """Reads all crops that `choose` makes of the window at each place."""
     try:
@@ -195,8 +194,7 @@ class Reader:
       return None
     self.notes.add_good(clip.path, lacks)
     common = dict(id=np.int32(index), mask=np.bool_(True))
-    if labels is not None:
-      common['label'] = labels.encode(clip)
+    common |= _by_column(labels, lambda one: one.encode(clip))
     return [example | common for example in examples]
 
   def _keep_apart(self, places: Sequence[float], clip: clip_lib.Clip,
@@ -297,6 +295,12 @@ class Reader:
     for i, caption in enumerate(nearest(clip.captions, middle, window.num_candidates)):
       text[i] = self.tokenizer.encode(caption.text, window.max_tokens)
     return text
+
+
+def _by_column(labels: Sequence[Labels], encode: Callable[[Labels], np.ndarray]
+               ) -> Example:
+  """Returns `labels` of an example by column; {} without columns."""
+  return dict(labels={one.column: encode(one) for one in labels}) if labels else {}
 
 
 def nearest(captions: Sequence[clip_lib.Caption], time: float, count: int

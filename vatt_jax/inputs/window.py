@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ MODALITIES = ('video', 'audio', 'text')
 # Fields of a window that need not be above 0.
 _UNBOUNDED = ('modalities', 'scale_jitter', 'short', 'audio_seconds',
               'min_shift_seconds')
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]    # arrays, and `labels`: arrays by column
 
 
 @dataclasses.dataclass(frozen=True)

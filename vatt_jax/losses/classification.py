@@ -20,7 +20,9 @@ class _Classification(base.Loss):
 
   Attributes:
     weight: of this loss in the sum of all.
+    label: the column of labels; empty for the only one.
   """
+  label: str = ''
 
   def _loss(self, logits: jax.Array, labels: jax.Array, present: jax.Array
             ) -> jax.Array:
@@ -33,7 +35,10 @@ class _Classification(base.Loss):
     logits = base.take(outputs, 'outputs', 'logits')
     (modality,) = outputs['pooled']
     present = base.take(multimodal.find_present(batch), 'has', modality)
-    labels = base.take(batch, 'batch', 'label')
+    column = self.label or _only(base.take(batch, 'batch', 'labels'))
+    labels = base.take(batch, 'batch', 'labels', column)
+    if isinstance(logits, Mapping):
+      logits = base.take(outputs, 'outputs', 'logits', column)
     return self._loss(logits, labels, present), {}, memory
 
 
@@ -43,6 +48,7 @@ class Softmax(_Classification):
 
   Attributes:
     weight: of this loss in the sum of all.
+    label: the column of labels; empty for the only one.
     smoothing: of the labels, 0 to 1.
   """
   smoothing: float = 0.0
@@ -61,6 +67,7 @@ class BCE(_Classification):
 
   Attributes:
     weight: of this loss in the sum of all.
+    label: the column of labels; empty for the only one.
     balance: give rare labels a larger weight.
   """
   balance: bool = False
@@ -110,6 +117,15 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array, present: jax.Arra
     loss *= jnp.sum(jnp.where(count > 0, share / jnp.where(count > 0, count, 1), 0),
                     axis=-1)
   return _mean(loss, weights)
+
+
+def _only(labels: Mapping[str, jax.Array]) -> str:
+  """Returns the only column of labels; raises ValueError if they have several."""
+  if len(labels) > 1:
+    raise ValueError(f"label='': expected a column of labels, one of "
+                     f'{", ".join(sorted(labels))}')
+  (column,) = labels
+  return column
 
 
 def _weigh(labels: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:

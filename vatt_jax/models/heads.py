@@ -210,13 +210,13 @@ class Classifier(nn.Module):
   """Classifies features of one modality by dropout and a linear layer.
 
   Attributes:
-    num_classes: number of classes.
+    num_classes: number of classes; or, by column of labels, of a linear layer each.
     dropout_rate: of the features.
     rare: initialize scores to -log(C - 1), whose sigmoid is 1/C for every class. The
       release does so for audio events, which are mostly absent.
     dtype: of the features; the layer computes in float32.
   """
-  num_classes: int
+  num_classes: int | Mapping[str, int]
   dropout_rate: float = 0.0
   rare: bool = False
   dtype: Any = jnp.float32
@@ -234,7 +234,7 @@ class Classifier(nn.Module):
       clips: for `Dropout` of the features.
 
     Returns:
-      `logits`: [..., num_classes], float32.
+      `logits`: [..., num_classes], float32; by column if `num_classes` is.
 
     Raises:
       ValueError: more than one modality.
@@ -244,11 +244,16 @@ class Classifier(nn.Module):
       raise ValueError(f'a classifier of {", ".join(pooled)}: expected one modality')
     (x,) = pooled.values()
     x = layers.dropout(x.astype(jnp.float32), self.dropout_rate, clips)
-    start = -math.log(max(self.num_classes - 1, 1)) if self.rare else 0.0
-    return dict(logits=nn.Dense(
-        self.num_classes, dtype=jnp.float32, name='logits',
-        kernel_init=layers.kernel_init,
-        bias_init=nn.initializers.constant(start))(x))
+    if not isinstance(self.num_classes, Mapping):
+      return dict(logits=self._layer(self.num_classes, 'logits')(x))
+    return dict(logits={column: self._layer(count, f'logits_{column}')(x)
+                        for column, count in self.num_classes.items()})
+
+  def _layer(self, num_classes: int, name: str) -> nn.Dense:
+    start = -math.log(max(num_classes - 1, 1)) if self.rare else 0.0
+    return nn.Dense(num_classes, dtype=jnp.float32, name=name,
+                    kernel_init=layers.kernel_init,
+                    bias_init=nn.initializers.constant(start))
 
 
 HEADS = {'fac': FacHead, 'mmv': MmvHead, 'classifier': Classifier}

@@ -128,7 +128,7 @@ def _drawn(config: Mapping[str, Any], model: Model, check: Callable[[], None]
     raise UserError('config.figures.path: is empty; set it to a source of clips, '
                     'because this config has no clips')
   labels, label = _labels(clips, wish.num_clips, wish.label or (
-      model.run.reader.labels.column if model.run.reader.labels else ''))
+      model.run.reader.labels[0].column if model.run.reader.labels else ''))
   costs = _costs(wish.runs, wish.measure) if wish.runs else []
   models = _models(model, wish.beside, check)
   steps = [f'{name} of step {other.step}' for name, other in models.items()][1:]

@@ -119,18 +119,21 @@ def _new_head(model_vars, checkpoint_vars):
   """Returns the paths of the model's head if the checkpoint has no such head."""
   head = {path for path in model_vars if path[1] == 'head'}
   shared = {path for path in head if path in checkpoint_vars}
-  same = all(model_vars[path].shape == checkpoint_vars[path].shape
-             for path in shared if path[2] == 'logits')
+  same = all(path in shared and model_vars[path].shape == checkpoint_vars[path].shape
+             for path in head if path[2].startswith('logits'))
   return set() if shared and same else head
 
 
 def _classes(model_vars, checkpoint_vars):
   """Describes the numbers of classes of two classifiers, for messages."""
-  path = ('params', 'head', 'logits', 'bias')
-  if path not in model_vars or path not in checkpoint_vars:
+  ours, theirs = (
+      ' and '.join(str(value.size) for path, value in variables.items()
+                   if path[1] == 'head' and path[2].startswith('logits')
+                   and path[-1] == 'bias')    # by column
+      for variables in (model_vars, checkpoint_vars))
+  if not ours or not theirs:
     return ''
-  return (f' (it is a classifier of {checkpoint_vars[path].size} classes, this one of '
-          f'{model_vars[path].size})')
+  return f' (it is a classifier of {theirs} classes, this one of {ours})'
 
 
 def _listed(paths):
