@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 
 from data import audioset
+from data import dcase2014
 from data import esc50
 from data import hmdb51
 from data import howto100m
@@ -251,6 +252,22 @@ def test_esc50_tests_on_a_fold_and_trains_on_the_others(world):
   assert world.missing('train_2') == []
   assert [r['label'] for r in world.labels()] == [
       'dog', 'chirping_birds', 'vacuum_cleaner']
+
+
+def test_dcase2014_takes_scenes_from_names_that_occur_in_both_folders(world):
+  world.write({f'{folder}/{name}.wav': '' for folder, name in [
+      ('scenes_stereo', 'bus01'), ('scenes_stereo', 'busystreet07'),
+      ('scenes_stereo_testset', 'bus01'), ('scenes_stereo_testset', 'tube09')]})
+  world.touch('scenes_stereo/bus01.wav', 'scenes_stereo/busystreet07.flac',
+              'scenes_stereo_testset/bus01.wav')
+  world.build(dcase2014)
+  assert [(c[0], c[3]) for c in world.clips('train')] == [
+      ('scenes_stereo/bus01.wav', 'bus'),
+      ('scenes_stereo/busystreet07.flac', 'busystreet')]
+  assert [(c[0], c[3]) for c in world.clips('test')] == [
+      ('scenes_stereo_testset/bus01.wav', 'bus')]
+  assert world.missing('test') == ['scenes_stereo_testset/tube09.wav']
+  assert len(world.labels()) == 10
 
 
 def test_voc2007_joins_the_classes_of_an_image(world):
