@@ -479,6 +479,10 @@ def test_cyclic_links_of_folders_are_searched_once(world):
     (esc50, {'esc50.csv': 'filename,fold,target,category\nx.wav,1,0,dog\n'
              'y.wav,1,1,dog\n'},
      r"esc50\.csv:3: label 'dog' has target 1, but an earlier line has 0"),
+    (dcase2014, {'scenes_stereo/bus01.wav': ''},
+     'lists/scenes_stereo_testset: expected the recordings of this archive'),
+    (dcase2014, {'scenes_stereo/train01.wav': ''},
+     r"train01\.wav: unknown label 'train'; expected one of 10"),
     (youcook2, {'youcook2_validation.csv': 'start,task,text,video_id\n1,2,a,b\n'},
      r"validation\.csv: no column 'end' in its first line; found start, task"),
     (youcook2, {'youcookii_annotations_trainval.json': '{"database": {"x": {}}}'},
