@@ -123,7 +123,12 @@ class GDT(contrastive.Contrastive):
     if max(anchors[0].shape[1], others[0].shape[1]) > 1:
       raise ValueError("variant='release': expected one caption; set "
                        'config.window.num_candidates=1')
-    by_clip = lambda x: x.reshape(-1, self.num_shifts * self.num_copies, *x.shape[1:])
+    rows_per_clip = self.num_shifts * self.num_copies
+    num_clips = len(anchors[0]) // rows_per_clip
+    if num_clips % self.num_chunks:
+      raise ValueError(f'num_chunks={self.num_chunks}: expected a divisor of the '
+                       f'{num_clips} clips of a batch')
+    by_clip = lambda x: x.reshape(-1, rows_per_clip, *x.shape[1:])
     return released_sums(*(Clips.of(*map(by_clip, side), self.num_groups)
                            for side in (anchors, others)), temperature, kinds,
                          self.num_chunks)
