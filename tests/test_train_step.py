@@ -348,7 +348,7 @@ def test_microbatches_do_not_change_the_step(variant):
   task = make_task(variant=variant, temperature=None)
   backbones = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
   tokenizers = {m: x.clone(dropout_rate=0.0) for m, x in task.model.tokenizers.items()}
-  change = augment.Augment(reverse_rate=0.5, flip_rate=0.5, noise=0.1)
+  change = augment.Augment(copies=('forward', 'reversed'), flip_rate=0.5, noise=0.1)
   assert_microbatches_change_nothing(dataclasses.replace(
       task, model=task.model.clone(backbones=backbones, tokenizers=tokenizers),
       augment=change), make_batch())
@@ -510,9 +510,9 @@ def test_step_passes_the_strictest_checks_of_jax(variant, agnostic, dtype, stric
   losses['audio_text'] = contrastive.SigLIP(
       pair='audio_text', temperature=0.1, bias=-10.0, learn_temperature=True)
   task = train_step.Task(model, losses, *optim.build(10, 1e-3, 1e-4, 2)[:2], 0,
-                   augment.Augment(reverse_rate=0.5, flip_rate=0.5, color_rate=0.8,
-                                   color_drop_rate=0.2, blur_rate=0.5, blur_size=0.5,
-                                   volume=0.1, noise=0.01))
+                   augment.Augment(('forward', 'reversed'), flip_rate=0.5,
+                                   color_rate=0.8, color_drop_rate=0.2, blur_rate=0.5,
+                                   blur_size=0.5, volume=0.1, noise=0.01))
   batch = make_batch()
   batch['text'][1] = 0
   before = _flat(task.init(batch).model_state)

@@ -306,16 +306,16 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   """
   c = call('', Config, inherit.inherit(config, config.get('init_from', '')))
   task = make_task(c, devices)
-  batch = call('window', Window, c.window).batch(task.rows_per_clip)
+  batch = call('window', Window, c.window).batch(1)
   if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, because no data '
                       'is read to count the classes')
-    batch['label'] = np.zeros((task.rows_per_clip, task.model.head.num_classes), bool)
+    batch['label'] = np.zeros((1, task.model.head.num_classes), bool)
+  batch = _shapes(batch, c.batch_size)
   _check_losses(task, batch)
-  rows = sharding.rows(task.mesh)
-  batch = {k: jax.ShapeDtypeStruct((c.batch_size, *v.shape[1:]), v.dtype,
-                                   sharding=rows) for k, v in batch.items()}
+  batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.rows(task.mesh))
+           for k, v in batch.items()}
   state = jax.eval_shape(task.init, batch)
   return task, jax.tree.map(
       lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),
@@ -337,8 +337,10 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
         f'config.batch_size={c.batch_size}: counts rows; expected a multiple of '
         f'window.num_shifts * window.num_views={window.rows_per_clip}')
   model.check_window(window)
+  augment = call('augment', augment_lib.Augment, c.augment or {})
   losses = {name: losses_lib.build(name, section, num_shifts=window.num_shifts,
-                                   num_views=window.num_views)
+                                   num_views=window.num_views,
+                                   num_copies=len(augment.copies))
             for name, section in (c.losses or {}).items()}
   for name, loss in losses.items():
     num_chunks = getattr(loss, 'num_chunks', 1)
@@ -353,7 +355,7 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
                      layer_of=model.layer_of, extended=c.extended)
   return train_step.Task(
       model, losses, optimizer.update, optimizer.schedule, c.seed,
-      call('augment', augment_lib.Augment, c.augment or {}), optimizer.frozen,
+      augment, optimizer.frozen,
       _count_microbatches(c, c.batch_size // window.rows_per_clip, optimizer),
       c.average_decay, optimizer.clip, mesh, sharding.check_rules(c.sharding_rules),
       rows_per_clip=window.rows_per_clip)
@@ -364,8 +366,8 @@ def _join(c: Config, task: train_step.Task, reader: Reader,
   """Joins task and reader, checks that they fit, and builds what uses both."""
   task = dataclasses.replace(task, num_clips=len(reader.clips))
   _check_classes(reader.labels, task)
-  _check_losses(task, jax.tree.map(
-      lambda x: np.stack([x] * task.rows_per_clip), reader.empty()))
+  _check_losses(task, _shapes({k: x[None] for k, x in reader.empty().items()},
+                              c.batch_size))
   if task.frozen is not None:    # checks the rules before any file is written
     jax.eval_shape(task.init, reader.window.batch(c.batch_size))
 
@@ -405,6 +407,13 @@ def _count_microbatches(c: Config, num_clips: int, optimizer: optim_lib.Optimize
         f'config.num_microbatches={number}: expected 1 or config.optim.clip_replicas='
         f'{replicas}, because the gradient of each replica is clipped separately')
   return replicas
+
+
+def _shapes(batch: Mapping[str, Any], batch_size: int
+            ) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes and types of a batch of `batch_size` such rows."""
+  return {k: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype)
+          for k, x in batch.items()}
 
 
 def _check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:
