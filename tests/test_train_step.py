@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +11,16 @@ import optax
 import pytest
 
 from vatt_jax import losses as losses_lib
+from vatt_jax import models
 from vatt_jax import optim
 from vatt_jax import train_step
 from vatt_jax.distributed import sharding
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
+from vatt_jax.inputs import clip_keys
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
+from vatt_jax.models import heads
 from vatt_jax.models.vatt import Vatt
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
@@ -352,6 +356,69 @@ def test_microbatches_do_not_change_the_step(variant):
   assert_microbatches_change_nothing(dataclasses.replace(
       task, model=task.model.clone(backbones=backbones, tokenizers=tokenizers),
       augment=change), make_batch())
+
+
+class _Projection(nn.Module):
+  """Embeds modalities and their crops in one space."""
+
+  @nn.compact
+  def __call__(self, pooled, present, train=False, clips=None):
+    layers = {m: nn.Dense(8, name=f'{m}_out') for m in ('video', 'audio')}
+    return dict(embed=dict(video_audio={
+        name: heads.unit_norm(layers[name.split('_')[0]](x))
+        for name, x in pooled.items()}))
+
+
+def make_crops_task():
+  """Makes a task of GDT and STiCA on VATT's towers: eight rows of each clip."""
+  model = models.from_config(dict(
+      name='mmv', audio=dict(name='vatt', patch=(16,), **SIZE), video=dict(
+          name='vatt', patch=(2, 4, 4), **SIZE,
+          pooling=dict(name='transformer', depth=1, num_heads=2, mlp_dim=16),
+          crops=dict(space_large=(1, 2), space_small=(2, 1), time_large=(1, 2),
+                     time_small=(1, 1))))).clone(head=_Projection())
+  losses = {name: losses_lib.build(
+      'video_audio', dict(name=name, num_chunks=2), num_shifts=2, num_views=2,
+      num_copies=2, crops=model.num_crops()) for name in ('gdt', 'stica')}
+  change = augment.Augment(copies=('forward', 'reversed'), flip_rate=0.5, noise=0.1)
+  return train_step.Task(model, losses, optax.sgd(1.0), optax.constant_schedule(1.0), 0,
+                         change, rows_per_clip=4)
+
+
+def crops_batch():
+  return {k: v for k, v in make_batch().items() if k not in ('text', 'has_text')}
+
+
+def test_step_of_copies_shifts_views_and_crops_has_the_loss_of_its_forward_pass():
+  """In microbatches and chunks, with a copy of every row and crops of VATT's map."""
+  task = dataclasses.replace(make_crops_task(), num_microbatches=2)
+  batch = crops_batch()
+  state = task.init(batch)
+
+  @jax.jit
+  def loss(state):
+    copied = task.augment.copy(batch)
+    inputs = task.augment(dict(copied, key=clip_keys.make(0, 0, 16)))
+    outputs = task.model.apply(train_step.variables(state), inputs, train=True)
+    assert outputs['pooled']['video_crops'].shape == (16, 5, 16)
+    assert outputs['embed']['video_audio']['video'].shape == (16, 8)
+    whole = {name: dataclasses.replace(x, num_chunks=1)
+             for name, x in task.losses.items()}
+    return losses_lib.total_loss(whole, {}, outputs, inputs)[1]
+
+  expected = loss(state)
+  before = jax.device_get(state.params)
+  state, metrics = task.train_step(state, batch)
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+  assert moved['poolings_video']['positions'] and moved['head']['audio_out']['kernel']
+
+
+@pytest.mark.slow
+def test_microbatches_do_not_change_the_step_of_copies_and_crops():
+  assert_microbatches_change_nothing(make_crops_task(), crops_batch(),
+                                     num_microbatches=2)
 
 
 @pytest.mark.slow

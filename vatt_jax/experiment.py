@@ -340,7 +340,8 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
   augment = call('augment', augment_lib.Augment, c.augment or {})
   losses = {name: losses_lib.build(name, section, num_shifts=window.num_shifts,
                                    num_views=window.num_views,
-                                   num_copies=len(augment.copies))
+                                   num_copies=len(augment.copies),
+                                   crops=model.num_crops())
             for name, section in (c.losses or {}).items()}
   for name, loss in losses.items():
     num_chunks = getattr(loss, 'num_chunks', 1)
