@@ -32,11 +32,11 @@ def build(annotations: str | os.PathLike[str], media: str | os.PathLike[str],
   files = manifests.Media(media)
   splits = {}
   for split, folder in _FOLDERS.items():
-    paths = sorted(pathlib.Path(annotations, folder).glob('*.wav'))
+    named = pathlib.Path(annotations, folder)
+    paths = sorted(named.glob('*.wav'))
     if not paths:
-      raise UserError(f'{pathlib.Path(annotations, folder)}: expected the recordings of '
-                      'this folder of the archives; set --annotations to the folder '
-                      'that holds it')
+      raise UserError(f'{named}: expected the recordings of this archive; set '
+                      '--annotations to the folder that holds this folder')
     splits[split] = [manifests.Entry(
         str(path), f'{folder}/{path.name}', files.find(f'{folder}/{path.stem}'),
         columns={'label': _scene(path)}) for path in paths]
