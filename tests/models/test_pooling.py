@@ -74,6 +74,22 @@ def test_only_the_paper_variant_tells_the_order_of_steps(variant):
   assert moved <= 1e-5 if variant == 'release' else moved >= 1e-2
 
 
+def test_max_over_windows_of_time_matches_the_protocol_of_stica(shared):
+  golden = np.load(shared / 'golden_gdt_stica' / 'audio_linear_pool.npz')
+  grid = golden['in'].transpose(0, 3, 2, 1)[:, :, :, None]           # [B, t, f, 1, D]
+  out = pooling.Max(steps=3, stride=2).apply({}, grid)
+  expected = golden['out'].transpose(0, 3, 2, 1)
+  np.testing.assert_array_equal(out, expected.reshape(len(out), -1))
+
+
+@pytest.mark.parametrize('module, reduce', [
+    (pooling.Average(), np.mean), (pooling.Max(), np.max)])
+def test_whole_map_has_one_value_a_channel(module, reduce):
+  grid = np.random.default_rng(0).normal(size=(2, 4, 3, 3, 5)).astype(np.float32)
+  np.testing.assert_allclose(module.apply({}, grid), reduce(grid, axis=(1, 2, 3)),
+                             rtol=1e-6)
+
+
 def test_positions_of_a_crop_are_those_in_the_clip():
   x = jax.random.normal(jax.random.key(0), (2, 3, 16))
   module = pooling.TransformerPooling(mlp_dim=32)

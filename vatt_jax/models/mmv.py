@@ -37,7 +37,7 @@ from vatt_jax.models import vatt
 _DTYPES = ('float32', 'bfloat16')
 # Keys of a tower's or head's section that a checkpoint does not fix.
 _FREE = ('still', 'last_conv', 'word_vectors', 'audio_text', 'drop_token_rate',
-         'crops')
+         'crops', 'pooling')
 
 
 class Mmv(multimodal.MultimodalModel):
@@ -136,7 +136,7 @@ class Mmv(multimodal.MultimodalModel):
       raise UserError(f'config.model.{modality}.pooling: needs the features of all '
                       f'places; set config.model.{modality}.drop_token_rate=0')
     grid, pool = grids[modality], self.poolings[modality]
-    pooled = {modality: pool(jnp.mean(grid, axis=(2, 3)))}
+    pooled = {modality: pool(grid)}
     if train and modality in self.crops:
       keys = clip_keys.derive(batch['key'], 'crops')
       with naming(f'model.{modality}.crops'):

@@ -26,18 +26,43 @@ _INIT = nn.initializers.normal(0.02)
 
 
 class Average(nn.Module):
-  """Averages over time.  [B, t, D] -> [B, D]."""
+  """Averages over all places.  [B, t, ..., D] -> [B, D]."""
 
   def __call__(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
     """Returns the mean; `start` is not used."""
     del start
-    return jnp.mean(x, axis=1)
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+
+
+class Max(nn.Module):
+  """Takes the largest of each channel over all places.  [B, t, ..., D] -> [B, D].
+
+  GDT retrieves videos by it (arXiv 2003.04298, appendix A.3).
+
+  Attributes:
+    steps: the largest is over windows of as many steps of time instead, and the result
+      has all windows and places of space, [B, n * ... * D]; 0 for the whole map. STiCA
+      classifies audio by 3 steps (arXiv 2103.10211, appendix 6.1).
+    stride: of the windows; STiCA has 2.
+  """
+  steps: int = 0
+  stride: int = 1
+
+  def __call__(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+    """Returns the largest values; `start` is not used."""
+    del start
+    if not self.steps:
+      return jnp.max(x, axis=tuple(range(1, x.ndim - 1)))
+    flat = x.reshape(*x.shape[:2], -1)
+    windows = nn.max_pool(flat, (self.steps,), (self.stride,))
+    return windows.reshape(len(x), -1)
 
 
 class TransformerPooling(nn.Module):
   """Applies a Transformer to the steps of time, and returns the output of the first.
 
-  [B, t, D] -> [B, D]. The layers normalize after each sum.
+  [B, t, ..., D] -> [B, D], after an average over space. The layers normalize after each
+  sum.
 
   Attributes:
     depth: number of layers.
@@ -63,9 +88,10 @@ class TransformerPooling(nn.Module):
     """Pools the steps.
 
     Args:
-      x: [B, t, D].
+      x: [B, t, ..., D].
       start: int [B], the place in the clip of the first step of each row.
     """
+    x = jnp.mean(x, axis=tuple(range(2, x.ndim - 1)))
     t, d = x.shape[1:]
     x = x.astype(self.dtype)
     if self.variant == 'paper':
@@ -118,8 +144,8 @@ class _Attention(nn.Module):
             y.reshape(x.shape))
 
 
-# name -> module: (x [B, t, D], start) -> [B, D].
-POOLINGS = {'average': Average, 'transformer': TransformerPooling}
+# name -> module: (x [B, t, ..., D], start) -> [B, D].
+POOLINGS = {'average': Average, 'max': Max, 'transformer': TransformerPooling}
 
 
 @dataclasses.dataclass(frozen=True)
