@@ -153,7 +153,7 @@ def toy(c: ConfigDict) -> None:
       head=dict(name='projection', hidden_dim=128, dim=128, dropout_rate=0.0),
       **{m: dict(small.model[m], name='vatt') for m in window['modalities']})
   for loss in c.losses.values():
-    if loss.get('variant') == 'release':
+    if 'num_groups' in loss:
       loss.num_groups = 2
   labels = dict(shape='video', motion='video', colour='video', sound_event='audio')
   c.evals.probe.labels = {label: modality for label, modality in labels.items()
