@@ -111,7 +111,8 @@ def hypothesis(c: ConfigDict, row: str) -> None:
 
 def vt(c: ConfigDict) -> None:
   """Trains on video and text of HowTo100M: 40 epochs of 1.2M videos."""
-  c.total_steps, c.optim.warmup_steps = 40 * 2400, 10 * 2400
+  epoch_steps = 1_200_000 // _CLIPS
+  c.total_steps, c.optim.warmup_steps = 40 * epoch_steps, 10 * epoch_steps
   c.data.update(path='data/howto100m/train.csv', captions='captions.csv',
                 tokenizer='words', vocabulary='', drop_stop_words=True)
   c.window.update(frame_rate_hz=16.0, modalities=('video', 'text'), num_candidates=1,
