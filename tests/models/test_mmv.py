@@ -190,6 +190,9 @@ TOWER = dict(name='vatt', width=16, depth=1, num_heads=2, mlp_dim=16)
     dict(video=dict(TOWER, patch=(2, 8, 8)), audio=dict(TOWER, patch=(64,)),
          text=dict(TOWER, vocabulary_size=32)),
     dict(text=dict(TOWER, vocabulary_size=32, variant='release'), remat='blocks'),
+    dict(video=dict(name='r2plus1d_34', width=1 / 32), head=dict(name='projection'),
+         audio=dict(name='resnet9', width=1 / 32, spectrogram=dict(
+             SPECTROGRAM, name='gdt', variant='release'))),
     dict(dtype='bfloat16', text=None), dict(video=None, head=None)])
 def test_any_combination_of_backbones_and_heads_is_a_config(changes):
   settings = section(**changes)
@@ -226,6 +229,9 @@ def test_vatt_takes_a_graph_of_mmv():
     (dict(head=dict(graph='fcc')), "model.head: graph='fcc': did you mean fac"),
     (dict(audio=dict(name='resnet50', spectrogram=dict(name='mvv'))),
      r"model\.audio\.spectrogram: name='mvv': did you mean mmv"),
+    (dict(audio=dict(name='resnet9', spectrogram=dict(variant='code'))),
+     r"model\.audio\.spectrogram: variant='code': expected one of paper"),
+    (dict(audio=dict(name='resnet18', widht=1)), 'model.audio.widht: unknown key; did'),
     (dict(video=None, audio=None, text=None), 'model: no modality'),
     (dict(remat='block'), "model: remat='block': did you mean blocks"),
     (dict(dtype='float16'), "model: dtype='float16': did you mean")])

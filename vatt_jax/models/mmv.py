@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -37,7 +38,7 @@ from vatt_jax.models import vatt
 _DTYPES = ('float32', 'bfloat16')
 # Keys of a tower's or head's section that a checkpoint does not fix.
 _FREE = ('still', 'last_conv', 'word_vectors', 'audio_text', 'drop_token_rate',
-         'crops', 'pooling')
+         'crops', 'pooling', 'spec_augment', 'dropout_rate')
 
 
 class Mmv(multimodal.MultimodalModel):
@@ -120,7 +121,10 @@ class Mmv(multimodal.MultimodalModel):
         for kind, found in towers[modality].encode(alone, train).items():
           outputs[kind] |= found
         continue
-      features = self.backbones[modality](batch[modality], present.get(modality), train)
+      backbone, given = self.backbones[modality], {}
+      if train and getattr(backbone, 'spec_augment', None):
+        given = dict(keys=batch['key'])
+      features = backbone(batch[modality], present.get(modality), train, **given)
       outputs['pooled'][modality] = features.pooled
       if features.grid is not None:
         outputs['grid'][modality] = features.grid
@@ -218,29 +222,42 @@ def _vatt(modality: str, device: jax.Device | None, dtype: Any, remat: str,
                                attention=attention, remat=remat, device=device)
 
 
-def _audio_resnet50(dtype: Any, remat: str, width: float = 1, last_conv: bool = False,
-                    spectrogram: Settings | None = None) -> resnet.AudioResNet50:
+def _audio_resnet(net: type[nn.Module], default: str, dtype: Any, remat: str,
+                  spectrogram: Settings | None = None,
+                  spec_augment: Settings | None = None, **fields: Any) -> nn.Module:
   """Builds a network with the spectrogram of a config section.
 
   Args:
+    net: its class.
+    default: name of the default spectrogram.
     dtype: attribute of the network.
     remat: attribute of the network.
-    width: attribute of the network.
-    last_conv: attribute of the network.
-    spectrogram: a `name` of `spectrograms.SPECTROGRAMS` (default: mmv), and the
-      constants to change.
+    spectrogram: a `name` of `spectrograms.SPECTROGRAMS`, a `variant`, 'paper' or
+      'release' (`spectrograms.RELEASED`), and the constants to change.
+    spec_augment: fields of `spectrograms.SpecAugment`; None for no masks.
+    **fields: other attributes of the network.
   """
   changes, where = dict(spectrogram or {}), 'model.audio.spectrogram'
   with naming(where):
-    constants = choose(spectrograms.SPECTROGRAMS, changes.pop('name', 'mmv'))
-  return resnet.AudioResNet50(
-      call(where, spectrograms.Spectrogram, constants | changes), width, last_conv,
-      remat, dtype)
+    name = changes.pop('name', default)
+    constants = choose(spectrograms.SPECTROGRAMS, name)
+    if choose(vatt.VARIANTS, changes.pop('variant', 'paper'), 'variant') == 'release':
+      constants = constants | spectrograms.RELEASED[name]
+  if spec_augment is not None:
+    fields['spec_augment'] = call('model.audio.spec_augment', spectrograms.SpecAugment,
+                                  spec_augment)
+  return call('model.audio', net, fields, dtype=dtype, remat=remat, parent=None,
+              name=None, spectrogram=call(where, spectrograms.Spectrogram,
+                                          constants | changes))
 
 
 # modality -> name -> builder; the section's other keys are its arguments.
 BACKBONES: dict[str, dict[str, Callable[..., nn.Module]]] = {
     'video': {'tsm_resnet50': resnet.TSMResNet50, 's3d_g': s3d.S3DG,
-              'r2plus1d_18': r2plus1d.R2Plus1D18, 'vatt': _vatt},
-    'audio': {'resnet50': _audio_resnet50, 'vatt': _vatt},
+              'r2plus1d_18': r2plus1d.R2Plus1D18, 'r2plus1d_34': r2plus1d.R2Plus1D34,
+              'vatt': _vatt},
+    'audio': {'resnet9': functools.partial(_audio_resnet, resnet.AudioResNet9, 'gdt'),
+              'resnet18': functools.partial(_audio_resnet, resnet.AudioResNet18, 'gdt'),
+              'resnet50': functools.partial(_audio_resnet, resnet.AudioResNet50, 'mmv'),
+              'vatt': _vatt},
     'text': {'word_bag': text_towers.WordBag, 'vatt': _vatt}}
