@@ -316,3 +316,43 @@ def test_microbatches_train_and_keep_statistics(shallow):
     old, new = (x[f'backbones_{modality}']['norm']['mean'] for x in (
         before, state.model_state['batch_stats']))
     assert (old != new).any()
+
+
+def _with_pooling(**video):
+  """Returns a model of VATT's tower of video, whose map is pooled, and a batch."""
+  model = models.from_config(dict(name='mmv', head=None, video=dict(
+      name='vatt', patch=(1, 4, 4), width=16, depth=1, num_heads=2, mlp_dim=32,
+      **video)))
+  return model, dict(video=np.zeros((2, 4, 8, 8, 3), np.float32),
+                     key=jax.random.split(jax.random.key(0), 2))
+
+
+def _trace(model, batch, train):
+  key = jax.random.key(0)
+  return jax.eval_shape(lambda batch: model.init_with_output(
+      dict(params=key, dropout=key, drop_token=key), batch, train=train), batch)
+
+
+CROPS = dict(space_large=(2, 2), space_small=(1, 1), time_large=(0, 1),
+             time_small=(3, 2))
+
+
+@pytest.mark.parametrize('pooling', ['average', 'transformer'])
+def test_crops_are_pooled_in_training_by_the_parameters_of_the_whole_map(pooling):
+  model, batch = _with_pooling(pooling=dict(name=pooling), crops=CROPS)
+  outputs, variables = _trace(model, batch, train=True)
+  assert {k: x.shape for k, x in outputs['pooled'].items()} == dict(
+      video=(2, 16), video_crops=(2, 6, 16))
+  assert model.num_crops() == dict(video=((2, 1), (0, 3)))
+  outputs, same = _trace(model, batch, train=False)
+  assert list(outputs['pooled']) == ['video'] and same == variables
+  assert ('poolings_video' in variables['params']) == (pooling == 'transformer')
+
+
+@pytest.mark.parametrize('video, message', [
+    (dict(drop_token_rate=0.5), r'video\.pooling: needs .*video\.drop_token_rate=0'),
+    (dict(), r'config\.model\.video\.crops: space_large=\(2, 6\): expected a size of')])
+def test_map_that_is_missing_or_too_small_for_crops_is_named(video, message):
+  model, batch = _with_pooling(**video, crops={})
+  with pytest.raises(UserError, match=message):
+    _trace(model, batch, train=True)

@@ -133,7 +133,7 @@ def _pairs(kinds: Sequence[tuple[int, int]], variant: str
     if variant == 'paper':
       pairs += [(view, i, j, 1.0) for i in range(first, end) for j in range(first, end)
                 if min(i, j) < begin for view in (0, 1)]
-    else:
+    elif large:
       pairs += [(view, begin - 1, begin - 1, 0.5) for view in (0, 1)]
       pairs += [(1, i, j, 1.0) for i in range(begin, end) for j in range(first, begin)]
     first = end

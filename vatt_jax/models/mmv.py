@@ -201,8 +201,8 @@ def _poolings(towers: Mapping[str, dict[str, Any]], dtype: Any
               ) -> tuple[dict[str, nn.Module], dict[str, pooling.Crops]]:
   """Takes `pooling` and `crops` out of the sections of towers, and builds them."""
   poolings, crops = {}, {}
-  for modality in towers.keys() - {'text'}:
-    section, where = towers[modality], f'model.{modality}'
+  for modality in ('video', 'audio'):
+    section, where = towers.get(modality, {}), f'model.{modality}'
     if 'crops' in section:
       crops[modality] = call(f'{where}.crops', pooling.Crops, section.pop('crops'))
       section.setdefault('pooling', dict(name='average'))

@@ -179,6 +179,8 @@ class Crops:
       if count < 0 or size < 1:
         raise ValueError(f'{name}={getattr(self, name)}: expected a number of crops, '
                          'and their size')
+    if not self.space_large[0] + self.time_large[0]:
+      raise ValueError('space_large, time_large: expected a large crop of one of them')
 
   @property
   def counts(self) -> tuple[tuple[int, int], tuple[int, int]]:
