@@ -103,7 +103,8 @@ def toy(c: ConfigDict) -> None:
     c.model.video.pooling.mlp_dim = 256
   if 'crops' in video:
     c.model.video.crops = video.crops
-    for name, size in (('space_large', 5), ('space_small', 3)):
+    for name, size in dict(space_large=5, space_small=3, time_large=3,
+                           time_small=2).items():
       c.model.video.crops[name] = (video.crops[name][0], size)
 
 

@@ -58,9 +58,7 @@ def test_row_of_table_1_samples_its_factors(row, shifts, copies, shift, reversal
     (finetune_gdt, 'stica')])
 def test_model_has_the_outputs_that_the_losses_need(module, switches):
   config = load(module, switches).to_dict()
-  if 'batch_size' in config:    # the trace is the same for any number of clips
-    config['batch_size'] = 8
-  config['mesh'] = dict(data=1)
+  config |= dict(batch_size=8, mesh=dict(data=1))    # a trace of few clips
   if config['losses'].get('video_audio', {}).get('variant') == 'release':
     config['losses']['video_audio']['num_groups'] = 2
   experiment.make_step(config, jax.devices()[:1])
@@ -108,7 +106,7 @@ def test_toy_trains_as_many_rows_as_the_quickstart():
 
 def shrunk(module, toy_world, switches):
   """Returns the toy's config for two steps of smaller inputs and towers."""
-  config = load(module, f'{switches},toy')
+  config = load(module, f'toy,{switches}' if switches else 'toy')
   config.total_steps, config.batch_size, config.optim.warmup_steps = 2, 8, 1
   config.data.path = str(toy_world / 'train.csv')
   config.window.update(image_size=32, min_crop_area=1.0)
