@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+import math
 import os
 import pathlib
 import re
@@ -38,6 +39,7 @@ Path = tuple[str, ...]
 SUFFIXES = ('.pth', '.pt', '.tar', '.safetensors', '.npz')
 
 _VIDEO, _AUDIO = 'video_network.base.', 'audio_network.base.'
+_POOLING = 'video_pooling.2.transformer.'    # STiCA's
 # Counters of norms, and a classifier of 1000 classes that no one trains.
 _UNUSED = re.compile(r'.*\.num_batches_tracked|audio_network\.base\.fc\..*')
 
@@ -61,8 +63,10 @@ _NAMES = (
     (r'^head/(v|a)\w+/hidden/', r'mlp_\1.block_forward.2/'),
     (r'^head/(v|a)\w+/norm/', r'mlp_\1.block_forward.4/'),
     (r'^head/(v|a)\w+/out/', r'mlp_\1.block_forward.8/'),
-    (r'/(kernel|scale)$', '.weight'), (r'/bias$', '.bias'),
-    (r'/mean$', '.running_mean'), (r'/var$', '.running_var'))
+    (r'^poolings_video/block_(\d+)/', rf'{_POOLING}\1.'),
+    (r'\.attention/(q|k)\w+/', r'.mha.\1_lin/'), (r'\.norm_(\d)/', r'.norm\1/'),
+    (r'\.mlp_(\d)/', r'.ffn.lin\1/'), (r'/(kernel|scale)$', '.weight'),
+    (r'/bias$', '.bias'), (r'/mean$', '.running_mean'), (r'/var$', '.running_var'))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,16 +119,20 @@ def find_settings(shapes: Mapping[str, tuple[int, ...]], where: str | os.PathLik
   width = lambda name: shapes[name][0]
   deep = f'{_VIDEO}layer1.2.conv1.0.0.weight', f'{_AUDIO}layer1.1.conv1.weight'
   block = f'{_VIDEO}layer2.0.conv{{}}.0.0.weight'
+  layers = {name.removeprefix(_POOLING).split('.')[0] for name in shapes
+            if name.startswith(_POOLING)}
+  pooling = dict(name='transformer', variant='release', depth=len(layers))
   try:
     return dict(
         name='mmv',
         video=dict(name='r2plus1d_34' if deep[0] in shapes else 'r2plus1d_18',
                    width=width(f'{_VIDEO}stem.3.weight') / 64,
                    torchvision=width(block.format(1)) == width(block.format(2)),
-                   mean=0.45, std=0.225),
+                   mean=0.45, std=0.225, **dict(pooling=pooling) if layers else {}),
         audio=dict(name='resnet18' if deep[1] in shapes else 'resnet9',
                    width=width(f'{_AUDIO}conv1.weight') / 64,
-                   spectrogram=dict(name='gdt', variant='release')),
+                   spectrogram=dict(
+                       name='stica' if layers else 'gdt', variant='release')),
         head=dict(name='projection', hidden_dim=width('mlp_v.block_forward.2.weight'),
                   dim=width('mlp_v.block_forward.8.weight')))
   except (KeyError, IndexError) as e:
@@ -147,11 +155,19 @@ def convert(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any],
   flat = traverse_util.flatten_dict(dict(variables))
   keys = names(flat)
   shapes = {name: flat[path].shape for path, name in keys.items()}
-  fits = lambda name: arrays[name].dtype == np.float32 and (
-      _ours(arrays[name]).shape == shapes[name])
+  # The axes of the attention's heads are one axis in the release.
+  values = {name: _ours(x).reshape(shapes[name]) if _is_split(name, x, shapes) else
+            _ours(x) for name, x in arrays.items()}
+  fits = lambda name: values[name].dtype == np.float32 and (
+      values[name].shape == shapes[name])
   compare.check(arrays, shapes, fits, _UNUSED, where)
   return traverse_util.unflatten_dict({
-      path: _ours(arrays[name]) for path, name in keys.items()})
+      path: values[name] for path, name in keys.items()})
+
+
+def _is_split(name: str, value: np.ndarray, shapes: Mapping[str, tuple[int, ...]]
+              ) -> bool:
+  return '.mha.' in name and value.size == math.prod(shapes.get(name, (0,)))
 
 
 def names(paths: Iterable[Path]) -> dict[Path, str]:
