@@ -9,7 +9,9 @@ does not change the audio input for evaluation (arXiv 2104.11178, section 4.3). 
 top-1 (the paper's Table 8): MBS with the low-rank classifier 84.7, with the SVM 82.5,
 MA with the low-rank classifier 81.2. MMV's features are those of the last convolution,
 of 2 s (arXiv 2006.16228, section 4.1). Expected (its Table 2): TSM-ResNet-50 86.4, of
-twice the width 88.9, S3D-G 87.7.
+twice the width 88.9, S3D-G 87.7. GDT's and STiCA's are the largest of three steps of
+the last map, of ten windows of 2 s (arXiv 2103.10211, appendix 6.1). Expected: STiCA
+81.1.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +22,16 @@ from configs import linear_ucf101
 def get_config(arg: str = 'mbs') -> ConfigDict:
   c = linear_ucf101.base(arg, 'esc50', 'audio', num_splits=5)
   c.window.frame_rate_hz = 10.0    # 3.2 s
-  if c.model.get('name') == 'mmv':
+  name = arg.partition(',')[0]
+  if name in ('mmv', 'gdt', 'stica'):
     c.window.audio_seconds = 2.0
+  if name == 'mmv':
     c.model.audio.last_conv = True
+  elif name in ('gdt', 'stica'):
+    max_of_last_map(c)
   return c
+
+
+def max_of_last_map(c: ConfigDict) -> None:
+  """Takes the features in which GDT and STiCA classify audio."""
+  c.model.audio.pooling = dict(name='max', steps=3, stride=2)

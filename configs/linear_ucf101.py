@@ -11,6 +11,8 @@ file name:
     configs/linear_ucf101.py:lbs,release       configs/pretrain_lbs.py:release
     configs/linear_ucf101.py:ablation,SWITCH   configs/ablation.py:SWITCH
     configs/linear_ucf101.py:mmv,s3d           configs/pretrain_mmv.py:s3d
+    configs/linear_ucf101.py:gdt,j             configs/pretrain_gdt.py:j
+    configs/linear_ucf101.py:stica             configs/pretrain_stica.py
 
 It expects `data/ucf101` (python -m data.ucf101). Windows are the paper's for
 evaluation, 32 frames of 320 x 320 pixels at 12.5 Hz (arXiv 2104.11178, section 4.3).
@@ -21,6 +23,11 @@ windows, crops and flips; the score of a test clip is the mean over ten windows.
 metrics are means over the three official splits. Expected top-1 (the paper's Table 8):
 MBS with the low-rank classifier 89.6, with the SVM 89.2, MA with the low-rank
 classifier 84.4.
+
+For GDT and STiCA windows are 32 or 60 frames of 128 x 128 pixels at 30 Hz, and a linear
+layer is trained by Adam on ten windows spread over each video. Expected: STiCA 77.0
+(arXiv 2103.10211); few-shot, fold 1, GDT with 1 and 5 videos a class 26.7 and 44.6
+(arXiv 2003.04298, Table 4). Retrieval, R@k, is `configs/class_retrieval.py`.
 """
 
 from ml_collections import ConfigDict
@@ -28,14 +35,17 @@ from ml_collections import ConfigDict
 from configs import ablation
 from configs import common
 from configs import pretrain_bbs
+from configs import pretrain_gdt
 from configs import pretrain_lbs
 from configs import pretrain_ma
 from configs import pretrain_mbs
 from configs import pretrain_mmv
+from configs import pretrain_stica
 from vatt_jax.config import nearest
 
 PRETRAINED = dict(mbs=pretrain_mbs, bbs=pretrain_bbs, lbs=pretrain_lbs, ma=pretrain_ma,
-                  ablation=ablation, mmv=pretrain_mmv)
+                  ablation=ablation, mmv=pretrain_mmv, gdt=pretrain_gdt,
+                  stica=pretrain_stica)
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:
@@ -74,4 +84,10 @@ def base(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
   if name == 'mmv':
     c.window.image_size = 224
     del c.evals.linear.classifiers.low_rank
+  elif name in ('gdt', 'stica'):
+    c.window.update(num_frames=60 if name == 'stica' else 32, frame_rate_hz=30.0,
+                    image_size=128, audio_hz=24_000)
+    c.evals.linear.classifiers = dict(adam=dict(
+        learning_rate=1e-4, weight_decay=5e-4, batch_size=512, steps=10_000, seed=0))
+    c.evals.linear.rows = 'spread'
   return c

@@ -18,11 +18,16 @@ writes
     test_segments.csv          the same and text: labels are for evaluation only
 
 Times are in seconds; sound events of a segment are joined by `|`.
+
+With --rooms every clip is in a room, which tints the background and hums at a pitch for
+the whole clip. Video and audio then share a cue that says nothing about segments: a
+shortcut for contrastive losses. Both lists of segments get the column `room`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+import colorsys
 import concurrent.futures
 import csv
 import dataclasses
@@ -51,6 +56,7 @@ TIMBRES = {'circle': 'flute', 'bar': 'organ', 'triangle': 'violin',
 SHAPES = tuple(TIMBRES)
 MOTIONS = ('left', 'right', 'up', 'down', 'circle', 'shake', 'bounce', 'pulse')
 BACKGROUND_EVENTS = {'knock': 0.25, 'hum': 0.25}  # name -> share of clips
+NUM_ROOMS = 24
 
 PHRASES = {
     'left': ('moves left', 'slides to the left', 'is going left'),
@@ -103,6 +109,7 @@ class Clip:
   events: tuple[str, ...]                           # background sound events
   captions: tuple[tuple[float, float, str], ...]    # start, end, text
   has_sound: bool
+  room: int | None = None
 
   @property
   def duration(self) -> float:
@@ -151,7 +158,7 @@ def _narrate(segments: Iterable[Segment], rng: np.random.Generator):
       time += rng.uniform(1.0, 1.6)
 
 
-def script(seed: int, split: str, index: int) -> Clip:
+def script(seed: int, split: str, index: int, rooms: bool = False) -> Clip:
   """Returns clip `index` of a split, as a pure function of the seed."""
   rng = _generator(seed, split, index)
   segments = _script_segments(rng)
@@ -167,8 +174,10 @@ def script(seed: int, split: str, index: int) -> Clip:
     if rng.random() < SHARE_WITHOUT_TEXT:
       captions = ()
     has_sound = rng.random() >= SHARE_WITHOUT_SOUND
+  # A stream of its own: rooms change nothing else of a clip.
+  room = int(rng.spawn(2)[1].integers(NUM_ROOMS)) if rooms else None
   return Clip(f'clips/{split}/{index:04d}.mp4', segments, events, captions,
-              bool(has_sound))
+              bool(has_sound), room)
 
 
 # ---------------------------------------------------------------- the frames
@@ -233,6 +242,9 @@ def draw(clip: Clip, rng: np.random.Generator) -> np.ndarray:
   frames = round(clip.duration * FRAME_RATE_HZ)
   time = np.arange(frames, dtype=np.float32) / FRAME_RATE_HZ
   video = _background(rng, frames)
+  if clip.room is not None:
+    tint = colorsys.hsv_to_rgb(clip.room / NUM_ROOMS, 1, 120)
+    video = 0.5 * video + np.asarray(tint, np.float32)
   pixel = np.arange(SIZE_PIXELS, dtype=np.float32) + 0.5
   half = SIZE_PIXELS / 2
   for segment in clip.segments:
@@ -300,6 +312,8 @@ def sing(clip: Clip, rng: np.random.Generator) -> np.ndarray:
   if 'hum' in clip.events:
     audio += 0.08 * np.sin(2 * np.pi * 100 * time) * np.sign(
         np.sin(2 * np.pi * 50 * time))
+  if clip.room is not None:
+    audio += 0.3 * np.sin(2 * np.pi * (400 + 130 * clip.room) * time)
   return np.clip(audio, -1, 1).astype(np.float32)
 
 
@@ -315,8 +329,9 @@ def encode(path: str | os.PathLike[str], video: np.ndarray, frame_rate_hz: int,
       'x264-params': 'mbtree=0', 'g': str(frame_rate_hz)})
 
 
-def _render(root: pathlib.Path, seed: int, split: str, index: int) -> Clip:
-  clip = script(seed, split, index)
+def _render(root: pathlib.Path, seed: int, split: str, rooms: bool, index: int
+            ) -> Clip:
+  clip = script(seed, split, index, rooms)
   rng = _generator(seed, split, index).spawn(1)[0]
   video = draw(clip, rng)
   encode(root / clip.path, video, FRAME_RATE_HZ,
@@ -325,10 +340,11 @@ def _render(root: pathlib.Path, seed: int, split: str, index: int) -> Clip:
 
 
 def _segment_row(clip: Clip, segment: Segment) -> dict[str, str | float]:
+  room = {} if clip.room is None else dict(room=f'room {clip.room}')
   events = (TIMBRES[segment.shape], *clip.events) if clip.has_sound else ()
   return dict(path=clip.path, start=segment.start, end=segment.end,
               shape=segment.shape, colour=segment.colour, motion=segment.motion,
-              sound_event='|'.join(events))
+              sound_event='|'.join(events), **room)
 
 
 def _write_csv(path: pathlib.Path, rows: list[dict[str, str | float]]) -> None:
@@ -339,7 +355,7 @@ def _write_csv(path: pathlib.Path, rows: list[dict[str, str | float]]) -> None:
 
 
 def build(out: str | os.PathLike[str], seed: int = 0, train_clips: int = 512,
-          test_clips: int = 256) -> None:
+          test_clips: int = 256, rooms: bool = False) -> None:
   """Builds the toy world in folder `out`, which must not exist yet.
 
   Args:
@@ -347,6 +363,7 @@ def build(out: str | os.PathLike[str], seed: int = 0, train_clips: int = 512,
     seed: the same seed gives the same clips.
     train_clips: number of clips to train on.
     test_clips: number of held-out clips, the retrieval pool.
+    rooms: whether every clip is in a room.
 
   Raises:
     FileExistsError: `out` exists already.
@@ -362,7 +379,7 @@ def build(out: str | os.PathLike[str], seed: int = 0, train_clips: int = 512,
   with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
     for split, count in (('train', train_clips), ('test', test_clips)):
       (root / 'clips' / split).mkdir(parents=True)
-      render = functools.partial(_render, root, seed, split)
+      render = functools.partial(_render, root, seed, split, rooms)
       clips[split] = list(pool.map(render, range(count), chunksize=16))
 
   _write_csv(root / 'train.csv', [dict(path=c.path) for c in clips['train']])
@@ -379,10 +396,11 @@ def build(out: str | os.PathLike[str], seed: int = 0, train_clips: int = 512,
 
 
 def main(_) -> None:
-  build(flags.FLAGS.out, flags.FLAGS.seed)
+  build(flags.FLAGS.out, flags.FLAGS.seed, rooms=flags.FLAGS.rooms)
 
 
 if __name__ == '__main__':
   flags.DEFINE_string('out', 'data/toy_world', 'The folder to create.')
   flags.DEFINE_integer('seed', 0, 'Seed of the clips.')
+  flags.DEFINE_bool('rooms', False, 'Put every clip in a room.')
   app.run(main)

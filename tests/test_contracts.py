@@ -150,9 +150,10 @@ class _SameRows(losses.Loss):
   """Pulls the rows of a clip together, by the mean distance of their embeddings."""
   num_shifts: int
   num_views: int
+  num_copies: int
 
   def __call__(self, params, outputs, batch, memory):
-    count = self.num_shifts * self.num_views
+    count = self.num_shifts * self.num_views * self.num_copies
     by_clip = lambda x: x.reshape(-1, count, *x.shape[1:])
     ids, embed = map(by_clip, (batch['id'], outputs['embed']['video_audio']['video']))
     distance = jnp.mean((embed - embed[:, :1]) ** 2)
@@ -164,7 +165,8 @@ def test_loss_sees_all_rows_of_a_clip_together(num_microbatches, rows, toy_world
                                                tmp_path, monkeypatch):
   monkeypatch.setitem(losses.LOSSES, 'same_rows', _SameRows)
   config = small(toy_world, batch_size=8, num_microbatches=num_microbatches,
-                 mesh=dict(data=-1), losses=dict(same=dict(name='same_rows')))
+                 mesh=dict(data=-1), losses=dict(same=dict(name='same_rows')),
+                 augment=dict(copies=('forward', 'reversed')))
   config['window'] |= dict(num_shifts=2, num_views=2)
   with pytest.raises(train.UserError, match='batch_size=6: counts rows; expected a'):
     train.train(config | dict(batch_size=6), tmp_path / 'run')

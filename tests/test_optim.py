@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vatt_jax import optim
@@ -93,6 +94,37 @@ def test_schedule_equals_its_formula_at_every_step(name, factor, warmup):
   np.testing.assert_allclose([rate(s) for s in steps], expected, rtol=1e-6, atol=3e-11)
 
 
+SCHEDULES = {
+    'gdt_k400_64gpus': dict(peak_rate=0.64, final_rate=0.64, warmup_steps=10,
+                            start_rate=0.01, decay='half_cosine'),
+    'gdt_defaults_16gpus_200': dict(
+        peak_rate=0.16, final_rate=0.0016, warmup_steps=10, start_rate=0.01,
+        decay='multi_step', drop_steps=(151, 176)),
+    'finetune_head': dict(peak_rate=0.02, final_rate=5e-5, warmup_steps=2,
+                          start_rate=0.0025, decay='multi_step', drop_steps=(7, 11)),
+    'stica_per_iter': dict(peak_rate=0.64, final_rate=0.64, warmup_steps=999,
+                           start_rate=0.01, decay='multi_step')}
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_schedules_match_the_release_of_gdt(name, shared):
+  """A step stands for an epoch, at whose start the release sets the rate."""
+  golden = np.load(shared / 'golden_gdt_stica' / 'schedules.npz')
+  rates = golden[name]
+  rate = optim.build(len(rates), **SCHEDULES[name]).schedule
+  np.testing.assert_allclose(jax.vmap(rate)(np.arange(len(rates))), rates, atol=1e-6)
+  if name == 'finetune_head':    # the body's share is a rule
+    np.testing.assert_allclose(rates * 0.1, golden['finetune_base'], rtol=1e-6)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(decay='half_cosine', drop_steps=(5,)), r'\(5,\): unused with decay='),
+    (dict(decay='multi_step'), r'\(\): expected the steps of the drops from')])
+def test_drops_that_do_not_fit_the_schedule_are_refused(settings, message):
+  with pytest.raises(ValueError, match=f'drop_steps={message}'):
+    optim.build(10, 1.0, 0.1, 1, **settings)
+
+
 def test_unknown_schedule_is_refused():
   with pytest.raises(ValueError, match="decay='half': expected one of quarter_cosine"):
     optim.build(10, 1e-4, 5e-5, 1, decay='half')
@@ -124,6 +156,31 @@ def test_momentum_matches_the_release():
     update, state = sgd.update(jnp.array([g]), state, p)
     np.testing.assert_allclose(update, [-schedule(t) * v], rtol=1e-6)
   assert frozen is None
+
+
+def test_weight_decay_is_added_to_the_gradient_before_the_momentum():
+  """As PyTorch's: v = 0.9 v + (g + 0.1 p), with a body at a tenth of the rate."""
+  update = optim.build(10, 0.5, 0.5, 0, name='sgd', weight_decay=0.1,
+                       rules=(('head', 1.0), ('.*', 0.1))).update
+  params = dict(head=jnp.array([2.0]), body=dict(bias=jnp.array([2.0])))
+  state, expected, v = update.init(params), np.array([2.0, 2.0]), 0
+  for gradient in (0.5, -2.0, 1.0):
+    v = 0.9 * v + gradient + 0.1 * expected
+    expected = expected - np.array([0.5, 0.05]) * v
+    grads = jax.tree.map(lambda x, gradient=gradient: gradient + 0 * x, params)
+    moved, state = update.update(grads, state, params)
+    params = optax.apply_updates(params, moved)
+    np.testing.assert_allclose([params['head'][0], params['body']['bias'][0]],
+                               expected, rtol=1e-6)
+
+
+def test_adamw_decays_parameters_beside_the_moments():
+  settings = dict(adam={}, adamw=dict(weight_decay=0.1))
+  plain, decayed = (optim.build(10, 0.5, 0.5, 0, name=name, eps=1e-8, **given).update
+                    for name, given in settings.items())
+  p, g = jnp.array([2.0, -1.0]), jnp.array([0.3, 0.7])
+  first, second = (x.update(g, x.init(p), p)[0] for x in (plain, decayed))
+  np.testing.assert_allclose(second, first - 0.5 * 0.1 * p, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['adam', 'sgd'])
@@ -205,7 +262,7 @@ def test_invalid_setting_is_named(settings, message):
 
 
 def test_unknown_optimizer_and_setting_of_the_other_one_are_named():
-  with pytest.raises(UserError, match="name='lamb': expected one of adam, sgd"):
+  with pytest.raises(UserError, match="name='lamb': expected one of adam, adamw, sgd"):
     optim.build(10, 1.0, 1.0, 0, name='lamb')
   with pytest.raises(UserError, match=r'config\.optim\.b1: unknown key'):
     optim.build(10, 1.0, 1.0, 0, name='sgd', b1=0.5)

@@ -1,6 +1,7 @@
 """Tests data/toy_world.py."""
 
 import csv
+import dataclasses
 import hashlib
 
 import av
@@ -110,6 +111,36 @@ def test_segment_shows_its_object_only_during_its_time():
     time = np.arange(len(video)) / world.FRAME_RATE_HZ
     now = (time >= segment.start - 1e-6) & (time < segment.end - 1e-6)
     assert near[now].min() > 2 * near[~now].max()
+
+
+def test_room_tints_the_background_and_hums_for_the_whole_clip():
+  plain, roomy = (world.script(0, 'test', 3, rooms) for rooms in (False, True))
+  assert dataclasses.replace(roomy, room=None) == plain
+  clips = [dataclasses.replace(plain, room=room) for room in (None, 0, 8)]
+  videos, audios = zip(*((world.draw(clip, np.random.default_rng(0)).astype(int),
+                          world.sing(clip, np.random.default_rng(1)))
+                         for clip in clips), strict=True)
+  for video, channel in ((videos[1], 0), (videos[2], 1)):
+    tint = np.median(video, (1, 2))                                  # [T, 3]
+    others = np.delete(tint, channel, axis=1)
+    assert (tint[:, channel] > others.max(axis=1) + 50).all()
+  for audio, hz in ((audios[1], 400), (audios[2], 400 + 8 * 130)):
+    seconds = (audio - audios[0])[:5 * world.AUDIO_HZ].reshape(5, -1)
+    assert (np.abs(np.fft.rfft(seconds)).argmax(axis=1) == hz).all()
+
+
+def test_rooms_add_a_column_of_labels_and_change_no_other_file(tmp_path):
+  for name in ('plain', 'roomy'):
+    world.build(tmp_path / name, 5, train_clips=1, test_clips=1, rooms=name == 'roomy')
+  plain, roomy = (_digests(tmp_path / name) for name in ('plain', 'roomy'))
+  changed = {str(path) for path in plain if plain[path] != roomy[path]}
+  assert changed == {'clips/train/0000.mp4', 'clips/test/0000.mp4',
+                     'train_segments.csv', 'test_segments.csv'}
+  for split in ('train', 'test'):
+    before, after = (_rows(tmp_path / name / f'{split}_segments.csv')
+                     for name in ('plain', 'roomy'))
+    assert all(row.pop('room').startswith('room ') for row in after)
+    assert after == before
 
 
 def test_existing_folder_is_unchanged(toy_world):

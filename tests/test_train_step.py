@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from vatt_jax import losses as losses_lib
+from vatt_jax import models
 from vatt_jax import optim
 from vatt_jax import train_step
 from vatt_jax.distributed import sharding
@@ -17,6 +19,7 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
+from vatt_jax.models import heads
 from vatt_jax.models.vatt import Vatt
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
@@ -349,10 +352,64 @@ def test_microbatches_do_not_change_the_step(variant):
   task = make_task(variant=variant, temperature=None)
   backbones = {m: x.clone(dropout_rate=0.0) for m, x in task.model.backbones.items()}
   tokenizers = {m: x.clone(dropout_rate=0.0) for m, x in task.model.tokenizers.items()}
-  change = augment.Augment(reverse_rate=0.5, flip_rate=0.5, noise=0.1)
+  change = augment.Augment(copies=('forward', 'reversed'), flip_rate=0.5, noise=0.1)
   assert_microbatches_change_nothing(dataclasses.replace(
       task, model=task.model.clone(backbones=backbones, tokenizers=tokenizers),
       augment=change), make_batch())
+
+
+class _Projection(nn.Module):
+  """Embeds modalities and their crops in one space."""
+
+  @nn.compact
+  def __call__(self, pooled, present, train=False, clips=None):
+    layers = {m: nn.Dense(8, name=f'{m}_out') for m in ('video', 'audio')}
+    return dict(embed=dict(video_audio={
+        name: heads.unit_norm(layers[name.split('_')[0]](x))
+        for name, x in pooled.items()}))
+
+
+def make_crops_task():
+  """Makes a task of GDT and STiCA on VATT's towers: eight rows of each clip."""
+  model = models.from_config(dict(
+      name='mmv', audio=dict(name='vatt', patch=(16,), **SIZE), video=dict(
+          name='vatt', patch=(2, 4, 4), **SIZE,
+          pooling=dict(name='transformer', depth=1, num_heads=2, mlp_dim=16),
+          crops=dict(space_large=(1, 2), space_small=(2, 1), time_large=(1, 2),
+                     time_small=(1, 1))))).clone(head=_Projection())
+  losses = {f'{name}_{n}': losses_lib.build(
+      'video_audio', dict(name=name, num_chunks=n), num_shifts=2, num_views=2,
+      num_copies=2, crops=model.num_crops())
+            for name in ('gdt', 'stica') for n in (1, 2)}
+  change = augment.Augment(copies=('forward', 'reversed'), flip_rate=0.5, noise=0.1)
+  return train_step.Task(model, losses, optax.sgd(1.0), optax.constant_schedule(1.0), 0,
+                         change, rows_per_clip=4)
+
+
+def crops_batch():
+  return {k: v for k, v in make_batch().items() if k not in ('text', 'has_text')}
+
+
+def test_step_of_copies_shifts_views_and_crops_trains_by_losses_in_chunks():
+  task, batch = make_crops_task(), crops_batch()
+  outputs = task.trace_outputs(batch)
+  assert outputs['pooled']['video_crops'].shape == (16, 5, 16)
+  assert outputs['embed']['video_audio']['audio'].shape == (16, 8)
+  state = task.init(batch)
+  before = jax.device_get(state.params)
+  state, metrics = task.train_step(state, batch)
+  for name in ('gdt', 'stica'):
+    whole, chunked = (metrics[f'loss_{name}_{n}'] for n in (1, 2))
+    assert 0 < whole < 10
+    np.testing.assert_allclose(chunked, whole, rtol=1e-6)
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+  assert moved['poolings_video']['positions'] and moved['head']['audio_out']['kernel']
+
+
+@pytest.mark.slow
+def test_microbatches_do_not_change_the_step_of_copies_and_crops():
+  assert_microbatches_change_nothing(make_crops_task(), crops_batch(),
+                                     num_microbatches=2)
 
 
 @pytest.mark.slow
@@ -511,9 +568,9 @@ def test_step_passes_the_strictest_checks_of_jax(variant, agnostic, dtype, stric
   losses['audio_text'] = contrastive.SigLIP(
       pair='audio_text', temperature=0.1, bias=-10.0, learn_temperature=True)
   task = train_step.Task(model, losses, *optim.build(10, 1e-3, 1e-4, 2)[:2], 0,
-                   augment.Augment(reverse_rate=0.5, flip_rate=0.5, color_rate=0.8,
-                                   color_drop_rate=0.2, blur_rate=0.5, blur_size=0.5,
-                                   volume=0.1, noise=0.01))
+                   augment.Augment(('forward', 'reversed'), flip_rate=0.5,
+                                   color_rate=0.8, color_drop_rate=0.2, blur_rate=0.5,
+                                   blur_size=0.5, volume=0.1, noise=0.01))
   batch = make_batch()
   batch['text'][1] = 0
   before = _flat(task.init(batch).model_state)

@@ -15,6 +15,7 @@ COMMANDS = {
     'vocabulary': ('vatt_jax.tools.vocabulary', 'make a vocabulary from captions'),
     'import_vatt': ('vatt_jax.weights.vatt_tf2', 'convert a released VATT checkpoint'),
     'import_mmv': ('vatt_jax.weights.mmv', 'convert a released MMV checkpoint'),
+    'import_gdt': ('vatt_jax.weights.gdt', 'convert a released GDT, STiCA checkpoint'),
     'cost': ('vatt_jax.tools.cost', 'count parameters and operations of a config'),
     'plan': ('vatt_jax.tools.tpu_plan.plan', 'predict memory and time on a TPU slice')}
 

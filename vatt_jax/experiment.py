@@ -307,18 +307,18 @@ def make_step(config: Settings, devices: Sequence[Any] | None = None
   """
   c = call('', Config, inherit.inherit(config, config.get('init_from', '')))
   task = make_task(c, devices)
-  batch = call('window', Window, c.window).batch(task.rows_per_clip)
+  batch = call('window', Window, c.window).batch(1)
   if isinstance(task.model.head, heads.Classifier):
     if not task.model.head.num_classes:
       raise UserError('config.model.head.num_classes: missing; set it, because no data '
                       'is read to count the classes')
     columns = call('data', dataset.Data, c.data).columns or ('label',)
-    batch['labels'] = {column: np.zeros((task.rows_per_clip, count), bool)
+    batch['labels'] = {column: np.zeros((1, count), bool)
                        for column, count in _by_column(task.model.head, columns)}
+  batch = _shapes(batch, c.batch_size)
   _check_losses(task, batch)
-  rows = sharding.rows(task.mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      (c.batch_size, *x.shape[1:]), x.dtype, sharding=rows), batch)
+      x.shape, x.dtype, sharding=sharding.rows(task.mesh)), batch)
   state = jax.eval_shape(task.init, batch)
   return task, jax.tree.map(
       lambda x, sharding_: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_),
@@ -340,8 +340,11 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
         f'config.batch_size={c.batch_size}: counts rows; expected a multiple of '
         f'window.num_shifts * window.num_views={window.rows_per_clip}')
   model.check_window(window)
+  augment = call('augment', augment_lib.Augment, c.augment or {})
   losses = {name: losses_lib.build(name, section, num_shifts=window.num_shifts,
-                                   num_views=window.num_views)
+                                   num_views=window.num_views,
+                                   num_copies=len(augment.copies),
+                                   crops=model.num_crops())
             for name, section in (c.losses or {}).items()}
   for name, loss in losses.items():
     num_chunks = getattr(loss, 'num_chunks', 1)
@@ -356,7 +359,7 @@ def make_task(c: Config, devices: Sequence[Any] | None = None) -> train_step.Tas
                      layer_of=model.layer_of, extended=c.extended)
   return train_step.Task(
       model, losses, optimizer.update, optimizer.schedule, c.seed,
-      call('augment', augment_lib.Augment, c.augment or {}), optimizer.frozen,
+      augment, optimizer.frozen,
       _count_microbatches(c, c.batch_size // window.rows_per_clip, optimizer),
       c.average_decay, optimizer.clip, mesh, sharding.check_rules(c.sharding_rules),
       rows_per_clip=window.rows_per_clip)
@@ -367,8 +370,8 @@ def _join(c: Config, task: train_step.Task, reader: Reader,
   """Joins task and reader, checks that they fit, and builds what uses both."""
   task = dataclasses.replace(task, num_clips=len(reader.clips))
   _check_classes(reader.labels, task)
-  _check_losses(task, jax.tree.map(
-      lambda x: np.stack([x] * task.rows_per_clip), reader.empty()))
+  _check_losses(task, _shapes(jax.tree.map(lambda x: x[None], reader.empty()),
+                              c.batch_size))
   if task.frozen is not None:    # checks the rules before any file is written
     jax.eval_shape(task.init, reader.window.batch(c.batch_size))
 
@@ -408,6 +411,12 @@ def _count_microbatches(c: Config, num_clips: int, optimizer: optim_lib.Optimize
         f'config.num_microbatches={number}: expected 1 or config.optim.clip_replicas='
         f'{replicas}, because the gradient of each replica is clipped separately')
   return replicas
+
+
+def _shapes(batch: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+  """Returns the shapes and types of a batch of `batch_size` such rows."""
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), batch)
 
 
 def _check_losses(task: train_step.Task, batch: Mapping[str, Any]) -> None:

@@ -26,8 +26,8 @@ Rule = tuple[str, float]
 
 
 def quarter_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
-                   total_steps: int) -> optax.Schedule:
-  """Returns linear warm-up from 0, then a quarter cosine period (VATT, section 4.3).
+                   total_steps: int, start_rate: float = 0.0) -> optax.Schedule:
+  """Returns linear warm-up, then a quarter cosine period (VATT, section 4.3).
 
   rate(s) = final + (peak - final) * cos(pi/2 * (s - warmup) / (total - warmup)).
   The rate leaves its peak slowly and reaches the final rate steeply.
@@ -35,21 +35,41 @@ def quarter_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
   num_decay = max(total_steps - warmup_steps, 1)
   decay = lambda step: final_rate + (peak_rate - final_rate) * jnp.cos(
       math.pi / 2 * jnp.clip(step / num_decay, 0, 1))
-  return _warmed_up(decay, peak_rate, warmup_steps)
+  return _warmed_up(decay, peak_rate, warmup_steps, start_rate)
 
 
 def half_cosine(peak_rate: float, final_rate: float, warmup_steps: int,
-                total_steps: int) -> optax.Schedule:
-  """Returns linear warm-up from 0, then half a cosine period, as in the release."""
+                total_steps: int, start_rate: float = 0.0) -> optax.Schedule:
+  """Returns linear warm-up, then half a cosine period, as in the release."""
   cosine = optax.cosine_decay_schedule(1.0, max(total_steps - warmup_steps, 1))
   decay = lambda step: final_rate + (peak_rate - final_rate) * cosine(step)
-  return _warmed_up(decay, peak_rate, warmup_steps)
+  return _warmed_up(decay, peak_rate, warmup_steps, start_rate)
 
 
-def _warmed_up(decay: optax.Schedule, peak_rate: float, warmup_steps: int
-               ) -> optax.Schedule:
+def multi_step(peak_rate: float, final_rate: float, warmup_steps: int,
+               total_steps: int, start_rate: float = 0.0,
+               drop_steps: Sequence[int] = ()) -> optax.Schedule:
+  """Returns linear warm-up, then a constant rate that drops at some steps.
+
+  All drops are by the same factor, and the last one reaches the final rate.
+  """
+  del total_steps
+  count = len(drop_steps)
+  if not count and final_rate != peak_rate:
+    raise ValueError(f'drop_steps=(): expected the steps of the drops from peak_rate='
+                     f'{peak_rate} to final_rate={final_rate}')
+  rates = np.float32([peak_rate * (final_rate / peak_rate) ** (i / max(count, 1))
+                      for i in range(count + 1)])
+  places = np.array(drop_steps) - warmup_steps
+  decay = lambda step: jnp.asarray(rates)[jnp.sum(step >= places)]
+  return _warmed_up(decay, peak_rate, warmup_steps, start_rate)
+
+
+def _warmed_up(decay: optax.Schedule, peak_rate: float, warmup_steps: int,
+               start_rate: float) -> optax.Schedule:
   # Not optax's: its rounding error is that of the peak, and so 3e-4 of the first rate.
-  warmup = lambda step: peak_rate * (step / max(warmup_steps, 1))
+  warmup = lambda step: start_rate + (peak_rate - start_rate) * (
+      step / max(warmup_steps, 1))
   return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
@@ -70,7 +90,8 @@ def stretched(schedule: optax.Schedule, reached: int, old_total: int, new_total:
   return rate
 
 
-DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine}
+DECAYS = {'quarter_cosine': quarter_cosine, 'half_cosine': half_cosine,
+          'multi_step': multi_step}
 
 
 class Optimizer(NamedTuple):
@@ -94,16 +115,18 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
           name: str = 'adam', decay: str = 'quarter_cosine', clip_norm: float = 0.0,
           clip_replicas: int = 1, rules: Sequence[Rule] = (), layer_decay: float = 1.0,
           layer_of: Callable[[str], int] = lambda path: 0,
-          extended: Sequence[tuple[int, int]] = (), **settings: Any) -> Optimizer:
+          extended: Sequence[tuple[int, int]] = (), start_rate: float = 0.0,
+          drop_steps: Sequence[int] = (), **settings: Any) -> Optimizer:
   """Builds an optimizer, by default that of VATT's pre-training.
 
   Args:
     total_steps: of the run.
     peak_rate: learning rate after the warm-up.
     final_rate: learning rate at the end.
-    warmup_steps: linear, from 0; half of the run if the run is shorter.
-    name: 'adam' or 'sgd'.
-    decay: 'quarter_cosine' (the paper's pre-training) or 'half_cosine' (all others).
+    warmup_steps: linear, from `start_rate`; half of the run if the run is shorter.
+    name: a key of `OPTIMIZERS`.
+    decay: 'quarter_cosine' (the paper's pre-training), 'half_cosine' (its other runs)
+      or 'multi_step' (GDT's fine-tuning).
     clip_norm: the largest norm of the gradient of all parameters but the head's; a
       larger gradient is scaled down to it. 0 for no limit.
     clip_replicas: with 1 the limit is on the gradient of the whole batch. With more it
@@ -117,15 +140,23 @@ def build(total_steps: int, peak_rate: float, final_rate: float, warmup_steps: i
     layer_of: the model's (`models.multimodal.MultimodalModel.layer_of`).
     extended: for each time that the run was extended, the step that it had reached and
       its total until then (`stretched`).
-    **settings: of `adam` or `sgd`.
+    start_rate: learning rate at step 0, where the warm-up begins.
+    drop_steps: for 'multi_step', the steps at which the learning rate drops.
+    **settings: of the function in `OPTIMIZERS`.
 
   Raises:
     ValueError: an unknown name, a negative multiplier or norm, or an invalid pattern.
     UserError: from the optimizer's `init`: no rule fits a parameter.
   """
   _check(clip_norm, clip_replicas, layer_decay, rules)
-  schedule = _schedule(config.choose(DECAYS, decay, 'decay'), peak_rate, final_rate,
-                       warmup_steps, total_steps, extended)
+  kind = functools.partial(config.choose(DECAYS, decay, 'decay'),
+                           start_rate=start_rate)
+  if drop_steps:
+    if decay != 'multi_step':
+      raise ValueError(f"drop_steps={drop_steps}: unused with decay={decay!r}; set "
+                       "decay='multi_step'")
+    kind = functools.partial(kind, drop_steps=tuple(drop_steps))
+  schedule = _schedule(kind, peak_rate, final_rate, warmup_steps, total_steps, extended)
   update = config.build('optim', OPTIMIZERS, {**settings, 'name': name},
                         schedule=schedule)
   frozen = clip = None
@@ -193,14 +224,29 @@ def adam(schedule: optax.Schedule, b1: float = 0.9, b2: float = 0.999,
   return optax.adam(schedule, _factor(b1, state_dtype), b2, eps, mu_dtype=state_dtype)
 
 
-def sgd(schedule: optax.Schedule, momentum: float = 0.9, state_dtype: str = 'float32'
-        ) -> optax.GradientTransformation:
+def adamw(schedule: optax.Schedule, weight_decay: float, b1: float = 0.9,
+          b2: float = 0.999, eps: float = 1e-8, state_dtype: str = 'float32'
+          ) -> optax.GradientTransformation:
+  """Returns Adam with decay of all parameters (arXiv 1711.05101), of PyTorch's epsilon.
+
+  The decay is not part of the moments. Only the first moment is in `state_dtype`.
+  """
+  return optax.adamw(schedule, _factor(b1, state_dtype), b2, eps, mu_dtype=state_dtype,
+                     weight_decay=weight_decay)
+
+
+def sgd(schedule: optax.Schedule, momentum: float = 0.9, state_dtype: str = 'float32',
+        weight_decay: float = 0.0) -> optax.GradientTransformation:
   """Returns gradient descent with (not Nesterov's) momentum: VATT's fine-tuning.
 
-  The momentum is kept in `state_dtype`.
+  The momentum is kept in `state_dtype`. As in PyTorch, `weight_decay` times every
+  parameter, also of norms and biases, is added to the gradient before the momentum.
   """
-  return optax.sgd(schedule, _factor(momentum, state_dtype),
-                   accumulator_dtype=state_dtype)
+  update = optax.sgd(schedule, _factor(momentum, state_dtype),
+                     accumulator_dtype=state_dtype)
+  if not weight_decay:
+    return update
+  return optax.chain(optax.add_decayed_weights(weight_decay), update)
 
 
 def _factor(decay: float, state_dtype: str) -> float | np.float32:
@@ -216,7 +262,7 @@ def _factor(decay: float, state_dtype: str) -> float | np.float32:
   return decay if state_dtype == 'float32' else np.float32(decay)
 
 
-OPTIMIZERS = {'adam': adam, 'sgd': sgd}
+OPTIMIZERS = {'adam': adam, 'adamw': adamw, 'sgd': sgd}
 
 
 def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],

@@ -78,7 +78,7 @@ class Task:
     rules: sharding rules: which axis of the mesh splits which axis of parameters.
     num_clips: size of the dataset, for losses that keep a memory of it.
     rows_per_clip: adjacent rows of the batch that show one clip (`inputs.window`); a
-      microbatch has all of them or none.
+      microbatch has all of them and of their copies (`inputs.augment`), or none.
   """
   model: Any
   losses: Mapping[str, losses_lib.Loss]
@@ -112,9 +112,13 @@ class Task:
         losses_lib.init_memory(self.losses, self.num_clips)))
 
   def trace_outputs(self, batch: Batch) -> Any:
-    """Returns the shapes of the model's outputs for a batch, computing nothing."""
-    return jax.eval_shape(self.model.init_with_output, jax.random.key(0),
-                          jax.eval_shape(augment.normalize, batch))[0]
+    """Returns the shapes of the model's outputs in training, computing nothing."""
+    def apply(batch):
+      key, inputs = jax.random.key(0), augment.normalize(self._with_keys(batch, 0))
+      keys = dict(params=key, drop_token=key, dropout=key)
+      return self.model.init_with_output(keys, inputs, train=True)[0]
+
+    return jax.eval_shape(apply, batch)
 
   def trace_loss(self, name: str, outputs: Any, batch: Batch) -> None:
     """Traces one of the losses, computing nothing.
@@ -128,9 +132,13 @@ class Task:
       losses.MissingOutput: the loss needs an array that the model or batch lacks.
     """
     loss = self.losses[name]
-    jax.eval_shape(lambda outputs, batch: loss(
-        loss.init(jax.random.key(0)), outputs, augment.normalize(batch),
-        loss.init_memory(self.num_clips))[0], outputs, batch)
+
+    def apply(outputs, batch):
+      inputs = augment.normalize(self._with_keys(batch, 0))
+      return loss(loss.init(jax.random.key(0)), outputs, inputs,
+                  loss.init_memory(self.num_clips))[0]
+
+    jax.eval_shape(apply, outputs, batch)
 
   def shardings(self, state: State) -> State:
     """Returns the sharding on the mesh of each array of a state, or of its shapes.
@@ -165,9 +173,7 @@ class Task:
     # DropToken, and dropout, which combines the key with each clip's number.
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
     pair_key, model_key = jax.random.split(key)
-    batch = dict(batch, key=clip_keys.make(
-        self.seed, state.step, len(jax.tree.leaves(batch)[0])))
-    batch = self.augment.pair(pair_key, batch)
+    batch = self.augment.pair(pair_key, self._with_keys(batch, state.step))
     gradients = (self._gradients if self.num_microbatches == 1 else
                  self._gradients_by_microbatch)
     grads, metrics, model_state, memory = gradients(state, model_key, batch)
@@ -184,6 +190,17 @@ class Task:
           metrics, sharding.replicated(self.mesh))
     return self._placed(State(
         state.step + 1, params, model_state, opt_state, average, memory)), metrics
+
+  def _with_keys(self, batch: Batch, step: jax.typing.ArrayLike) -> dict[str, Any]:
+    """Returns the copies of a batch's rows (`Augment.copies`), each with its key."""
+    batch = self.augment.copy(batch)
+    num_rows = len(jax.tree.leaves(batch)[0])
+    return dict(batch, key=clip_keys.make(self.seed, step, num_rows))
+
+  @property
+  def _copies_per_clip(self) -> int:
+    """Returns the number of adjacent rows of a clip, with all copies."""
+    return self.rows_per_clip * len(self.augment.copies)
 
   def _clip(self, params: dict[str, Any]) -> dict[str, Any]:
     """Returns the parameters, with those of the losses within their bounds."""
@@ -239,7 +256,7 @@ class Task:
     each = jnp.arange(self.num_microbatches)
     pooled, (inputs, stats, is_present) = jax.lax.map(
         lambda i: encode(state.params, i), each)
-    pooled, inputs = sharding.join_rows((pooled, inputs), self.rows_per_clip)
+    pooled, inputs = sharding.join_rows((pooled, inputs), self._copies_per_clip)
     encoded_state = state.replace(
         model_state=state.model_state | _mean_stats(stats, is_present))
     (_, aux), (grads, by_pooled) = jax.value_and_grad(
@@ -249,7 +266,8 @@ class Task:
 
   def _take_rows(self, tree: Any, index: jax.typing.ArrayLike) -> Any:
     """Returns the rows of a microbatch of every array."""
-    return sharding.take_rows(tree, index, self.num_microbatches, self.rows_per_clip)
+    return sharding.take_rows(tree, index, self.num_microbatches,
+                              self._copies_per_clip)
 
   def _apply(self, state: State, params: Any, *args: Any, key: jax.Array,
              **kwargs: Any) -> tuple[Any, Any]:

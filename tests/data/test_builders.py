@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 
 from data import audioset
+from data import dcase2014
 from data import esc50
 from data import hmdb51
 from data import howto100m
@@ -253,6 +254,22 @@ def test_esc50_tests_on_a_fold_and_trains_on_the_others(world):
       'dog', 'chirping_birds', 'vacuum_cleaner']
 
 
+def test_dcase2014_takes_scenes_from_names_that_occur_in_both_folders(world):
+  world.write({f'{folder}/{name}.wav': '' for folder, name in [
+      ('scenes_stereo', 'bus01'), ('scenes_stereo', 'busystreet07'),
+      ('scenes_stereo_testset', 'bus01'), ('scenes_stereo_testset', 'tube09')]})
+  world.touch('scenes_stereo/bus01.wav', 'scenes_stereo/busystreet07.flac',
+              'scenes_stereo_testset/bus01.wav')
+  world.build(dcase2014)
+  assert [(c[0], c[3]) for c in world.clips('train')] == [
+      ('scenes_stereo/bus01.wav', 'bus'),
+      ('scenes_stereo/busystreet07.flac', 'busystreet')]
+  assert [(c[0], c[3]) for c in world.clips('test')] == [
+      ('scenes_stereo_testset/bus01.wav', 'bus')]
+  assert world.missing('test') == ['scenes_stereo_testset/tube09.wav']
+  assert len(world.labels()) == 10
+
+
 def test_voc2007_joins_the_classes_of_an_image(world):
   values = {'cat': ' 1', 'dog': ' 1', 'sheep': ' 0'}
   world.write({f'{name}_{split}.txt': f'000005 {values.get(name, "-1")}\n'
@@ -462,6 +479,10 @@ def test_cyclic_links_of_folders_are_searched_once(world):
     (esc50, {'esc50.csv': 'filename,fold,target,category\nx.wav,1,0,dog\n'
              'y.wav,1,1,dog\n'},
      r"esc50\.csv:3: label 'dog' has target 1, but an earlier line has 0"),
+    (dcase2014, {'scenes_stereo/bus01.wav': ''},
+     'lists/scenes_stereo_testset: expected the recordings of this archive'),
+    (dcase2014, {'scenes_stereo/train01.wav': ''},
+     r"train01\.wav: unknown label 'train'; expected one of 10"),
     (youcook2, {'youcook2_validation.csv': 'start,task,text,video_id\n1,2,a,b\n'},
      r"validation\.csv: no column 'end' in its first line; found start, task"),
     (youcook2, {'youcookii_annotations_trainval.json': '{"database": {"x": {}}}'},

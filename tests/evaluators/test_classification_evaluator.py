@@ -8,6 +8,8 @@ import pytest
 
 from vatt_jax.errors import UserError
 from vatt_jax.evaluators import classification
+from vatt_jax.evaluators import metrics
+from vatt_jax.evaluators.views import mean_over_views
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import sources
 from vatt_jax.inputs import text
@@ -85,6 +87,18 @@ def test_columns_of_labels_are_measured_one_by_one_and_jointly(reader):
                               for clip in clips if clip.labels['motion'])
   assert results['all/chance_top1'] == max(pairs.values()) / (COUNT - 1)
   assert 0 < results['shape/chance_top1'] < 1 and 'top1' not in results
+
+
+def test_logits_of_windows_are_averaged_as_in_the_release_of_gdt(shared):
+  path = shared / 'golden_gdt_stica' / 'video_accuracy.npz'
+  if not path.exists():
+    pytest.skip(f'{path} is missing: it holds the reference values of this test')
+  golden = np.load(path)
+  logits = golden['logits']                                          # [V, windows, C]
+  scores = mean_over_views(logits, np.ones(logits.shape[:2], bool))
+  measured = dict(metrics.top_k(scores, golden['labels']))
+  for name in ('top1', 'top5'):
+    assert 100 * measured[name] == pytest.approx(golden[name])
 
 
 def test_multi_label_clips_are_measured_by_average_precision(reader):

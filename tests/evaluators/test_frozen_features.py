@@ -18,6 +18,7 @@ from vatt_jax.evaluators import frozen_features
 from vatt_jax.evaluators import linear_probe
 from vatt_jax.evaluators import metrics
 from vatt_jax.evaluators import nearest_neighbours
+from vatt_jax.evaluators.views import mean_over_views
 from vatt_jax.inputs import images
 from vatt_jax.inputs import labels
 from vatt_jax.inputs import sources
@@ -83,7 +84,8 @@ def noisy(truth, seed=0):
 
 # Few steps suffice for so few clips.
 FAST = dict(logistic=linear_probe.Logistic(), svm=linear_probe.SVM(C=0.1),
-            low_rank=linear_probe.LowRank(steps=300, learning_rate=1e-2))
+            low_rank=linear_probe.LowRank(steps=300, learning_rate=1e-2),
+            adam=linear_probe.Adam(steps=300, learning_rate=1e-2, batch_size=64))
 
 
 # -------------------------------------------------------- features, splits, the cache
@@ -337,6 +339,18 @@ def test_rows_are_single_windows_grouped_by_clip(reader):
   np.testing.assert_array_equal(split.x[2 * 3 + 1], augmented.ravel()[:50])
 
 
+def test_rows_are_the_spread_windows_without_average(reader):
+  data = make(Recorded(), reader, (range(8), range(8, 12)), num_windows=2,
+              average=False)
+  (_, (split,)), = data.splits(STATE)
+  windows = lambda clips: np.stack([
+      reader.views(i, place)[0]['video'].ravel()[:50] for i in clips
+      for place in (0, 1)])
+  np.testing.assert_array_equal(split.x, windows(range(8)))
+  np.testing.assert_array_equal(split.x_test, windows(range(8, 12)))
+  assert len(split.targets) == 16 and len(split.targets_test) == 4
+
+
 def test_windows_without_the_modality_are_left_out(reader):
   """Removes the audio of some windows of one clip and of all windows of others."""
   class NoWindowAudio(Reader):
@@ -490,6 +504,17 @@ def low_rank_scores(seed=0, multi_label=False, **settings):
       x, np.eye(3, dtype=bool)[y], x, multi_label), y
 
 
+def test_adam_adds_the_decay_to_the_gradient_as_pytorch_does():
+  classifier = linear_probe.Adam(steps=1, learning_rate=1e-3, weight_decay=0.1)
+  targets = np.tile([True, False], (4, 1))
+  init, _ = jax.random.split(jax.random.key(0))
+  before = jax.nn.initializers.glorot_uniform()(init, (3, 2))
+  # Only the decay moves the kernel, and Adam's first step has the length of the rate.
+  kernel, bias = classifier._train(np.zeros((4, 3), np.float32), targets, False)
+  np.testing.assert_allclose(kernel, before - 1e-3 * np.sign(before), atol=1e-6)
+  np.testing.assert_allclose(bias, [1e-3, -1e-3], rtol=1e-3)
+
+
 def test_low_rank_classifier_is_reproducible():
   first, _ = low_rank_scores()
   np.testing.assert_array_equal(first, low_rank_scores()[0])
@@ -593,6 +618,44 @@ def test_collapsed_features_have_zero_accuracy(features, reader):
   results = dict(nearest_neighbours.Neighbours(data, shots=(1, 2)).run(STATE))
   for name in ('R@1', '1_shot/top1', '2_shot/top1'):
     assert results[f'colour/{name}'] == 0
+
+
+@pytest.fixture(scope='module')
+def published(shared):
+  """Returns the arrays of class retrieval and few-shot of GDT's protocol."""
+  path = shared / 'golden_gdt_stica' / 'retrieval.npz'
+  if not path.exists():
+    pytest.skip(f'{path} is missing: it holds the reference values of this test')
+  return dict(np.load(path))
+
+
+def protocol(published, pool):
+  """Returns the split of 10 windows, whose feature maps `pool` reduces."""
+  names = np.unique(np.concatenate([published[f'{side}_labels']
+                                    for side in ('train', 'test')]))
+  rows, targets = {}, {}
+  for side in ('train', 'test'):
+    windows = pool(published[f'{side}_maps'], axis=(3, 4, 5))        # [N, 10, C]
+    rows[side] = mean_over_views(windows, np.ones(windows.shape[:2], bool))
+    targets[side] = published[f'{side}_labels'][:, None] == names
+  return frozen_features.Split(
+      rows['train'], targets['train'], rows['test'], np.arange(len(rows['test'])),
+      targets['test'], list(map(str, names)), False)
+
+
+def test_class_retrieval_has_the_published_recall_by_max_pooled_features(published):
+  split = protocol(published, np.max)
+  evaluator = nearest_neighbours.Neighbours(None)
+  measured = dict(evaluator._measure(split))
+  for k in (1, 5, 20):
+    assert measured[f'R@{k}'] == published[f'R@{k}']
+
+
+def test_few_shot_has_the_published_accuracy_by_mean_pooled_features(published):
+  split = protocol(published, np.mean)
+  for shots in (1, 5):
+    rank, _ = nearest_neighbours._rank(split, published[f'few_{shots}_indices'])
+    assert np.mean(rank < 1) == published[f'few_{shots}_top1_cosine']
 
 
 def test_few_shot_draws_clips_of_each_class_repeatedly(reader):

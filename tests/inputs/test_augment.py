@@ -166,16 +166,41 @@ def test_invalid_blur_sigma_raises(bounds):
     augment.Augment(blur_sigma=bounds)
 
 
-def test_reverse_applies_to_video_and_audio_together():
-  seen = set()
-  for seed in range(4):
-    for i, (video, audio) in enumerate(zip(
-        *_both(augment.Augment(reverse_rate=0.5), seed), strict=True)):
-      order = {1: PLAIN['video'][i], -1: PLAIN['video'][i][::-1]}
-      [way] = [k for k, x in order.items() if np.allclose(video, x, atol=1e-6)]
-      np.testing.assert_array_equal(audio, PLAIN['audio'][i][::way])
-      seen.add(way)
-  assert seen == {1, -1}
+def test_copies_are_adjacent_rows_of_which_one_runs_backwards():
+  batch = dict(video=CLIP, audio=SOUND, text=np.arange(24).reshape(4, 2, 3),
+               id=np.arange(4))
+  out = augment.Augment(copies=('forward', 'reversed')).copy(batch)
+  for name, x in batch.items():
+    pairs = np.asarray(out[name]).reshape(4, 2, *x.shape[1:])
+    np.testing.assert_array_equal(pairs[:, 0], x)
+    backwards = x[:, ::-1] if name in ('video', 'audio') else x
+    np.testing.assert_array_equal(pairs[:, 1], backwards)
+  alone = augment.Augment(copies=('reversed',)).copy(batch)
+  np.testing.assert_array_equal(alone['video'], CLIP[:, ::-1])
+
+
+def test_single_forward_copy_is_the_batch_itself():
+  batch = dict(video=CLIP, id=np.arange(4))
+  out = augment.Augment().copy(batch)
+  assert all(out[name] is x for name, x in batch.items()) and len(out) == 2
+
+
+def test_each_copy_is_augmented_for_itself():
+  both = augment.Augment(copies=('forward', 'reversed'), flip_rate=0.5)
+  batch = both.copy(dict(video=np.repeat(CLIP[:1], 40, axis=0)))
+  out = both(dict(batch, key=clip_keys.make(0, 0, 80)))
+  flipped = np.asarray(out['draws']['flip'] < 0.5).reshape(40, 2)
+  assert 0.2 < np.mean(flipped[:, 0] == flipped[:, 1]) < 0.8
+  for row in (0, 1):
+    expected = PLAIN['video'][0][::-1] if row else PLAIN['video'][0]
+    expected = expected[:, :, ::-1] if flipped[0, row] else expected
+    np.testing.assert_allclose(out['video'][row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('copies', [(), ('reverse',), ('forward', 'forward')])
+def test_invalid_copies_are_named(copies):
+  with pytest.raises(ValueError, match=r'copies=.*expected some of forward, reversed'):
+    augment.Augment(copies=copies)
 
 
 def test_volume_scales_each_clip_within_bounds():
@@ -292,12 +317,22 @@ def test_augmentation_returns_its_random_numbers():
   seen = set()
   for step in range(3):
     batch = dict(video=CLIP, key=clip_keys.make(0, step, 4))
-    out = augment.Augment(reverse_rate=0.5)(batch)
-    flags = np.asarray(out['draws']['reverse']) < 0.5
+    out = augment.Augment(flip_rate=0.5)(batch)
+    flags = np.asarray(out['draws']['flip']) < 0.5
     for flag, before, after in zip(flags, PLAIN['video'], out['video'], strict=True):
-      np.testing.assert_allclose(after, before[::-1] if flag else before, atol=1e-6)
+      mirrored = before[:, :, ::-1]
+      np.testing.assert_allclose(after, mirrored if flag else before, atol=1e-6)
     seen |= set(flags.tolist())
   assert seen == {False, True}
+
+
+def test_draws_are_those_of_earlier_versions():
+  """A run that an earlier version began goes on with the same augmentation."""
+  out = augment.Augment()(dict(video=CLIP, key=clip_keys.make(3, 7, 4)))
+  expected = dict(flip=[0.88310194, 0.34775186, 0.95793390, 0.46610332],
+                  volume=[0.47712421, 0.17939031, 0.93035293, 0.51445723])
+  for name, values in expected.items():
+    np.testing.assert_allclose(out['draws'][name], values, rtol=1e-6)
 
 
 def test_clip_keys_depend_on_seed_step_and_row():

@@ -50,7 +50,6 @@ def test_release_variant_pads_the_end_like_tensorflow(name, num_samples):
   assert ours.shape == (2, make.num_windows(num_samples), 80) == mel.shape
   np.testing.assert_allclose(ours, np.log(make.log_scale * mel + make.log_offset),
                              atol=1e-3)
-  assert _make('gdt', variant='release') == _make('gdt')    # its code doesn't pad
 
 
 @pytest.mark.parametrize('audio', [np.zeros((2, 48_000), np.float32),
@@ -100,6 +99,47 @@ def test_stica_spectrogram_matches_tensorflow(seconds, window, step):
   np.testing.assert_allclose(ours, np.log(power + np.finfo(float).eps), atol=1e-3)
 
 
+FRONT_ENDS = [('gdt', 'gdt', 24_000), ('stica_1s', 'stica', 24_000),
+              ('stica_2s', 'stica', 48_000)]
+
+
+@pytest.fixture(scope='module')
+def released(shared):
+  return np.load(shared / 'golden_gdt_stica' / 'spectrograms.npz')
+
+
+@pytest.mark.parametrize('start', ['0.0', '0.37'])
+@pytest.mark.parametrize('key, name, samples', FRONT_ENDS)
+def test_release_variants_match_the_code_of_gdt_and_stica(key, name, samples, start,
+                                                          released):
+  first = round(float(start) * 24_000)
+  wave = released['wave'][None, first:first + samples].astype(np.float32) / 32768
+  expected = released[f'{key}_from_{start}'][0].T
+  ours = jax.jit(_make(name, variant='release').__call__)(wave)[0]
+  assert ours.shape == expected.shape
+  std = spectrograms.SPECTROGRAMS[name].get('std', 1)    # bounds are of the logarithm
+  error = np.abs(ours - expected) * std
+  # Float32 rounds a Fourier transform by 1e-7 of its largest number, which is more in
+  # the logarithm of a bin that is a millionth as loud as others.
+  loud = expected > expected.max() - 12 / std
+  assert error[loud].max() < 1e-4 and error.max() < 1e-3
+  assert (error > 1e-4).mean() < 2e-4
+
+
+def test_release_variant_of_silence_matches_the_code_of_gdt(released):
+  ours = _make('gdt', variant='release')(np.zeros((1, 24_000), np.float32))
+  np.testing.assert_allclose(ours[0].T, released['gdt_silence'][0], atol=1e-5)
+
+
+@pytest.mark.parametrize('bins', [40, 257])
+def test_triangles_of_whole_bins_match_the_code_of_gdt(bins, released):
+  ours = spectrograms.mel_weights(bins, 513, 24_000, 0.0, 12_000.0, whole_bins=True)
+  np.testing.assert_allclose(ours.T, released[f'filterbank_{bins}'], atol=1e-6)
+  if bins == 257:
+    np.testing.assert_array_equal(np.flatnonzero(ours.sum(0) == 0),
+                                  released['empty_filters_257'])
+
+
 @pytest.mark.parametrize('name', spectrograms.SPECTROGRAMS)
 def test_silence_is_finite_and_lower_than_noise(name):
   make = _make(name)
@@ -145,6 +185,22 @@ def _masked(count, seed=0, t=9, f=7, **settings):
   means = np.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
   np.testing.assert_allclose(y[masked], means[masked], atol=1e-5)
   return masked
+
+
+def test_masks_of_the_released_code_of_gdt_have_its_sizes_and_places(released):
+  """Widths of 0 to 2 bins and 0 to 5 windows, each as often; values become zero."""
+  drawn = released['spec_augment_masks']
+  masks = spectrograms.SpecAugment(1, 5, 1, 2, zeros=True)
+  x = np.ones((2000, 99, 40), np.float32)
+  masked = np.asarray(jax.jit(masks.__call__)(
+      jax.random.split(jax.random.key(0), 2000), x)) == 0
+  for rows, widths, size in ((masked.all(2), drawn[:, 3], 99),
+                             (masked.all(1), drawn[:, 1], 40)):
+    ours = rows.sum(1)
+    assert set(ours) == set(widths)
+    shares = [np.bincount(w) / len(w) for w in (ours, widths)]
+    np.testing.assert_allclose(*shares, atol=0.08)
+    assert rows[:, 0].any() and rows[:, size - 1].any()
 
 
 def _runs(row):

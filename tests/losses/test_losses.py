@@ -15,7 +15,7 @@ class _OverShifts(losses.Loss):
 
 def test_loss_gets_the_shifts_and_views_that_it_has_fields_for(monkeypatch):
   monkeypatch.setitem(losses.LOSSES, 'over_shifts', _OverShifts)
-  rows = dict(num_shifts=2, num_views=3)
+  rows = dict(num_shifts=2, num_views=3, num_copies=1)
   assert losses.build('one', dict(name='over_shifts'), **rows).num_shifts == 2
   nce = losses.build('video_text', dict(name='nce', temperature=0.1), **rows)
   assert nce.pair == 'video_text'

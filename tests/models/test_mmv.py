@@ -190,6 +190,9 @@ TOWER = dict(name='vatt', width=16, depth=1, num_heads=2, mlp_dim=16)
     dict(video=dict(TOWER, patch=(2, 8, 8)), audio=dict(TOWER, patch=(64,)),
          text=dict(TOWER, vocabulary_size=32)),
     dict(text=dict(TOWER, vocabulary_size=32, variant='release'), remat='blocks'),
+    dict(video=dict(name='r2plus1d_34', width=1 / 32), head=dict(name='projection'),
+         audio=dict(name='resnet9', width=1 / 32, spectrogram=dict(
+             SPECTROGRAM, name='gdt', variant='release'))),
     dict(dtype='bfloat16', text=None), dict(video=None, head=None)])
 def test_any_combination_of_backbones_and_heads_is_a_config(changes):
   settings = section(**changes)
@@ -226,6 +229,9 @@ def test_vatt_takes_a_graph_of_mmv():
     (dict(head=dict(graph='fcc')), "model.head: graph='fcc': did you mean fac"),
     (dict(audio=dict(name='resnet50', spectrogram=dict(name='mvv'))),
      r"model\.audio\.spectrogram: name='mvv': did you mean mmv"),
+    (dict(audio=dict(name='resnet9', spectrogram=dict(variant='code'))),
+     r"model\.audio\.spectrogram: variant='code': expected one of paper"),
+    (dict(audio=dict(name='resnet18', widht=1)), 'model.audio.widht: unknown key; did'),
     (dict(video=None, audio=None, text=None), 'model: no modality'),
     (dict(remat='block'), "model: remat='block': did you mean blocks"),
     (dict(dtype='float16'), "model: dtype='float16': did you mean")])
@@ -310,3 +316,43 @@ def test_microbatches_train_and_keep_statistics(shallow):
     old, new = (x[f'backbones_{modality}']['norm']['mean'] for x in (
         before, state.model_state['batch_stats']))
     assert (old != new).any()
+
+
+def _with_pooling(**video):
+  """Returns a model of VATT's tower of video, whose map is pooled, and a batch."""
+  model = models.from_config(dict(name='mmv', head=None, video=dict(
+      name='vatt', patch=(1, 4, 4), width=16, depth=1, num_heads=2, mlp_dim=32,
+      **video)))
+  return model, dict(video=np.zeros((2, 4, 8, 8, 3), np.float32),
+                     key=jax.random.split(jax.random.key(0), 2))
+
+
+def _trace(model, batch, train):
+  key = jax.random.key(0)
+  return jax.eval_shape(lambda batch: model.init_with_output(
+      dict(params=key, dropout=key, drop_token=key), batch, train=train), batch)
+
+
+CROPS = dict(space_large=(2, 2), space_small=(1, 1), time_large=(0, 1),
+             time_small=(3, 2))
+
+
+@pytest.mark.parametrize('pooling', ['average', 'transformer'])
+def test_crops_are_pooled_in_training_by_the_parameters_of_the_whole_map(pooling):
+  model, batch = _with_pooling(pooling=dict(name=pooling), crops=CROPS)
+  outputs, variables = _trace(model, batch, train=True)
+  assert {k: x.shape for k, x in outputs['pooled'].items()} == dict(
+      video=(2, 16), video_crops=(2, 6, 16))
+  assert model.num_crops() == dict(video=((2, 1), (0, 3)))
+  outputs, same = _trace(model, batch, train=False)
+  assert list(outputs['pooled']) == ['video'] and same == variables
+  assert ('poolings_video' in variables['params']) == (pooling == 'transformer')
+
+
+@pytest.mark.parametrize('video, message', [
+    (dict(drop_token_rate=0.5), r'video\.pooling: needs .*video\.drop_token_rate=0'),
+    (dict(), r'config\.model\.video\.crops: space_large=\(2, 6\): expected a size of')])
+def test_map_that_is_missing_or_too_small_for_crops_is_named(video, message):
+  model, batch = _with_pooling(**video, crops={})
+  with pytest.raises(UserError, match=message):
+    _trace(model, batch, train=True)

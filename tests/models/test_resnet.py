@@ -1,12 +1,15 @@
-"""Tests the ResNet-50 of videos and of audio."""
+"""Tests the ResNets of videos and of audio."""
 
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
 
+from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import resnet
 from vatt_jax.tools import cost
+from vatt_jax.weights import gdt
 
 
 def shapes(module, *shape):
@@ -88,3 +91,67 @@ def test_audio_grid_has_time_and_frequency():
   variables = jax.eval_shape(net.init, jax.random.key(0), audio)
   features = jax.eval_shape(net.apply, variables, audio)
   assert (features.pooled.shape, features.grid.shape) == ((2, 256), (2, 5, 3, 1, 256))
+
+
+@pytest.mark.parametrize('net, parameters', [
+    (resnet.AudioResNet9, 4_899_520), (resnet.AudioResNet18, 11_170_240)])
+def test_networks_of_gdt_have_their_number_of_parameters(net, parameters):
+  """The release has 513,000 more, of a classifier that it never uses."""
+  assert count(shapes(net(lambda x: x), 1, 40, 99)) == parameters
+
+
+GDT_NETS = dict(resnet9=resnet.AudioResNet9, resnet18_audio=resnet.AudioResNet18)
+
+
+@pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('name', [
+    'resnet9', pytest.param('resnet18_audio', marks=pytest.mark.slow)])
+def test_network_of_audio_matches_the_release_of_gdt(name, train, shared):
+  golden = np.load(shared / 'golden_gdt_stica' / f'{name}_narrow.npz')
+  net = GDT_NETS[name](lambda x: x, width=1 / 8)    # a spectrogram stands for audio
+  x = golden['in'][:, 0].transpose(0, 2, 1)
+  weights = {f'audio_network.base.{key[2:]}': golden[key] for key in golden.files
+             if key.startswith('p/')}
+  named = {kind: dict(backbones_audio=tree)
+           for kind, tree in shapes(net, *x.shape).items()}
+  variables = gdt.convert(weights, named, 'golden')
+  own = {kind: tree['backbones_audio'] for kind, tree in variables.items()}
+  features, new = jax.jit(lambda own: net.apply(
+      own, x, None, train, mutable=['batch_stats']))(own)
+  close(features.pooled, golden['out_train' if train else 'out_eval'])
+  if train:
+    check_statistics(new['batch_stats'], golden)
+  elif 'out_eval_layer4' in golden:
+    close(features.grid[:, :, :, 0].transpose(0, 3, 2, 1), golden['out_eval_layer4'])
+
+
+def close(ours, expected):
+  np.testing.assert_allclose(ours, expected, rtol=0,
+                             atol=2e-6 * np.abs(expected).max() + 2e-5)
+
+
+def check_statistics(stats, golden):
+  """Checks moving averages; the release has n / (n - 1) times the batch's variance."""
+  areas = dict(bn1=1000, layer1=250, layer2=65, layer3=21, layer4=8)
+  flat = traverse_util.flatten_dict(dict(batch_stats=dict(backbones_audio=stats)))
+  for path, name in gdt.names(flat).items():
+    name, ours = name.removeprefix('audio_network.base.'), flat[path]
+    if path[-1] == 'var':
+      n, old = 3 * areas[name.split('.')[0]], golden[f'p/{name}']
+      ours = 0.9 * old + (ours - 0.9 * old) * n / (n - 1)
+    np.testing.assert_allclose(ours, golden[f'after/{name}'], rtol=0, atol=3e-6)
+
+
+def test_masks_of_a_spectrogram_follow_the_clips_keys():
+  masks = spectrograms.SpecAugment(1, 5, 1, 2, zeros=True)
+  shallow = type('Shallow', (resnet.AudioResNet9,), dict(num_blocks=(1,)))
+  net = shallow(lambda x: x, masks, width=1 / 32)
+  x = np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32)
+  variables = jax.jit(net.init)(jax.random.key(0), x)
+  apply = jax.jit(net.apply)
+  keys = clip_keys.make(0, 0, 2)
+  plain, masked, swapped = (apply(variables, x, keys=k).pooled
+                            for k in (None, keys, keys[::-1]))
+  assert (plain != masked).any() and (masked != swapped).any()
+  again = apply(variables, x[::-1], keys=keys[::-1]).pooled[::-1]
+  np.testing.assert_allclose(masked, again, rtol=1e-5, atol=1e-6)

@@ -1,12 +1,15 @@
-"""Tests the reader of pickles: arrays only, and nothing is run."""
+"""Tests the readers of pickles: arrays only, and nothing is run."""
 
+import argparse
 import collections
 import os
 import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pytest
+import torch_files
 
 from vatt_jax.errors import UserError
 from vatt_jax.weights import pickles
@@ -122,3 +125,77 @@ def test_orders_of_memory_and_bytes_and_scalars_are_kept(tmp_path):
   arrays = pickles.read(tmp_path / 'good.pkl')
   for name, leaf in leaves.items():
     np.testing.assert_array_equal(arrays[f'params/m/{name}'], leaf)
+
+
+@pytest.mark.parametrize('form', ['zip', 'stream'])
+@pytest.mark.parametrize('name', [name for name in vars(Malice) if name[0] != '_'])
+def test_malicious_file_of_torch_runs_nothing(name, form, tmp_path):
+  mark, path = tmp_path / 'mark', tmp_path / 'bad.pth'
+  content = getattr(Malice, name)(mark)
+  if form == 'zip':
+    torch_files.write_zip(path, {}, **{'data.pkl': content})
+  else:
+    path.write_bytes(content)
+  with pytest.raises(UserError, match=r'bad\.pth: ') as error:
+    pickles.read_torch(path)
+  assert '\n' not in str(error.value)
+  assert not mark.exists()
+
+
+TENSORS = collections.OrderedDict(
+    matrix=np.arange(6, dtype=np.float32).reshape(2, 3), count=np.array(3),
+    truth=np.array([True, False]), empty=np.zeros((0, 4)))
+
+
+@pytest.mark.parametrize('write', [torch_files.write_zip, torch_files.write_stream])
+@pytest.mark.parametrize('place', [None, 'model', 'state_dict'])
+def test_tensors_of_torch_are_read_in_either_form(write, place, tmp_path):
+  others = dict(optimizer=dict(state={}, groups=[dict(lr=0.1)]), epoch=3,
+                args=argparse.Namespace(lr=0.1), steps=collections.Counter([3, 5]))
+  write(tmp_path / 'good.pth', others | {place: TENSORS} if place else TENSORS)
+  arrays = pickles.read_torch(tmp_path / 'good.pth')
+  assert arrays.keys() == TENSORS.keys()
+  for name, tensor in TENSORS.items():
+    assert arrays[name].dtype == tensor.dtype
+    np.testing.assert_array_equal(arrays[name], tensor)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'data/0': b'1234'}, 'has a storage of another size than it says'),
+    ({'byteorder': b'big'}, 'has numbers of another byte order')])
+def test_entries_that_do_not_fit_the_tensors_are_refused(changes, message, tmp_path):
+  torch_files.write_zip(tmp_path / 'bad.pth', TENSORS, **changes)
+  with pytest.raises(UserError, match=message):
+    pickles.read_torch(tmp_path / 'bad.pth')
+
+
+@pytest.mark.parametrize('offset, shape, strides', [
+    (0, (7,), (1,)), (1, (2, 3), (3, 1)), (-1, (1,), (1,)), (0, (3,), (-1,)),
+    (0, (10 ** 9,), (0,)), (5, (2,), (2 ** 62,))])
+def test_tensor_outside_its_storage_is_refused(offset, shape, strides, tmp_path):
+  tensor = torch_files.Tensor(np.zeros(6, np.float32), offset, shape, strides)
+  torch_files.write_zip(tmp_path / 'bad.pth', dict(x=tensor))
+  with pytest.raises(UserError, match='has a tensor outside its storage'):
+    pickles.read_torch(tmp_path / 'bad.pth')
+
+
+def test_transposed_tensor_keeps_its_order(tmp_path):
+  tensor = torch_files.Tensor(np.arange(7, dtype=np.float32), 1, (3, 2), (1, 3))
+  torch_files.write_zip(tmp_path / 'good.pth', dict(x=tensor))
+  np.testing.assert_array_equal(pickles.read_torch(tmp_path / 'good.pth')['x'],
+                                [[1, 4], [2, 5], [3, 6]])
+
+
+def test_compressed_file_is_refused(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'bad.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('archive/data.pkl', bytes(1000))
+  with pytest.raises(UserError, match='is compressed'):
+    pickles.read_torch(tmp_path / 'bad.pth')
+
+
+@pytest.mark.parametrize('tree', [{}, 3.0, dict(x=1), dict(model=3), dict(model=[])],
+                         ids=str)
+def test_file_of_torch_without_tensors_is_refused(tree, tmp_path):
+  torch_files.write_zip(tmp_path / 'bad.pth', tree)
+  with pytest.raises(UserError, match=r'has no (tensor at|mapping of tensors)'):
+    pickles.read_torch(tmp_path / 'bad.pth')

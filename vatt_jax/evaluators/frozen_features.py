@@ -89,9 +89,9 @@ class Split:
 class Frozen:
   """Computes pooled features of clips, by label and split.
 
-  A row is the mean of a clip's windows, or a single window with an augmentation. A
-  label is a column of the manifests. A clip in several manifests is read and run once
-  (the official splits of UCF101 share their videos).
+  A row is the mean of a clip's windows, or a single window. A label is a column of the
+  manifests. A clip in several manifests is read and run once (the official splits of
+  UCF101 share their videos).
 
   Attributes:
     measured: the test clips of all splits.
@@ -101,7 +101,7 @@ class Frozen:
                model: Mapping[str, Any], splits: Sequence[tuple[Source, Source]],
                labels: Mapping[str, str], multi_labels: Sequence[str] = (),
                num_windows: int = 1, num_crops: int = 1, cache: str = '',
-               augmentation: Augmentation | None = None):
+               augmentation: Augmentation | None = None, average: bool = True):
     """Reads and checks the labels of the manifests.
 
     Args:
@@ -119,6 +119,8 @@ class Frozen:
         and the sizes and modification times of their files.
       augmentation: if given, rows are single windows: augmented ones for training,
         and for testing those spread over each clip.
+      average: without an augmentation, whether a row is the mean of a clip's windows
+        rather than one of them.
 
     Raises:
       UserError: names the invalid label, modality, manifest or folder.
@@ -138,7 +140,7 @@ class Frozen:
       raise UserError(f'{cache}: is a file; expected a folder for the feature cache')
     self._predict, self._batch_size = predict, batch_size
     self._views = num_windows, num_crops
-    self._augmentation = augmentation
+    self._augmentation, self._average = augmentation, average
     # Holds both sides even if training windows are augmented: the nearest-neighbour
     # evaluation of the same splits then finds all of these features in the cache.
     self._clips = _Union(identify=bool(cache))
@@ -229,6 +231,8 @@ class Frozen:
       drawn = self._kept(state, self._train_clips, self._augmentation.num_epochs, 1,
                          self._augmentation.seed)
       return drawn, spread
+    if not self._average:
+      return spread, spread
     means = {m: (mean_over_views(x, present)[:, None].astype(np.float32),
                  present.any(axis=1, keepdims=True))
              for m, (x, present) in spread.items()}

@@ -139,28 +139,80 @@ class LowRank:
     params = (glorot(init_u, (x.shape[1], self.rank)),
               glorot(init_v, (self.rank, targets.shape[1])),
               jnp.zeros(targets.shape[1]))
-    optimizer = optax.adam(self.learning_rate)
 
-    def loss(params, x, y, part):
-      logits = self._logits(params, x, part)
-      if multi_label:
-        return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
-      return optax.softmax_cross_entropy(logits, y).mean()
+    def loss(params, x, y, draw):
+      part = jax.random.permutation(draw, self.rank)[:self.num_drawn]
+      return _cross_entropy(self._logits(params, x, part), y, multi_label)
 
-    def take_step(i, carry):
-      params, opt_state = carry
-      draw_rows, draw_part = jax.random.split(jax.random.fold_in(run, i))
-      rows = jax.random.randint(draw_rows, (self.batch_size,), 0, len(x))
-      part = jax.random.permutation(draw_part, self.rank)[:self.num_drawn]
-      grads = jax.grad(loss)(params, x[rows], targets[rows].astype(x.dtype), part)
-      updates, opt_state = optimizer.update(grads, opt_state)
-      return optax.apply_updates(params, updates), opt_state
-
-    return jax.lax.fori_loop(0, self.steps, take_step,
-                             (params, optimizer.init(params)))[0]
+    return _descend(loss, params, optax.adam(self.learning_rate), x, targets,
+                    self.steps, self.batch_size, run)
 
 
-CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank}
+@dataclasses.dataclass(frozen=True)
+class Adam:
+  """Trains a linear layer with a bias by Adam at a constant rate (STiCA, appendix A).
+
+  The loss is softmax cross-entropy, or sigmoid cross-entropy for multi-label targets.
+
+  Attributes:
+    steps: number of training steps; the paper does not state it.
+    learning_rate: learning rate of Adam.
+    weight_decay: added to the gradient, times the parameters (an L2 penalty).
+    batch_size: rows of a step, drawn with replacement.
+    seed: seed of the initial weights and all draws.
+  """
+  steps: int = 10_000
+  learning_rate: float = 1e-4
+  weight_decay: float = 5e-4
+  batch_size: int = 512
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_positive(steps=self.steps, learning_rate=self.learning_rate,
+                    batch_size=self.batch_size)
+
+  def scores(self, x, targets, x_test, multi_label):
+    """Implements `Classifier.scores`."""
+    kernel, bias = jax.device_get(self._train(x, targets, multi_label))
+    return x_test @ kernel + bias
+
+  @functools.partial(jax.jit, static_argnums=(0, 3))
+  def _train(self, x, targets, multi_label):
+    """Returns the trained kernel [D, C] and bias [C]."""
+    init, run = jax.random.split(jax.random.key(self.seed))
+    shape = x.shape[1], targets.shape[1]
+    params = jax.nn.initializers.glorot_uniform()(init, shape), jnp.zeros(shape[1])
+    optimizer = optax.chain(optax.add_decayed_weights(self.weight_decay),
+                            optax.adam(self.learning_rate))
+
+    def loss(params, x, y, draw):
+      del draw
+      return _cross_entropy(x @ params[0] + params[1], y, multi_label)
+
+    return _descend(loss, params, optimizer, x, targets, self.steps, self.batch_size,
+                    run)
+
+
+def _cross_entropy(logits, y, multi_label):
+  if multi_label:
+    return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
+  return optax.softmax_cross_entropy(logits, y).mean()
+
+
+def _descend(loss, params, optimizer, x, targets, steps, batch_size, key):
+  """Returns parameters after steps on random rows; `loss(params, x, y, key)`."""
+  def take_step(i, carry):
+    params, opt_state = carry
+    draw_rows, draw = jax.random.split(jax.random.fold_in(key, i))
+    rows = jax.random.randint(draw_rows, (batch_size,), 0, len(x))
+    grads = jax.grad(loss)(params, x[rows], targets[rows].astype(x.dtype), draw)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  return jax.lax.fori_loop(0, steps, take_step, (params, optimizer.init(params)))[0]
+
+
+CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank, 'adam': Adam}
 
 
 class LinearProbe:
@@ -168,8 +220,9 @@ class LinearProbe:
 
   With `rows='clips'` a training row is the mean of a clip's windows. With
   `rows='windows'` it is a single augmented window, as in MMV's pipeline, which VATT
-  follows (section 4.4.5); the scores of a clip are then the means over its windows
-  (`frozen_features.Frozen`).
+  follows (section 4.4.5), and with `rows='spread'` one of the windows spread over the
+  clip, as in STiCA (arXiv 2103.10211, appendix). The scores of a clip are then the
+  means over its windows (`frozen_features.Frozen`).
   """
 
   def __init__(self, data: frozen_features.Frozen,
@@ -196,20 +249,21 @@ class LinearProbe:
       train: the sources of training clips, one or a source for each split.
       test: the sources of test clips.
       classifiers: name in `CLASSIFIERS` -> settings; by default logistic regression.
-      rows: 'clips', or 'windows' for MMV's pipeline, which VATT uses.
+      rows: 'clips', 'windows' or 'spread' (`LinearProbe`).
       num_epochs: the number of augmented training windows per clip (rows='windows').
       seed: the seed of these windows.
       **features: other arguments of `frozen_features.Frozen`.
     """
     augmentation = frozen_features.Augmentation(num_epochs, seed)
-    if choose(('clips', 'windows'), rows, 'rows') == 'clips':
+    if choose(('clips', 'windows', 'spread'), rows, 'rows') != 'windows':
       augmentation = None
     built = {name: build(f'{where}.classifiers.{name}', CLASSIFIERS,
                          {**section, 'name': name})
              for name, section in (classifiers or {'logistic': {}}).items()}
     data = frozen_features.open_section(
         where, features, train, test, predict=predict, reader=reader,
-        batch_size=batch_size, model=model, augmentation=augmentation)
+        batch_size=batch_size, model=model, augmentation=augmentation,
+        average=rows == 'clips')
     return cls(data, built)
 
   @property

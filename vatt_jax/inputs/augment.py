@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import dm_pix as pix
@@ -26,8 +27,11 @@ def normalize(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   return batch
 
 
+# The ways in which the rows of `Augment.copies` show a clip.
+COPIES = ('forward', 'reversed')
+
 # The random numbers of a clip, each uniform in [0, 1).
-_DRAWS = ('reverse', 'flip', 'color', 'brightness', 'saturation', 'contrast', 'hue',
+_DRAWS = ('flip', 'color', 'brightness', 'saturation', 'contrast', 'hue',
           'color_drop', 'blur', 'blur_sigma', 'volume')
 
 
@@ -35,13 +39,14 @@ _DRAWS = ('reverse', 'flip', 'color', 'brightness', 'saturation', 'contrast', 'h
 class Augment:
   """Augments training batches; every augmentation is off by default.
 
-  The augmentations run in the order of the attributes. Each clip has its own random
+  The augmentations run in the order of the attributes. Each row has its own random
   numbers, and all frames of a clip change alike. VATT (section 4.3) flips and changes
   colors. Its released code adds noise to the audio, as MMV does (section 4.2).
 
   Attributes:
-    reverse_rate: share of clips that run backwards, video and audio together (GDT,
-      section 3.3; its code reverses both); the text stays.
+    copies: of each row, some of `COPIES`. In a reversed copy video and audio run
+      backwards (GDT, section 3.3); the text stays. GDT has both copies. Its released
+      code reverses the windows of the spectrogram instead of the samples.
     flip_rate: share of clips that are mirrored, left and right.
     color_rate: share of clips whose colors change: brightness, saturation, contrast
       and hue, in this order. The result is clipped to [0, 1] (MMV, by its authors'
@@ -66,7 +71,7 @@ class Augment:
       (VATT, section 4.3: 5 for sound events; arXiv 1710.09412). 0 for none. Mixup
       runs last.
   """
-  reverse_rate: float = 0.0
+  copies: Sequence[str] = ('forward',)
   flip_rate: float = 0.0
   color_rate: float = 0.0
   brightness: float = 32 / 255
@@ -82,12 +87,32 @@ class Augment:
   mixup: float = 0.0
 
   def __post_init__(self):
+    if not self.copies or len(set(self.copies)) < len(self.copies) or (
+        not set(self.copies) <= set(COPIES)):
+      raise ValueError(f'copies={self.copies}: expected some of {", ".join(COPIES)}, '
+                       'each once')
     low, high = self.blur_sigma
     if not 0 < low <= high:
       raise ValueError(f'blur_sigma={self.blur_sigma}: expected two numbers above 0, '
                        'the smallest and the largest')
     if self.mixup < 0:
       raise ValueError(f'mixup={self.mixup}: expected 0 or more')
+
+  def copy(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces every row by adjacent rows, one for each of `copies`.
+
+    Args:
+      batch: the whole batch, before it is normalized and before it has keys.
+    """
+    def copies(name, x):
+      backwards = x[:, ::-1] if name in ('video', 'audio') else x
+      each = [backwards if kind == 'reversed' else x for kind in self.copies]
+      return jnp.stack(each, axis=1).reshape(-1, *x.shape[1:])
+
+    if tuple(self.copies) == ('forward',):
+      return dict(batch)
+    return {name: jax.tree.map(functools.partial(copies, name), x)
+            for name, x in batch.items()}
 
   def pair(self, key: jax.Array, batch: Mapping[str, jax.Array]
            ) -> dict[str, jax.Array]:
@@ -140,8 +165,6 @@ class Augment:
   def _change_video(self, draw: Mapping[str, jax.Array], video: jax.Array
                     ) -> jax.Array:
     """Augments the video of one clip, [T, H, W, C] in [-1, 1]."""
-    if self.reverse_rate:
-      video = jnp.where(draw['reverse'] < self.reverse_rate, video[::-1], video)
     if self.flip_rate:
       video = jnp.where(draw['flip'] < self.flip_rate, video[:, :, ::-1], video)
     if self.color_rate:
@@ -171,8 +194,6 @@ class Augment:
   def _change_audio(self, key: jax.Array, draw: Mapping[str, jax.Array],
                     audio: jax.Array) -> jax.Array:
     """Augments the audio of one clip, [S] in [-1, 1]; silence stays silent."""
-    if self.reverse_rate:
-      audio = jnp.where(draw['reverse'] < self.reverse_rate, audio[::-1], audio)
     if self.volume:
       audio = audio * (1 + self.volume * (2 * draw['volume'] - 1))
     if self.noise:
@@ -212,7 +233,9 @@ def _mix(clips: dict[str, jax.Array], partners: Mapping[str, jax.Array],
 
 def _draw(key: jax.Array) -> dict[str, jax.Array]:
   """Returns a clip's random numbers, the same for its video and its audio."""
-  return dict(zip(_DRAWS, jax.random.uniform(key, (len(_DRAWS),)), strict=True))
+  # The first number is not used, so that runs go on with the draws of earlier versions.
+  numbers = jax.random.uniform(key, (1 + len(_DRAWS),))[1:]
+  return dict(zip(_DRAWS, numbers, strict=True))
 
 
 def _blur(video: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:

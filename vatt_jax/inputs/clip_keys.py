@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 # Each use of a clip's key has its own number, so that the draws are independent.
 _USES = ('augment', 'mixup', 'drop_token_video', 'drop_token_audio', 'spec_augment',
-         'dropout')
+         'dropout', 'crops')
 
 
 def make(seed: int, step: jax.typing.ArrayLike, batch_size: int) -> jax.Array:

@@ -12,11 +12,11 @@ NORMALIZATIONS = ('none', 'min_max', 'standardize')
 
 @dataclasses.dataclass(frozen=True)
 class Spectrogram:
-  """Computes log-mel spectrograms with periodic Hann windows.
+  """Computes log-mel spectrograms, by default with periodic Hann windows.
 
   Bin f of window t is log(log_scale * sum_k w[k, f] |X[t, k]|^power + log_offset),
   normalized, where X is the short-time Fourier transform of the waveform in [-1, 1]
-  and w are TensorFlow's triangles on the (HTK) mel scale.
+  and w are TensorFlow's triangles on the (HTK) mel scale, unless `whole_bins`.
 
   Attributes:
     audio_hz: sample rate of the waveform.
@@ -35,6 +35,9 @@ class Spectrogram:
     std: standard deviation of all bins over a dataset, for 'standardize'.
     pad_end: whether a window starts at every step within the clip, with zeros after
       the clip's end; otherwise only windows within the clip count.
+    pre_emphasis: factor of the previous sample, which is subtracted from each one.
+    flat_windows: do not weight the samples of a window.
+    whole_bins: round the triangles' edges to frequencies of the Fourier transform.
 
   Raises:
     ValueError: the window does not fit the FFT, the edges do not fit the sample rate,
@@ -54,6 +57,9 @@ class Spectrogram:
   mean: float = 0.0
   std: float = 1.0
   pad_end: bool = False
+  pre_emphasis: float = 0.0
+  flat_windows: bool = False
+  whole_bins: bool = False
 
   def __post_init__(self):
     if self.window > self.fft_length:
@@ -93,11 +99,15 @@ class Spectrogram:
     starts = np.arange(self.num_windows(num_samples)) * self.step
     if self.pad_end:
       audio = jnp.pad(audio, [(0, 0), (0, max(starts[-1] + n - num_samples, 0))])
+    if self.pre_emphasis:
+      audio = jnp.concatenate([
+          audio[:, :1], audio[:, 1:] - self.pre_emphasis * audio[:, :-1]], axis=1)
     frames = audio[:, starts[:, None] + np.arange(n)]                # [B, T, window]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n, dtype=np.float32) / n)
-    magnitude = jnp.abs(jnp.fft.rfft(frames * hann, self.fft_length))
+    if not self.flat_windows:
+      frames *= 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n, dtype=np.float32) / n)
+    magnitude = jnp.abs(jnp.fft.rfft(frames, self.fft_length))
     weights = mel_weights(self.mel_bins, self.fft_length // 2 + 1, self.audio_hz,
-                          self.low_hz, self.high_hz)
+                          self.low_hz, self.high_hz, self.whole_bins)
     mel = magnitude ** self.power @ weights                          # [B, T, F]
     return self._normalized(jnp.log(self.log_scale * mel + self.log_offset))
 
@@ -113,7 +123,7 @@ class Spectrogram:
 
 
 def mel_weights(mel_bins: int, num_frequencies: int, audio_hz: int, low_hz: float,
-                high_hz: float) -> np.ndarray:
+                high_hz: float, whole_bins: bool = False) -> np.ndarray:
   """Returns triangles of height 1 on the HTK mel scale, like TensorFlow.
 
   Args:
@@ -123,23 +133,32 @@ def mel_weights(mel_bins: int, num_frequencies: int, audio_hz: int, low_hz: floa
     audio_hz: sample rate of the waveform.
     low_hz: lower edge of the first triangle.
     high_hz: upper edge of the last triangle.
+    whole_bins: see `Spectrogram`. A triangle may then be empty.
 
   Returns:
-    float32 [num_frequencies, F]; the constant part has no weight.
+    float32 [num_frequencies, F]; the constant part has no weight, unless `whole_bins`.
   """
   mel = lambda hz: 1127.0 * np.log1p(hz / 700.0)
   at = mel(np.linspace(0, audio_hz / 2, num_frequencies))[:, None]
   edges = np.linspace(mel(low_hz), mel(high_hz), mel_bins + 2)
+  if whole_bins:
+    at = np.arange(num_frequencies)[:, None]
+    hz = 700.0 * np.expm1(edges / 1127.0)
+    edges = np.floor((2 * num_frequencies - 1) * hz / audio_hz)
   low, center, high = edges[:-2], edges[1:-1], edges[2:]
-  triangles = np.minimum((at - low) / (center - low), (high - at) / (high - center))
-  triangles[0] = 0
+  # A side of no width has no frequency: the division by 1 is not used.
+  rising = (at - low) / np.where(center > low, center - low, 1)
+  falling = (high - at) / np.where(high > center, high - center, 1)
+  triangles = np.where(at < center, rising, falling)
+  if not whole_bins:
+    triangles[0] = 0
   return np.maximum(triangles, 0).astype(np.float32)
 
 
 # Constants that a paper does not give come from code: VATT's and GDT's own (STiCA's is
-# the same as GDT's), and for MMV its authors' library DMVR. All rows share two choices
-# that no paper states: Hann windows (GDT's code has flat ones after a pre-emphasis),
-# and complete windows (VATT's and MMV's code pads the end: `RELEASED`).
+# the same as GDT's), and for MMV its authors' library DMVR. All rows share choices that
+# no paper states: Hann windows, no pre-emphasis, exact triangles, and complete windows;
+# `RELEASED` says where code differs.
 SPECTROGRAMS = {
     # Section 4.5.1: 80 bins, 42 ms every 21 ms. Code: all else. Both variants stretch
     # each clip: without it a tower hardly learns (docs/decisions/0008).
@@ -167,7 +186,9 @@ SPECTROGRAMS = {
                   log_scale=2.0 ** 20, log_offset=2.0 ** -52, normalize='none')}
 
 # Differences of the released code from a row above, for `variant='release'`.
-RELEASED = {'vatt': dict(pad_end=True), 'mmv': dict(pad_end=True)}
+_GDT_CODE = dict(pre_emphasis=0.97, flat_windows=True, whole_bins=True)
+RELEASED = {'vatt': dict(pad_end=True), 'mmv': dict(pad_end=True), 'gdt': _GDT_CODE,
+            'stica': dict(_GDT_CODE, window_seconds=0.02, step_seconds=0.01)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,19 +197,21 @@ class SpecAugment:
 
   Each clip has its own random masks. Masked values become the clip's mean, because the
   zero of the paper is the mean of its spectrograms. GDT (appendix A.3.3) has one mask
-  of up to 6 windows and one of up to 3 bins. VATT and STiCA have no masks, and MMV
-  found none that helped.
+  of up to 6 windows and one of up to 3 bins; in its code they have up to 5 and 2, and
+  `zeros`. VATT and STiCA have no masks, and MMV found none that helped.
 
   Attributes:
     time_masks: number of masks in time.
     time_width: largest width of a mask in windows; 0 to this are equally probable.
     frequency_masks: number of masks in frequency.
     frequency_width: largest width of a mask in bins; 0 to this are equally probable.
+    zeros: masked values become 0, the dataset's mean after `normalize='standardize'`.
   """
   time_masks: int
   time_width: int
   frequency_masks: int
   frequency_width: int
+  zeros: bool = False
 
   def __call__(self, keys: jax.Array, x: jax.Array) -> jax.Array:
     """Masks spectrograms, each by its clip's key.  key [B], [B, T, F] -> [B, T, F]."""
@@ -198,7 +221,8 @@ class SpecAugment:
     time, frequency = jax.random.split(key)
     times = _masked(time, x.shape[0], self.time_masks, self.time_width)
     bins = _masked(frequency, x.shape[1], self.frequency_masks, self.frequency_width)
-    return jnp.where(times[:, None] | bins[None], x.mean(), x)
+    fill = 0.0 if self.zeros else x.mean()
+    return jnp.where(times[:, None] | bins[None], fill, x)
 
 
 def _masked(key: jax.Array, size: int, masks: int, width: int) -> jax.Array:

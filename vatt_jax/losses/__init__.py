@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from vatt_jax import config
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
+from vatt_jax.losses import gdt
+from vatt_jax.losses import stica
 from vatt_jax.losses.base import Batch
 from vatt_jax.losses.base import Loss
 from vatt_jax.losses.base import Metrics
@@ -20,18 +22,21 @@ __all__ = ['LOSSES', 'Loss', 'MissingOutput', 'build', 'init_memory', 'total_los
 
 LOSSES: dict[str, type[Loss]] = {
     'nce': contrastive.NCE, 'mil_nce': contrastive.MilNCE, 'siglip': contrastive.SigLIP,
-    'softmax': classification.Softmax, 'bce': classification.BCE}
+    'gdt': gdt.GDT, 'stica': stica.STiCA, 'softmax': classification.Softmax,
+    'bce': classification.BCE}
 
 
-def build(section_name: str, section: config.Settings, **rows: int) -> Loss:
+def build(section_name: str, section: config.Settings, **rows: Any) -> Loss:
   """Builds the loss of a config section.
 
   Args:
     section_name: the section's key under `config.losses`. It names the loss's metrics
       and parameters, and is the default of a field `pair`.
     section: `name`, a key of `LOSSES`, and fields of that class.
-    **rows: `num_shifts` and `num_views` of the window (`inputs.window`), for a loss
-      that has fields of these names.
+    **rows: how rows belong to clips, for a loss that has fields of these names:
+      `num_shifts` and `num_views` of the window (`inputs.window`), and `num_copies` of
+      the augmentation (`inputs.augment`); and `crops`, the crops of features of a row
+      (`models.multimodal.MultimodalModel.num_crops`).
 
   Raises:
     UserError: names the key that is unknown, missing or out of range.

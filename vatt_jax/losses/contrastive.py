@@ -28,13 +28,14 @@ MIN_TEMPERATURE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Contrastive(base.Loss):
+class Contrastive(base.Loss):
   """Contrasts two modalities that are embedded in one space.
 
   Attributes:
     weight: of this loss in the sum of all.
     pair: anchor and other modality, joined by `_`; by default the section's name.
-    space: of the embeddings; empty for the pair's, or `video_text` for audio with text.
+    space: of the embeddings; empty for `video_text` if the pair has text, or else
+      `video_audio`.
     temperature: tau, or its initial value.
     learn_temperature: train the temperature and other numbers of the loss.
     num_chunks: number of chunks of items, which are contrasted one after the other in
@@ -84,7 +85,7 @@ class _Contrastive(base.Loss):
                ) -> tuple[jax.Array, base.Metrics, Any]:
     """Computes the loss; see `Loss.__call__`. The metrics are the trained numbers."""
     anchor, other = self.pair.split('_')
-    space = self.space or ('video_text' if other == 'text' else self.pair)
+    space = self.space or ('video_text' if 'text' in (anchor, other) else 'video_audio')
     present = multimodal.find_present(batch)
     trained = {k: jnp.exp(v) if k == 'temperature' else v for k, v in params.items()}
     loss = self._loss(base.take(outputs, 'outputs', 'embed', space, anchor),
@@ -95,13 +96,14 @@ class _Contrastive(base.Loss):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NCE(_Contrastive):
+class NCE(Contrastive):
   """Computes noise-contrastive estimation (VATT, equation 4; `nce`).
 
   Attributes:
     weight: of this loss in the sum of all.
     pair: anchor and other modality, joined by `_`; by default the section's name.
-    space: of the embeddings; empty for the pair's, or `video_text` for audio with text.
+    space: of the embeddings; empty for `video_text` if the pair has text, or else
+      `video_audio`.
     temperature: tau, or its initial value.
     learn_temperature: train the temperature.
     num_chunks: see `mil_nce`.
@@ -134,13 +136,14 @@ class MilNCE(NCE):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SigLIP(_Contrastive):
+class SigLIP(Contrastive):
   """Computes the pairwise sigmoid loss (arXiv 2303.15343, equation 1; `siglip`).
 
   Attributes:
     weight: of this loss in the sum of all.
     pair: anchor and other modality, joined by `_`; by default the section's name.
-    space: of the embeddings; empty for the pair's, or `video_text` for audio with text.
+    space: of the embeddings; empty for `video_text` if the pair has text, or else
+      `video_audio`.
     temperature: tau, or its initial value.
     learn_temperature: train the temperature and the bias.
     num_chunks: see `mil_nce`.
@@ -255,7 +258,7 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
 
   def scores(rows: _Items, columns: _Items) -> tuple[jax.Array, jax.Array]:
     """Returns logits and counts [R, C, K]."""
-    logits = _similarity(rows.anchors, columns.others) / temperature
+    logits = similarity(rows.anchors, columns.others) / temperature
     counts = jnp.broadcast_to(columns.present[None], logits.shape)
     if rows.anchor_mask is not None:
       counts &= rows.anchor_mask[:, None, None]
@@ -279,7 +282,7 @@ def mil_nce(anchors: jax.Array, others: jax.Array, present: jax.Array,
                      jnp.concatenate([own, jnp.zeros_like(own)], axis=1),
                      jnp.concatenate([counts, back_counts], axis=1), rows)]
 
-  return sum(_mean(x, items) for x in _sum_chunks(losses, items, num_chunks))
+  return sum(_mean(x, items) for x in sum_chunks(losses, items, num_chunks))
 
 
 def siglip(anchors: jax.Array, others: jax.Array, present: jax.Array,
@@ -307,13 +310,13 @@ def siglip(anchors: jax.Array, others: jax.Array, present: jax.Array,
   items = _Items.of(anchors, others, present, anchor_mask)
 
   def losses(chunk: _Items) -> jax.Array:
-    log_odds = _similarity(chunk.anchors, items.others) / temperature + bias
+    log_odds = similarity(chunk.anchors, items.others) / temperature + bias
     sign = 2 * _own(chunk, items).astype(jnp.float32) - 1            # [R, B, 1]
     rows = jnp.any(chunk.present, axis=1)
     counts = rows[:, None, None] & items.present[None]               # [R, B, K]
     return jnp.sum(jnp.where(counts, -jax.nn.log_sigmoid(sign * log_odds), 0.0))
 
-  return _mean(_sum_chunks(losses, items, num_chunks), items)
+  return _mean(sum_chunks(losses, items, num_chunks), items)
 
 
 class _Items(NamedTuple):
@@ -354,8 +357,14 @@ def _own(rows: _Items, columns: _Items) -> jax.Array:
   return (rows.place[:, None] == columns.place)[:, :, None]
 
 
-def _sum_chunks(losses: Callable[[_Items], Any], items: _Items, num_chunks: int) -> Any:
-  """Returns a tree of sums over all items, computed chunk by chunk."""
+def sum_chunks(losses: Callable[[Any], Any], items: Any, num_chunks: int) -> Any:
+  """Returns a tree of sums over all items, computed chunk by chunk.
+
+  Args:
+    losses: some items -> a tree of sums over them.
+    items: a tree of arrays [B, ...].
+    num_chunks: a divisor of B.
+  """
   if num_chunks == 1:
     return losses(items)
   # Checkpointed, so that the backward pass also holds one chunk at a time.
@@ -371,7 +380,7 @@ def _mean(total: jax.Array, items: _Items) -> jax.Array:
   return total / jnp.maximum(jnp.sum(rows), 1).astype(jnp.float32)
 
 
-def _similarity(anchors: jax.Array, others: jax.Array) -> jax.Array:
+def similarity(anchors: jax.Array, others: jax.Array) -> jax.Array:
   """Computes similarities with float32 products on every device.
 
   [B, D], [B, K, D] -> float32 [B, B, K]. By default a TPU would round the operands to

@@ -112,17 +112,27 @@ class BatchNorm(nn.BatchNorm):
     return super().__call__(x.astype(jnp.float32), not train, mask=mask).astype(x.dtype)
 
 
-def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> jax.Array:
-  """Takes the largest of each window, padded as TensorFlow does.
+def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int],
+             symmetric: bool = False) -> jax.Array:
+  """Takes the largest of each window.  [B, sides..., C] -> [B, sides..., C].
 
-  [B, sides..., C] -> [B, sides..., C].
+  Args:
+    x: [B, sides..., C].
+    window: size along each side.
+    strides: along each side.
+    symmetric: see `Conv`.
   """
-  return nn.max_pool(x, tuple(window), tuple(strides), 'SAME')
+  padding = [(size // 2, size // 2) for size in window] if symmetric else 'SAME'
+  return nn.max_pool(x, tuple(window), tuple(strides), padding)
 
 
-def pixels(video: jax.Array, dtype: Any) -> jax.Array:
-  """Maps colors from [-1, 1] to [0, 1], the range of the released networks."""
-  return ((video + 1) / 2).astype(dtype)
+def pixels(video: jax.Array, dtype: Any, mean: float = 0.0, std: float = 1.0
+           ) -> jax.Array:
+  """Maps colors from [-1, 1] to [0, 1], the range of released networks.
+
+  Then subtracts `mean` and divides by `std`.
+  """
+  return (((video + 1) / 2 - mean) / std).astype(dtype)
 
 
 def rematerialized(block: type[nn.Module], remat: str) -> type[nn.Module]:

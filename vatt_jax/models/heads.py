@@ -206,6 +206,67 @@ class MmvHead(nn.Module):
     return self.video_audio_to_video_text_norm(x, mask, train)
 
 
+class ProjectionHead(nn.Module):
+  """Embeds each modality by two linear layers of its own (GDT, appendix A.3).
+
+  Dropout, a layer without a bias, batch norm, a ReLU, dropout, and a layer with a bias.
+  There is one space of all modalities; its embeddings stand under the names of the
+  spaces of other heads.
+
+  Attributes:
+    hidden_dim: width of the layer in between.
+    dim: width of the space.
+    dropout_rate: before either layer.
+    dtype: compute type of the linear layers.
+  """
+  hidden_dim: int = 512
+  dim: int = 256
+  dropout_rate: float = 0.3
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, pooled: Mapping[str, jax.Array],
+               present: Mapping[str, jax.Array], train: bool = False,
+               clips: jax.Array | None = None) -> dict[str, Any]:
+    """Embeds the modalities that are present.
+
+    Args:
+      pooled: a modality -> [..., D]; also a modality and a suffix, such as
+        `video_crops`, for more features [B, n, D] of a clip's modality.
+      present: modality -> bool [...], False for rows that only fill the batch.
+      train: normalize by the batch's statistics, and update the moving ones.
+      clips: for `Dropout`.
+
+    Returns:
+      `embed`: space -> key of `pooled` -> [..., dim] of unit norm.
+    """
+    mlps, embed = {}, {}
+    for key, x in pooled.items():
+      modality, *_ = key.split('_')
+      if modality not in mlps:
+        mlps[modality] = _Mlp(self.hidden_dim, self.dim, self.dropout_rate, self.dtype,
+                              name=modality)
+      embed[key] = unit_norm(mlps[modality](x, present.get(modality), train, clips))
+    seen = {key: x for key, x in embed.items() if key != 'text'}
+    return dict(embed=dict(video_audio=seen, video_text=embed))
+
+
+class _Mlp(nn.Module):
+  """Applies the layers of `ProjectionHead`.  [..., D] -> [..., dim]."""
+  hidden_dim: int
+  dim: int
+  dropout_rate: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool,
+               clips: jax.Array | None) -> jax.Array:
+    drop = lambda x: layers.dropout(x, self.dropout_rate, clips)
+    x = layers.dense(self.hidden_dim, 'hidden', self.dtype, use_bias=False)(drop(x))
+    x = BatchNorm(name='norm')(x.astype(jnp.float32), mask, train)
+    return layers.dense(self.dim, 'out', self.dtype)(drop(nn.relu(x)))
+
+
 class Classifier(nn.Module):
   """Classifies features of one modality by dropout and a linear layer.
 
@@ -256,7 +317,8 @@ class Classifier(nn.Module):
                     bias_init=nn.initializers.constant(start))
 
 
-HEADS = {'fac': FacHead, 'mmv': MmvHead, 'classifier': Classifier}
+HEADS = {'fac': FacHead, 'mmv': MmvHead, 'projection': ProjectionHead,
+         'classifier': Classifier}
 
 
 def from_config(section: config.Settings | None, **given: Any) -> nn.Module | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -21,10 +23,12 @@ from vatt_jax.config import choose
 from vatt_jax.config import naming
 from vatt_jax.config import Settings
 from vatt_jax.errors import UserError
+from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import heads
 from vatt_jax.models import layers
 from vatt_jax.models import multimodal
+from vatt_jax.models import pooling
 from vatt_jax.models import r2plus1d
 from vatt_jax.models import resnet
 from vatt_jax.models import s3d
@@ -33,7 +37,8 @@ from vatt_jax.models import vatt
 
 _DTYPES = ('float32', 'bfloat16')
 # Keys of a tower's or head's section that a checkpoint does not fix.
-_FREE = ('still', 'last_conv', 'word_vectors', 'audio_text', 'drop_token_rate')
+_FREE = ('still', 'last_conv', 'word_vectors', 'audio_text', 'drop_token_rate',
+         'crops', 'pooling', 'spec_augment', 'dropout_rate')
 
 
 class Mmv(multimodal.MultimodalModel):
@@ -43,9 +48,14 @@ class Mmv(multimodal.MultimodalModel):
     backbones: modality -> module (x, mask, train) -> `convolutions.Features`, or a
       model of that modality without a head, such as a tower of VATT.
     head: see `MultimodalModel`.
+    poolings: modality -> module of `pooling.POOLINGS`, which replaces the backbone's
+      own pooling of its map.
+    crops: modality -> crops of the map, which are pooled alike in training.
   """
   backbones: Mapping[str, nn.Module]
   head: nn.Module | None = None
+  poolings: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+  crops: Mapping[str, pooling.Crops] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def from_config(cls, video: Settings | None = None, audio: Settings | None = None,
@@ -55,10 +65,12 @@ class Mmv(multimodal.MultimodalModel):
     """Builds the model of a config section, or some of its towers.
 
     Args:
-      video: `name`, a key of `BACKBONES`, and the arguments of its entry; None for no
-        such modality.
+      video: `name`, a key of `BACKBONES`, and the arguments of its entry; `pooling`, a
+        `name` of `pooling.POOLINGS` and its attributes, or none for the backbone's own
+        (with crops: average); and `crops`, the attributes of `pooling.Crops`. None for
+        no such modality.
       audio: the same.
-      text: the same.
+      text: the same, without pooling and crops.
       head: `name`, a key of `heads.HEADS`, by default 'mmv', and its attributes; None
         for features only.
       dtype: compute type; parameters are always float32.
@@ -73,15 +85,18 @@ class Mmv(multimodal.MultimodalModel):
     given = dict(dtype=jnp.dtype(choose(_DTYPES, dtype, 'dtype')),
                  remat=choose(tuple(layers.REMAT), remat, 'remat'), device=device,
                  parent=None, name=None)    # the last two are linen's
-    towers = dict(video=video, audio=audio, text=text)
+    towers = {m: dict(section) for m, section in dict(
+        video=video, audio=audio, text=text).items() if section is not None}
+    poolings, crops = _poolings(towers, given['dtype'])
     backbones = {
         m: build(f'model.{m}', BACKBONES[m], section, modality=m, **given)
-        for m, section in towers.items() if section is not None}
+        for m, section in towers.items()}
     if not backbones:
       raise UserError('config.model: no modality; expected video, audio or text')
     if head is not None:
       head = {'name': 'mmv', **head}
-    return cls(backbones, heads.from_config(head, dtype=given['dtype']))
+    head = heads.from_config(head, dtype=given['dtype'])
+    return cls(backbones, head, poolings, crops)
 
   @property
   def modalities(self) -> tuple[str, ...]:
@@ -106,11 +121,35 @@ class Mmv(multimodal.MultimodalModel):
         for kind, found in towers[modality].encode(alone, train).items():
           outputs[kind] |= found
         continue
-      features = self.backbones[modality](batch[modality], present.get(modality), train)
+      backbone, given = self.backbones[modality], {}
+      if train and getattr(backbone, 'spec_augment', None):
+        given = dict(keys=batch['key'])
+      features = backbone(batch[modality], present.get(modality), train, **given)
       outputs['pooled'][modality] = features.pooled
       if features.grid is not None:
         outputs['grid'][modality] = features.grid
+    for modality in self.poolings:
+      if modality in outputs['pooled']:
+        outputs['pooled'] |= self._pool(modality, outputs['grid'], batch, train)
     return outputs
+
+  def _pool(self, modality: str, grids: Mapping[str, jax.Array],
+            batch: Mapping[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+    """Returns the pooled map of a modality, and in training that of its crops."""
+    if modality not in grids:
+      raise UserError(f'config.model.{modality}.pooling: needs the features of all '
+                      f'places; set config.model.{modality}.drop_token_rate=0')
+    grid, pool = grids[modality], self.poolings[modality]
+    pooled = {modality: pool(grid)}
+    if train and modality in self.crops:
+      keys = clip_keys.derive(batch['key'], 'crops')
+      with naming(f'model.{modality}.crops'):
+        pooled[f'{modality}_crops'] = self.crops[modality](keys, grid, pool)
+    return pooled
+
+  def num_crops(self) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Returns the numbers of crops; see `MultimodalModel.num_crops`."""
+    return {modality: crops.counts for modality, crops in self.crops.items()}
 
   def layer_of(self, path: str) -> int:
     """Returns a parameter's distance from the head in VATT's towers, 0 in all others.
@@ -158,6 +197,22 @@ class Mmv(multimodal.MultimodalModel):
             if isinstance(tower, multimodal.MultimodalModel)}
 
 
+def _poolings(towers: Mapping[str, dict[str, Any]], dtype: Any
+              ) -> tuple[dict[str, nn.Module], dict[str, pooling.Crops]]:
+  """Takes `pooling` and `crops` out of the sections of towers, and builds them."""
+  poolings, crops = {}, {}
+  for modality in ('video', 'audio'):
+    section, where = towers.get(modality, {}), f'model.{modality}'
+    if 'crops' in section:
+      crops[modality] = call(f'{where}.crops', pooling.Crops, section.pop('crops'))
+      section.setdefault('pooling', dict(name='average'))
+    if 'pooling' in section:
+      poolings[modality] = build(f'{where}.pooling', pooling.POOLINGS,
+                                 section.pop('pooling'), dtype=dtype, parent=None,
+                                 name=None)    # the last two are linen's
+  return poolings, crops
+
+
 def _vatt(modality: str, device: jax.Device | None, dtype: Any, remat: str,
           variant: str = 'paper', dropout_rate: float | None = None,
           attention: str = 'auto', **tower: Any) -> vatt.Vatt:
@@ -167,29 +222,42 @@ def _vatt(modality: str, device: jax.Device | None, dtype: Any, remat: str,
                                attention=attention, remat=remat, device=device)
 
 
-def _audio_resnet50(dtype: Any, remat: str, width: float = 1, last_conv: bool = False,
-                    spectrogram: Settings | None = None) -> resnet.AudioResNet50:
+def _audio_resnet(net: type[nn.Module], default: str, dtype: Any, remat: str,
+                  spectrogram: Settings | None = None,
+                  spec_augment: Settings | None = None, **fields: Any) -> nn.Module:
   """Builds a network with the spectrogram of a config section.
 
   Args:
+    net: its class.
+    default: name of the default spectrogram.
     dtype: attribute of the network.
     remat: attribute of the network.
-    width: attribute of the network.
-    last_conv: attribute of the network.
-    spectrogram: a `name` of `spectrograms.SPECTROGRAMS` (default: mmv), and the
-      constants to change.
+    spectrogram: a `name` of `spectrograms.SPECTROGRAMS`, a `variant`, 'paper' or
+      'release' (`spectrograms.RELEASED`), and the constants to change.
+    spec_augment: fields of `spectrograms.SpecAugment`; None for no masks.
+    **fields: other attributes of the network.
   """
   changes, where = dict(spectrogram or {}), 'model.audio.spectrogram'
   with naming(where):
-    constants = choose(spectrograms.SPECTROGRAMS, changes.pop('name', 'mmv'))
-  return resnet.AudioResNet50(
-      call(where, spectrograms.Spectrogram, constants | changes), width, last_conv,
-      remat, dtype)
+    name = changes.pop('name', default)
+    constants = choose(spectrograms.SPECTROGRAMS, name)
+    if choose(vatt.VARIANTS, changes.pop('variant', 'paper'), 'variant') == 'release':
+      constants = constants | spectrograms.RELEASED[name]
+  if spec_augment is not None:
+    fields['spec_augment'] = call('model.audio.spec_augment', spectrograms.SpecAugment,
+                                  spec_augment)
+  return call('model.audio', net, fields, dtype=dtype, remat=remat, parent=None,
+              name=None, spectrogram=call(where, spectrograms.Spectrogram,
+                                          constants | changes))
 
 
 # modality -> name -> builder; the section's other keys are its arguments.
 BACKBONES: dict[str, dict[str, Callable[..., nn.Module]]] = {
     'video': {'tsm_resnet50': resnet.TSMResNet50, 's3d_g': s3d.S3DG,
-              'r2plus1d_18': r2plus1d.R2Plus1D18, 'vatt': _vatt},
-    'audio': {'resnet50': _audio_resnet50, 'vatt': _vatt},
+              'r2plus1d_18': r2plus1d.R2Plus1D18, 'r2plus1d_34': r2plus1d.R2Plus1D34,
+              'vatt': _vatt},
+    'audio': {'resnet9': functools.partial(_audio_resnet, resnet.AudioResNet9, 'gdt'),
+              'resnet18': functools.partial(_audio_resnet, resnet.AudioResNet18, 'gdt'),
+              'resnet50': functools.partial(_audio_resnet, resnet.AudioResNet50, 'mmv'),
+              'vatt': _vatt},
     'text': {'word_bag': text_towers.WordBag, 'vatt': _vatt}}

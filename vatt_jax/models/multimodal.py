@@ -56,7 +56,8 @@ class MultimodalModel(nn.Module):
     Returns:
       `tokens[modality]` [B, N, D]; `grid[modality]` [B, t, h, w, D], the space-time map
       of features, unless tokens were dropped; `pooled[modality]` [B, D] (text: with K
-      after B).
+      after B); in training `pooled[modality_crops]` [B, n, D] of a modality with crops
+      of its map.
     """
     raise NotImplementedError
 
@@ -87,6 +88,13 @@ class MultimodalModel(nn.Module):
     """
     del path
     return 0
+
+  def num_crops(self) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Returns the numbers of large and small crops of each kind, by modality.
+
+    The crops of a kind are adjacent in `pooled[modality_crops]`, large ones first.
+    """
+    return {}
 
   def mean_inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Returns a vector [B, D] of the model's input by modality, for figures; or {}."""

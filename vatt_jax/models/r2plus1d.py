@@ -1,4 +1,4 @@
-"""R(2+1)D-18 (arXiv 1711.11248): convolutions in space, then in time."""
+"""R(2+1)D (arXiv 1711.11248): convolutions in space, then in time."""
 
 from __future__ import annotations
 
@@ -85,26 +85,36 @@ class R2Plus1D18(nn.Module):
   Attributes:
     width: factor of all numbers of channels.
     torchvision: both convolutions of a block have the middle width of the first one, as
-      in torchvision's network; otherwise each has its own, as in its authors' code.
-      Their number of parameters, 33.3 M with a classifier, is the one that MMV reports.
+      in torchvision's network and GDT's; otherwise each has its own, as in its authors'
+      code, whose number of parameters MMV reports: 33.3 M with a classifier.
+    mean: subtracted from colors in [0, 1]; GDT's code has 0.45.
+    std: by which the difference is divided; GDT's code has 0.225.
     remat: one of `layers.REMAT`.
     dtype: compute type.
   """
   width: float = 1
   torchvision: bool = False
+  mean: float = 0.0
+  std: float = 1.0
   remat: str = 'none'
   dtype: Any = jnp.float32
+  num_blocks = (2, 2, 2, 2)    # of each stage; no key of the config
 
   @nn.compact
   def __call__(self, video: jax.Array, mask: jax.Array | None = None,
                train: bool = False) -> Features:
     base, middle = round(64 * self.width), round(45 * self.width)
-    x = convolutions.pixels(video, self.dtype)
+    x = convolutions.pixels(video, self.dtype, self.mean, self.std)
     x = Conv2Plus1D(base, middle, 7, (1, 2), self.dtype, name='stem')(x, mask, train)
     x = nn.relu(BatchNorm(name='norm')(x, mask, train))
     block = convolutions.rematerialized(Block, self.remat)
-    for stage in range(4):
-      for i in range(2):
+    for stage, count in enumerate(self.num_blocks):
+      for i in range(count):
         x = block(base * 2 ** stage, 2 if stage and not i else 1, self.torchvision,
                   self.dtype, name=f'stage_{stage}_block_{i}')(x, mask, train)
     return Features(jnp.mean(x, axis=(1, 2, 3)), x)
+
+
+class R2Plus1D34(R2Plus1D18):
+  """Computes features of videos by R(2+1)D-34; see `R2Plus1D18`."""
+  num_blocks = (3, 4, 6, 3)

@@ -1,6 +1,8 @@
-"""ResNet-50 of MMV (arXiv 2006.16228): for videos with a temporal shift, for audio.
+"""ResNets: MMV's for videos with a temporal shift and for audio, GDT's for audio.
 
-The release has version 2, whose norms come before the convolutions (arXiv 1603.05027).
+MMV's release (arXiv 2006.16228) has version 2 of ResNet-50, whose norms come before the
+convolutions (arXiv 1603.05027). GDT and STiCA (arXiv 2003.04298, 2104.00616) have
+version 1 of ResNet-9 and ResNet-18, whose norms come after them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vatt_jax.distributed import logical_axes
+from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
 from vatt_jax.models import convolutions
 from vatt_jax.models.convolutions import BatchNorm
@@ -171,3 +174,79 @@ class AudioResNet50(nn.Module):
     normed = nn.relu(BatchNorm(name='norm')(x, mask, train))
     x = x if self.last_conv else normed
     return Features(jnp.mean(x, axis=(1, 2)), x[:, :, :, None])
+
+
+class BasicBlock(nn.Module):
+  """Applies a residual block of two convolutions.  [N, H, W, C] -> [N, h, w, D].
+
+  Attributes:
+    features: D.
+    stride: of the first convolution and of the shortcut.
+    dtype: compute type.
+  """
+  features: int
+  stride: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    conv = lambda x, size, stride, name: Conv(
+        self.features, (size, size), stride, symmetric=True, dtype=self.dtype,
+        name=name)(x)
+    norm = lambda x, name: BatchNorm(name=name)(x, mask, train)
+    y = nn.relu(norm(conv(x, 3, self.stride, 'conv_1'), 'norm_1'))
+    y = norm(conv(y, 3, 1, 'conv_2'), 'norm_2')
+    if self.stride > 1:
+      x = norm(conv(x, 1, self.stride, 'shortcut'), 'shortcut_norm')
+    return logical_axes.split_rows(nn.relu(x + y))
+
+
+class AudioResNet18(nn.Module):
+  """Computes features of waveforms by a ResNet-18 on their log-mel spectrograms.
+
+  [B, S] in [-1, 1] -> pooled [B, D], grid [B, t, f, 1, D], D = 512 * width.
+
+  Attributes:
+    spectrogram: computes the spectrogram from its constants.
+    spec_augment: masks of the spectrogram, in training; None for no masks.
+    width: factor of all numbers of channels.
+    remat: one of `layers.REMAT`.
+    dtype: compute type.
+  """
+  spectrogram: spectrograms.Spectrogram
+  spec_augment: spectrograms.SpecAugment | None = None
+  width: float = 1
+  remat: str = 'none'
+  dtype: Any = jnp.float32
+  num_blocks = (2, 2, 2, 2)    # of each stage; no key of the config
+
+  @nn.compact
+  def __call__(self, audio: jax.Array, mask: jax.Array | None = None,
+               train: bool = False, keys: jax.Array | None = None) -> Features:
+    """Computes features.
+
+    Args:
+      audio: [B, S].
+      mask: bool [B], False for rows that stay out of the batch statistics.
+      train: see `BatchNorm`.
+      keys: key [B] of the clips (`clip_keys.make`), for `spec_augment`.
+    """
+    base = round(64 * self.width)
+    x = self.spectrogram(audio)                                      # [B, T, F]
+    if keys is not None and self.spec_augment:
+      x = self.spec_augment(clip_keys.derive(keys, 'spec_augment'), x)
+    x = Conv(base, (7, 7), 2, symmetric=True, dtype=self.dtype, name='stem')(
+        x[..., None])
+    x = nn.relu(BatchNorm(name='norm')(x, mask, train))
+    x = convolutions.max_pool(x, (3, 3), (2, 2), symmetric=True)
+    block = convolutions.rematerialized(BasicBlock, self.remat)
+    for stage, count in enumerate(self.num_blocks):
+      for i in range(count):
+        x = block(base * 2 ** stage, 2 if stage and not i else 1, self.dtype,
+                  name=f'stage_{stage}_block_{i}')(x, mask, train)
+    return Features(jnp.mean(x, axis=(1, 2)), x[:, :, :, None])
+
+
+class AudioResNet9(AudioResNet18):
+  """Computes features of waveforms by a ResNet-9, GDT's; see `AudioResNet18`."""
+  num_blocks = (1, 1, 1, 1)

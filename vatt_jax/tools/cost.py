@@ -38,6 +38,7 @@ from ml_collections import config_flags
 from vatt_jax import cli
 from vatt_jax import experiment
 from vatt_jax.config import Settings
+from vatt_jax.inputs import augment
 from vatt_jax.inputs import clip_keys
 from vatt_jax.models import attention
 from vatt_jax.models import heads
@@ -161,11 +162,13 @@ def training_flops(config: Settings) -> int:
   """Returns the operations of one training step of a config, by the true count.
 
   They are three times the forward call's, on the tokens that DropToken keeps, for all
-  clips of the batch: the backward pass takes twice as many. Recomputation that saves
-  memory, losses and the optimizer do not count.
+  rows of the batch and their copies: the backward pass takes twice as many.
+  Recomputation that saves memory, losses and the optimizer do not count.
   """
   model, clip = experiment.model_and_clip(config)
-  return 3 * forward(model, clip, train=True).true * config['batch_size']
+  copies = augment.Augment(**(config.get('augment') or {})).copies
+  rows = config['batch_size'] * len(copies)
+  return 3 * forward(model, clip, train=True).true * rows
 
 
 def _call(model, batch, train, method='__call__'):

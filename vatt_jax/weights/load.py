@@ -15,8 +15,12 @@ import numpy as np
 from vatt_jax import checkpoint
 from vatt_jax import models
 from vatt_jax.errors import UserError
+from vatt_jax.weights import gdt
 from vatt_jax.weights import mmv
 from vatt_jax.weights import vatt_tf2
+
+# The ending of a released checkpoint's name -> its reader; VATT's names have none.
+_RELEASES = {'.pkl': mmv, **dict.fromkeys(gdt.SUFFIXES, gdt)}
 
 
 def load(path: str | os.PathLike[str]
@@ -25,8 +29,8 @@ def load(path: str | os.PathLike[str]
 
   Args:
     path: a workdir (for its newest checkpoint), one of its checkpoints
-      (WORKDIR/checkpoints/STEP), a folder written by `vatt_jax import_vatt` or
-      `import_mmv`, or a released checkpoint of VATT or MMV.
+      (WORKDIR/checkpoints/STEP), a folder written by `vatt_jax import_vatt`,
+      `import_mmv` or `import_gdt`, or a released checkpoint of VATT, MMV or GDT.
 
   Returns:
     The model, and its variables as NumPy arrays: `model.apply(variables, batch)`.
@@ -48,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
   folder, _ = checkpoint.split(path)
   if (folder / checkpoint.CONFIG_FILE).exists():
     return checkpoint.load_model(path)
-  release = mmv if folder.suffix == '.pkl' else vatt_tf2
+  release = _RELEASES.get(folder.suffix, vatt_tf2)
   settings, variables = release.read(path)
   return {'model': settings}, variables
 

@@ -25,6 +25,7 @@ from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax import models
 from vatt_jax.errors import UserError
+from vatt_jax.weights import compare
 from vatt_jax.weights import pickles
 
 Path = tuple[str, ...]
@@ -175,16 +176,9 @@ def convert(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any],
   """
   flat = traverse_util.flatten_dict(dict(variables))
   keys = names(flat)
-  missing = sorted(set(keys.values()) - arrays.keys())
-  unknown = sorted(name for name in arrays.keys() - set(keys.values())
-                   if not _UNUSED.fullmatch(name))
-  other = sorted(name for path, name in keys.items() if name in arrays and not _fits(
-      arrays[name], flat[path].shape))
-  if missing or unknown or other:
-    listed = lambda names: ', '.join(names) or 'nothing'
-    raise UserError(f'{where}: does not fit the model inferred from its names and '
-                    f'shapes. Missing: {listed(missing)}. Unknown: {listed(unknown)}. '
-                    f'Of another shape or type: {listed(other)}')
+  shapes = {name: flat[path].shape for path, name in keys.items()}
+  compare.check(arrays, shapes, lambda name: _fits(arrays[name], shapes[name]), _UNUSED,
+                where)
   return traverse_util.unflatten_dict({
       path: _value(arrays[keys[path]], like.shape) for path, like in flat.items()})
 
