@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,6 @@ from vatt_jax.errors import UserError
 from vatt_jax.inputs import augment
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
-from vatt_jax.models import heads
 from vatt_jax.models.vatt import Vatt
 
 SIZE = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
@@ -358,25 +356,15 @@ def test_microbatches_do_not_change_the_step(variant):
       augment=change), make_batch())
 
 
-class _Projection(nn.Module):
-  """Embeds modalities and their crops in one space."""
-
-  @nn.compact
-  def __call__(self, pooled, present, train=False, clips=None):
-    layers = {m: nn.Dense(8, name=f'{m}_out') for m in ('video', 'audio')}
-    return dict(embed=dict(video_audio={
-        name: heads.unit_norm(layers[name.split('_')[0]](x))
-        for name, x in pooled.items()}))
-
-
 def make_crops_task():
   """Makes a task of GDT and STiCA on VATT's towers: eight rows of each clip."""
   model = models.from_config(dict(
-      name='mmv', audio=dict(name='vatt', patch=(16,), **SIZE), video=dict(
+      name='mmv', head=dict(name='projection', hidden_dim=8, dim=8),
+      audio=dict(name='vatt', patch=(16,), **SIZE), video=dict(
           name='vatt', patch=(2, 4, 4), **SIZE,
           pooling=dict(name='transformer', depth=1, num_heads=2, mlp_dim=16),
           crops=dict(space_large=(1, 2), space_small=(2, 1), time_large=(1, 2),
-                     time_small=(1, 1))))).clone(head=_Projection())
+                     time_small=(1, 1)))))
   losses = {f'{name}_{n}': losses_lib.build(
       'video_audio', dict(name=name, num_chunks=n), num_shifts=2, num_views=2,
       num_copies=2, crops=model.num_crops())
@@ -403,7 +391,8 @@ def test_step_of_copies_shifts_views_and_crops_trains_by_losses_in_chunks():
     assert 0 < whole < 10
     np.testing.assert_allclose(chunked, whole, rtol=1e-6)
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
-  assert moved['poolings_video']['positions'] and moved['head']['audio_out']['kernel']
+  assert moved['poolings_video']['positions']
+  assert moved['head']['audio']['out']['kernel']
 
 
 @pytest.mark.slow

@@ -146,6 +146,28 @@ def test_every_form_of_the_released_file_holds_the_same(arrays, tmp_path):
 
 
 @pytest.mark.slow
+def test_embeddings_of_stica_match_the_release(tables, shared, monkeypatch):
+  golden = np.load(shared / 'golden_gdt_stica' / 'stica_full_io.npz')
+  arrays = {name: formula(name, shape, 21) for name, shape in tables['stica'].items()
+            if 'num_batches' not in name}
+  settings = gdt.find_settings(tables['stica'], '')
+  settings['video'] |= dict(mean=0.5, std=0.5)    # the input is normalized
+  model, variables = make_variables(settings, arrays)
+  pooling = variables['params']['poolings_video']
+  assert sum(x.size for x in jax.tree.leaves(pooling)) == 5_254_144
+  monkeypatch.setattr('vatt_jax.inputs.spectrograms.Spectrogram.__call__',
+                      lambda self, x: x)    # the input is a spectrogram
+  video = golden['in_video_low'].repeat(3, 1).repeat(4, 2).repeat(4, 3)
+  batch = dict(video=((video / 255 - 0.45) / 0.225).astype(np.float32),
+               audio=golden['in_audio'][:, 0].transpose(0, 2, 1))
+  with jax.default_matmul_precision('highest'):
+    outputs = jax.jit(model.apply)(variables, batch)
+  for modality in ('video', 'audio'):
+    np.testing.assert_allclose(outputs['embed']['video_audio'][modality],
+                               golden[f'out_{modality}'], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_command_writes_what_the_released_file_holds(arrays, tmp_path):
   np.savez(tmp_path / 'gdt.npz', **arrays)
   command = subprocess.run(

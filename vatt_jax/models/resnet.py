@@ -1,7 +1,7 @@
 """ResNets: MMV's for videos with a temporal shift and for audio, GDT's for audio.
 
 MMV's release (arXiv 2006.16228) has version 2 of ResNet-50, whose norms come before the
-convolutions (arXiv 1603.05027). GDT and STiCA (arXiv 2003.04298, 2104.00616) have
+convolutions (arXiv 1603.05027). GDT and STiCA (arXiv 2003.04298, 2103.10211) have
 version 1 of ResNet-9 and ResNet-18, whose norms come after them.
 """
 

@@ -1,4 +1,4 @@
-"""Converts the released checkpoints of GDT (arXiv 2003.04298) and STiCA (2104.00616).
+"""Converts the released checkpoints of GDT (arXiv 2003.04298) and STiCA (2103.10211).
 
     python -m vatt_jax import_gdt gdt_K400.pth --out=DIR
 
