@@ -118,10 +118,10 @@ def shrunk(module, toy_world, switches):
 
 
 @pytest.mark.parametrize('module, switches', [
-    (pretrain_gdt, 'l'), (pretrain_stica, ''),
+    (pretrain_gdt, 'l'),
     *[pytest.param(module, switches, marks=pytest.mark.slow) for module, switches in (
         (pretrain_gdt, 'e'), (pretrain_gdt, 'h,release'), (pretrain_gdt, 'f,vt'),
-        (pretrain_gdt, 'm'), (pretrain_stica, 'release'),
+        (pretrain_gdt, 'm'), (pretrain_stica, ''), (pretrain_stica, 'release'),
         (pretrain_stica, 'no_crops,average'), (pretrain_stica, 'within'))]])
 def test_shrunk_step_trains(module, switches, toy_world, tmp_path):
   train.train(shrunk(module, toy_world, switches), tmp_path)
