@@ -1,6 +1,7 @@
 """Tests MMV: its networks and graphs beside the released code, and its contract."""
 
 import types
+import zlib
 
 from flax import traverse_util
 import jax
@@ -104,6 +105,56 @@ def test_text_and_head_match_the_released_code(small):
   for space, modality, name in NAMES:
     close(embed[space][modality].reshape(-1, embed[space][modality].shape[-1]),
           heads.unit_norm(small.io[f'eval/{name}']), 2e-5, 0)
+
+
+def draw(name):
+  """Returns the reference's generator of an array."""
+  return np.random.default_rng(zlib.crc32(f'A:{name}'.encode()))
+
+
+def draw_full_width(path, gain):
+  """Returns arrays of the released network of video, by the formula of the reference.
+
+  Args:
+    path: lists all arrays of a release, in a file of lines `kind module leaf shape`.
+    gain: of the kernels.
+  """
+  arrays = {}
+  for line in path.read_text().splitlines():
+    kind, module, leaf, shape = line.split('\t')
+    if 'visual_module' not in module or leaf in ('counter', 'hidden'):
+      continue
+    shape = tuple(map(int, shape.split(',')))
+    z = draw(f'{module}/{leaf}').standard_normal(shape, np.float32)
+    if leaf == 'w':
+      x = z * np.sqrt(gain / np.prod(shape[:-1]))
+    elif 'var_ema' in module:
+      x = np.exp(0.2 * z)
+    else:
+      x = 0.1 * z + (leaf == 'scale')
+    arrays[f'{kind}/{module}/{leaf}'] = np.float32(x)
+  return arrays
+
+
+FULL_WIDTH = {'s3d': dict(name='s3d_g'), 'tsm_resnet_x1': dict(name='tsm_resnet50'),
+              'tsm_resnet_x2': dict(name='tsm_resnet50', width=2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FULL_WIDTH)
+def test_full_width_networks_match_the_released_code(name, shared):
+  golden = np.load(shared / 'golden_mmv' / 'full_width.npz')
+  expected, shape = golden[f'{name}/out'], golden[f'{name}/in_shape']
+  video = draw(f'{name}/in_video').random(shape, np.float32)
+  np.testing.assert_array_equal(video.ravel()[:8], golden[f'{name}/in_first_values'])
+  model = models.from_config(dict(name='mmv', video=FULL_WIDTH[name]))
+  batch = dict(video=video * 2 - 1)
+  variables = weights.convert(
+      draw_full_width(shared / 'golden_mmv' / 'full_size' / f'mmv_{name}.txt',
+                      golden[f'{name}/gain']),
+      jax.eval_shape(model.init, jax.random.key(0), batch), 'golden')
+  outputs = jax.jit(model.apply)(variables, batch)
+  close(outputs['pooled']['video'], expected, 1e-5, 0)    # rounding is about 3e-7
 
 
 def test_deflated_network_matches_the_released_code(small):
