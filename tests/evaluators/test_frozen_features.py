@@ -83,7 +83,8 @@ def noisy(truth, seed=0):
 
 # Few steps suffice for so few clips.
 FAST = dict(logistic=linear_probe.Logistic(), svm=linear_probe.SVM(C=0.1),
-            low_rank=linear_probe.LowRank(steps=300, learning_rate=1e-2))
+            low_rank=linear_probe.LowRank(steps=300, learning_rate=1e-2),
+            mlp=linear_probe.MLP(steps=100, learning_rate=1e-2, hidden_dim=16))
 
 
 # -------------------------------------------------------- features, splits, the cache
@@ -513,7 +514,7 @@ def test_mean_over_components_is_the_full_classifier():
   rng = np.random.default_rng(0)
   u, v, bias, x = (rng.normal(size=shape) for shape in ((6, 20), (20, 3), 3, (5, 6)))
   parts = rng.permutation(20).reshape(10, 2)
-  logits = [linear_probe.LowRank(rank=20)._logits((u, v, bias), x, part)
+  logits = [linear_probe.LowRank(rank=20)._part((u, v, bias), x, part)
             for part in parts]
   np.testing.assert_allclose(np.mean(logits, axis=0), x @ (u @ v) + bias)
 
