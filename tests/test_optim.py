@@ -48,6 +48,14 @@ def test_warmup_longer_than_the_run_shrinks_with_a_warning(caplog):
   assert len(caplog.messages) == 1
 
 
+def test_staircase_drops_three_times_to_the_final_rate():
+  rate = optim.staircase(1e-2, 1e-5, 10, 110)
+  steps = [0, 5, 10, 39, 40, 69, 70, 99, 100, 200]
+  np.testing.assert_allclose(
+      [rate(s) for s in steps],
+      [0, 5e-3, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+
+
 @pytest.mark.parametrize('decay', ['quarter_cosine', 'half_cosine'])
 def test_extended_schedule_stretches_its_rest(decay):
   """It is unchanged up to the reached step, continuous there, and has the same end."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vatt_jax import config
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
+from vatt_jax.losses import regression
 from vatt_jax.losses.base import Batch
 from vatt_jax.losses.base import Loss
 from vatt_jax.losses.base import Metrics
@@ -20,7 +21,8 @@ __all__ = ['LOSSES', 'Loss', 'MissingOutput', 'build', 'init_memory', 'total_los
 
 LOSSES: dict[str, type[Loss]] = {
     'nce': contrastive.NCE, 'mil_nce': contrastive.MilNCE, 'siglip': contrastive.SigLIP,
-    'softmax': classification.Softmax, 'bce': classification.BCE}
+    'softmax': classification.Softmax, 'bce': classification.BCE,
+    'l1': regression.L1}
 
 
 def build(section_name: str, section: config.Settings, **rows: int) -> Loss:
