@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -115,9 +116,20 @@ class BatchNorm(nn.BatchNorm):
 def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int]) -> jax.Array:
   """Takes the largest of each window, padded as TensorFlow does.
 
-  [B, sides..., C] -> [B, sides..., C].
+  [B, sides..., C] -> [B, sides..., C]. One side after the other, by comparing shifted
+  arrays: on a CPU, value and gradient take a third of the time of XLA's pooling or
+  less. Of equal values, the first gets the gradient.
   """
-  return nn.max_pool(x, tuple(window), tuple(strides), 'SAME')
+  for axis, (size, stride) in enumerate(zip(window, strides, strict=True), 1):
+    count = -(-x.shape[axis] // stride)
+    missing = max((count - 1) * stride + size - x.shape[axis], 0)
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (missing // 2, missing - missing // 2, 0)
+    padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+    shifted = (jax.lax.slice_in_dim(padded, i, i + (count - 1) * stride + 1, stride,
+                                    axis) for i in range(size))
+    x = functools.reduce(lambda a, b: jnp.where(a >= b, a, b), shifted)
+  return x
 
 
 def pixels(video: jax.Array, dtype: Any) -> jax.Array:
