@@ -48,7 +48,8 @@ EXTRAS = {
     'cuda': ['jax[cuda13]'],
     'prep': PREP,
     'plan': ['jax[tpu]'],                # brings the TPU's compiler, on any machine
-    'bench': ['torch>=2.6', 'timm>=1.0,<2'],    # what benchmarks/step.py compares with
+    # what benchmarks/step.py and convnets.py compare with
+    'bench': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0,<2'],
     'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
              'imageio-ffmpeg>=0.6,<1',    # an FFmpeg to compare with
              *PREP],

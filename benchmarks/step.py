@@ -92,7 +92,11 @@ def main() -> None:
     groups[f'contrastive, batch {size}'] = contrastive_contenders(size)
   rows = measure(groups, flops, flags.FLAGS.rounds)
   versions = {p: importlib.metadata.version(p) for p in ('jax', 'torch', 'timm')}
-  about = dict(threads=os.cpu_count(), rounds=flags.FLAGS.rounds, **versions)
+  show(rows, threads=os.cpu_count(), rounds=flags.FLAGS.rounds, **versions)
+
+
+def show(rows: list[Row], **about: Any) -> None:
+  """Prints results, and facts about the measurement, as a table or as JSON."""
   if flags.FLAGS.json:
     about['rows'] = [dataclasses.asdict(r) for r in rows]
     print(json.dumps(about, indent=2))
@@ -103,26 +107,27 @@ def main() -> None:
     print(f'{r.group:22}{r.name:24}{r.seconds * 1e3:8.1f} ms  {r.ours:5.2f}{share}')
 
 
-def measure(groups: dict[str, Contenders], flops: dict[str, float], rounds: int
-            ) -> list[Row]:
+def measure(groups: dict[str, Contenders], flops: dict[str, float], rounds: int,
+            clock: Callable[[], float] = time.perf_counter) -> list[Row]:
   """Runs all contenders in turn; the first of a group is vatt_jax.
 
   Args:
     groups: group -> contender -> function to time.
     flops: group -> floating-point operations, for groups where they are counted.
     rounds: number of timed rounds; one more warms up.
+    clock: in seconds.
   """
   product = matrix_product()
   seconds = {group: {name: [] for name in contenders}
              for group, contenders in groups.items()}
   rates = []
   for number in range(-1, rounds):
-    rate = 2 * _PRODUCT ** 3 / min(_time(product) for _ in range(2))
+    rate = 2 * _PRODUCT ** 3 / min(_time(product, clock) for _ in range(2))
     if number >= 0:
       rates.append(rate)
     for group, contenders in groups.items():
       for name, run in contenders.items():
-        elapsed = _time(run)
+        elapsed = _time(run, clock)
         if number >= 0:
           seconds[group][name].append(elapsed)
   rows = []
@@ -136,10 +141,10 @@ def measure(groups: dict[str, Contenders], flops: dict[str, float], rounds: int
   return rows
 
 
-def _time(run: Callable[[], Any]) -> float:
-  began = time.perf_counter()
+def _time(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+  began = clock()
   run()
-  return time.perf_counter() - began
+  return clock() - began
 
 
 def matrix_product() -> Callable[[], Any]:

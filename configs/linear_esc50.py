@@ -20,7 +20,12 @@ from configs import linear_ucf101
 
 
 def get_config(arg: str = 'mbs') -> ConfigDict:
-  c = linear_ucf101.base(arg, 'esc50', 'audio', num_splits=5)
+  return base(arg, 'esc50', num_splits=5)
+
+
+def base(arg: str, dataset: str, num_splits: int) -> ConfigDict:
+  """Returns the config of a dataset of audio; see `linear_ucf101.base`."""
+  c = linear_ucf101.base(arg, dataset, 'audio', num_splits)
   c.window.frame_rate_hz = 10.0    # 3.2 s
   name = arg.partition(',')[0]
   if name in ('mmv', 'gdt', 'stica'):

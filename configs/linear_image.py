@@ -3,10 +3,10 @@
     python -m vatt_jax.main --config=configs/linear_image.py \
         --config.init_from=CHECKPOINT --workdir=runs/linear_voc2007
 
-CHECKPOINT is a workdir of `configs/pretrain_mmv.py`, or a released checkpoint of MMV.
-The features are frozen, and an SVM classifies them: on PASCAL VOC2007, several classes
-an image, from `data/voc2007` (python -m data.voc2007). Switches after the file name,
-joined by commas:
+CHECKPOINT is a workdir of `configs/pretrain_mmv.py`, or a released checkpoint of MMV;
+for deflation with training, a workdir of `configs/deflate_mmv.py`. The features are
+frozen, and an SVM classifies them: on PASCAL VOC2007, several classes an image, from
+`data/voc2007` (python -m data.voc2007). Switches after the file name, joined by commas:
 
     imagenet           ImageNet, by logistic regression, from `data/imagenet`
     s3d, tsm_x2        the network, as in `configs/pretrain_mmv.py` (default: tsm)
@@ -15,7 +15,6 @@ joined by commas:
 The paper does not state the classifiers' settings. Expected mAP of VOC2007, top-1 and
 top-5 of ImageNet (its Table 3): TSM-ResNet-50 deflated without training 34.4, 10.9,
 24.6; inflated input 75.7, 51.5, 77.3; S3D-G 41.8, 20.7, 40.5; 72.1, 46.7, 72.5.
-Deflation with training, which fits batch norm to still videos, is not here yet.
 """
 
 from ml_collections import ConfigDict
@@ -62,5 +61,5 @@ def inflated(c: ConfigDict) -> None:
   c.window.num_frames = 32
 
 
-GROUPS = ({'s3d': pretrain_mmv.video_network('s3d_g'), 'tsm_x2': tsm_x2},
-          {'imagenet': imagenet}, {'inflated': inflated})
+NETWORKS = {'s3d': pretrain_mmv.video_network('s3d_g'), 'tsm_x2': tsm_x2}
+GROUPS = (NETWORKS, {'imagenet': imagenet}, {'inflated': inflated})

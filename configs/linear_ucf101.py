@@ -87,7 +87,8 @@ def base(arg: str, dataset: str, modality: str, num_splits: int) -> ConfigDict:
   elif name in ('gdt', 'stica'):
     c.window.update(num_frames=60 if name == 'stica' else 32, frame_rate_hz=30.0,
                     image_size=128, audio_hz=24_000)
-    c.evals.linear.classifiers = dict(adam=dict(
-        learning_rate=1e-4, weight_decay=5e-4, batch_size=512, steps=10_000, seed=0))
+    c.evals.linear.classifiers = dict(mlp=dict(
+        hidden_dim=0, learning_rate=1e-4, weight_decay=5e-4, batch_size=512,
+        steps=10_000, seed=0))
     c.evals.linear.rows = 'spread'
   return c

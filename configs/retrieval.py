@@ -21,7 +21,8 @@ The sizes of the model and its tokenizer are the checkpoint's, and so is the win
 The embeddings of a clip's windows are averaged, as in the paper. To average their
 similarities, as its code can, set --config.evals.youcook2.average=similarities.
 
-Expected, text to video (the paper's numbers):
+A workdir of `configs/pretrain_mmv.py` is evaluated by --config.init_from=runs/mmv; its
+docstring has MMV's numbers. Expected, text to video (the paper's numbers):
 
                      YouCook2: R@10   MedR   MSR-VTT: R@10   MedR
     VATT-MBS                   45.5     13            29.7     49

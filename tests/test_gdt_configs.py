@@ -143,8 +143,9 @@ def test_audio_features_are_windows_of_the_last_map(config, seconds, windows):
   assert pooled.shape == (1, steps * grid.shape[2] * 512)
   linear = config.evals.linear
   assert (linear.num_windows, linear.rows) == (windows, 'spread')
-  assert linear.classifiers.to_dict() == dict(adam=dict(
-      learning_rate=1e-4, weight_decay=5e-4, batch_size=512, steps=10_000, seed=0))
+  assert linear.classifiers.to_dict() == dict(mlp=dict(
+      hidden_dim=0, learning_rate=1e-4, weight_decay=5e-4, batch_size=512,
+      steps=10_000, seed=0))
 
 
 def test_video_features_of_linear_evaluation_are_those_of_pretraining():

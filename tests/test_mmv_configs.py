@@ -8,15 +8,18 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import deflate_mmv
 from configs import finetune_mmv
 from configs import linear_image
 from configs import pretrain_mmv
 from configs import quickstart
+from configs import retrieval
 from vatt_jax import checkpoint
 from vatt_jax import experiment
 from vatt_jax import models
 from vatt_jax import train
 from vatt_jax.models import resnet
+from vatt_jax.weights import load as load_weights
 
 SWITCHES = [name for group in pretrain_mmv.GROUPS for name in group]
 
@@ -106,11 +109,36 @@ def test_linear_configs_of_video_have_the_values_of_the_release(
       load(switches.partition(',')[2]).model.to_dict()).backbones['video']
 
 
-def test_linear_config_of_audio_takes_the_last_convolution_of_two_seconds():
-  config = importlib.import_module('configs.linear_esc50').get_config('mmv')
+@pytest.mark.parametrize('name', ['esc50', 'audioset'])
+def test_linear_config_of_audio_takes_the_last_convolution_of_two_seconds(name):
+  config = importlib.import_module(f'configs.linear_{name}').get_config('mmv')
   model, clip = experiment.model_and_clip(config.to_dict())
   assert model.backbones['audio'].last_conv
   assert clip['audio'].shape == (1, 96_000)
+
+
+@pytest.mark.parametrize('name, test, hidden_dim, multi_labels', [
+    ('audioset', 'data/audioset/eval.csv', 512, ('label',)),
+    ('kinetics600', 'data/kinetics600/val.csv', 0, ())])
+def test_large_datasets_are_classified_by_gradients(name, test, hidden_dim,
+                                                    multi_labels):
+  linear = importlib.import_module(f'configs.linear_{name}').get_config().evals.linear
+  assert (linear.test, linear.get('multi_labels', ())) == (
+      (test,), multi_labels)
+  classifiers = linear.classifiers.to_dict()
+  assert classifiers.keys() == {'mlp'}
+  assert classifiers['mlp']['hidden_dim'] == hidden_dim
+
+
+def test_retrieval_takes_the_model_of_a_checkpoint_of_mmv(tmp_path):
+  pretrained = load()
+  settings = dict(pretrained.to_dict(), init_from='')
+  (tmp_path / checkpoint.CONFIG_FILE).write_text(json.dumps(settings))
+  config = retrieval.get_config()
+  config.init_from = str(tmp_path)
+  model, clip = experiment.model_and_clip(config.to_dict())
+  assert model == models.from_config(dict(settings['model'], remat='none'))
+  assert clip['video'].shape == (1, 32, 200, 200, 3)
 
 
 @pytest.mark.parametrize('switches, classes, path, name, width', [
@@ -157,6 +185,41 @@ def test_image_config_deflates_the_network_or_repeats_the_image(
   assert (clip['video'].shape[1], model.backbones['video'].still) == (frames, still)
   assert ('svm' in config['evals']['linear']['classifiers']) == (
       'imagenet' not in switches)
+
+
+@pytest.mark.parametrize('switches, name, frames', [
+    ('', 'tsm_resnet50', 32), ('s3d', 's3d_g', 32), ('toy', 'tsm_resnet50', 8)])
+def test_deflation_compares_an_image_with_a_still_video(switches, name, frames):
+  config = deflate_mmv.get_config(switches)
+  model, clip = experiment.model_and_clip(config.to_dict())
+  assert (model.num_frames, clip['video'].shape[1]) == (frames, 1)
+  assert config.model.video.name == name
+  outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), clip)
+  assert outputs['pooled']['video'].shape == outputs['target']['video'].shape
+
+
+@pytest.mark.slow
+def test_deflated_checkpoint_is_evaluated_on_images(toy_world, tmp_path, monkeypatch):
+  monkeypatch.setattr(resnet, '_NUM_BLOCKS', (1, 1, 1, 1))
+  settings, variables = shrunk_model()
+  checkpoint.save_model(tmp_path / 'pretrained', settings, variables)
+  config = deflate_mmv.get_config('toy').to_dict()
+  config |= dict(total_steps=2, batch_size=4, init_from=str(tmp_path / 'pretrained'),
+                 mesh=dict(data=2))
+  config['data']['path'] = str(toy_world / 'train.csv')
+  config['window']['image_size'] = 32
+  config['model']['video'] = settings['video']
+  train.train(config, tmp_path / 'deflated')
+  results = json.loads((tmp_path / 'deflated' / 'results.json').read_text())
+  assert 0 < results['train/loss'] < 1
+  model = models.from_config(dict(settings, video=dict(settings['video'], still=True)))
+  image = dict(video=np.zeros((1, 1, 32, 32, 3), np.float32))
+  _, deflated = load_weights.read(tmp_path / 'deflated')
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+  merged = load_weights.merge(model, shapes, deflated, 'deflated')
+  old, new = (x['params']['backbones_video']['norm']['scale']
+              for x in (variables, merged))
+  assert (old != new).any()
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def noisy(truth, seed=0):
 # Few steps suffice for so few clips.
 FAST = dict(logistic=linear_probe.Logistic(), svm=linear_probe.SVM(C=0.1),
             low_rank=linear_probe.LowRank(steps=300, learning_rate=1e-2),
-            adam=linear_probe.Adam(steps=300, learning_rate=1e-2, batch_size=64))
+            mlp=linear_probe.MLP(steps=100, learning_rate=1e-2, hidden_dim=16))
 
 
 # -------------------------------------------------------- features, splits, the cache
@@ -505,12 +505,13 @@ def low_rank_scores(seed=0, multi_label=False, **settings):
 
 
 def test_adam_adds_the_decay_to_the_gradient_as_pytorch_does():
-  classifier = linear_probe.Adam(steps=1, learning_rate=1e-3, weight_decay=0.1)
+  classifier = linear_probe.MLP(hidden_dim=0, steps=1, learning_rate=1e-3,
+                                weight_decay=0.1)
   targets = np.tile([True, False], (4, 1))
   init, _ = jax.random.split(jax.random.key(0))
-  before = jax.nn.initializers.glorot_uniform()(init, (3, 2))
+  before = jax.nn.initializers.glorot_uniform()(jax.random.split(init, 1)[0], (3, 2))
   # Only the decay moves the kernel, and Adam's first step has the length of the rate.
-  kernel, bias = classifier._train(np.zeros((4, 3), np.float32), targets, False)
+  [(kernel, bias)] = classifier._train(np.zeros((4, 3), np.float32), targets, False)
   np.testing.assert_allclose(kernel, before - 1e-3 * np.sign(before), atol=1e-6)
   np.testing.assert_allclose(bias, [1e-3, -1e-3], rtol=1e-3)
 
@@ -538,7 +539,7 @@ def test_mean_over_components_is_the_full_classifier():
   rng = np.random.default_rng(0)
   u, v, bias, x = (rng.normal(size=shape) for shape in ((6, 20), (20, 3), 3, (5, 6)))
   parts = rng.permutation(20).reshape(10, 2)
-  logits = [linear_probe.LowRank(rank=20)._logits((u, v, bias), x, part)
+  logits = [linear_probe.LowRank(rank=20)._part((u, v, bias), x, part)
             for part in parts]
   np.testing.assert_allclose(np.mean(logits, axis=0), x @ (u @ v) + bias)
 

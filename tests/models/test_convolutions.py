@@ -50,6 +50,29 @@ def test_max_pool_ignores_the_padding_of_negative_inputs():
   np.testing.assert_array_equal(pooled[0, :, :, 0], [[-1, -2], [-4, -5]])
 
 
+@pytest.mark.parametrize('window, strides, symmetric', [
+    ((3, 3, 3), (1, 1, 1), False), ((2, 2, 2), (2, 2, 2), False),
+    ((1, 3, 3), (1, 2, 2), False), ((1, 3, 3), (1, 2, 2), True)])
+def test_max_pool_and_its_gradient_equal_those_of_xla(window, strides, symmetric):
+  x = random(2, 5, 6, 7, 3)    # no equal values
+
+  def pool(function):
+    weighted = lambda y: jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+    return jax.jit(jax.value_and_grad(lambda x: weighted(function(x))))(x)
+
+  padding = [(size // 2, size // 2) for size in window] if symmetric else 'SAME'
+  ours = pool(lambda x: convolutions.max_pool(x, window, strides, symmetric))
+  expected = pool(lambda x: nn.max_pool(x, window, strides, padding))
+  for a, b in zip(ours, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_first_of_equal_values_gets_the_gradient_of_a_max_pool():
+  x = np.array([1, 1, 0, 1], np.float32).reshape(1, 4, 1, 1)
+  grad = jax.grad(lambda x: jnp.sum(convolutions.max_pool(x, (2, 1), (2, 1))))(x)
+  np.testing.assert_array_equal(grad.ravel(), [1, 0, 0, 1])
+
+
 def test_batch_norm_leaves_out_masked_rows_and_returns_the_type():
   x = random(4, 3, 5)
   mask = np.array([True, False, True, True])

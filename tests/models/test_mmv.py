@@ -1,6 +1,12 @@
 """Tests MMV: its networks and graphs beside the released code, and its contract."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
 import types
+import zlib
 
 from flax import traverse_util
 import jax
@@ -18,6 +24,7 @@ from vatt_jax.models import heads
 from vatt_jax.models import resnet
 from vatt_jax.weights import mmv as weights
 
+ROOT = pathlib.Path(__file__).parents[2]
 SPECTROGRAM = dict(audio_hz=4000, window_seconds=0.032, step_seconds=0.016,
                    fft_length=128, mel_bins=16, high_hz=2000.0)
 
@@ -104,6 +111,56 @@ def test_text_and_head_match_the_released_code(small):
   for space, modality, name in NAMES:
     close(embed[space][modality].reshape(-1, embed[space][modality].shape[-1]),
           heads.unit_norm(small.io[f'eval/{name}']), 2e-5, 0)
+
+
+def draw(name):
+  """Returns the reference's generator of an array."""
+  return np.random.default_rng(zlib.crc32(f'A:{name}'.encode()))
+
+
+def draw_full_width(path, gain):
+  """Returns arrays of the released network of video, by the formula of the reference.
+
+  Args:
+    path: lists all arrays of a release, in a file of lines `kind module leaf shape`.
+    gain: of the kernels.
+  """
+  arrays = {}
+  for line in path.read_text().splitlines():
+    kind, module, leaf, shape = line.split('\t')
+    if 'visual_module' not in module or leaf in ('counter', 'hidden'):
+      continue
+    shape = tuple(map(int, shape.split(',')))
+    z = draw(f'{module}/{leaf}').standard_normal(shape, np.float32)
+    if leaf == 'w':
+      x = z * np.sqrt(gain / np.prod(shape[:-1]))
+    elif 'var_ema' in module:
+      x = np.exp(0.2 * z)
+    else:
+      x = 0.1 * z + (leaf == 'scale')
+    arrays[f'{kind}/{module}/{leaf}'] = np.float32(x)
+  return arrays
+
+
+FULL_WIDTH = {'s3d': dict(name='s3d_g'), 'tsm_resnet_x1': dict(name='tsm_resnet50'),
+              'tsm_resnet_x2': dict(name='tsm_resnet50', width=2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FULL_WIDTH)
+def test_full_width_networks_match_the_released_code(name, shared):
+  golden = np.load(shared / 'golden_mmv' / 'full_width.npz')
+  expected, shape = golden[f'{name}/out'], golden[f'{name}/in_shape']
+  video = draw(f'{name}/in_video').random(shape, np.float32)
+  np.testing.assert_array_equal(video.ravel()[:8], golden[f'{name}/in_first_values'])
+  model = models.from_config(dict(name='mmv', video=FULL_WIDTH[name]))
+  batch = dict(video=video * 2 - 1)
+  variables = weights.convert(
+      draw_full_width(shared / 'golden_mmv' / 'full_size' / f'mmv_{name}.txt',
+                      golden[f'{name}/gain']),
+      jax.eval_shape(model.init, jax.random.key(0), batch), 'golden')
+  outputs = jax.jit(model.apply)(variables, batch)
+  close(outputs['pooled']['video'], expected, 1e-5, 0)    # rounding is about 3e-7
 
 
 def test_deflated_network_matches_the_released_code(small):
@@ -267,18 +324,31 @@ def make_task(mesh=None, **kwargs):
                          optax.constant_schedule(0.1), 0, mesh=mesh, **kwargs)
 
 
-@pytest.mark.slow
-def test_batch_statistics_are_of_all_devices(shallow):
-  batch = make_batch(16)
-  results = []
-  for mesh in (None, sharding.make_mesh(16, data=2)):
+def _child():
+  """Prints loss and statistics of a step on one device, and of one on eight."""
+  jax.config.update('jax_num_cpu_devices', 8)
+  resnet._NUM_BLOCKS = (1, 1, 1, 1)
+  batch, results = make_batch(16), []
+  for mesh in (None, sharding.make_mesh(16, data=4, fsdp=2)):
     task = make_task(mesh)
-    state, metrics = task.train_step(task.init(batch), batch)
-    results.append((metrics['loss'], state.model_state['batch_stats']))
-  (loss, stats), (split_loss, split_stats) = jax.device_get(results)
-  np.testing.assert_allclose(loss, split_loss, rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-               stats, split_stats)
+    state = task.init(batch)
+    if mesh is not None:
+      batch = sharding.to_devices(batch, mesh)
+    state, metrics = task.train_step(state, batch)
+    stats = [np.ravel(x) for x in jax.tree.leaves(state.model_state['batch_stats'])]
+    results.append((float(metrics['loss']), np.concatenate(stats).tolist()))
+  print(json.dumps(results))
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_of_all_eight_devices():
+  """Two rows a device, of which one has no audio."""
+  done = subprocess.run([sys.executable, __file__], capture_output=True, text=True,
+                        env=os.environ | dict(PYTHONPATH=str(ROOT)))
+  assert done.returncode == 0, done.stderr
+  (loss, stats), (split_loss, split_stats) = json.loads(done.stdout.splitlines()[-1])
+  np.testing.assert_allclose(loss, split_loss, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(stats, split_stats, rtol=1e-3, atol=1e-5)
 
 
 def test_fsdp_splits_every_large_parameter():
@@ -356,3 +426,7 @@ def test_map_that_is_missing_or_too_small_for_crops_is_named(video, message):
   model, batch = _with_pooling(**video, crops={})
   with pytest.raises(UserError, match=message):
     _trace(model, batch, train=True)
+
+
+if __name__ == '__main__':
+  _child()

@@ -1,10 +1,14 @@
 """Tests S3D-G."""
 
+import re
+
+from flax import traverse_util
 import jax
 import numpy as np
 import pytest
 
 from vatt_jax.models import s3d
+from vatt_jax.models import text_towers
 from vatt_jax.tools import cost
 
 
@@ -63,3 +67,55 @@ def test_grid_and_pooled_have_their_shapes(shape, grid):
   features = jax.eval_shape(net.apply, shapes(net, *shape), x)
   assert features.grid.shape == (2, *grid, 128)
   assert features.pooled.shape == (2, 128)
+
+
+def torch_value(arrays, path):
+  """Returns the array of the MIL-NCE release's S3D-G (PyTorch) for one of ours."""
+  *modules, leaf = path
+  name = '.'.join(modules)
+  for pattern, replacement in (
+      (r'(conv|norm)_1a', r'conv1.\1_1'), (r'conv_2c\.gate', 'gating.fc'),
+      (r'branch_(\d)\.gate', r'gating_b\1.fc'), (r'branch_0', 'conv_b0'),
+      (r'branch_(\d)_reduced', r'conv_b\1_a'), (r'branch_(\d)', r'conv_b\1_b'),
+      (r'\.conv_(\d)$', r'.conv\1'), (r'\.norm_(\d)$', r'.bn\1')):
+    name = re.sub(pattern, replacement, name)
+  leaves = dict(kernel='weight', scale='weight', mean='running_mean', var='running_var')
+  value = arrays[f'{name}.{leaves.get(leaf, leaf)}']
+  value = value.transpose(*range(2, value.ndim), *range(value.ndim)[1::-1])
+  if modules == ['conv_1a']:    # on blocks of 2 x 2 x 2 pixels
+    value = value.reshape(2, 4, 4, 2, 2, 2, 3, -1).transpose(0, 3, 1, 4, 2, 5, 6, 7)
+    value = value.reshape(4, 8, 8, 3, -1)
+  return value
+
+
+@pytest.mark.slow
+def test_features_match_the_release_of_mil_nce(shared):
+  folder = shared / 'golden_mmv'
+  arrays = np.load(folder / 'milnce_s3d_s2d_small.npz')
+  io = np.load(folder / 'milnce_s3d_s2d_small_io.npz')
+  video = io['in_video_bcthw'].transpose(0, 2, 3, 4, 1) * 2 - 1
+  net = s3d.S3DG(width=1 / 8)
+  paths = traverse_util.flatten_dict(shapes(net, *video.shape[1:]))
+  variables = traverse_util.unflatten_dict({
+      path: torch_value(arrays, path[1:]) for path in paths})
+  with jax.default_matmul_precision('highest'):
+    features = jax.jit(net.apply)(variables, video)
+  for ours, expected in ((features.pooled, io['out/mixed_5c_pooled']),
+                         (features.grid.transpose(0, 4, 1, 2, 3),
+                          io['endpoint/mixed_5c'])):
+    np.testing.assert_allclose(ours, expected, rtol=0,
+                               atol=1e-4 * np.abs(expected).max() + 1e-5)
+
+
+def test_text_matches_the_release_of_mil_nce(shared):
+  folder = shared / 'golden_mmv'
+  arrays = np.load(folder / 'milnce_s3d_s2d_small.npz')
+  io = np.load(folder / 'milnce_s3d_s2d_small_io.npz')
+  weight = lambda name: arrays[f'text_module.{name}']
+  projection = dict(kernel=weight('fc1.weight').T, bias=weight('fc1.bias'))
+  bag = text_towers.WordBag(*weight('word_embd.weight').shape, len(projection['bias']))
+  words = bag.apply(dict(params=dict(projection=projection),
+                         frozen=dict(embedding=weight('word_embd.weight'))),
+                    io['text/ids'].astype(np.int32)).pooled
+  ours = words @ weight('fc2.weight').T + weight('fc2.bias')
+  np.testing.assert_allclose(ours, io['text/embedding'], atol=1e-5)

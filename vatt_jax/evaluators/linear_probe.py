@@ -1,4 +1,4 @@
-"""Trains linear classifiers on frozen features (linear probing)."""
+"""Trains classifiers on frozen features (linear probing), most of them linear."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any
 from typing import Protocol
 
@@ -27,9 +28,11 @@ from vatt_jax.evaluators import metrics
 from vatt_jax.inputs.clip import Clip
 from vatt_jax.inputs.reader import Reader
 
+_glorot = jax.nn.initializers.glorot_uniform()
+
 
 class Classifier(Protocol):
-  """Describes a linear classifier that is not trained yet."""
+  """Describes a classifier that is not trained yet."""
 
   def scores(self, x: np.ndarray, targets: np.ndarray, x_test: np.ndarray,
              multi_label: bool) -> np.ndarray:
@@ -84,33 +87,93 @@ class SVM:
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRank:
+class _ByGradient:
+  """Trains a classifier by gradients: base of those with parameters of their own.
+
+  The loss is softmax cross-entropy, or sigmoid cross-entropy for multi-label targets.
+  The optimizer is Adam at a constant rate.
+
+  Attributes:
+    steps: number of training steps.
+    learning_rate: learning rate of Adam.
+    weight_decay: added to the gradient, times the parameters (an L2 penalty).
+    batch_size: rows of a step, drawn with replacement.
+    seed: seed of the initial weights and all draws.
+  """
+  steps: int = 50_000
+  learning_rate: float = 5e-4
+  weight_decay: float = 0.0
+  batch_size: int = 64
+  seed: int = 0
+
+  def __post_init__(self):
+    _check_positive(steps=self.steps, learning_rate=self.learning_rate,
+                    batch_size=self.batch_size)
+
+  def scores(self, x, targets, x_test, multi_label):
+    """Implements `Classifier.scores`."""
+    params = jax.device_get(self._train(x, targets, multi_label))
+    return np.asarray(self._logits(params, x_test))
+
+  def _init(self, key: jax.Array, dim: int, num_classes: int) -> Any:
+    """Returns the initial parameters for features of a width."""
+    raise NotImplementedError
+
+  def _logits(self, params: Any, x: jax.Array, key: jax.Array | None = None
+              ) -> jax.Array:
+    """Computes logits, in training with a random key.  [B, D] -> [B, C]."""
+    raise NotImplementedError
+
+  @functools.partial(jax.jit, static_argnums=(0, 3))
+  def _train(self, x, targets, multi_label):
+    """Returns the trained parameters."""
+    init, run = jax.random.split(jax.random.key(self.seed))
+    params = self._init(init, x.shape[1], targets.shape[1])
+    optimizer = optax.chain(optax.add_decayed_weights(self.weight_decay),
+                            optax.adam(self.learning_rate))
+
+    def loss(params, x, y, key):
+      logits = self._logits(params, x, key)
+      if multi_label:
+        return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
+      return optax.softmax_cross_entropy(logits, y).mean()
+
+    def take_step(i, carry):
+      params, opt_state = carry
+      draw_rows, key = jax.random.split(jax.random.fold_in(run, i))
+      rows = jax.random.randint(draw_rows, (self.batch_size,), 0, len(x))
+      grads = jax.grad(loss)(params, x[rows], targets[rows].astype(x.dtype), key)
+      updates, opt_state = optimizer.update(grads, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+
+    return jax.lax.fori_loop(0, self.steps, take_step,
+                             (params, optimizer.init(params)))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank(_ByGradient):
   """Trains the paper's factorised classifier, C = U V (VATT, section 4.3).
 
   Each step draws some of the n components of U and V at random and computes the loss
   with these alone. Their product is scaled by n / (number drawn): its expectation is
   the product of all components, which is used for prediction. The classifier has a
-  bias, like the released code. The loss is softmax cross-entropy, or sigmoid
-  cross-entropy for multi-label targets. The optimizer is Adam at a constant rate.
+  bias, like the released code. The defaults of training are the paper's.
 
   Attributes:
-    rank: n, the number of components.
-    sample_rate: the fraction of the components that a step draws.
     steps: number of training steps.
     learning_rate: learning rate of Adam.
-    batch_size: clips of a step, drawn with replacement.
+    weight_decay: added to the gradient, times the parameters (an L2 penalty).
+    batch_size: rows of a step, drawn with replacement.
     seed: seed of the initial weights and all draws.
+    rank: n, the number of components.
+    sample_rate: the fraction of the components that a step draws.
   """
   rank: int = 128
   sample_rate: float = 0.1
-  steps: int = 50_000
-  learning_rate: float = 5e-4
-  batch_size: int = 64
-  seed: int = 0
 
   def __post_init__(self):
-    _check_positive(rank=self.rank, steps=self.steps, learning_rate=self.learning_rate,
-                    batch_size=self.batch_size)
+    super().__post_init__()
+    _check_positive(rank=self.rank)
     if not 0 < self.sample_rate <= 1 or not self.num_drawn:
       raise ValueError(f'sample_rate={self.sample_rate}: expected at most 1, and '
                        f'enough for one of the {self.rank} components')
@@ -120,99 +183,60 @@ class LowRank:
     """Returns the number of components that a step trains."""
     return round(self.sample_rate * self.rank)
 
-  def scores(self, x, targets, x_test, multi_label):
-    """Implements `Classifier.scores`."""
-    params = jax.device_get(self._train(x, targets, multi_label))
-    return self._logits(params, x_test, np.arange(self.rank))
+  def _init(self, key, dim, num_classes):
+    """Returns U [D, n], V [n, C] and bias [C]."""
+    init_u, init_v = jax.random.split(key)
+    return (_glorot(init_u, (dim, self.rank)),
+            _glorot(init_v, (self.rank, num_classes)), jnp.zeros(num_classes))
 
-  def _logits(self, params, x, part):
+  def _logits(self, params, x, key=None):
+    if key is None:
+      return self._part(params, x, np.arange(self.rank))
+    return self._part(params, x,
+                      jax.random.permutation(key, self.rank)[:self.num_drawn])
+
+  def _part(self, params, x, part):
     """Computes logits from some of the components.  [B, D], int [P] -> [B, C]."""
     u, v, bias = params
     return x @ u[:, part] @ v[part] * (self.rank / len(part)) + bias
 
-  @functools.partial(jax.jit, static_argnums=(0, 3))
-  def _train(self, x, targets, multi_label):
-    """Returns the trained U [D, n], V [n, C] and bias [C]."""
-    init, run = jax.random.split(jax.random.key(self.seed))
-    init_u, init_v = jax.random.split(init)
-    glorot = jax.nn.initializers.glorot_uniform()
-    params = (glorot(init_u, (x.shape[1], self.rank)),
-              glorot(init_v, (self.rank, targets.shape[1])),
-              jnp.zeros(targets.shape[1]))
-
-    def loss(params, x, y, draw):
-      part = jax.random.permutation(draw, self.rank)[:self.num_drawn]
-      return _cross_entropy(self._logits(params, x, part), y, multi_label)
-
-    return _descend(loss, params, optax.adam(self.learning_rate), x, targets,
-                    self.steps, self.batch_size, run)
-
 
 @dataclasses.dataclass(frozen=True)
-class Adam:
-  """Trains a linear layer with a bias by Adam at a constant rate (STiCA, appendix A).
+class MLP(_ByGradient):
+  """Trains a layer with ReLU and a linear layer, both with biases (MMV, section 4.1).
 
-  The loss is softmax cross-entropy, or sigmoid cross-entropy for multi-label targets.
+  Without the first layer it is the classifier of STiCA (arXiv 2103.10211, appendix).
 
   Attributes:
-    steps: number of training steps; the paper does not state it.
+    steps: number of training steps.
     learning_rate: learning rate of Adam.
     weight_decay: added to the gradient, times the parameters (an L2 penalty).
     batch_size: rows of a step, drawn with replacement.
     seed: seed of the initial weights and all draws.
+    hidden_dim: width of the layer in between; 0 for a linear classifier.
   """
-  steps: int = 10_000
-  learning_rate: float = 1e-4
-  weight_decay: float = 5e-4
-  batch_size: int = 512
-  seed: int = 0
+  hidden_dim: int = 512
 
   def __post_init__(self):
-    _check_positive(steps=self.steps, learning_rate=self.learning_rate,
-                    batch_size=self.batch_size)
+    super().__post_init__()
+    if self.hidden_dim < 0:
+      raise ValueError(f'hidden_dim={self.hidden_dim}: expected 0 or more')
 
-  def scores(self, x, targets, x_test, multi_label):
-    """Implements `Classifier.scores`."""
-    kernel, bias = jax.device_get(self._train(x, targets, multi_label))
-    return x_test @ kernel + bias
+  def _init(self, key, dim, num_classes):
+    """Returns the matrix and the bias of each layer."""
+    dims = [dim, *[self.hidden_dim] * bool(self.hidden_dim), num_classes]
+    keys = jax.random.split(key, len(dims) - 1)
+    return [(_glorot(k, shape), jnp.zeros(shape[1]))
+            for k, shape in zip(keys, itertools.pairwise(dims), strict=True)]
 
-  @functools.partial(jax.jit, static_argnums=(0, 3))
-  def _train(self, x, targets, multi_label):
-    """Returns the trained kernel [D, C] and bias [C]."""
-    init, run = jax.random.split(jax.random.key(self.seed))
-    shape = x.shape[1], targets.shape[1]
-    params = jax.nn.initializers.glorot_uniform()(init, shape), jnp.zeros(shape[1])
-    optimizer = optax.chain(optax.add_decayed_weights(self.weight_decay),
-                            optax.adam(self.learning_rate))
-
-    def loss(params, x, y, draw):
-      del draw
-      return _cross_entropy(x @ params[0] + params[1], y, multi_label)
-
-    return _descend(loss, params, optimizer, x, targets, self.steps, self.batch_size,
-                    run)
+  def _logits(self, params, x, key=None):
+    *hidden, (kernel, bias) = params
+    for layer_kernel, layer_bias in hidden:
+      x = jax.nn.relu(x @ layer_kernel + layer_bias)
+    return x @ kernel + bias
 
 
-def _cross_entropy(logits, y, multi_label):
-  if multi_label:
-    return optax.sigmoid_binary_cross_entropy(logits, y).sum(axis=1).mean()
-  return optax.softmax_cross_entropy(logits, y).mean()
-
-
-def _descend(loss, params, optimizer, x, targets, steps, batch_size, key):
-  """Returns parameters after steps on random rows; `loss(params, x, y, key)`."""
-  def take_step(i, carry):
-    params, opt_state = carry
-    draw_rows, draw = jax.random.split(jax.random.fold_in(key, i))
-    rows = jax.random.randint(draw_rows, (batch_size,), 0, len(x))
-    grads = jax.grad(loss)(params, x[rows], targets[rows].astype(x.dtype), draw)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  return jax.lax.fori_loop(0, steps, take_step, (params, optimizer.init(params)))[0]
-
-
-CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank, 'adam': Adam}
+CLASSIFIERS = {'logistic': Logistic, 'svm': SVM, 'low_rank': LowRank, 'mlp': MLP}
 
 
 class LinearProbe:

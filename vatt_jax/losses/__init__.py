@@ -12,6 +12,7 @@ from vatt_jax import config
 from vatt_jax.losses import classification
 from vatt_jax.losses import contrastive
 from vatt_jax.losses import gdt
+from vatt_jax.losses import regression
 from vatt_jax.losses import stica
 from vatt_jax.losses.base import Batch
 from vatt_jax.losses.base import Loss
@@ -23,7 +24,7 @@ __all__ = ['LOSSES', 'Loss', 'MissingOutput', 'build', 'init_memory', 'total_los
 LOSSES: dict[str, type[Loss]] = {
     'nce': contrastive.NCE, 'mil_nce': contrastive.MilNCE, 'siglip': contrastive.SigLIP,
     'gdt': gdt.GDT, 'stica': stica.STiCA, 'softmax': classification.Softmax,
-    'bce': classification.BCE}
+    'bce': classification.BCE, 'l1': regression.L1}
 
 
 def build(section_name: str, section: config.Settings, **rows: Any) -> Loss:

@@ -7,13 +7,16 @@ from collections.abc import Callable
 import jax
 
 from vatt_jax import config
+from vatt_jax.models.deflation import Deflation
 from vatt_jax.models.mmv import Mmv
 from vatt_jax.models.multimodal import MultimodalModel
 from vatt_jax.models.vatt import Vatt
 
-__all__ = ['MODELS', 'Mmv', 'MultimodalModel', 'Vatt', 'family', 'from_config']
+__all__ = ['MODELS', 'Deflation', 'Mmv', 'MultimodalModel', 'Vatt', 'family',
+           'from_config']
 
-MODELS: dict[str, Callable[..., MultimodalModel]] = {'vatt': Vatt, 'mmv': Mmv}
+MODELS: dict[str, Callable[..., MultimodalModel]] = {
+    'vatt': Vatt, 'mmv': Mmv, 'deflation': Deflation}
 _DEFAULT = 'vatt'
 
 

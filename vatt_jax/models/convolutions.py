@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -116,14 +117,31 @@ def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int],
              symmetric: bool = False) -> jax.Array:
   """Takes the largest of each window.  [B, sides..., C] -> [B, sides..., C].
 
+  One side after the other, by comparing shifted arrays: on a CPU, value and gradient
+  take half of the time of XLA's pooling or less. Of equal values, the first gets the
+  gradient.
+
   Args:
     x: [B, sides..., C].
     window: size along each side.
     strides: along each side.
     symmetric: see `Conv`.
   """
-  padding = [(size // 2, size // 2) for size in window] if symmetric else 'SAME'
-  return nn.max_pool(x, tuple(window), tuple(strides), padding)
+  for axis, (size, stride) in enumerate(zip(window, strides, strict=True), 1):
+    if symmetric:
+      before = after = size // 2
+      count = (x.shape[axis] + 2 * before - size) // stride + 1
+    else:
+      count = -(-x.shape[axis] // stride)
+      missing = max((count - 1) * stride + size - x.shape[axis], 0)
+      before, after = missing // 2, missing - missing // 2
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (before, after, 0)
+    padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+    shifted = (jax.lax.slice_in_dim(padded, i, i + (count - 1) * stride + 1, stride,
+                                    axis) for i in range(size))
+    x = functools.reduce(lambda a, b: jnp.where(a >= b, a, b), shifted)
+  return x
 
 
 def pixels(video: jax.Array, dtype: Any, mean: float = 0.0, std: float = 1.0

@@ -134,6 +134,14 @@ class MultimodalModel(nn.Module):
     """
     return {}
 
+  def adopt(self, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the variables of another model's checkpoint under this model's names.
+
+    Args:
+      variables: collection -> module -> its variables.
+    """
+    return variables
+
   def resize(self, path: tuple[str, ...], value: Any, shape: tuple[int, ...]) -> Any:
     """Returns a checkpoint's array in the shape of the model's; None if it cannot.
 

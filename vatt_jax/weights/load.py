@@ -74,7 +74,8 @@ def merge(model: models.MultimodalModel, variables: Mapping[str, Any],
           allow_random_head: bool = True) -> dict[str, Any]:
   """Returns the variables of a model with the values of a checkpoint.
 
-  The model resizes arrays such as position embeddings if the grid differs. Leaves out
+  The model renames variables of another model (`MultimodalModel.adopt`), and resizes
+  arrays such as position embeddings if the grid differs. Leaves out
   the checkpoint's variables of other modalities. Keeps the model's own head, and logs
   it, if the checkpoint has no such head or a classifier with another number of classes.
 
@@ -91,7 +92,8 @@ def merge(model: models.MultimodalModel, variables: Mapping[str, Any],
       `allow_random_head` is off.
   """
   model_vars, checkpoint_vars = (
-      traverse_util.flatten_dict(dict(x)) for x in (variables, checkpoint_variables))
+      traverse_util.flatten_dict(dict(x))
+      for x in (variables, model.adopt(checkpoint_variables)))
   new = _new_head(model_vars, checkpoint_vars)
   missing = model_vars.keys() - checkpoint_vars.keys() - new
   left_out = checkpoint_vars.keys() - model_vars.keys()
