@@ -67,9 +67,10 @@ OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'pretrain_ma', 'quickstart_agnost
                'ablation')
 # These are also trained by other tests.
 RUN_ELSEWHERE = ('quickstart', 'pretrain_folder')
-PRETRAINING = [path for path in CONFIGS    # test_mmv_configs.py has MMV's
+# test_mmv_configs.py and test_gdt_configs.py have the others.
+PRETRAINING = [path for path in CONFIGS
                if 'video_audio' in load(path).get('losses', {})
-               and path.stem != 'pretrain_mmv']
+               and path.stem not in ('pretrain_mmv', 'pretrain_gdt')]
 
 
 def takes_switches(path: pathlib.Path) -> bool:
