@@ -33,6 +33,7 @@ def fitted():
 
 def fit(images, num_frames=4, num_steps=60):
   settings = deflate_mmv.get_config().optim.to_dict()
+  settings['drop_steps'] = tuple(num_steps * epoch // 100 for epoch in (30, 60, 90))
   model = models.from_config(dict(name='deflation', video=VIDEO, num_frames=num_frames))
   optimizer = optim.build(num_steps, **settings)
   task = train_step.Task(model, {'video': losses.build('video', dict(name='l1'))},
