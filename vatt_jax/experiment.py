@@ -257,9 +257,10 @@ def make(config: Settings, workdir: pathlib.Path,
   if c.total_steps and not (data.path or weights_from):
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
-  if c.optim is None and not (source or begun):
-    raise UserError('config.init_from: is empty; a config without training needs a '
-                    'checkpoint to evaluate')
+  if (c.optim is None or task.model.needs_checkpoint) and not (source or begun):
+    reason = ('a config without training needs a checkpoint to evaluate'
+              if c.optim is None else 'this model starts from a checkpoint of another')
+    raise UserError(f'config.init_from: is empty; {reason}')
   if source and not begun:
     weights.check_exists(source)
   window = call('window', Window, c.window)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import deflate_mmv
+from vatt_jax import experiment
 from vatt_jax import losses
 from vatt_jax import models
 from vatt_jax import optim
@@ -51,6 +52,14 @@ def fit(images, num_frames=4, num_steps=60):
     values.append(float(metrics['loss_video']))
   return types.SimpleNamespace(before=before, after=jax.device_get(state),
                                losses=values)
+
+
+def test_run_without_a_checkpoint_is_refused(toy_world, tmp_path):
+  config = deflate_mmv.get_config('toy')
+  config.init_from, config.data.path = '', str(toy_world / 'train.csv')
+  with pytest.raises(UserError, match=r'init_from: is empty; this model starts'):
+    experiment.make(config.to_dict(), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_training_halves_the_distance_to_the_still_video(fitted):

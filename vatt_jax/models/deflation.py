@@ -32,6 +32,7 @@ class Deflation(multimodal.MultimodalModel):
   num_frames: int = 32
   modalities = ('video',)
   head = None
+  needs_checkpoint = True
 
   @classmethod
   def from_config(cls, video: Settings, num_frames: int = 32, dtype: str = 'float32'

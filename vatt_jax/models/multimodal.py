@@ -24,7 +24,11 @@ class MultimodalModel(nn.Module):
   (`find_present`). It puts the modality in the name of a modality's module, such as
   `backbones_audio`, so that `modality_of` finds it. The keys of the config's section
   `model` are its fields, or the arguments of its classmethod `from_config`.
+
+  Attributes:
+    needs_checkpoint: whether random parameters make no sense (class attribute).
   """
+  needs_checkpoint = False
 
   def __call__(self, batch: Mapping[str, jax.Array], train: bool = False
                ) -> dict[str, Any]:
