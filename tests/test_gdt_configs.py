@@ -104,6 +104,18 @@ def test_toy_trains_as_many_rows_as_the_quickstart():
     assert (toy.total_steps, toy.batch_size) == (small.total_steps, small.batch_size)
 
 
+def test_toy_finetunes_the_tower_of_its_pretraining():
+  tower = load(pretrain_gdt, 'toy').model.video.to_dict()
+  assert load(finetune_gdt, 'toy').model.video.to_dict() == tower | dict(
+      drop_token_rate=0.0)
+
+
+def test_release_of_stica_is_finetuned_with_its_pooling():
+  pooling = load(pretrain_stica, 'release').model.video.pooling
+  assert load(finetune_gdt, 'stica,release').model.video.pooling == pooling
+  assert load(finetune_gdt, 'stica').model.video.pooling.variant == 'paper'
+
+
 def shrunk(module, toy_world, switches):
   """Returns the toy's config for two steps of smaller inputs and towers."""
   config = load(module, f'toy,{switches}' if switches else 'toy')
