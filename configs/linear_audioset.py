@@ -25,7 +25,7 @@ def get_config(arg: str = 'mmv') -> ConfigDict:
   del c.evals.neighbours
   c.evals.linear.update(
       train=('data/audioset/train.csv',), test=('data/audioset/eval.csv',),
-      multi_labels=('label',), num_epochs=1)
+      multi_labels=('label',), rows='windows', num_epochs=1)
   c.evals.linear.classifiers = dict(mlp=dict(
       hidden_dim=512, steps=50_000, learning_rate=5e-4, batch_size=512, seed=0))
   return c

@@ -169,7 +169,8 @@ def test_video_features_of_linear_evaluation_are_those_of_pretraining():
 
 @pytest.mark.parametrize('module, switches', [
     (class_retrieval, 'ucf'), (class_retrieval, 'ucf101,mmv'),
-    (linear_dcase2014, 'mbs'), (pretrain_gdt, 'rooms'), (pretrain_gdt, 'e,f')])
+    (linear_dcase2014, 'mbs'), (linear_esc50, 'gdt,vt'), (pretrain_gdt, 'rooms'),
+    (pretrain_gdt, 'e,f')])
 def test_switches_that_do_not_fit_raise(module, switches):
   with pytest.raises(ValueError, match='expected'):
     module.get_config(switches)
