@@ -20,7 +20,7 @@ joined by commas, at most one of each line:
 
 The score of a video is the mean of its windows' logits, and a training crop is 128 of
 128 to 160 pixels, as in the released code. The paper averages probabilities. Expected
-top-1, mean of three folds: GDT (arXiv 2003.04298, Table 3) HMDB51 62.3, UCF101 90.9;
+top-1, mean of three folds: GDT (arXiv 2003.04298, Table 4) HMDB51 62.3, UCF101 90.9;
 STiCA (arXiv 2103.10211, Table 4) 67.0 and 93.1.
 """
 

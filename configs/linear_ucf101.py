@@ -27,7 +27,7 @@ classifier 84.4.
 For GDT and STiCA windows are 32 or 60 frames of 128 x 128 pixels at 30 Hz, and a linear
 layer is trained by Adam on ten windows spread over each video. The number of steps,
 10,000, is assumed. Expected: STiCA 77.0 (arXiv 2103.10211); few-shot, fold 1, GDT with
-1 and 5 videos a class 26.7 and 44.6 (arXiv 2003.04298, Table 4). Retrieval, R@k, is
+1 and 5 videos a class 26.7 and 44.6 (arXiv 2003.04298, Table 3). Retrieval, R@k, is
 `configs/class_retrieval.py`.
 """
 

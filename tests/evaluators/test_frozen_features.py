@@ -572,7 +572,8 @@ def test_low_rank_classifier_with_all_components_takes_a_plain_step():
     (dict(sample_rate=0.0), 'sample_rate=0.0: expected'),
     (dict(sample_rate=1.5), 'sample_rate=1.5: expected at most 1'),
     (dict(rank=4), 'sample_rate=0.1: .* enough for one of the 4'),
-    (dict(steps=0), 'steps=0: expected more than 0')])
+    (dict(steps=0), 'steps=0: expected more than 0'),
+    (dict(weight_decay=-0.1), 'weight_decay=-0.1: expected 0 or more')])
 def test_invalid_classifier_setting_raises(settings, message):
   with pytest.raises(ValueError, match=message):
     linear_probe.LowRank(**settings)
