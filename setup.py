@@ -48,7 +48,7 @@ EXTRAS = {
     'cuda': ['jax[cuda13]'],
     'prep': PREP,
     'plan': ['jax[tpu]'],                # brings the TPU's compiler, on any machine
-    # what benchmarks/step.py and convnets.py compare with
+    # for benchmarks/step.py and convnets.py, which compare with PyTorch
     'bench': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0,<2'],
     'test': ['pytest>=8.3,<10', 'pytest-xdist>=3.6,<4', 'ruff>=0.9,<0.18',
              'imageio-ffmpeg>=0.6,<1',    # an FFmpeg to compare with

@@ -9,7 +9,7 @@ low-rank classifier 65.2, with the SVM 63.3, MA with the low-rank classifier 63.
 MMV's windows are every frame at 25 Hz, of 200 x 200 pixels, as its authors publish
 them. Expected (arXiv 2006.16228, Table 2): TSM-ResNet-50 66.7, of twice the width 67.1,
 S3D-G 62.6. STiCA's: 48.2 (arXiv 2103.10211); few-shot, fold 1, GDT with 1 and 5 videos
-a class: 14.3 and 15.4 (arXiv 2003.04298, Table 4).
+a class: 14.3 and 15.4 (arXiv 2003.04298, Table 3).
 """
 
 from ml_collections import ConfigDict

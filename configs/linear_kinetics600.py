@@ -21,7 +21,8 @@ def get_config(arg: str = 'mmv') -> ConfigDict:
   c = linear_ucf101.base(arg, 'kinetics600', 'video', num_splits=1)
   del c.evals.neighbours
   c.evals.linear.update(train=('data/kinetics600/train.csv',),
-                        test=('data/kinetics600/val.csv',), num_epochs=1)
+                        test=('data/kinetics600/val.csv',), rows='windows',
+                        num_epochs=1)
   c.evals.linear.classifiers = dict(mlp=dict(
       hidden_dim=0, steps=50_000, learning_rate=5e-4, batch_size=512, seed=0))
   return c

@@ -32,12 +32,13 @@ Expected accuracy of fine-tuning on HMDB51 and R@1 of retrieval, fold 1, after 5
     l     invariant     distinctive   61.4      27.1
     m     distinctive   distinctive   57.2      20.5
 
-After 100 epochs (Table 3): HMDB51 62.3, UCF101 90.9 (`configs/finetune_gdt.py`).
+After 100 epochs (Table 4): HMDB51 62.3, UCF101 90.9 (`configs/finetune_gdt.py`).
 
-The paper crops the center, and the code at random; here the crop is random, with the
-code's range of sizes: 112 of 128 to 160 pixels. Factors of colors differ from the
-code's by their library. Without --config.window.min_shift_seconds=3.3 the two windows
-of a clip of the toy world often show the same segment, a false negative for j.
+The paper crops the center, and the code at random. Here the crop is random, with the
+code's range of sizes: 112 of 128 to 160 pixels. Width and height are drawn separately,
+in the code together. Brightness changes by an offset, in the code by a factor. Without
+--config.window.min_shift_seconds=3.3 the two windows of a clip of the toy world often
+show the same segment, a false negative for j.
 """
 
 import functools

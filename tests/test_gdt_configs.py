@@ -104,6 +104,18 @@ def test_toy_trains_as_many_rows_as_the_quickstart():
     assert (toy.total_steps, toy.batch_size) == (small.total_steps, small.batch_size)
 
 
+def test_toy_finetunes_the_tower_of_its_pretraining():
+  tower = load(pretrain_gdt, 'toy').model.video.to_dict()
+  assert load(finetune_gdt, 'toy').model.video.to_dict() == tower | dict(
+      drop_token_rate=0.0)
+
+
+def test_release_of_stica_is_finetuned_with_its_pooling():
+  pooling = load(pretrain_stica, 'release').model.video.pooling
+  assert load(finetune_gdt, 'stica,release').model.video.pooling == pooling
+  assert load(finetune_gdt, 'stica').model.video.pooling.variant == 'paper'
+
+
 def shrunk(module, toy_world, switches):
   """Returns the toy's config for two steps of smaller inputs and towers."""
   config = load(module, f'toy,{switches}' if switches else 'toy')
@@ -157,7 +169,8 @@ def test_video_features_of_linear_evaluation_are_those_of_pretraining():
 
 @pytest.mark.parametrize('module, switches', [
     (class_retrieval, 'ucf'), (class_retrieval, 'ucf101,mmv'),
-    (linear_dcase2014, 'mbs'), (pretrain_gdt, 'rooms'), (pretrain_gdt, 'e,f')])
+    (linear_dcase2014, 'mbs'), (linear_esc50, 'gdt,vt'), (pretrain_gdt, 'rooms'),
+    (pretrain_gdt, 'e,f')])
 def test_switches_that_do_not_fit_raise(module, switches):
   with pytest.raises(ValueError, match='expected'):
     module.get_config(switches)

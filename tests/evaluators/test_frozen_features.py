@@ -339,6 +339,14 @@ def test_rows_are_single_windows_grouped_by_clip(reader):
   np.testing.assert_array_equal(split.x[2 * 3 + 1], augmented.ravel()[:50])
 
 
+def test_training_clips_of_a_single_split_have_only_augmented_windows(reader):
+  model = Model(np.eye(COUNT))
+  data = make(model, reader, (range(8), range(8, 12)), num_windows=2,
+              augmentation=WINDOWS)
+  list(data.splits(STATE))
+  assert model.num_clips == 8 * 3 + 4 * 2
+
+
 def test_rows_are_the_spread_windows_without_average(reader):
   data = make(Recorded(), reader, (range(8), range(8, 12)), num_windows=2,
               average=False)
@@ -355,7 +363,7 @@ def test_windows_without_the_modality_are_left_out(reader):
   """Removes the audio of some windows of one clip and of all windows of others."""
   class NoWindowAudio(Reader):
     def views(self, index, place, num_crops):
-      absent = index == 9 or (index == 8 and place == 0)
+      absent = index == 1 or (index == 0 and place == 0)    # of the test clips
       return [view | dict(has_audio=np.bool_(not absent))
               for view in super().views(index, place, num_crops)]
 
@@ -564,7 +572,8 @@ def test_low_rank_classifier_with_all_components_takes_a_plain_step():
     (dict(sample_rate=0.0), 'sample_rate=0.0: expected'),
     (dict(sample_rate=1.5), 'sample_rate=1.5: expected at most 1'),
     (dict(rank=4), 'sample_rate=0.1: .* enough for one of the 4'),
-    (dict(steps=0), 'steps=0: expected more than 0')])
+    (dict(steps=0), 'steps=0: expected more than 0'),
+    (dict(weight_decay=-0.1), 'weight_decay=-0.1: expected 0 or more')])
 def test_invalid_classifier_setting_raises(settings, message):
   with pytest.raises(ValueError, match=message):
     linear_probe.LowRank(**settings)

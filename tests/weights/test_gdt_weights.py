@@ -48,7 +48,7 @@ def formula(name, shape, salt):
   return (offset + scale * u).astype(np.float32)
 
 
-def test_formula_of_the_reference_is_understood():
+def test_formula_gives_the_values_of_the_reference():
   np.testing.assert_allclose(
       formula('video_network.base.stem.0.weight', (45, 3, 1, 7, 7), 11).ravel()[:3],
       [-0.08298738, -0.07154644, 0.18595994], atol=1e-7)

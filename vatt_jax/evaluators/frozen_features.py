@@ -141,17 +141,23 @@ class Frozen:
     self._predict, self._batch_size = predict, batch_size
     self._views = num_windows, num_crops
     self._augmentation, self._average = augmentation, average
-    # Holds both sides even if training windows are augmented: the nearest-neighbour
-    # evaluation of the same splits then finds all of these features in the cache.
+    # Clips whose spread windows are taken, and clips whose windows are augmented.
     self._clips = _Union(identify=bool(cache))
     self._train_clips = _Union(identify=bool(cache))
     # The splits have their own labels, not the classes of the trained model.
     self._reader = dataclasses.replace(reader, labels=None)
     self._model = json.dumps(model, sort_keys=True)
     self._splits = []
+    # A training clip of one of many splits is a test clip of another. With the spread
+    # windows of all clips in the cache, the nearest-neighbour evaluation of the same
+    # splits finds them there. For a single split, often a large one, it is not worth
+    # the time and memory.
+    spread_all = len(splits) > 1 or not augmentation
     for train, test in splits:
-      rows = self._add(train, learn=True), self._add(test, learn=False)
-      if augmentation:
+      rows = (self._add(train, self._clips if spread_all else self._train_clips,
+                        learn=True),
+              self._add(test, self._clips, learn=False))
+      if augmentation and spread_all:
         rows = self._train_clips.add(train[1]), rows[1]
       self._splits.append(rows)
 
@@ -177,14 +183,14 @@ class Frozen:
         logging.warning('Left out: %s, because too few clips have both the label and '
                         '%s', label, modality)
 
-  def _add(self, source: Source, learn: bool) -> _Rows:
-    """Adds a training source (`learn`) or a test source.
+  def _add(self, source: Source, union: _Union, learn: bool) -> _Rows:
+    """Adds a training source (`learn`) or a test source to a union of clips.
 
     Returns:
       The places of its clips in the union, and their labels.
     """
     name, clips = source
-    rows = self._clips.add(clips)
+    rows = union.add(clips)
     columns = {column for _, row in rows for column in row}
     for label in self._labels:
       values = {row.get(label, '') for _, row in rows} - {''}

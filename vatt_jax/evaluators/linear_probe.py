@@ -109,6 +109,8 @@ class _ByGradient:
   def __post_init__(self):
     _check_positive(steps=self.steps, learning_rate=self.learning_rate,
                     batch_size=self.batch_size)
+    if self.weight_decay < 0:
+      raise ValueError(f'weight_decay={self.weight_decay}: expected 0 or more')
 
   def scores(self, x, targets, x_test, multi_label):
     """Implements `Classifier.scores`."""
