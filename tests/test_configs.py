@@ -62,11 +62,6 @@ def load(path: pathlib.Path, *switches: str) -> ConfigDict:
   return config
 
 
-# These differ from pretrain_mbs by numbers, or by one Transformer for all modalities.
-OTHER_SIZES = ('pretrain_bbs', 'pretrain_lbs', 'pretrain_ma', 'quickstart_agnostic',
-               'ablation')
-# These are also trained by other tests.
-RUN_ELSEWHERE = ('quickstart', 'pretrain_folder')
 # test_mmv_configs.py and test_gdt_configs.py have the others.
 PRETRAINING = [path for path in CONFIGS
                if 'video_audio' in load(path).get('losses', {})
@@ -78,10 +73,9 @@ def takes_switches(path: pathlib.Path) -> bool:
   return bool(inspect.signature(module.get_config).parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path, switches', [
-    pytest.param(path, switches, marks=pytest.mark.slow if switches or path.stem in (
-        *OTHER_SIZES, *RUN_ELSEWHERE) else ())
-    for path in PRETRAINING for switches in [(), ('release',)]
+    (path, switches) for path in PRETRAINING for switches in [(), ('release',)]
     if not switches or takes_switches(path)],
                          ids=lambda x: x.stem if isinstance(x, pathlib.Path) else
                          ','.join(x) or 'plain')

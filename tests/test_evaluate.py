@@ -196,6 +196,7 @@ def test_random_head_needs_allow_random_head(toy_world, workdir, brief, caplog):
   assert 'whose head starts from random weights' in caplog.text
 
 
+@pytest.mark.slow
 def test_wrong_size_error_can_be_corrected(toy_world, workdir, brief):
   config = _config(toy_world, evals=brief)
   config['model'] = config['model'] | dict(video=dict(config['model']['video'],
@@ -231,6 +232,7 @@ def test_nothing_to_evaluate_is_an_error(toy_world, trained, tmp_path):
     checkpoint.load_model(trained / 'checkpoints' / '7')
 
 
+@pytest.mark.slow
 def test_mode_eval_reports_a_missing_run(tmp_path):
   done = subprocess.run(
       [sys.executable, '-m', 'vatt_jax.main', '--config=configs/quickstart.py',

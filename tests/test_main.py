@@ -149,7 +149,8 @@ def test_log_shows_only_progress(undisturbed):
 
 
 @pytest.mark.parametrize('override, message', [
-    ('data.path=/nowhere', '/nowhere: no such folder or file'),
+    pytest.param('data.path=/nowhere', '/nowhere: no such folder or file',
+                 marks=pytest.mark.slow),
     pytest.param('total_steps=many', 'total_steps=many: expected a whole number',
                  marks=pytest.mark.slow),
     ('optim.rate=1', "--config.optim.rate=1: unknown key 'rate'; did you mean peak_")])
@@ -251,8 +252,8 @@ def test_signal_during_the_final_evaluation_ends_the_run(toy_world, tmp_path, ph
   assert not (tmp_path / 'run' / 'run.lock').exists()
 
 
-@pytest.mark.parametrize('platform', [
-    'cuda', pytest.param('tpu', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 def test_missing_device_error_is_one_line(platform, tmp_path):
   if shutil.which('nvidia-smi'):
     pytest.skip('this machine has a GPU')

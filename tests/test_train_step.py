@@ -378,6 +378,7 @@ def crops_batch():
   return {k: v for k, v in make_batch().items() if k not in ('text', 'has_text')}
 
 
+@pytest.mark.slow
 def test_step_of_copies_shifts_views_and_crops_trains_by_losses_in_chunks():
   task, batch = make_crops_task(), crops_batch()
   outputs = task.trace_outputs(batch)
@@ -467,7 +468,8 @@ def test_microbatches_take_less_memory():
   assert memory[1] < memory[0] / 4
 
 
-@pytest.mark.parametrize('replicas, clip_norm', [(1, 0.3), (4, 2.0)])
+@pytest.mark.parametrize('replicas, clip_norm', [
+    pytest.param(1, 0.3, marks=pytest.mark.slow), (4, 2.0)])
 def test_gradient_of_each_replica_is_clipped_before_the_sum(replicas, clip_norm):
   """The step equals the formula for each group of rows; one row is absent."""
   built = optim.build(10, 1.0, 1.0, 0, name='sgd', momentum=0.0, clip_norm=clip_norm,

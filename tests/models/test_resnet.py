@@ -41,6 +41,7 @@ def test_still_shift_only_exchanges_channels():
   np.testing.assert_array_equal(ours, x[..., order])
 
 
+@pytest.mark.slow
 def test_middle_frame_of_a_still_video_has_the_features_of_the_image():
   """The paper's deflation (section 3.2): only frames near the ends see the zeros."""
   image = np.random.default_rng(0).uniform(-1, 1, (1, 1, 32, 32, 3)).astype(np.float32)

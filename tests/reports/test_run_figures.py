@@ -169,6 +169,7 @@ def test_features_before_training_come_from_init_from(toy_world, workdir, tmp_pa
   assert before == now and before
 
 
+@pytest.mark.slow
 def test_features_of_a_classifier_are_coloured_by_its_label(toy_world, tmp_path):
   """Checks that the figures default to the label and clips of the run."""
   config = make_config(toy_world, finetune_video, 'toy')

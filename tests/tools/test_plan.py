@@ -231,7 +231,9 @@ def test_command_suggests_settings_with_which_a_step_fits():
 
 
 @pytest.mark.parametrize(('flag', 'message'), [
-    ('--topology=v3-256', "--topology=v3-256: expected v3, v4, v5e, v5p, v6e, a colon"),
+    pytest.param('--topology=v3-256',
+                 '--topology=v3-256: expected v3, v4, v5e, v5p, v6e, a colon',
+                 marks=pytest.mark.slow),
     pytest.param('--topology=v3:3x5', '--topology=v3:3x5: INVALID_ARGUMENT',
                  marks=needs_libtpu)])
 def test_unknown_slice_is_reported_in_one_line(flag, message):

@@ -70,6 +70,7 @@ def write(arrays, path):
   return path
 
 
+@pytest.mark.slow
 def test_command_writes_what_the_released_file_holds(arrays, tmp_path):
   path = write(arrays, tmp_path / 'mmv_s3d.pkl')
   model, variables = load.load(path)
