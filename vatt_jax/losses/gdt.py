@@ -79,11 +79,18 @@ class GDT(contrastive.Contrastive):
   num_shifts: int
   num_views: int
   num_copies: int
+  _takes_one_modality = True
 
   def __post_init__(self):
     super().__post_init__()
     config.choose(KINDS, self.shift, 'shift')
     config.choose(KINDS, self.reversal, 'reversal')
+    has_positives = self.num_views > 1 or self.pair == 'text_text' or any(
+        kind == 'invariant' and count > 1 for kind, count in (
+            (self.shift, self.num_shifts), (self.reversal, self.num_copies)))
+    if self._within and not has_positives:
+      raise ValueError(f'pair={self.pair!r}: no row has a positive; set config.window.'
+                       'num_views=2, or make the loss invariant to shift or reversal')
     if config.choose(VARIANTS, self.variant, 'variant') == 'paper':
       return
     if self.num_groups < 2:
