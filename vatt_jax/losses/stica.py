@@ -60,6 +60,12 @@ class STiCA(base.Loss):
                        'config.window.num_views=2')
     if not 0 <= self.weight_within <= 1:
       raise ValueError(f'weight_within={self.weight_within}: expected 0 to 1')
+    for key in ('temperature_within', 'temperature_across', 'num_chunks'):
+      if getattr(self, key) <= 0:
+        raise ValueError(f'{key}={getattr(self, key)}: expected more than 0')
+    if set(self.crops) - {'video'}:
+      raise ValueError(f'crops of {", ".join(sorted(self.crops))}: expected of video '
+                       'alone; remove config.model.audio.crops')
 
   def __call__(self, params: Mapping[str, jax.Array], outputs: Mapping[str, Any],
                batch: base.Batch, memory: Any

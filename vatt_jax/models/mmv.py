@@ -140,7 +140,8 @@ class Mmv(multimodal.MultimodalModel):
       raise UserError(f'config.model.{modality}.pooling: needs the features of all '
                       f'places; set config.model.{modality}.drop_token_rate=0')
     grid, pool = grids[modality], self.poolings[modality]
-    pooled = {modality: pool(grid)}
+    with naming(f'model.{modality}.pooling'):
+      pooled = {modality: pool(grid)}
     if train and modality in self.crops:
       keys = clip_keys.derive(batch['key'], 'crops')
       with naming(f'model.{modality}.crops'):

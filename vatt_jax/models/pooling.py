@@ -53,6 +53,9 @@ class Max(nn.Module):
     del start
     if not self.steps:
       return jnp.max(x, axis=tuple(range(1, x.ndim - 1)))
+    if self.steps > x.shape[1]:
+      raise ValueError(f'steps={self.steps}: expected at most {x.shape[1]}, the length '
+                       'of the map; set a longer window')
     flat = x.reshape(*x.shape[:2], -1)
     windows = nn.max_pool(flat, (self.steps,), (self.stride,))
     return windows.reshape(len(x), -1)
@@ -93,6 +96,9 @@ class TransformerPooling(nn.Module):
     """
     x = jnp.mean(x, axis=tuple(range(2, x.ndim - 1)))
     t, d = x.shape[1:]
+    if d % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads}: expected a divisor of the width, '
+                       f'{d}')
     x = x.astype(self.dtype)
     if self.variant == 'paper':
       if t > _MAX_STEPS:
