@@ -260,6 +260,9 @@ def make(config: Settings, workdir: pathlib.Path,
   if c.optim is None and not (source or begun):
     raise UserError('config.init_from: is empty; a config without training needs a '
                     'checkpoint to evaluate')
+  if task.model.needs_checkpoint and not (source or begun):
+    raise UserError(f'config.init_from: is empty; the model {c.model["name"]} needs a '
+                    'checkpoint to start from')
   if source and not begun:
     weights.check_exists(source)
   window = call('window', Window, c.window)

@@ -25,6 +25,7 @@ class MultimodalModel(nn.Module):
   `backbones_audio`, so that `modality_of` finds it. The keys of the config's section
   `model` are its fields, or the arguments of its classmethod `from_config`.
   """
+  needs_checkpoint = False    # a run from random weights has no meaning
 
   def __call__(self, batch: Mapping[str, jax.Array], train: bool = False
                ) -> dict[str, Any]:
