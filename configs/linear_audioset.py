@@ -10,7 +10,7 @@ convolution, of 2 s, and an MLP classifies them. The text of the paper does not 
 its size and training: a layer of 512 and 50,000 steps of 512 rows are assumed, on one
 random window of each training clip. It expects `data/audioset` (python -m
 data.audioset). The features of its two million clips take 16 GB of memory; those of
---config.evals.linear.train=data/audioset/balanced_train.csv, take 170 MB. Expected mAP
+--config.evals.linear.train=data/audioset/balanced_train.csv take 170 MB. Expected mAP
 (the paper's Table 2, all training clips): TSM-ResNet-50 30.6, of twice the width 30.9,
 S3D-G 30.3.
 """

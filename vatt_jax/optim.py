@@ -227,9 +227,10 @@ def adam(schedule: optax.Schedule, b1: float = 0.9, b2: float = 0.999,
 def adamw(schedule: optax.Schedule, weight_decay: float, b1: float = 0.9,
           b2: float = 0.999, eps: float = 1e-8, state_dtype: str = 'float32'
           ) -> optax.GradientTransformation:
-  """Returns Adam with decay of all parameters (arXiv 1711.05101), of PyTorch's epsilon.
+  """Returns Adam with decoupled weight decay (arXiv 1711.05101), as in PyTorch.
 
-  The decay is not part of the moments. Only the first moment is in `state_dtype`.
+  All parameters decay. The moments do not contain the decay. Only the first moment is
+  kept in `state_dtype`.
   """
   return optax.adamw(schedule, _factor(b1, state_dtype), b2, eps, mu_dtype=state_dtype,
                      weight_decay=weight_decay)

@@ -33,11 +33,11 @@ class STiCA(base.Loss):
     temperature_within: tau of L_vv.
     temperature_across: tau of L_va.
     weight_within: of L_vv; 1 for video alone.
-    variant: 'paper' contrasts all crops of one kind (`models.pooling.Crops`) but small
-      with small ones, in both directions (equation 6). 'release' contrasts in both
-      directions only the last large crops, and small ones of the second view only with
-      large ones of the first; candidates get no gradient. Without crops both contrast
-      the views.
+    variant: 'paper' contrasts all crops of one kind (`models.pooling.Crops`) in both
+      directions, except small with small ones (equation 6). 'release' contrasts only
+      the last large crops in both directions, and small crops of the second view only
+      with large ones of the first; candidates get no gradient. Without crops both
+      contrast the views.
     num_chunks: see `contrastive.mil_nce`; a divisor of the number of pairs of views.
     num_views: of the window; must be 2.
     num_copies: of the augmentation.
@@ -76,17 +76,19 @@ class STiCA(base.Loss):
     video = take('video')                                            # [2, N, D]
     present = {m: self._views(x)[0]
                for m, x in multimodal.find_present(batch).items()}
-    here = present.get('video', jnp.ones(video.shape[1], bool))
+    has_video = present.get('video', jnp.ones(video.shape[1], bool))
     kinds = self.crops.get('video', ())
     crops = jnp.moveaxis(take('video_crops'), 2, 1) if kinds else video[:, None]
     pairs = _pairs(kinds or ((1, 0),), self.variant)
-    within = self._contrast(crops, crops[::-1], pairs, here, self.temperature_within)
+    within = self._contrast(crops, crops[::-1], pairs, has_video,
+                            self.temperature_within)
     metrics, loss = dict(within=within), self.weight_within * within
     if self.weight_within < 1:
       audio = take('audio')
       both = jnp.stack([video, audio], axis=1)                       # [2, 2, N, D]
       pairs = [(view, m, 1 - m, 1.0) for view in (0, 1) for m in (0, 1)]
-      across = self._contrast(both, both, pairs, here & present.get('audio', here),
+      across = self._contrast(both, both, pairs,
+                              has_video & present.get('audio', has_video),
                               self.temperature_across)
       metrics['across'] = across
       loss += (1 - self.weight_within) * across

@@ -50,7 +50,7 @@ class Mmv(multimodal.MultimodalModel):
     head: see `MultimodalModel`.
     poolings: modality -> module of `pooling.POOLINGS`, which replaces the backbone's
       own pooling of its map.
-    crops: modality -> crops of the map, which are pooled alike in training.
+    crops: modality -> crops of the map, which the same module pools in training.
   """
   backbones: Mapping[str, nn.Module]
   head: nn.Module | None = None
