@@ -53,8 +53,11 @@ def multi_step(peak_rate: float, final_rate: float, warmup_steps: int,
 
   All drops are by the same factor, and the last one reaches the final rate.
   """
-  del total_steps
   count = len(drop_steps)
+  if 0 < total_steps <= max(drop_steps, default=0):
+    logging.warning('config.optim.drop_steps=%s: the run ends at step %d, so the rate '
+                    'does not reach final_rate=%s', tuple(drop_steps), total_steps,
+                    final_rate)
   if not count and final_rate != peak_rate:
     raise ValueError(f'drop_steps=(): expected the steps of the drops from peak_rate='
                      f'{peak_rate} to final_rate={final_rate}')
