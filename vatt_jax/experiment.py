@@ -215,8 +215,7 @@ class Experiment:
       table = variables
       for key in path:
         table = table[key]
-      random = layers.small_init(jax.random.key(self.config.seed),
-                                        table[name].shape)
+      random = layers.small_init(jax.random.key(self.config.seed), table[name].shape)
       table[name] = word_vectors.load(file, self.reader.tokenizer, np.asarray(random))
     return variables
 
@@ -248,7 +247,7 @@ def make(config: Settings, workdir: pathlib.Path,
   config = run_config.extended(config, workdir, extend)
   # An evaluation may resume after its run was extended.
   run_config.compare(config, workdir,
-                      run_config.LENGTH if extend or weights_from else ())
+                     run_config.LENGTH if extend or weights_from else ())
   c = call('', Config, config)
   task = make_task(c)
   # A run with a checkpoint resumes from it.

@@ -269,9 +269,9 @@ def _factor(decay: float, state_dtype: str) -> float | np.float32:
 OPTIMIZERS = {'adam': adam, 'adamw': adamw, 'sgd': sgd}
 
 
-def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],
-                  layer_decay: float = 1.0,
-                  layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
+def learning_rate_multipliers(
+    params: Mapping[str, Any], rules: Sequence[Rule], layer_decay: float = 1.0,
+    layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
   """Returns each parameter's multiplier of the learning rate, as a tree of floats.
 
   Args:
