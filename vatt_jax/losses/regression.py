@@ -16,6 +16,8 @@ from vatt_jax.models import multimodal
 class L1(base.Loss):
   """Computes the mean absolute difference of features from their target.
 
+  The model has the target as `pooled[MODALITY_target]` (`models.deflation`).
+
   Attributes:
     weight: of this loss in the sum of all.
     modality: of the features.
