@@ -20,8 +20,10 @@ SIZES = dict(num_frames=4, frame_rate_hz=5.0, image_size=32, audio_hz=4000)
 RUN = dict(
     total_steps=2, losses=dict(video_audio=dict(name='nce')),
     data=dict(path='clips', drop_stop_words=True),
-    window=dict(SIZES, max_tokens=7, num_candidates=3, min_crop_area=0.4),
-    model=dict(variant='release', video=dict(TOWER, patch=[2, 8, 8]),
+    window=dict(SIZES, max_tokens=7, num_candidates=3, min_crop_area=0.4, num_shifts=2,
+                num_views=2, min_shift_seconds=1.0),
+    model=dict(variant='release',
+               video=dict(TOWER, patch=[2, 8, 8], crops=dict(space_large=[2, 3])),
                audio=dict(TOWER, patch=[80], kind='spectrogram',
                           spectrogram=dict(name='vatt', audio_hz=4000)),
                text=dict(TOWER, vocabulary_size=64),

@@ -18,6 +18,7 @@ from vatt_jax import checkpoint
 from vatt_jax import experiment
 from vatt_jax import models
 from vatt_jax import train
+from vatt_jax.errors import UserError
 from vatt_jax.models import resnet
 from vatt_jax.weights import load as load_weights
 
@@ -195,7 +196,14 @@ def test_deflation_compares_an_image_with_a_still_video(switches, name, frames):
   assert (model.num_frames, clip['video'].shape[1]) == (frames, 1)
   assert config.model.video.name == name
   outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), clip)
-  assert outputs['pooled']['video'].shape == outputs['target']['video'].shape
+  video, target = (outputs['pooled'][name] for name in ('video', 'video_target'))
+  assert video.shape == target.shape
+
+
+def test_deflation_without_a_checkpoint_is_an_error(tmp_path):
+  config = deflate_mmv.get_config('toy').to_dict() | dict(init_from='')
+  with pytest.raises(UserError, match=r'config\.init_from: is empty; the model defl'):
+    experiment.make(config, tmp_path)
 
 
 @pytest.mark.slow

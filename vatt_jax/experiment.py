@@ -215,8 +215,7 @@ class Experiment:
       table = variables
       for key in path:
         table = table[key]
-      random = layers.small_init(jax.random.key(self.config.seed),
-                                        table[name].shape)
+      random = layers.small_init(jax.random.key(self.config.seed), table[name].shape)
       table[name] = word_vectors.load(file, self.reader.tokenizer, np.asarray(random))
     return variables
 
@@ -248,7 +247,7 @@ def make(config: Settings, workdir: pathlib.Path,
   config = run_config.extended(config, workdir, extend)
   # An evaluation may resume after its run was extended.
   run_config.compare(config, workdir,
-                      run_config.LENGTH if extend or weights_from else ())
+                     run_config.LENGTH if extend or weights_from else ())
   c = call('', Config, config)
   task = make_task(c)
   # A run with a checkpoint resumes from it.
@@ -257,10 +256,12 @@ def make(config: Settings, workdir: pathlib.Path,
   if c.total_steps and not (data.path or weights_from):
     raise UserError('config.data.path: is empty; expected a folder of media files, a '
                     'manifest or shards (docs/data.md)')
-  if (c.optim is None or task.model.needs_checkpoint) and not (source or begun):
-    reason = ('a config without training needs a checkpoint to evaluate'
-              if c.optim is None else 'this model starts from a checkpoint of another')
-    raise UserError(f'config.init_from: is empty; {reason}')
+  if c.optim is None and not (source or begun):
+    raise UserError('config.init_from: is empty; a config without training needs a '
+                    'checkpoint to evaluate')
+  if task.model.needs_checkpoint and not (source or begun):
+    raise UserError(f'config.init_from: is empty; the model {c.model["name"]} needs a '
+                    'checkpoint to start from')
   if source and not begun:
     weights.check_exists(source)
   window = call('window', Window, c.window)

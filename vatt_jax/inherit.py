@@ -23,7 +23,10 @@ from vatt_jax.inputs.window import MODALITIES
 _NOT_OF_MODEL = ('attention', 'remat', 'scan_layers', 'dropout_rate')
 # Keys of a window that only training reads, and the modalities of a config.
 _NOT_INHERITED = ('min_crop_area', 'max_crop_aspect', 'scale_jitter',
-                  'scale_jitter_rate', 'crop_share', 'modalities')
+                  'scale_jitter_rate', 'crop_share', 'modalities', 'num_shifts',
+                  'num_views', 'min_shift_seconds')
+# Keys of a tower that only its own loss uses.
+_NOT_OF_TOWER = ('crops',)
 _OF_DATA = ('tokenizer', 'drop_stop_words')
 # Sections that belong to the process rather than to the run.
 _OF_PROCESS = ('figures', 'mesh', 'sharding_rules')
@@ -164,7 +167,8 @@ def _tower(config: Settings, base: Settings,
   """Fills a tower's section; a named size sets all sizes."""
   config = _filled(config, {})
   named = fixed_values(config).keys() - config.keys()
-  return _filled(config, {k: v for k, v in base.items() if k not in named})
+  return _filled(config, {k: v for k, v in base.items()
+                          if k not in named and k not in _NOT_OF_TOWER})
 
 
 def _window(config: Settings, base: Settings) -> dict[str, Any]:

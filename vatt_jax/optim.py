@@ -53,8 +53,11 @@ def multi_step(peak_rate: float, final_rate: float, warmup_steps: int,
 
   All drops are by the same factor, and the last one reaches the final rate.
   """
-  del total_steps
   count = len(drop_steps)
+  if 0 < total_steps <= max(drop_steps, default=0):
+    logging.warning('config.optim.drop_steps=%s: the run ends at step %d, so the rate '
+                    'does not reach final_rate=%s', tuple(drop_steps), total_steps,
+                    final_rate)
   if not count and final_rate != peak_rate:
     raise ValueError(f'drop_steps=(): expected the steps of the drops from peak_rate='
                      f'{peak_rate} to final_rate={final_rate}')
@@ -227,9 +230,10 @@ def adam(schedule: optax.Schedule, b1: float = 0.9, b2: float = 0.999,
 def adamw(schedule: optax.Schedule, weight_decay: float, b1: float = 0.9,
           b2: float = 0.999, eps: float = 1e-8, state_dtype: str = 'float32'
           ) -> optax.GradientTransformation:
-  """Returns Adam with decay of all parameters (arXiv 1711.05101), of PyTorch's epsilon.
+  """Returns Adam with decoupled weight decay (arXiv 1711.05101), as in PyTorch.
 
-  The decay is not part of the moments. Only the first moment is in `state_dtype`.
+  All parameters decay. The moments do not contain the decay. Only the first moment is
+  kept in `state_dtype`.
   """
   return optax.adamw(schedule, _factor(b1, state_dtype), b2, eps, mu_dtype=state_dtype,
                      weight_decay=weight_decay)
@@ -265,9 +269,9 @@ def _factor(decay: float, state_dtype: str) -> float | np.float32:
 OPTIMIZERS = {'adam': adam, 'adamw': adamw, 'sgd': sgd}
 
 
-def learning_rate_multipliers(params: Mapping[str, Any], rules: Sequence[Rule],
-                  layer_decay: float = 1.0,
-                  layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
+def learning_rate_multipliers(
+    params: Mapping[str, Any], rules: Sequence[Rule], layer_decay: float = 1.0,
+    layer_of: Callable[[str], int] = lambda path: 0) -> dict[str, Any]:
   """Returns each parameter's multiplier of the learning rate, as a tree of floats.
 
   Args:

@@ -177,6 +177,7 @@ def test_sixteen_chunks_take_a_sixteenth_of_the_memory(variant):
     (dict(shift='variant'), "shift='variant': did you mean invariant"),
     (dict(variant='release', num_groups=1), 'num_groups=1: expected 2 or more'),
     (dict(variant='release', pair='video_video'), "variant='release': expected at mo"),
+    (dict(pair='video_video', reversal='distinctive'), 'no row has a positive; set co'),
     (dict(num_shifts=2), r'num_shifts: unknown key')])
 def test_invalid_field_is_named(fields, message):
   with pytest.raises(UserError, match=message):

@@ -21,3 +21,9 @@ def test_loss_gets_the_shifts_and_views_that_it_has_fields_for(monkeypatch):
   assert nce.pair == 'video_text'
   with pytest.raises(UserError, match=r'config\.losses\.one\.num_shifts: unknown key'):
     losses.build('one', dict(name='over_shifts', num_shifts=4), **rows)
+
+
+def test_one_modality_contrasted_with_itself_is_an_error():
+  with pytest.raises(UserError, match=r"config\.losses\.video_video: pair='video_video'"
+                                      ': expected two different modalities'):
+    losses.build('video_video', dict(name='nce', temperature=0.1))

@@ -127,3 +127,9 @@ def test_loss_in_chunks_equals_the_whole_loss():
 def test_one_view_raises():
   with pytest.raises(UserError, match=r'set config\.window\.num_views=2'):
     make(num_views=1)
+
+
+@pytest.mark.parametrize('name', ['temperature_within', 'num_chunks'])
+def test_field_that_is_not_positive_is_named(name):
+  with pytest.raises(UserError, match=f'{name}=0: expected more than 0'):
+    make(**{name: 0})

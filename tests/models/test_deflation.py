@@ -57,7 +57,7 @@ def fit(images, num_frames=4, num_steps=60):
 def test_run_without_a_checkpoint_is_refused(toy_world, tmp_path):
   config = deflate_mmv.get_config('toy')
   config.init_from, config.data.path = '', str(toy_world / 'train.csv')
-  with pytest.raises(UserError, match=r'init_from: is empty; this model starts'):
+  with pytest.raises(UserError, match='init_from: is empty; the model deflation'):
     experiment.make(config.to_dict(), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

@@ -107,6 +107,14 @@ def test_more_steps_than_positions_raise():
     pooling.TransformerPooling().init(jax.random.key(0), jnp.zeros((1, 65, 16)))
 
 
+@pytest.mark.parametrize('module, message', [
+    (pooling.Max(steps=5), 'steps=5: expected at most 4, the length of the map'),
+    (pooling.TransformerPooling(num_heads=3), 'num_heads=3: expected a divisor of')])
+def test_pooling_that_does_not_fit_the_map_raises(module, message):
+  with pytest.raises(ValueError, match=message):
+    module.init(jax.random.key(0), jnp.zeros((1, 4, 16)))
+
+
 def test_adaptive_bins_match_the_release(shared):
   golden = np.load(shared / 'golden_gdt_stica' / 'adaptive_pool.npz')
   for name in golden.files:

@@ -218,3 +218,9 @@ def test_file_of_another_kind_is_named(suffix, tmp_path):
   with pytest.raises(UserError, match=rf'other\{suffix}: is damaged') as error:
     load.load(tmp_path / f'other{suffix}')
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('suffix', gdt.SUFFIXES)
+def test_missing_file_is_named(tmp_path, suffix):
+  with pytest.raises(UserError, match=rf'missing\{suffix}: cannot be read \(No such'):
+    gdt.read(tmp_path / f'missing{suffix}')

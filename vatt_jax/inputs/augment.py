@@ -45,8 +45,9 @@ class Augment:
 
   Attributes:
     copies: of each row, some of `COPIES`. In a reversed copy video and audio run
-      backwards (GDT, section 3.3); the text stays. GDT has both copies. Its released
-      code reverses the windows of the spectrogram instead of the samples.
+      backwards (GDT, section 3.3); the text stays. GDT has both copies, and each draws
+      its own augmentation. Its released code reverses the windows of the spectrogram
+      instead of the samples, so that both copies share volume and masks.
     flip_rate: share of clips that are mirrored, left and right.
     color_rate: share of clips whose colors change: brightness, saturation, contrast
       and hue, in this order. The result is clipped to [0, 1] (MMV, by its authors'

@@ -181,8 +181,8 @@ def _check_clips(clips: sources.Mixture, classes: Sequence[labels.Labels], paths
   for one in classes:
     if checked:
       labels.check_column(existing, one.column, paths)
-    for clip_ in checked:
-      one.encode(clip_)
+    for labeled in checked:
+      one.encode(labeled)
 
 
 def count_classes(config: Settings, init_from: str, workdir: pathlib.Path

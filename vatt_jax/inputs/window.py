@@ -52,8 +52,8 @@ class Window:
       independent times.
     num_views: in training, random crops of each window, which is decoded once (STiCA).
       They share the window's audio and text.
-    min_shift_seconds: least time between the starts of two windows of a clip; 0 lets
-      them overlap anyhow (GDT). In a clip too short for it they are evenly spaced.
+    min_shift_seconds: least time between the starts of two windows of a clip; with 0
+      they may overlap (GDT). In a clip too short for it they are evenly spaced.
 
   In training a clip has `rows_per_clip` adjacent rows in a batch: row
   (clip * num_shifts + shift) * num_views + view. Evaluation has views of its own.

@@ -46,12 +46,16 @@ class Contrastive(base.Loss):
   space: str = ''
   learn_temperature: bool = False
   num_chunks: int = 1
+  _takes_one_modality = False    # a pair such as video_video; no key of the config
 
   def __post_init__(self):
     modalities = self.pair.split('_')
-    if len(modalities) != 2 or not set(modalities) < set(multimodal.MODALITIES):
+    if len(modalities) != 2 or not set(modalities) <= set(multimodal.MODALITIES):
       raise ValueError(f'pair={self.pair!r}: expected two of '
                        f'{", ".join(multimodal.MODALITIES)}, such as video_text')
+    if len(set(modalities)) == 1 and not self._takes_one_modality:
+      raise ValueError(f'pair={self.pair!r}: expected two different modalities; only '
+                       "name='gdt' contrasts rows of one")
     least = MIN_TEMPERATURE if self.learn_temperature else 0.0
     if self.temperature <= least:
       raise ValueError(f'temperature={self.temperature}: expected more than {least}')

@@ -23,10 +23,10 @@ KINDS = ('invariant', 'distinctive')
 
 # The sums of InfoNCE that the released code computes, by shift and reversal, or by the
 # only one of them that has two values. An entry "0>1 01 12" contrasts a clip's rows 0
-# of one modality with their positives, rows 1 of the other one: in the denominator is
-# each of rows 1 of the clips of the own replica, and of other replicas each of rows 0
-# once and of rows 1 twice. The released code extends lists of keys that it uses again,
-# which explains the numbers. The rows of a clip are (shift, reversal) 00, 01, 10, 11.
+# of one modality with their positives, rows 1 of the other one. The denominator has
+# rows 1 of all clips of the own replica. From other replicas it has rows 0 once and
+# rows 1 twice, because the released code extends lists of keys that it uses again. The
+# rows of a clip are (shift, reversal) 00, 01, 10, 11.
 _RELEASED = {
     (): '0>0 1 1',
     ('distinctive',): '0>0 11 11  1>1 11 11',
@@ -79,11 +79,18 @@ class GDT(contrastive.Contrastive):
   num_shifts: int
   num_views: int
   num_copies: int
+  _takes_one_modality = True
 
   def __post_init__(self):
     super().__post_init__()
     config.choose(KINDS, self.shift, 'shift')
     config.choose(KINDS, self.reversal, 'reversal')
+    has_positives = self.num_views > 1 or self.pair == 'text_text' or any(
+        kind == 'invariant' and count > 1 for kind, count in (
+            (self.shift, self.num_shifts), (self.reversal, self.num_copies)))
+    if self._within and not has_positives:
+      raise ValueError(f'pair={self.pair!r}: no row has a positive; set config.window.'
+                       'num_views=2, or make the loss invariant to shift or reversal')
     if config.choose(VARIANTS, self.variant, 'variant') == 'paper':
       return
     if self.num_groups < 2:
@@ -229,9 +236,9 @@ def released_sums(anchors: Clips, others: Clips, temperature: jax.typing.ArrayLi
   Returns:
     [], float32.
   """
-  terms = np.array(_RELEASED[kinds].replace('>', ' ').split()).reshape(-1, 4)
+  entries = np.array(_RELEASED[kinds].replace('>', ' ').split()).reshape(-1, 4)
   query, key, here, away = (np.array([list(digits) for digits in column], np.int32)
-                            for column in terms.T)
+                            for column in entries.T)
   terms = query[:, 0], key[:, 0], here, away                   # [P], [P], [P, R] twice
 
   def losses(pair: tuple[Clips, Clips], keys: Clips) -> jax.Array:

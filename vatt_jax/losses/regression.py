@@ -16,6 +16,8 @@ from vatt_jax.models import multimodal
 class L1(base.Loss):
   """Computes the mean absolute difference of features from their target.
 
+  The model has the target as `pooled[MODALITY_target]` (`models.deflation`).
+
   Attributes:
     weight: of this loss in the sum of all.
     modality: of the features.
@@ -25,8 +27,8 @@ class L1(base.Loss):
   def __call__(self, params: Mapping[str, Any], outputs: Mapping[str, Any],
                batch: base.Batch, memory: Any) -> tuple[Any, base.Metrics, Any]:
     """Computes the loss over the clips that have the modality; see `Loss.__call__`."""
-    features, target = (base.take(outputs, 'outputs', kind, self.modality)
-                        for kind in ('pooled', 'target'))
+    features, target = (base.take(outputs, 'outputs', 'pooled', name)
+                        for name in (self.modality, f'{self.modality}_target'))
     present = base.take(multimodal.find_present(batch), 'has', self.modality)
     difference = jnp.abs(features.astype(jnp.float32) - target.astype(jnp.float32))
     by_clip = jnp.mean(difference, axis=-1)

@@ -33,11 +33,11 @@ class STiCA(base.Loss):
     temperature_within: tau of L_vv.
     temperature_across: tau of L_va.
     weight_within: of L_vv; 1 for video alone.
-    variant: 'paper' contrasts all crops of one kind (`models.pooling.Crops`) but small
-      with small ones, in both directions (equation 6). 'release' contrasts in both
-      directions only the last large crops, and small ones of the second view only with
-      large ones of the first; candidates get no gradient. Without crops both contrast
-      the views.
+    variant: 'paper' contrasts all crops of one kind (`models.pooling.Crops`) in both
+      directions, except small with small ones (equation 6). 'release' contrasts only
+      the last large crops in both directions, and small crops of the second view only
+      with large ones of the first; candidates get no gradient. Without crops both
+      contrast the views.
     num_chunks: see `contrastive.mil_nce`; a divisor of the number of pairs of views.
     num_views: of the window; must be 2.
     num_copies: of the augmentation.
@@ -60,6 +60,12 @@ class STiCA(base.Loss):
                        'config.window.num_views=2')
     if not 0 <= self.weight_within <= 1:
       raise ValueError(f'weight_within={self.weight_within}: expected 0 to 1')
+    for key in ('temperature_within', 'temperature_across', 'num_chunks'):
+      if getattr(self, key) <= 0:
+        raise ValueError(f'{key}={getattr(self, key)}: expected more than 0')
+    if set(self.crops) - {'video'}:
+      raise ValueError(f'crops of {", ".join(sorted(self.crops))}: expected of video '
+                       'alone; remove config.model.audio.crops')
 
   def __call__(self, params: Mapping[str, jax.Array], outputs: Mapping[str, Any],
                batch: base.Batch, memory: Any
@@ -70,17 +76,19 @@ class STiCA(base.Loss):
     video = take('video')                                            # [2, N, D]
     present = {m: self._views(x)[0]
                for m, x in multimodal.find_present(batch).items()}
-    here = present.get('video', jnp.ones(video.shape[1], bool))
+    has_video = present.get('video', jnp.ones(video.shape[1], bool))
     kinds = self.crops.get('video', ())
     crops = jnp.moveaxis(take('video_crops'), 2, 1) if kinds else video[:, None]
     pairs = _pairs(kinds or ((1, 0),), self.variant)
-    within = self._contrast(crops, crops[::-1], pairs, here, self.temperature_within)
+    within = self._contrast(crops, crops[::-1], pairs, has_video,
+                            self.temperature_within)
     metrics, loss = dict(within=within), self.weight_within * within
     if self.weight_within < 1:
       audio = take('audio')
       both = jnp.stack([video, audio], axis=1)                       # [2, 2, N, D]
       pairs = [(view, m, 1 - m, 1.0) for view in (0, 1) for m in (0, 1)]
-      across = self._contrast(both, both, pairs, here & present.get('audio', here),
+      across = self._contrast(both, both, pairs,
+                              has_video & present.get('audio', has_video),
                               self.temperature_across)
       metrics['across'] = across
       loss += (1 - self.weight_within) * across

@@ -43,7 +43,14 @@ class Deflation(multimodal.MultimodalModel):
       video: as for `mmv.Mmv.from_config`.
       num_frames: of a still video.
       dtype: compute type; parameters are always float32.
+
+    Raises:
+      UserError: a key of the network is invalid.
     """
+    for key in ('pooling', 'crops'):
+      if key in video:
+        raise UserError(f'config.model.video.{key}: is not used by deflation; remove '
+                        'it')
     deflated, whole = (
         mmv.Mmv.from_config(video=dict(video, still=still), dtype=dtype).backbones
         for still in (True, False))
@@ -54,16 +61,16 @@ class Deflation(multimodal.MultimodalModel):
     """Computes features; see `MultimodalModel.encode`.
 
     Returns:
-      Also `target[modality]` [B, D], the pooled features of the still video. Only the
-      deflated network's are `pooled`, so the step cannot have microbatches.
+      In training also `pooled[video_target]` [B, D], the features of the still video.
     """
-    del train
     image = batch['video']
     features = self.backbones['video'](image)
-    target = self.teachers['video'](jnp.repeat(image, self.num_frames, axis=1)).pooled
-    return dict(tokens={}, grid=dict(video=features.grid),
-                pooled=dict(video=features.pooled),
-                target=dict(video=jax.lax.stop_gradient(target)))
+    pooled = dict(video=features.pooled)
+    if train or self.is_initializing():
+      still = jnp.repeat(image, self.num_frames, axis=1)
+      pooled['video_target'] = jax.lax.stop_gradient(
+          self.teachers['video'](still).pooled)
+    return dict(tokens={}, grid=dict(video=features.grid), pooled=pooled)
 
   @classmethod
   def fixed_values(cls, section: Settings) -> dict[str, Any]:

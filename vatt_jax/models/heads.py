@@ -210,8 +210,8 @@ class ProjectionHead(nn.Module):
   """Embeds each modality by two linear layers of its own (GDT, appendix A.3).
 
   Dropout, a layer without a bias, batch norm, a ReLU, dropout, and a layer with a bias.
-  There is one space of all modalities; its embeddings stand under the names of the
-  spaces of other heads.
+  All modalities share one space, whose embeddings have the names of the spaces of other
+  heads.
 
   Attributes:
     hidden_dim: width of the layer in between.
@@ -247,8 +247,8 @@ class ProjectionHead(nn.Module):
         mlps[modality] = _Mlp(self.hidden_dim, self.dim, self.dropout_rate, self.dtype,
                               name=modality)
       embed[key] = unit_norm(mlps[modality](x, present.get(modality), train, clips))
-    seen = {key: x for key, x in embed.items() if key != 'text'}
-    return dict(embed=dict(video_audio=seen, video_text=embed))
+    no_text = {key: x for key, x in embed.items() if key != 'text'}
+    return dict(embed=dict(video_audio=no_text, video_text=embed))
 
 
 class _Mlp(nn.Module):

@@ -50,7 +50,7 @@ class Mmv(multimodal.MultimodalModel):
     head: see `MultimodalModel`.
     poolings: modality -> module of `pooling.POOLINGS`, which replaces the backbone's
       own pooling of its map.
-    crops: modality -> crops of the map, which are pooled alike in training.
+    crops: modality -> crops of the map, which the same module pools in training.
   """
   backbones: Mapping[str, nn.Module]
   head: nn.Module | None = None
@@ -140,7 +140,8 @@ class Mmv(multimodal.MultimodalModel):
       raise UserError(f'config.model.{modality}.pooling: needs the features of all '
                       f'places; set config.model.{modality}.drop_token_rate=0')
     grid, pool = grids[modality], self.poolings[modality]
-    pooled = {modality: pool(grid)}
+    with naming(f'model.{modality}.pooling'):
+      pooled = {modality: pool(grid)}
     if train and modality in self.crops:
       keys = clip_keys.derive(batch['key'], 'crops')
       with naming(f'model.{modality}.crops'):

@@ -76,8 +76,8 @@ class MultimodalModel(nn.Module):
 
     Returns:
       Depending on the head: `embed[space][modality]` of unit norm, [B, dim] (text:
-      [B, K, dim]), or `logits` [B, classes], by column of labels if
-      there are several.
+      [B, K, dim]), or `logits` [B, classes], by column for two columns of labels or
+      more.
     """
     if self.head is None:
       return {}

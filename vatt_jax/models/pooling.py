@@ -40,9 +40,9 @@ class Max(nn.Module):
   GDT retrieves videos by it (arXiv 2003.04298, appendix A.3).
 
   Attributes:
-    steps: the largest is over windows of as many steps of time instead, and the result
-      has all windows and places of space, [B, n * ... * D]; 0 for the whole map. STiCA
-      classifies audio by 3 steps (arXiv 2103.10211, appendix 6.1).
+    steps: length of windows of time; 0 for the whole map. The result has the largest
+      values of all windows and places of space, [B, n * ... * D]. STiCA classifies
+      audio with 3 (arXiv 2103.10211, appendix 6.1).
     stride: of the windows; STiCA has 2.
   """
   steps: int = 0
@@ -53,6 +53,9 @@ class Max(nn.Module):
     del start
     if not self.steps:
       return jnp.max(x, axis=tuple(range(1, x.ndim - 1)))
+    if self.steps > x.shape[1]:
+      raise ValueError(f'steps={self.steps}: expected at most {x.shape[1]}, the length '
+                       'of the map; set a longer window')
     flat = x.reshape(*x.shape[:2], -1)
     windows = nn.max_pool(flat, (self.steps,), (self.stride,))
     return windows.reshape(len(x), -1)
@@ -93,6 +96,9 @@ class TransformerPooling(nn.Module):
     """
     x = jnp.mean(x, axis=tuple(range(2, x.ndim - 1)))
     t, d = x.shape[1:]
+    if d % self.num_heads:
+      raise ValueError(f'num_heads={self.num_heads}: expected a divisor of the width, '
+                       f'{d}')
     x = x.astype(self.dtype)
     if self.variant == 'paper':
       if t > _MAX_STEPS:
@@ -127,7 +133,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-  """Applies self-attention, without `project` to the inputs themselves as values."""
+  """Applies self-attention. Without `project` its values are the inputs themselves."""
   num_heads: int
   project: bool
   dtype: Any

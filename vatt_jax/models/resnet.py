@@ -155,7 +155,7 @@ class AudioResNet50(nn.Module):
     spectrogram: computes the spectrogram from its constants.
     width: factor of all numbers of channels.
     last_conv: return the output of the last convolution, before its norm and ReLU. The
-      paper classifies sounds by it (section 4.1).
+      paper classifies audio by it (section 4.1).
     remat: one of `layers.REMAT`.
     dtype: compute type.
   """

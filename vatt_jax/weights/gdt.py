@@ -99,8 +99,12 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if suffix == '.safetensors':
       return safetensors.numpy.load_file(path)
     if suffix == '.npz':
-      return dict(np.load(path, allow_pickle=False))
-  except (safetensors.SafetensorError, zipfile.BadZipFile, ValueError) as e:
+      with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read ({e.strerror or e})') from e
+  except (safetensors.SafetensorError, zipfile.BadZipFile, EOFError, TypeError,
+          ValueError) as e:
     raise UserError(f'{path}: is damaged, or no file of arrays ({e})') from e
   return pickles.read_torch(path)
 

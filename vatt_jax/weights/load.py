@@ -75,9 +75,9 @@ def merge(model: models.MultimodalModel, variables: Mapping[str, Any],
   """Returns the variables of a model with the values of a checkpoint.
 
   The model renames variables of another model (`MultimodalModel.adopt`), and resizes
-  arrays such as position embeddings if the grid differs. Leaves out
-  the checkpoint's variables of other modalities. Keeps the model's own head, and logs
-  it, if the checkpoint has no such head or a classifier with another number of classes.
+  arrays such as position embeddings if the grid differs. Leaves out the checkpoint's
+  variables of other modalities. Keeps the model's own head, and logs it, if the
+  checkpoint has no such head or a classifier with another number of classes.
 
   Args:
     model: resizes arrays of another shape (`MultimodalModel.resize`).

@@ -15,6 +15,7 @@ import io
 import math
 import os
 import pickle
+import struct
 from typing import Any
 from typing import BinaryIO
 import zipfile
@@ -27,8 +28,9 @@ from vatt_jax.errors import UserError
 _TYPES = frozenset(f'{kind}{size}' for kind, sizes in (
     ('f', '248'), ('i', '1248'), ('u', '1248'), ('b', '1')) for size in sizes)
 # Errors of a damaged pickle, and of one whose classes are not used as NumPy does.
-_DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, ArithmeticError,
-            AttributeError, EOFError, LookupError, MemoryError, TypeError, ValueError)
+_DAMAGED = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, ArithmeticError,
+            AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError,
+            ValueError)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -43,7 +45,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   Raises:
     UserError: the file is no such pickle. Nothing in it was run.
   """
-  with open(path, 'rb') as file, _naming(path):
+  with _naming(path), open(path, 'rb') as file:
     return dict(_arrays(_Reader(file).load(), ()))
 
 
@@ -59,7 +61,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   Raises:
     UserError: the file is no such file. Nothing in it was run.
   """
-  with open(path, 'rb') as file, _naming(path):
+  with _naming(path), open(path, 'rb') as file:
     tree = _load_zip(file) if zipfile.is_zipfile(file) else _load_stream(file)
     tree = _branches(tree)
     tree = _branches(tree.get('model', tree.get('state_dict', tree)))
@@ -77,6 +79,8 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
   except _Refused as e:
     raise UserError(f'{path}: {e}; expected a pickle of arrays only; nothing of it was '
                     'run') from e
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read ({e.strerror or e})') from e
   except _DAMAGED as e:
     raise UserError(f'{path}: is damaged, or no pickle of arrays ({e})') from e
 
