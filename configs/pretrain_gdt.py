@@ -107,7 +107,7 @@ def hypothesis(c: ConfigDict, row: str) -> None:
   c.window.num_shifts = 2 if shift else 1
   c.batch_size = _CLIPS * c.window.num_shifts
   for loss in c.losses.values():
-    loss.update(reversal=reversal or 'invariant', shift=shift or 'invariant')
+    loss.update(reversal=reversal or '', shift=shift or '')
 
 
 def vt(c: ConfigDict) -> None:

@@ -365,10 +365,11 @@ def make_crops_task():
           pooling=dict(name='transformer', depth=1, num_heads=2, mlp_dim=16),
           crops=dict(space_large=(1, 2), space_small=(2, 1), time_large=(1, 2),
                      time_small=(1, 1)))))
+  kinds = dict(gdt=dict(shift='distinctive', reversal='invariant'), stica={})
   losses = {f'{name}_{n}': losses_lib.build(
-      'video_audio', dict(name=name, num_chunks=n), num_shifts=2, num_views=2,
+      'video_audio', dict(name=name, num_chunks=n, **kind), num_shifts=2, num_views=2,
       num_copies=2, crops=model.num_crops())
-            for name in ('gdt', 'stica') for n in (1, 2)}
+            for name, kind in kinds.items() for n in (1, 2)}
   change = augment.Augment(copies=('forward', 'reversed'), flip_rate=0.5, noise=0.1)
   return train_step.Task(model, losses, optax.sgd(1.0), optax.constant_schedule(1.0), 0,
                          change, rows_per_clip=4)

@@ -175,6 +175,7 @@ def test_sixteen_chunks_take_a_sixteenth_of_the_memory(variant):
 
 @pytest.mark.parametrize('fields, message', [
     (dict(shift='variant'), "shift='variant': did you mean invariant"),
+    (dict(shift=''), "shift='': expected one of invariant, distinctive"),
     (dict(variant='release', num_groups=1), 'num_groups=1: expected 2 or more'),
     (dict(variant='release', pair='video_video'), "variant='release': expected at mo"),
     (dict(pair='video_video', reversal='distinctive'), 'no row has a positive; set co'),
@@ -182,6 +183,11 @@ def test_sixteen_chunks_take_a_sixteenth_of_the_memory(variant):
 def test_invalid_field_is_named(fields, message):
   with pytest.raises(UserError, match=message):
     make('l', **dict(pair='video_audio') | fields)
+
+
+def test_kind_of_a_factor_of_one_value_is_refused():
+  with pytest.raises(UserError, match=r"reversal='invariant': .*augment\.copies"):
+    make('j', pair='video_audio', reversal='invariant')
 
 
 def test_release_variant_takes_one_caption():

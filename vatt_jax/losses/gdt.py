@@ -62,8 +62,8 @@ class GDT(contrastive.Contrastive):
     learn_temperature: train the temperature.
     num_chunks: number of chunks of rows, or of clips in the release variant, which are
       contrasted one after the other in 1 / num_chunks of the memory.
-    shift: one of `KINDS`, for windows of a clip at different times.
-    reversal: one of `KINDS`, for a clip forward and reversed.
+    shift: one of `KINDS`, for windows of a clip at different times; empty without them.
+    reversal: one of `KINDS`, for a clip forward and reversed; empty for one of them.
     variant: 'paper' or 'release'.
     num_groups: number of replicas of the release variant, to which the clips belong in
       order.
@@ -72,8 +72,8 @@ class GDT(contrastive.Contrastive):
     num_copies: of the augmentation.
   """
   temperature: float = 0.07
-  shift: str = 'distinctive'
-  reversal: str = 'invariant'
+  shift: str = ''
+  reversal: str = ''
   variant: str = 'paper'
   num_groups: int = 64
   num_shifts: int
@@ -83,8 +83,14 @@ class GDT(contrastive.Contrastive):
 
   def __post_init__(self):
     super().__post_init__()
-    config.choose(KINDS, self.shift, 'shift')
-    config.choose(KINDS, self.reversal, 'reversal')
+    for name, count, key in (('shift', self.num_shifts, 'window.num_shifts'),
+                             ('reversal', self.num_copies, 'augment.copies')):
+      kind = getattr(self, name)
+      if count > 1:
+        config.choose(KINDS, kind, name)
+      elif kind:
+        raise ValueError(f'{name}={kind!r}: expected more than one value of config.'
+                         f'{key}, or none here')
     has_positives = self.num_views > 1 or self.pair == 'text_text' or any(
         kind == 'invariant' and count > 1 for kind, count in (
             (self.shift, self.num_shifts), (self.reversal, self.num_copies)))
