@@ -70,7 +70,9 @@ def test_release_variant_matches_loss_and_gradients_of_replicas(shared, replicas
     return dict(video=rows(flat('v1_whole'), flat('v2_whole')),
                 audio=rows(flat('a1'), flat('a2')), video_crops=rows(*crops))
 
-  loss = make((tuple(counts[:2]), tuple(counts[2:])), variant='release')
+  loss = make((tuple(counts[:2]), tuple(counts[2:])), variant='release',
+              temperature_within=float(golden['temperature_within']),
+              temperature_across=float(golden['temperature_cross']))
   embed = embeddings()
   batch = here(len(embed['video']) // 2)
   (value, metrics), gradients = value_and_grad(loss, embed, batch)

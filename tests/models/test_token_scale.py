@@ -51,7 +51,7 @@ def _configs():
         continue
       # Empty sizes are the checkpoint's, by default those of `defaults`.
       config = inherit.inherit(config.to_dict())
-      if config.get('model') and config['model'].get('name') != 'mmv':
+      if config.get('model') and config['model'].get('name', 'vatt') == 'vatt':
         configs[f'{path.stem}:{switches}'] = config['model']
   return configs
 
