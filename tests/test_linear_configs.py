@@ -60,10 +60,10 @@ def run(config: dict[str, Any], workdir: pathlib.Path) -> dict[str, float]:
   return json.loads((workdir / 'results.json').read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, switches', [
-    ('linear_esc50', ('ma,release',)),
-    pytest.param('linear_ucf101', (), marks=pytest.mark.slow),
-    pytest.param('linear_hmdb51', ('bbs',), marks=pytest.mark.slow)])
+    ('linear_esc50', ('ma,release',)), ('linear_ucf101', ()),
+    ('linear_hmdb51', ('bbs',))])
 def test_dataset_config_evaluates_every_split(name, switches, toy_world, tmp_path,
                                               capsys):
   modality, *_, splits = DATA_SETS[name]

@@ -163,6 +163,7 @@ def test_user_error_is_one_line_and_a_status(toy_world, tmp_path, override, mess
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_workdir_of_another_config_is_unchanged(toy_world, undisturbed):
   workdir, _ = undisturbed
   before = (workdir / 'config.json').read_bytes()
@@ -215,11 +216,11 @@ def test_config_file_may_follow_its_flag(monkeypatch):
   assert flag_values.config.batch_size == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, message', [
     ([], '--config: missing; give a config file'),
-    pytest.param(['--config=none.py'], 'none.py: no such file', marks=pytest.mark.slow),
-    pytest.param(['--config=configs/quickstart.py', 'more'], 'more: expected only fl',
-                 marks=pytest.mark.slow)])
+    (['--config=none.py'], 'none.py: no such file'),
+    (['--config=configs/quickstart.py', 'more'], 'more: expected only fl')])
 def test_missing_or_extra_arguments_are_errors(flags, message):
   done = subprocess.run([sys.executable, '-m', 'vatt_jax.main', *flags], cwd=ROOT,
                         capture_output=True, text=True)

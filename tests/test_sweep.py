@@ -260,10 +260,10 @@ mkdir "$out/$name" && echo '{"a/R@1": 1}' > "$out/$name/results.json"
       ('done', ''), ('done', ''), ('done', ''), ('failed', 'it never started')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, message', [
     (['--grid=sede=1'], "--config.sede=1: unknown key 'sede'; did you mean seed"),
-    pytest.param([], '--grid, --checkpoints: both missing',
-                 marks=pytest.mark.slow)])
+    ([], '--grid, --checkpoints: both missing')])
 def test_user_error_is_one_line_before_any_point_runs(flags, message, tmp_path):
   done = subprocess.run(
       [sys.executable, 'launch/sweep.py', f'--config={CONFIG}',

@@ -154,6 +154,7 @@ def _crash(config, topology, dump_hlo):
   os.abort()
 
 
+@pytest.mark.slow
 def test_compiler_crash_is_reported_in_one_line(monkeypatch):
   monkeypatch.setenv('TPU_LIBRARY_PATH', 'assumed to exist')
   monkeypatch.setattr(plan, 'make', _crash)
