@@ -21,7 +21,6 @@ import zipfile
 
 from absl import flags
 from absl import logging
-from flax import traverse_util
 import jax
 import numpy as np
 import safetensors
@@ -31,7 +30,7 @@ from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax import models
 from vatt_jax.errors import UserError
-from vatt_jax.weights import compare
+from vatt_jax.weights import name_tables
 from vatt_jax.weights import pickles
 
 Path = tuple[str, ...]
@@ -156,22 +155,7 @@ def convert(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any],
   Raises:
     UserError: names or shapes differ; all are listed.
   """
-  flat = traverse_util.flatten_dict(dict(variables))
-  keys = names(flat)
-  shapes = {name: flat[path].shape for path, name in keys.items()}
-  # The axes of the attention's heads are one axis in the release.
-  values = {name: _ours(x).reshape(shapes[name]) if _is_split(name, x, shapes) else
-            _ours(x) for name, x in arrays.items()}
-  fits = lambda name: values[name].dtype == np.float32 and (
-      values[name].shape == shapes[name])
-  compare.check(arrays, shapes, fits, _UNUSED, where)
-  return traverse_util.unflatten_dict({
-      path: values[name] for path, name in keys.items()})
-
-
-def _is_split(name: str, value: np.ndarray, shapes: Mapping[str, tuple[int, ...]]
-              ) -> bool:
-  return '.mha.' in name and value.size == math.prod(shapes.get(name, (0,)))
+  return name_tables.fill(arrays, variables, names, _ours, _UNUSED, where)
 
 
 def names(paths: Iterable[Path]) -> dict[Path, str]:
@@ -190,13 +174,17 @@ def names(paths: Iterable[Path]) -> dict[Path, str]:
   return release_names
 
 
-def _ours(value: np.ndarray) -> np.ndarray:
-  """Returns an array with the axes in our order.
+def _ours(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  """Returns an array with the axes in our order; None if it does not fit.
 
   Kernels [features, C, (T,) sides...] and matrices get their channels last. The sides
   of an audio kernel are frequency and time, which are exchanged.
   """
-  return value.transpose(2, 3, 4, 1, 0) if value.ndim == 5 else value.T
+  value = value.transpose(2, 3, 4, 1, 0) if value.ndim == 5 else value.T
+  # The axes of the attention's heads are one axis in the release.
+  if '.mha.' in name and value.size == math.prod(shape):
+    value = value.reshape(shape)
+  return value if value.dtype == np.float32 and value.shape == shape else None
 
 
 def main(path: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import flags
 from absl import logging
-from flax import traverse_util
 import jax
 import numpy as np
 
@@ -25,7 +24,7 @@ from vatt_jax import checkpoint
 from vatt_jax import cli
 from vatt_jax import models
 from vatt_jax.errors import UserError
-from vatt_jax.weights import compare
+from vatt_jax.weights import name_tables
 from vatt_jax.weights import pickles
 
 Path = tuple[str, ...]
@@ -174,13 +173,7 @@ def convert(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any],
   Raises:
     UserError: names or shapes differ; all are listed.
   """
-  flat = traverse_util.flatten_dict(dict(variables))
-  keys = names(flat)
-  shapes = {name: flat[path].shape for path, name in keys.items()}
-  compare.check(arrays, shapes, lambda name: _fits(arrays[name], shapes[name]), _UNUSED,
-                where)
-  return traverse_util.unflatten_dict({
-      path: _value(arrays[keys[path]], like.shape) for path, like in flat.items()})
+  return name_tables.fill(arrays, variables, names, _ours, _UNUSED, where)
 
 
 def names(paths: Mapping[Path, Any]) -> dict[Path, str]:
@@ -209,15 +202,17 @@ def _blocks(shape: tuple[int, ...]) -> tuple[int, ...]:
   return (2, 4, 4, 8 * shape[3], shape[4])
 
 
-def _fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:
-  """Returns whether a value is of our shape, with any number of axes of 1 in front."""
+def _ours(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  """Returns an array in our shape; None if it does not fit.
+
+  It may have any number of axes of 1 in front.
+  """
+  del name
   sides = _blocks(shape)
-  return value.dtype == np.float32 and value.shape[-len(sides):] == sides and (
-      value.size == np.prod(sides))
-
-
-def _value(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  if _blocks(shape) != shape:
+  if value.dtype != np.float32 or value.shape[-len(sides):] != sides or (
+      value.size != np.prod(sides)):
+    return None
+  if sides != shape:
     t, h, w, c, features = value.shape
     value = value.reshape(t, h, w, 2, 2, 2, c // 8, features)
     value = value.transpose(0, 3, 1, 4, 2, 5, 6, 7)
