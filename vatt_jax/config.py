@@ -21,6 +21,9 @@ from vatt_jax.errors import UserError
 
 Settings = Mapping[str, Any]
 
+# Readings of a paper that differ: the paper's, and its released code's.
+VARIANTS = ('paper', 'release')
+
 
 def call(where: str, function: Callable[..., Any], settings: Settings, /,
          **given: Any) -> Any:

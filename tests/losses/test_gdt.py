@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import config
 from vatt_jax import losses as losses_lib
 from vatt_jax.errors import UserError
-from vatt_jax.losses import gdt
 
 # Shift and reversal of the rows of the paper's Table 1; None for a factor of one value.
 ROWS = dict(
@@ -119,7 +119,7 @@ def _inputs(clips=8, rows=4, d=16):
   return embed, dict(has_video=present, has_audio=has_audio)
 
 
-@pytest.mark.parametrize('variant', gdt.VARIANTS)
+@pytest.mark.parametrize('variant', config.VARIANTS)
 def test_missing_audio_leaves_no_trace_in_the_loss(variant):
   loss = make('l', pair='video_audio', variant=variant)
   embed, batch = _inputs()
@@ -149,7 +149,7 @@ def test_captions_of_a_row_are_positives_of_it():
   np.testing.assert_allclose(loss(three, batch), x[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize('variant', gdt.VARIANTS)
+@pytest.mark.parametrize('variant', config.VARIANTS)
 def test_loss_in_chunks_equals_the_whole_loss(variant):
   embed, batch = _inputs()
   whole, chunked = (value_and_grad(
@@ -161,7 +161,7 @@ def test_loss_in_chunks_equals_the_whole_loss(variant):
                                atol=1e-6 * abs(expected).max())
 
 
-@pytest.mark.parametrize('variant', gdt.VARIANTS)
+@pytest.mark.parametrize('variant', config.VARIANTS)
 def test_sixteen_chunks_take_a_sixteenth_of_the_memory(variant):
   """The memory is that of value and gradients, without arguments and results."""
   shapes = jax.eval_shape(lambda: _inputs(4096, 4, 16))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import config
 from vatt_jax import losses as losses_lib
 from vatt_jax.errors import UserError
 from vatt_jax.losses import stica
@@ -102,7 +103,7 @@ def test_views_without_audio_are_only_contrasted_within_video():
   assert abs(gradients['video_crops'][6:8]).max() > 0
 
 
-@pytest.mark.parametrize('variant', stica.VARIANTS)
+@pytest.mark.parametrize('variant', config.VARIANTS)
 def test_views_are_contrasted_themselves_without_crops(variant):
   embed, batch = _inputs(), here(8)
   _, metrics = compute(make(variant=variant), embed, batch)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vatt_jax import config
 from vatt_jax.models import pooling
 
 
@@ -63,7 +64,7 @@ def test_number_of_parameters_is_that_of_the_release():
   assert count('paper') == 2 * 3_152_384 + 64 * 512
 
 
-@pytest.mark.parametrize('variant', pooling.VARIANTS)
+@pytest.mark.parametrize('variant', config.VARIANTS)
 def test_only_the_paper_variant_tells_the_order_of_steps(variant):
   x = jax.random.normal(jax.random.key(0), (2, 6, 16))
   module = pooling.TransformerPooling(mlp_dim=32, variant=variant)
@@ -152,7 +153,7 @@ def test_paper_variant_reaches_every_box():
       space_large=4, space_small=16, time_large=2, time_small=3)
 
 
-@pytest.mark.parametrize('variant', pooling.VARIANTS)
+@pytest.mark.parametrize('variant', config.VARIANTS)
 def test_crops_are_averages_of_slices_of_the_map(variant):
   crops = pooling.Crops(space_large=(1, 5), space_small=(2, 3), time_large=(0, 3),
                         time_small=(2, 2), variant=variant)

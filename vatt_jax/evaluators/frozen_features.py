@@ -145,7 +145,7 @@ class Frozen:
     self._clips = _Union(identify=bool(cache))
     self._train_clips = _Union(identify=bool(cache))
     # The splits have their own labels, not the classes of the trained model.
-    self._reader = dataclasses.replace(reader, labels=None)
+    self._reader = dataclasses.replace(reader, labels=())
     self._model = json.dumps(model, sort_keys=True)
     self._splits = []
     # A training clip of one of many splits is a test clip of another. With the spread

@@ -134,7 +134,7 @@ class MilNCE(NCE):
   """
 
   def _loss(self, anchors, others, present, anchor_mask, numbers):
-    others, present = _as_candidates(others, present)
+    others, present = as_candidates(others, present)
     return mil_nce(anchors, others, present, numbers['temperature'], self.form,
                    anchor_mask, self.num_chunks)
 
@@ -310,7 +310,7 @@ def siglip(anchors: jax.Array, others: jax.Array, present: jax.Array,
   Returns:
     [], float32.
   """
-  others, present = _as_candidates(others, present)
+  others, present = as_candidates(others, present)
   items = _Items.of(anchors, others, present, anchor_mask)
 
   def losses(chunk: _Items) -> jax.Array:
@@ -340,15 +340,16 @@ class _Items(NamedTuple):
     return cls(anchors, others, present, anchor_mask, jnp.arange(len(anchors)))
 
 
-def _as_candidates(others: jax.Array, present: jax.Array
-                   ) -> tuple[jax.Array, jax.Array]:
-  """Adds K = 1 where it is missing.
+def as_candidates(x: jax.Array, present: jax.Array | None = None
+                  ) -> tuple[jax.Array, jax.Array]:
+  """Returns embeddings [B, K, D] and masks [B, K], with K = 1 where it is missing.
 
-  [B, D] or [B, K, D], bool [B] or [B, K] -> [B, K, D], bool [B, K].
+  [B, D] or [B, K, D], bool [B] or [B, K], or None for none missing.
   """
-  if others.ndim == 2:
-    return others[:, None], present[:, None]
-  return others, present
+  x = x[:, None] if x.ndim == 2 else x
+  if present is None:
+    present = jnp.ones(x.shape[:2], bool)
+  return x, present.reshape(x.shape[:2])
 
 
 def _check_form(form: str) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from vatt_jax import config
 from vatt_jax.losses import contrastive
 
-VARIANTS = ('paper', 'release')
 KINDS = ('invariant', 'distinctive')
 
 # The sums of InfoNCE that the released code computes, by shift and reversal, or by the
@@ -97,7 +96,7 @@ class GDT(contrastive.Contrastive):
     if self._within and not has_positives:
       raise ValueError(f'pair={self.pair!r}: no row has a positive; set config.window.'
                        'num_views=2, or make the loss invariant to shift or reversal')
-    if config.choose(VARIANTS, self.variant, 'variant') == 'paper':
+    if config.choose(config.VARIANTS, self.variant, 'variant') == 'paper':
       return
     if self.num_groups < 2:
       raise ValueError(f'num_groups={self.num_groups}: expected 2 or more')
@@ -112,8 +111,8 @@ class GDT(contrastive.Contrastive):
     return anchor == other
 
   def _loss(self, anchors, others, present, anchor_mask, numbers):
-    anchors, anchor_mask = _with_candidates(anchors, anchor_mask)
-    others, present = _with_candidates(others, present)
+    anchors, anchor_mask = contrastive.as_candidates(anchors, anchor_mask)
+    others, present = contrastive.as_candidates(others, present)
     temperature = numbers['temperature']
     if self.variant == 'release':
       return self._released((anchors, anchor_mask), (others, present), temperature)
@@ -276,12 +275,3 @@ def released_sums(anchors: Clips, others: Clips, temperature: jax.typing.ArrayLi
     number = jnp.sum(queries.present[:, terms[0]] & keys.present[:, terms[1]], axis=0)
     means.append(total / jnp.maximum(number, 1).astype(jnp.float32))
   return jnp.mean(jnp.stack(means))
-
-
-def _with_candidates(x: jax.Array, present: jax.Array | None
-                     ) -> tuple[jax.Array, jax.Array]:
-  """Returns embeddings [B, K, D] and their masks [B, K]; K is 1 without captions."""
-  x = x[:, None] if x.ndim == 2 else x
-  if present is None:
-    present = jnp.ones(x.shape[:2], bool)
-  return x, present.reshape(x.shape[:2])

@@ -16,8 +16,6 @@ from vatt_jax.losses import base
 from vatt_jax.losses import contrastive
 from vatt_jax.models import multimodal
 
-VARIANTS = ('paper', 'release')
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class STiCA(base.Loss):
@@ -54,7 +52,7 @@ class STiCA(base.Loss):
   crops: Mapping[str, Sequence[tuple[int, int]]]
 
   def __post_init__(self):
-    config.choose(VARIANTS, self.variant, 'variant')
+    config.choose(config.VARIANTS, self.variant, 'variant')
     if self.num_views != 2:
       raise ValueError(f'num_views={self.num_views}: expected 2; set '
                        'config.window.num_views=2')
@@ -130,7 +128,7 @@ def _pairs(kinds: Sequence[tuple[int, int]], variant: str
 
   Args:
     kinds: numbers of large and small crops of each kind; the large ones come first.
-    variant: one of `VARIANTS`.
+    variant: one of `config.VARIANTS`.
 
   Returns:
     The anchor's view, its crop, the crop of the other view, and the weight of the term.

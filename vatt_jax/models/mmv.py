@@ -22,6 +22,7 @@ from vatt_jax.config import call
 from vatt_jax.config import choose
 from vatt_jax.config import naming
 from vatt_jax.config import Settings
+from vatt_jax.config import VARIANTS
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip_keys
 from vatt_jax.inputs import spectrograms
@@ -242,7 +243,7 @@ def _audio_resnet(net: type[nn.Module], default: str, dtype: Any, remat: str,
   with naming(where):
     name = changes.pop('name', default)
     constants = choose(spectrograms.SPECTROGRAMS, name)
-    if choose(vatt.VARIANTS, changes.pop('variant', 'paper'), 'variant') == 'release':
+    if choose(VARIANTS, changes.pop('variant', 'paper'), 'variant') == 'release':
       constants = constants | spectrograms.RELEASED[name]
   if spec_augment is not None:
     fields['spec_augment'] = call('model.audio.spec_augment', spectrograms.SpecAugment,

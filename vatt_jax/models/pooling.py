@@ -18,8 +18,6 @@ import numpy as np
 from vatt_jax import config
 from vatt_jax.models import attention
 
-VARIANTS = ('paper', 'release')
-
 _MAX_STEPS = 64    # of a Transformer with positions, as in the released code
 _KINDS = ('space_large', 'space_small', 'time_large', 'time_small')    # of `Crops`
 _INIT = nn.initializers.normal(0.02)
@@ -83,7 +81,7 @@ class TransformerPooling(nn.Module):
   dtype: Any = jnp.float32
 
   def __post_init__(self):
-    config.choose(VARIANTS, self.variant, 'variant')
+    config.choose(config.VARIANTS, self.variant, 'variant')
     super().__post_init__()
 
   @nn.compact
@@ -179,7 +177,7 @@ class Crops:
   variant: str = 'paper'
 
   def __post_init__(self):
-    config.choose(VARIANTS, self.variant, 'variant')
+    config.choose(config.VARIANTS, self.variant, 'variant')
     for name in _KINDS:
       count, size = getattr(self, name)
       if count < 0 or size < 1:

@@ -18,6 +18,7 @@ from vatt_jax.config import choose
 from vatt_jax.config import naming
 from vatt_jax.config import nearest
 from vatt_jax.config import Settings
+from vatt_jax.config import VARIANTS
 from vatt_jax.distributed import logical_axes
 from vatt_jax.errors import UserError
 from vatt_jax.inputs import clip_keys
@@ -42,7 +43,6 @@ _SIZE_KEYS = ('depth', 'width', 'mlp_dim', 'num_heads')
 _FIXED = (*_SIZE_KEYS, 'patch', 'kind', 'vocabulary_size', 'video_audio_dim',
           'video_text_dim', 'projected_width')
 
-VARIANTS = ('paper', 'release')
 _DTYPES = ('float32', 'bfloat16')
 # The release drops everywhere in its Transformers and on its tokens, the paper nowhere.
 _RELEASE_DROPOUT_RATE = 0.1
